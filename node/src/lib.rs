@@ -1,0 +1,13 @@
+//! A node of Bitacora. `ARCHITECTURE.md` in the repository's root is the map.
+
+pub mod data_dir;
+pub mod log;
+pub mod position;
+pub mod store;
+
+/// The clock, in ms since the epoch.
+#[must_use]
+pub fn now_ms() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,78 @@
+//! A folder on disk that one process owns.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+/// A data folder, locked against other processes until dropped.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    /// The kernel releases the lock when the process ends, however it ends.
+    _lock: File,
+}
+
+impl DataDir {
+    /// Creates the folder if it is missing, and locks it.
+    ///
+    /// # Errors
+    /// A sentence that names the folder when it can't be created, written or locked.
+    pub fn open(path: &Path) -> Result<Self> {
+        let shown = path.display();
+        fs::create_dir_all(path).with_context(|| {
+            format!("the data folder {shown} can't be created; choose another with --data-dir (DATA_DIR)")
+        })?;
+        let lock_path = path.join("LOCK");
+        let mut lock =
+            OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).with_context(|| {
+                format!("the data folder {shown} can't be written; mend its owner or choose another with --data-dir (DATA_DIR)")
+            })?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let owner = fs::read_to_string(&lock_path).unwrap_or_default();
+                bail!(
+                    "the data folder {shown} is in use by another process ({}); stop it or choose another folder with --data-dir (DATA_DIR)",
+                    owner.trim()
+                );
+            }
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("the data folder {shown} can't be locked"));
+            }
+        }
+        // Only for the message above; the lock itself is the kernel's.
+        lock.set_len(0).and_then(|()| writeln!(lock, "process {}", std::process::id())).with_context(|| {
+            format!("the data folder {shown} can't be written; is its disk full?")
+        })?;
+        Ok(Self { path: path.to_owned(), _lock: lock })
+    }
+
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_owner_at_a_time() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let first = DataDir::open(dir.path()).expect("the folder is free");
+        let error = DataDir::open(dir.path()).expect_err("the folder is taken").to_string();
+        assert!(error.contains("in use by another process"), "{error}");
+        drop(first);
+        DataDir::open(dir.path()).expect("the folder is free again");
+    }
+
+    #[test]
+    fn a_file_in_its_place_is_a_sentence() {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        let error = DataDir::open(file.path()).expect_err("a file is no folder").to_string();
+        assert!(error.contains("--data-dir"), "{error}");
+    }
+}

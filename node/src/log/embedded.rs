@@ -1,0 +1,358 @@
+//! The log of `dev` and of tests: partitions in one LMDB environment, for one process and no server.
+//!
+//! As durable as a broker that flushes every batch: an append is acknowledged after LMDB's commit has reached the disk.
+//! Appends that wait together are committed together. Like Kafka, it keeps the newest record of every key and loses
+//! older ones by compaction, here once when it is opened.
+
+use std::collections::HashMap;
+use std::ops::Bound;
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use futures_util::future::BoxFuture;
+use heed::types::{Bytes, Str};
+use heed::{Database, Env, RoTxn};
+use tokio::sync::oneshot;
+
+use super::{
+    AppendError, Appended, Batch, Log, LogIdentity, LogInfo, LogReader, LogRecord, OpenError, ReadError,
+};
+use crate::data_dir::DataDir;
+use crate::position::{HighWatermark, NextOffset, Position, partition_of};
+use crate::store::open_env;
+
+/// Appends that may wait for the writer before further ones are turned away.
+const QUEUE: usize = 10_000;
+/// Appends committed together, at most.
+const GROUP: usize = 1_000;
+
+pub struct EmbeddedLog {
+    shared: Arc<Shared>,
+    appends: Mutex<Option<mpsc::SyncSender<Append>>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    env: Env,
+    /// Partition (u32) and offset (u64), both big-endian → timestamp (i64), key length (u32), key, value.
+    records: Database<Bytes, Bytes>,
+    identity: LogIdentity,
+    /// Exclusive ends of what is committed, per partition.
+    ends: Mutex<Vec<i64>>,
+    /// Signalled when `ends` has grown.
+    grown: Condvar,
+    _dir: DataDir,
+}
+
+struct Append {
+    key: Vec<u8>,
+    value: Vec<u8>,
+    done: oneshot::Sender<Result<Appended, AppendError>>,
+}
+
+impl EmbeddedLog {
+    /// Opens the log in a folder, or creates it with so many partitions.
+    ///
+    /// # Errors
+    /// A sentence when the folder can't be used or holds a log with another number of partitions.
+    pub fn open(dir: DataDir, topic: &str, partitions: usize) -> Result<Self> {
+        let shown = dir.path().display().to_string();
+        let env = open_env(dir.path(), 2).with_context(|| format!("the log in {shown} can't be opened"))?;
+        let mut txn = env.write_txn()?;
+        let records: Database<Bytes, Bytes> = env.create_database(&mut txn, Some("log"))?;
+        let meta: Database<Str, Str> = env.create_database(&mut txn, Some("meta"))?;
+        let cluster = match meta.get(&txn, "cluster")? {
+            Some(cluster) => cluster.to_owned(),
+            None => {
+                let cluster = uuid::Uuid::new_v4().to_string();
+                meta.put(&mut txn, "cluster", &cluster)?;
+                meta.put(&mut txn, "partitions", &partitions.to_string())?;
+                cluster
+            }
+        };
+        let stored = meta.get(&txn, "partitions")?.unwrap_or_default();
+        if stored != partitions.to_string() {
+            bail!(
+                "the log in {shown} has {stored} partitions, not {partitions}; keep their number or choose another folder"
+            );
+        }
+        // Compaction never removes a partition's last record, so the ends can be read off.
+        let ends = (0..partitions).map(|p| end_of(&txn, records, p)).collect::<heed::Result<_>>()?;
+        compact(&mut txn, records, partitions)?;
+        txn.commit()?;
+        let identity = LogIdentity { cluster, topic: topic.to_owned() };
+        let shared =
+            Arc::new(Shared { env, records, identity, ends: Mutex::new(ends), grown: Condvar::new(), _dir: dir });
+        let (appends, queue) = mpsc::sync_channel(QUEUE);
+        let writer = std::thread::Builder::new().name("embedded-log".into()).spawn({
+            let shared = Arc::clone(&shared);
+            move || write(&shared, &queue)
+        })?;
+        Ok(Self { shared, appends: Mutex::new(Some(appends)), writer: Mutex::new(Some(writer)) })
+    }
+}
+
+impl Drop for EmbeddedLog {
+    fn drop(&mut self) {
+        self.flush(Duration::from_secs(5));
+    }
+}
+
+/// The writer's thread: takes all appends that wait, commits them in one transaction, acknowledges them.
+fn write(shared: &Shared, queue: &mpsc::Receiver<Append>) {
+    while let Ok(first) = queue.recv() {
+        let mut group = vec![first];
+        group.extend(queue.try_iter().take(GROUP - 1));
+        match commit(shared, &group) {
+            Ok(appended) => {
+                for (append, appended) in group.into_iter().zip(appended) {
+                    // The caller may have given up; the record stays.
+                    let _ = append.done.send(Ok(appended));
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "the embedded log could not write");
+                for append in group {
+                    let _ = append.done.send(Err(AppendError::NotTaken(error.to_string())));
+                }
+            }
+        }
+    }
+}
+
+fn commit(shared: &Shared, group: &[Append]) -> heed::Result<Vec<Appended>> {
+    let mut ends = lock(&shared.ends).clone();
+    let timestamp = crate::now_ms();
+    let mut appended = Vec::with_capacity(group.len());
+    let mut txn = shared.env.write_txn()?;
+    let mut value = Vec::new();
+    for append in group {
+        let partition = partition_of(&append.key, ends.len());
+        let end = &mut ends[partition as usize];
+        value.clear();
+        value.extend(timestamp.to_be_bytes());
+        value.extend((append.key.len() as u32).to_be_bytes());
+        value.extend(&append.key);
+        value.extend(&append.value);
+        shared.records.put(&mut txn, &record_key(partition as u32, *end), &value)?;
+        appended.push(Appended { position: Position { partition, offset: *end }, timestamp });
+        *end += 1;
+    }
+    txn.commit()?;
+    *lock(&shared.ends) = ends;
+    shared.grown.notify_all();
+    Ok(appended)
+}
+
+/// Removes every record that a newer one of the same key follows.
+fn compact(txn: &mut heed::RwTxn<'_>, records: Database<Bytes, Bytes>, partitions: usize) -> heed::Result<()> {
+    for partition in 0..partitions as u32 {
+        let mut newest: HashMap<Vec<u8>, i64> = HashMap::new();
+        let mut replaced = Vec::new();
+        for item in records.range(txn, &range(&partition_bounds(partition)))? {
+            let (at, stored) = item?;
+            let Some((offset, record)) = offset_of(at).zip(parse(stored)) else { continue };
+            if let Some(older) = newest.insert(record.key.to_vec(), offset) {
+                replaced.push(older);
+            }
+        }
+        for offset in replaced {
+            records.delete(txn, &record_key(partition, offset))?;
+        }
+    }
+    Ok(())
+}
+
+fn end_of(txn: &RoTxn<'_>, records: Database<Bytes, Bytes>, partition: usize) -> heed::Result<i64> {
+    let last = records.rev_range(txn, &range(&partition_bounds(partition as u32)))?.next().transpose()?;
+    Ok(last.and_then(|(at, _)| offset_of(at)).map_or(0, |offset| offset + 1))
+}
+
+fn record_key(partition: u32, offset: i64) -> [u8; 12] {
+    let mut key = [0; 12];
+    key[..4].copy_from_slice(&partition.to_be_bytes());
+    key[4..].copy_from_slice(&offset.to_be_bytes());
+    key
+}
+
+fn partition_bounds(partition: u32) -> ([u8; 12], [u8; 12]) {
+    (record_key(partition, 0), record_key(partition, i64::MAX))
+}
+
+fn range((start, end): &([u8; 12], [u8; 12])) -> (Bound<&[u8]>, Bound<&[u8]>) {
+    (Bound::Included(start), Bound::Excluded(end))
+}
+
+fn offset_of(key: &[u8]) -> Option<i64> {
+    key.get(4..12).and_then(|bytes| bytes.try_into().ok()).map(i64::from_be_bytes)
+}
+
+struct Stored<'a> {
+    timestamp: i64,
+    key: &'a [u8],
+    value: &'a [u8],
+}
+
+fn parse(bytes: &[u8]) -> Option<Stored<'_>> {
+    let (timestamp, rest) = bytes.split_first_chunk()?;
+    let (length, rest) = rest.split_first_chunk()?;
+    let (key, value) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+    Some(Stored { timestamp: i64::from_be_bytes(*timestamp), key, value })
+}
+
+impl Log for EmbeddedLog {
+    fn open(&self) -> Result<LogInfo, OpenError> {
+        let partitions = lock(&self.shared.ends).iter().map(|end| 0..*end).collect();
+        Ok(LogInfo { identity: self.shared.identity.clone(), partitions })
+    }
+
+    fn append<'a>(&'a self, key: &'a str, value: Vec<u8>) -> BoxFuture<'a, Result<Appended, AppendError>> {
+        Box::pin(async move {
+            let (done, answer) = oneshot::channel();
+            let append = Append { key: key.into(), value, done };
+            let sent = match &*lock(&self.appends) {
+                Some(queue) => queue.try_send(append).map_err(|_| "too many writes are waiting"),
+                None => Err("the log is closing"),
+            };
+            sent.map_err(|reason| AppendError::NotTaken(reason.into()))?;
+            answer.await.unwrap_or_else(|_| Err(AppendError::Unknown("the log's writer ended".into())))
+        })
+    }
+
+    fn reader(&self, from: &[NextOffset]) -> Result<Box<dyn LogReader>, ReadError> {
+        Ok(Box::new(Reader { shared: Arc::clone(&self.shared), next: from.to_vec() }))
+    }
+
+    fn high_watermarks(&self) -> Result<Vec<HighWatermark>, ReadError> {
+        Ok(lock(&self.shared.ends).iter().copied().map(HighWatermark).collect())
+    }
+
+    fn flush(&self, _deadline: Duration) {
+        lock(&self.appends).take();
+        if let Some(writer) = lock(&self.writer).take()
+            && writer.join().is_err()
+        {
+            tracing::error!("the embedded log's writer panicked");
+        }
+    }
+}
+
+struct Reader {
+    shared: Arc<Shared>,
+    next: Vec<NextOffset>,
+}
+
+impl LogReader for Reader {
+    fn poll(&mut self, wait: Duration, batch: &mut Batch) -> Result<(), ReadError> {
+        let behind = |ends: &Vec<i64>| ends.iter().zip(&self.next).any(|(end, next)| next.0 < *end);
+        let deadline = Instant::now() + wait;
+        let mut ends = lock(&self.shared.ends);
+        while !behind(&ends) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            ends = self.shared.grown.wait_timeout(ends, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let known = ends.clone();
+        drop(ends);
+        self.read(&known, batch).map_err(|error| ReadError::Unavailable(error.to_string()))
+    }
+
+    fn applied(&mut self, _next: &[NextOffset]) {}
+}
+
+impl Reader {
+    fn read(&mut self, ends: &[i64], batch: &mut Batch) -> heed::Result<()> {
+        let txn = self.shared.env.read_txn()?;
+        for (partition, (end, next)) in (0..).zip(ends.iter().zip(&mut self.next)) {
+            let bounds = (record_key(partition as u32, next.0), record_key(partition as u32, *end));
+            for item in self.shared.records.range(&txn, &range(&bounds))? {
+                if batch.is_full() {
+                    return Ok(());
+                }
+                let (at, stored) = item?;
+                let Some((offset, record)) = offset_of(at).zip(parse(stored)) else { continue };
+                batch.push(LogRecord {
+                    position: Position { partition, offset },
+                    timestamp: record.timestamp,
+                    key: Some(record.key),
+                    value: Some(record.value),
+                });
+                *next = NextOffset::after(offset);
+            }
+            // The rest up to the end are holes that compaction left.
+            *next = NextOffset(*end).max(*next);
+            batch.reached(partition, *next);
+        }
+        Ok(())
+    }
+}
+
+/// A panic elsewhere does not make the numbers behind this lock wrong.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn open(dir: &Path) -> EmbeddedLog {
+        EmbeddedLog::open(DataDir::open(dir).expect("the folder is free"), "t", 2).expect("the log opens")
+    }
+
+    fn read_all(log: &EmbeddedLog, from: &[NextOffset]) -> (Vec<(Position, String, String)>, Vec<(i32, NextOffset)>) {
+        let mut reader = log.reader(from).expect("readable");
+        let mut batch = Batch::default();
+        reader.poll(Duration::from_secs(5), &mut batch).expect("readable");
+        let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
+        let records = batch.records().map(|r| (r.position, text(r.key), text(r.value))).collect();
+        (records, batch.next().to_vec())
+    }
+
+    #[tokio::test]
+    async fn appends_are_read_back_in_order_also_after_a_restart_and_compaction_keeps_the_newest() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let log = open(dir.path());
+        let identity = Log::open(&log).expect("open").identity;
+        let mut last = None;
+        for value in ["one", "two", "three"] {
+            last = Some(log.append("k", value.into()).await.expect("acknowledged"));
+        }
+        let partition = partition_of(b"k", 2);
+        let expected = Position { partition, offset: 2 };
+        assert_eq!(last.expect("appended").position, expected);
+        let from = [NextOffset(0); 2];
+        let values = |records: Vec<(Position, String, String)>| records.into_iter().map(|r| r.2).collect::<Vec<_>>();
+        assert_eq!(values(read_all(&log, &from).0), ["one", "two", "three"]);
+        drop(log);
+
+        let log = open(dir.path());
+        assert_eq!(Log::open(&log).expect("open").identity, identity);
+        let (records, next) = read_all(&log, &from);
+        assert_eq!(records, [(expected, "k".to_owned(), "three".to_owned())]);
+        assert!(next.contains(&(partition, NextOffset(3))), "{next:?}");
+        assert_eq!(log.high_watermarks().expect("known")[partition as usize], HighWatermark(3));
+        assert_eq!(log.append("k", b"four".to_vec()).await.expect("acknowledged").position.offset, 3);
+    }
+
+    #[tokio::test]
+    async fn a_closed_log_says_that_it_did_not_take_the_write() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let log = open(dir.path());
+        log.flush(Duration::from_secs(1));
+        assert!(matches!(log.append("k", Vec::new()).await, Err(AppendError::NotTaken(_))));
+    }
+
+    #[test]
+    fn another_number_of_partitions_is_refused() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        drop(open(dir.path()));
+        let again = EmbeddedLog::open(DataDir::open(dir.path()).expect("free"), "t", 3);
+        assert!(again.err().expect("refused").to_string().contains("has 2 partitions, not 3"));
+    }
+}

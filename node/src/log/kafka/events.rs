@@ -1,0 +1,164 @@
+//! The few things that librdkafka tells and its Rust binding drops: the offset at which a partition ended, and whether
+//! a failed record may have reached a broker. All unsafe code of the Kafka log is here.
+#![allow(unsafe_code)]
+
+use std::ffi::CStr;
+use std::ptr::NonNull;
+use std::slice;
+use std::time::Duration;
+
+use rdkafka::bindings as sys;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::BorrowedMessage;
+use sys::rd_kafka_resp_err_t as Code;
+
+use super::Quiet;
+use crate::log::{Batch, LogRecord};
+use crate::position::{NextOffset, Position};
+
+/// What a consumer's queue held.
+pub(super) enum Event {
+    Nothing,
+    /// Records were added to the batch.
+    Records,
+    /// The partition is read to its end. Its offset may lie beyond the last record's: transaction markers and records
+    /// lost to compaction take offsets too (KAFKA-12951), so it is taken from the broker's answer.
+    End { partition: i32, next: NextOffset },
+    /// The offset that the consumer stands at is not in the partition.
+    OutOfRange { partition: i32 },
+    /// Nothing that the log's order depends on: a commit's result, a connection that comes back by itself.
+    Other,
+    Fatal(String),
+}
+
+/// A consumer and its queue of events.
+pub(super) struct ConsumerQueue {
+    // Before the consumer, so that it is dropped first.
+    queue: Queue,
+    consumer: BaseConsumer<Quiet>,
+}
+
+struct Queue(NonNull<sys::rd_kafka_queue_t>);
+
+// SAFETY: librdkafka's queues may be used from any thread.
+unsafe impl Send for Queue {}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        // SAFETY: the reference that `rd_kafka_queue_get_consumer` gave, released once.
+        unsafe { sys::rd_kafka_queue_destroy(self.0.as_ptr()) }
+    }
+}
+
+struct EventPtr(NonNull<sys::rd_kafka_event_t>);
+
+impl Drop for EventPtr {
+    fn drop(&mut self) {
+        // SAFETY: `rd_kafka_queue_poll` gave the event to us, released once.
+        unsafe { sys::rd_kafka_event_destroy(self.0.as_ptr()) }
+    }
+}
+
+impl ConsumerQueue {
+    /// `None` if librdkafka has no queue for it, which takes a consumer without a group.
+    pub(super) fn new(consumer: BaseConsumer<Quiet>) -> Option<Self> {
+        // SAFETY: the client lives as long as `consumer`, which is dropped after the queue.
+        let queue = unsafe { sys::rd_kafka_queue_get_consumer(consumer.client().native_ptr()) };
+        NonNull::new(queue).map(|queue| Self { queue: Queue(queue), consumer })
+    }
+
+    pub(super) fn consumer(&self) -> &BaseConsumer<Quiet> {
+        &self.consumer
+    }
+
+    /// Waits for one event; records go into `batch`.
+    pub(super) fn poll(&self, wait: Duration, batch: &mut Batch) -> Event {
+        let wait_ms = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: the queue is alive.
+        let event = unsafe { sys::rd_kafka_queue_poll(self.queue.0.as_ptr(), wait_ms) };
+        let Some(event) = NonNull::new(event).map(EventPtr) else { return Event::Nothing };
+        let event = event.0.as_ptr();
+        // SAFETY: the event lives until `EventPtr` is dropped at the end of this function, and everything read from it
+        // is copied before.
+        unsafe {
+            match sys::rd_kafka_event_type(event) {
+                sys::RD_KAFKA_EVENT_FETCH => fetched(event, batch),
+                sys::RD_KAFKA_EVENT_ERROR => error(event),
+                _ => Event::Other,
+            }
+        }
+    }
+}
+
+/// SAFETY: `event` is alive and of the type FETCH.
+unsafe fn fetched(event: *mut sys::rd_kafka_event_t, batch: &mut Batch) -> Event {
+    loop {
+        // SAFETY: the message and its bytes live as long as the event; lengths and pointers belong together.
+        unsafe {
+            let message = sys::rd_kafka_event_message_next(event);
+            let Some(message) = message.as_ref() else { return Event::Records };
+            match message.err {
+                Code::RD_KAFKA_RESP_ERR_NO_ERROR => {}
+                Code::RD_KAFKA_RESP_ERR__PARTITION_EOF => {
+                    return Event::End { partition: message.partition, next: NextOffset(message.offset) };
+                }
+                code => return failed(code, message.partition, false),
+            }
+            let bytes = |at: *mut std::ffi::c_void, length: usize| {
+                (!at.is_null()).then(|| slice::from_raw_parts(at.cast::<u8>(), length))
+            };
+            let mut kind = sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
+            batch.push(LogRecord {
+                position: Position { partition: message.partition, offset: message.offset },
+                timestamp: sys::rd_kafka_message_timestamp(message, &raw mut kind),
+                key: bytes(message.key, message.key_len),
+                value: bytes(message.payload, message.len),
+            });
+        }
+    }
+}
+
+/// SAFETY: `event` is alive and of the type ERROR.
+unsafe fn error(event: *mut sys::rd_kafka_event_t) -> Event {
+    // SAFETY: as promised; the topic-partition is ours to destroy.
+    unsafe {
+        let code = sys::rd_kafka_event_error(event);
+        let (mut partition, mut offset) = (-1, -1);
+        let place = sys::rd_kafka_event_topic_partition(event);
+        if let Some(at) = place.as_ref() {
+            (partition, offset) = (at.partition, at.offset);
+            sys::rd_kafka_topic_partition_destroy(place);
+        }
+        if code == Code::RD_KAFKA_RESP_ERR__PARTITION_EOF {
+            return Event::End { partition, next: NextOffset(offset) };
+        }
+        failed(code, partition, sys::rd_kafka_event_error_is_fatal(event) != 0)
+    }
+}
+
+fn failed(code: Code, partition: i32, fatal: bool) -> Event {
+    // SAFETY: librdkafka's error texts are static.
+    let text = unsafe { CStr::from_ptr(sys::rd_kafka_err2str(code)) }.to_string_lossy();
+    match code {
+        Code::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET | Code::RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE => {
+            Event::OutOfRange { partition }
+        }
+        Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
+        | Code::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC
+        | Code::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION
+        | Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_ID
+        | Code::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED => Event::Fatal(text.into_owned()),
+        _ if fatal => Event::Fatal(text.into_owned()),
+        _ => {
+            tracing::debug!(partition, reason = %text, "librdkafka reports a problem and goes on");
+            Event::Other
+        }
+    }
+}
+
+/// Whether a record that failed may nevertheless be in the log.
+pub(super) fn may_be_persisted(message: &BorrowedMessage<'_>) -> bool {
+    // SAFETY: the message is alive.
+    let status = unsafe { sys::rd_kafka_message_status(message.ptr()) };
+    status != sys::rd_kafka_msg_status_t::RD_KAFKA_MSG_STATUS_NOT_PERSISTED
+}

@@ -1,0 +1,291 @@
+//! The log on Kafka: one compacted topic, through librdkafka.
+
+mod events;
+mod topic;
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::sync::oneshot;
+
+use self::events::Event;
+use super::{AppendError, Appended, Batch, Log, LogInfo, LogReader, OpenError, ReadError};
+use crate::position::{HighWatermark, NextOffset, Position};
+
+/// How long a question to a broker may take.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a high watermark may take; it is asked for several times a second.
+const WATERMARK_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often the group's offsets are committed: for operators' eyes, so a second is soon enough.
+const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Properties that the node's correctness rests on; they can't be passed through.
+pub const RESERVED_PROPERTIES: [&str; 11] = [
+    "acks",
+    "auto.offset.reset",
+    "bootstrap.servers",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "enable.idempotence",
+    "enable.partition.eof",
+    "group.id",
+    "message.timeout.ms",
+    "partitioner",
+    "request.required.acks",
+];
+
+/// What the log needs to know about Kafka and its topic.
+#[derive(Clone, Debug)]
+pub struct KafkaSettings {
+    /// `host:port,…`
+    pub brokers: String,
+    pub topic: String,
+    /// For a topic that the node creates.
+    pub partitions: i32,
+    /// For a topic that the node creates; -1 for the broker's default.
+    pub replication_factor: i32,
+    pub allow_uncompacted: bool,
+    /// The consumer group that this node commits its offsets to.
+    pub group: String,
+    /// How long an append may wait for its acknowledgement.
+    pub write_timeout: Duration,
+    /// The largest record that the node sends, in bytes.
+    pub max_record_bytes: usize,
+    /// Passed to librdkafka as they are.
+    pub properties: Vec<(String, String)>,
+}
+
+pub struct KafkaLog {
+    settings: KafkaSettings,
+    producer: ThreadedProducer<Acknowledgements>,
+    /// Asks for metadata and high watermarks; reads nothing.
+    queries: BaseConsumer<Quiet>,
+    partitions: OnceLock<usize>,
+}
+
+impl KafkaLog {
+    /// Prepares to talk to Kafka; does not connect yet.
+    ///
+    /// # Errors
+    /// When librdkafka refuses a property, in its words.
+    pub fn new(settings: KafkaSettings) -> Result<Self, KafkaError> {
+        let mut producer = client_config(&settings);
+        producer
+            .set("acks", "all")
+            .set("enable.idempotence", "true")
+            .set("partitioner", "murmur2_random")
+            .set("message.timeout.ms", settings.write_timeout.as_millis().to_string())
+            .set("message.max.bytes", settings.max_record_bytes.max(1_000_000).to_string());
+        // A record waits for others to share its request only while earlier requests are under way.
+        set_default(&mut producer, "linger.ms", "0");
+        set_default(&mut producer, "queue.buffering.max.kbytes", "131072");
+        let producer = ThreadedProducer::from_config_and_context(&producer, Acknowledgements)?;
+        let queries = BaseConsumer::from_config_and_context(&client_config(&settings), Quiet)?;
+        Ok(Self { settings, producer, queries, partitions: OnceLock::new() })
+    }
+
+    fn send(&self, key: &str, value: &[u8]) -> Result<oneshot::Receiver<Acknowledged>, AppendError> {
+        let (done, acknowledged) = oneshot::channel();
+        let record = BaseRecord::with_opaque_to(&self.settings.topic, Box::new(done)).key(key).payload(value);
+        match self.producer.send(record) {
+            Ok(()) => Ok(acknowledged),
+            Err((KafkaError::MessageProduction(code), _)) if is_too_large(code) => {
+                Err(AppendError::TooLarge(code.to_string()))
+            }
+            Err((error, _)) => Err(AppendError::NotTaken(error.to_string())),
+        }
+    }
+}
+
+fn is_too_large(code: RDKafkaErrorCode) -> bool {
+    matches!(code, RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize)
+}
+
+fn client_config(settings: &KafkaSettings) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set_log_level(RDKafkaLogLevel::Warning);
+    for (name, value) in &settings.properties {
+        config.set(name, value);
+    }
+    config.set("bootstrap.servers", &settings.brokers);
+    set_default(&mut config, "client.id", "bitacora");
+    // Nagle's algorithm and long back-offs would each cost more than a whole round trip.
+    set_default(&mut config, "socket.nagle.disable", "true");
+    set_default(&mut config, "reconnect.backoff.max.ms", "1000");
+    config
+}
+
+fn set_default(config: &mut ClientConfig, name: &str, value: &str) {
+    if config.get(name).is_none() {
+        config.set(name, value);
+    }
+}
+
+impl Log for KafkaLog {
+    fn open(&self) -> Result<LogInfo, OpenError> {
+        let info = topic::open(&self.queries, &self.settings)?;
+        let _ = self.partitions.set(info.partitions.len());
+        Ok(info)
+    }
+
+    fn append<'a>(&'a self, key: &'a str, value: Vec<u8>) -> BoxFuture<'a, Result<Appended, AppendError>> {
+        Box::pin(async move {
+            let acknowledged = self.send(key, &value)?;
+            drop(value);
+            // librdkafka reports on every record it took, at the latest after `message.timeout.ms`.
+            acknowledged.await.unwrap_or_else(|_| Err(AppendError::Unknown("the producer was closed".into())))
+        })
+    }
+
+    fn reader(&self, from: &[NextOffset]) -> Result<Box<dyn LogReader>, ReadError> {
+        let unavailable = |error: KafkaError| ReadError::Unavailable(error.to_string());
+        let mut config = client_config(&self.settings);
+        config
+            .set("group.id", &self.settings.group)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            // The store decides where to read; an offset that is not there is an error, never a silent jump.
+            .set("auto.offset.reset", "error")
+            // The end of a partition is told by the broker, not guessed from the last record: see `Event::End`.
+            .set("enable.partition.eof", "true");
+        set_default(&mut config, "fetch.queue.backoff.ms", "10");
+        set_default(&mut config, "fetch.error.backoff.ms", "100");
+        let consumer: BaseConsumer<Quiet> =
+            BaseConsumer::from_config_and_context(&config, Quiet).map_err(unavailable)?;
+        let mut assignment = TopicPartitionList::new();
+        for (partition, next) in (0..).zip(from) {
+            assignment
+                .add_partition_offset(&self.settings.topic, partition, Offset::Offset(next.0))
+                .map_err(unavailable)?;
+        }
+        consumer.assign(&assignment).map_err(unavailable)?;
+        let queue = events::ConsumerQueue::new(consumer).ok_or_else(|| {
+            ReadError::Unavailable("librdkafka gave the consumer no queue".to_owned())
+        })?;
+        let topic = self.settings.topic.clone();
+        Ok(Box::new(Reader { queue, topic, committed: None, last_commit: Instant::now() }))
+    }
+
+    fn high_watermarks(&self) -> Result<Vec<HighWatermark>, ReadError> {
+        let partitions =
+            *self.partitions.get().ok_or_else(|| ReadError::Unavailable("the topic is not known yet".into()))?;
+        topic::offsets(&self.queries, &self.settings.topic, partitions, Offset::End, WATERMARK_TIMEOUT)
+            .map(|ends| ends.into_iter().map(HighWatermark).collect())
+            .map_err(|error| ReadError::Unavailable(error.to_string()))
+    }
+
+    fn flush(&self, deadline: Duration) {
+        if let Err(error) = self.producer.flush(deadline) {
+            tracing::warn!(%error, "not every write was acknowledged before the producer was closed");
+        }
+    }
+}
+
+type Acknowledged = Result<Appended, AppendError>;
+
+/// The producer's context: hands each acknowledgement to the append that waits for it.
+struct Acknowledgements;
+
+impl ClientContext for Acknowledgements {
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "the producer reports a problem");
+    }
+}
+
+impl ProducerContext for Acknowledgements {
+    type DeliveryOpaque = Box<oneshot::Sender<Acknowledged>>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, done: Self::DeliveryOpaque) {
+        let acknowledged = match result {
+            Ok(message) => Ok(Appended {
+                position: Position { partition: message.partition(), offset: message.offset() },
+                timestamp: message.timestamp().to_millis().unwrap_or_default(),
+            }),
+            Err((error, message)) => Err(append_error(error, message)),
+        };
+        // The caller may have gone away.
+        let _ = done.send(acknowledged);
+    }
+}
+
+fn append_error(error: &KafkaError, message: &BorrowedMessage<'_>) -> AppendError {
+    let code = error.rdkafka_error_code();
+    let reason = match code {
+        Some(RDKafkaErrorCode::MessageTimedOut) => "no broker acknowledged it in time".to_owned(),
+        _ => error.to_string(),
+    };
+    match code {
+        Some(code) if is_too_large(code) => AppendError::TooLarge(reason),
+        _ if events::may_be_persisted(message) => AppendError::Unknown(reason),
+        _ => AppendError::NotTaken(reason),
+    }
+}
+
+/// A consumer's context: connection problems are told by whoever waits, not by librdkafka at its own pace.
+pub(super) struct Quiet;
+
+impl ClientContext for Quiet {
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "the consumer reports a problem");
+    }
+}
+
+impl ConsumerContext for Quiet {}
+
+struct Reader {
+    queue: events::ConsumerQueue,
+    topic: String,
+    /// The last offsets committed to the group.
+    committed: Option<Vec<NextOffset>>,
+    last_commit: Instant,
+}
+
+impl LogReader for Reader {
+    fn poll(&mut self, wait: Duration, batch: &mut Batch) -> Result<(), ReadError> {
+        let mut wait = wait;
+        while !batch.is_full() {
+            match self.queue.poll(wait, batch) {
+                Event::Nothing => break,
+                Event::Records => wait = Duration::ZERO,
+                Event::End { partition, next } => {
+                    batch.reached(partition, next);
+                    wait = Duration::ZERO;
+                }
+                Event::OutOfRange { partition } => return Err(ReadError::OutOfRange { partition }),
+                Event::Other => wait = Duration::ZERO,
+                Event::Fatal(reason) => return Err(ReadError::Unavailable(reason)),
+            }
+        }
+        Ok(())
+    }
+
+    fn applied(&mut self, next: &[NextOffset]) {
+        if self.last_commit.elapsed() < COMMIT_INTERVAL || self.committed.as_deref() == Some(next) {
+            return;
+        }
+        self.last_commit = Instant::now();
+        self.commit(next, CommitMode::Async);
+    }
+}
+
+impl Reader {
+    fn commit(&mut self, next: &[NextOffset], mode: CommitMode) {
+        let mut offsets = TopicPartitionList::new();
+        for (partition, next) in (0..).zip(next) {
+            // Offset 0 says no more than no offset at all.
+            let _ = offsets.add_partition_offset(&self.topic, partition, Offset::Offset(next.0));
+        }
+        match self.queue.consumer().commit(&offsets, mode) {
+            Ok(()) => self.committed = Some(next.to_vec()),
+            Err(error) => tracing::debug!(%error, "the group's offsets could not be committed"),
+        }
+    }
+}

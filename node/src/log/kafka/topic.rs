@@ -1,0 +1,180 @@
+//! The topic: created where it is missing, checked where it is there.
+
+use std::time::{Duration, Instant};
+
+use futures_executor::block_on;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::FromClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::{KafkaSettings, QUERY_TIMEOUT, Quiet, client_config};
+use crate::log::{LogIdentity, LogInfo, OpenError};
+
+/// Room in the topic's records beside the node's own limit, for writers who add headers.
+const HEADROOM_BYTES: usize = 1 << 20;
+
+pub(super) fn open(queries: &BaseConsumer<Quiet>, settings: &KafkaSettings) -> Result<LogInfo, OpenError> {
+    let brokers = &settings.brokers;
+    let unavailable = |what: &str, error: &dyn std::fmt::Display| {
+        OpenError::Unavailable(format!("Kafka at {brokers} (BROKER_LIST) {what}: {error}"))
+    };
+    let partitions = match partitions(queries, &settings.topic) {
+        Ok(Some(partitions)) => partitions,
+        Ok(None) => create(queries, settings)?,
+        Err(error) => return Err(unavailable("does not answer", &error)),
+    };
+    check(settings)?;
+    let cluster = queries
+        .client()
+        .fetch_cluster_id(QUERY_TIMEOUT)
+        .ok_or_else(|| unavailable("does not answer", &"it did not tell its cluster id"))?;
+    let ask = |at| offsets(queries, &settings.topic, partitions, at, QUERY_TIMEOUT);
+    let starts = ask(Offset::Beginning).map_err(|error| unavailable("did not tell where the topic starts", &error))?;
+    let ends = ask(Offset::End).map_err(|error| unavailable("did not tell where the topic ends", &error))?;
+    let identity = LogIdentity { cluster, topic: settings.topic.clone() };
+    Ok(LogInfo { identity, partitions: starts.into_iter().zip(ends).map(|(start, end)| start..end).collect() })
+}
+
+/// The number of partitions; `None` if there is no such topic.
+fn partitions(queries: &BaseConsumer<Quiet>, topic: &str) -> KafkaResult<Option<usize>> {
+    let metadata = queries.fetch_metadata(Some(topic), QUERY_TIMEOUT)?;
+    let Some(found) = metadata.topics().iter().find(|t| t.name() == topic) else { return Ok(None) };
+    match found.error().map(RDKafkaErrorCode::from) {
+        None if found.partitions().is_empty() => Ok(None),
+        None => Ok(Some(found.partitions().len())),
+        Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => Ok(None),
+        Some(code) => Err(KafkaError::MetadataFetch(code)),
+    }
+}
+
+fn create(queries: &BaseConsumer<Quiet>, settings: &KafkaSettings) -> Result<usize, OpenError> {
+    let topic = &settings.topic;
+    let max_message_bytes = (settings.max_record_bytes + HEADROOM_BYTES).to_string();
+    let replication = TopicReplication::Fixed(settings.replication_factor);
+    let new = NewTopic::new(topic, settings.partitions, replication)
+        .set("cleanup.policy", "compact")
+        .set("message.timestamp.type", "LogAppendTime")
+        .set("max.message.bytes", &max_message_bytes);
+    let admin = admin(settings)?;
+    let answer = block_on(admin.create_topics([&new], &AdminOptions::new().operation_timeout(Some(QUERY_TIMEOUT))));
+    match answer.map(|mut results| results.pop()) {
+        Ok(Some(Ok(_))) => {
+            tracing::info!(topic, partitions = settings.partitions, "created the compacted topic");
+        }
+        // Another node was faster.
+        Ok(Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists)))) => {}
+        Ok(Some(Err((_, code @ (RDKafkaErrorCode::InvalidReplicationFactor
+            | RDKafkaErrorCode::InvalidPartitions
+            | RDKafkaErrorCode::InvalidTopic
+            | RDKafkaErrorCode::TopicAuthorizationFailed
+            | RDKafkaErrorCode::ClusterAuthorizationFailed
+            | RDKafkaErrorCode::PolicyViolation))))) => {
+            return Err(OpenError::Refused(format!(
+                "the topic '{topic}' (KAFKA_TOPIC) is missing and Kafka refuses to create it: {code}; mend TOPIC_PARTITIONS, TOPIC_REPLICATION_FACTOR or the permissions, or create it by hand:\n  {}",
+                create_command(settings)
+            )));
+        }
+        Ok(Some(Err((_, code)))) => {
+            return Err(OpenError::Unavailable(format!("the topic '{topic}' could not be created yet: {code}")));
+        }
+        Ok(None) => return Err(OpenError::Unavailable(format!("Kafka did not say whether it created '{topic}'"))),
+        Err(error) => return Err(OpenError::Unavailable(format!("the topic '{topic}' could not be created yet: {error}"))),
+    }
+    // The topic is known to the controller first and to the other brokers a moment later.
+    let deadline = Instant::now() + QUERY_TIMEOUT;
+    loop {
+        match partitions(queries, topic) {
+            Ok(Some(partitions)) => return Ok(partitions),
+            Ok(None) | Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(50)),
+            Ok(None) => return Err(OpenError::Unavailable(format!("the new topic '{topic}' is not known everywhere yet"))),
+            Err(error) => return Err(OpenError::Unavailable(format!("the new topic '{topic}' is not known yet: {error}"))),
+        }
+    }
+}
+
+fn create_command(settings: &KafkaSettings) -> String {
+    let KafkaSettings { brokers, topic, partitions, .. } = settings;
+    format!(
+        "kafka-topics.sh --bootstrap-server {brokers} --create --topic {topic} --partitions {partitions} --config cleanup.policy=compact --config message.timestamp.type=LogAppendTime"
+    )
+}
+
+/// Refuses a topic that would lose keys.
+fn check(settings: &KafkaSettings) -> Result<(), OpenError> {
+    let KafkaSettings { topic, brokers, .. } = settings;
+    let admin = admin(settings)?;
+    let resource = ResourceSpecifier::Topic(topic);
+    let answer = block_on(admin.describe_configs([&resource], &AdminOptions::new().request_timeout(Some(QUERY_TIMEOUT))));
+    let config = match answer.map(|mut results| results.pop()) {
+        Ok(Some(Ok(config))) => config,
+        Ok(Some(Err(code @ (RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed)))) => {
+            return Err(OpenError::Refused(format!(
+                "the configuration of the topic '{topic}' can't be read ({code}); allow DescribeConfigs on it"
+            )));
+        }
+        Ok(Some(Err(code))) => return Err(OpenError::Unavailable(format!("the topic '{topic}' can't be checked yet: {code}"))),
+        Ok(None) => return Err(OpenError::Unavailable(format!("Kafka did not describe the topic '{topic}'"))),
+        Err(error) => return Err(OpenError::Unavailable(format!("the topic '{topic}' can't be checked yet: {error}"))),
+    };
+    let value = |name: &str| config.get(name).and_then(|entry| entry.value.clone()).unwrap_or_default();
+    let policy = value("cleanup.policy");
+    if policy != "compact" {
+        let problem = format!(
+            "the topic '{topic}' (KAFKA_TOPIC) has cleanup.policy={policy}, so Kafka will delete keys that are still needed"
+        );
+        if !settings.allow_uncompacted {
+            return Err(OpenError::Refused(format!(
+                "{problem}; compact it:\n  kafka-configs.sh --bootstrap-server {brokers} --alter --entity-type topics --entity-name {topic} --add-config cleanup.policy=compact\nor start with --allow-uncompacted-topic (ALLOW_UNCOMPACTED_TOPIC=true) to accept the loss"
+            )));
+        }
+        tracing::warn!("{problem}; accepted by ALLOW_UNCOMPACTED_TOPIC");
+    }
+    if value("message.timestamp.type") != "LogAppendTime" {
+        tracing::warn!(
+            "the topic '{topic}' has message.timestamp.type=CreateTime: write timestamps come from the writers' clocks and may run against the order of the log; set it to LogAppendTime"
+        );
+    }
+    if value("max.message.bytes").parse().is_ok_and(|bytes: usize| bytes < settings.max_record_bytes) {
+        tracing::warn!(
+            "the topic '{topic}' takes records of at most max.message.bytes={} while MAX_VALUE_BYTES asks for {}; larger values will be refused",
+            value("max.message.bytes"),
+            settings.max_record_bytes
+        );
+    }
+    Ok(())
+}
+
+fn admin(settings: &KafkaSettings) -> Result<AdminClient<DefaultClientContext>, OpenError> {
+    AdminClient::from_config(&client_config(settings)).map_err(|error| OpenError::Refused(error.to_string()))
+}
+
+/// Every partition's first (`Offset::Beginning`) or next (`Offset::End`) offset, in one request a broker.
+pub(super) fn offsets(
+    queries: &BaseConsumer<Quiet>,
+    topic: &str,
+    partitions: usize,
+    at: Offset,
+    timeout: Duration,
+) -> KafkaResult<Vec<i64>> {
+    let mut ask = TopicPartitionList::new();
+    for partition in 0..partitions {
+        // ListOffsets takes -1 and -2 for the end and the beginning in the place of a time.
+        ask.add_partition_offset(topic, i32::try_from(partition).unwrap_or(i32::MAX), at)?;
+    }
+    let answer = queries.offsets_for_times(ask, timeout)?;
+    let mut offsets = vec![None; partitions];
+    for element in answer.elements() {
+        element.error()?;
+        let place = usize::try_from(element.partition()).ok().and_then(|partition| offsets.get_mut(partition));
+        if let (Some(place), Some(offset)) = (place, element.offset().to_raw().filter(|offset| *offset >= 0)) {
+            *place = Some(offset);
+        }
+    }
+    offsets
+        .into_iter()
+        .map(|offset| offset.ok_or(KafkaError::OffsetFetch(RDKafkaErrorCode::UnknownPartition)))
+        .collect()
+}

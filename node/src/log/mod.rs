@@ -1,0 +1,218 @@
+//! The log: the only truth. A topic of partitions, each a sequence of records that is appended to and, by compaction,
+//! loses records that a newer one of the same key replaced.
+//!
+//! One of the two seams of the system: [`kafka`] for a cluster, [`embedded`] for one process. Nobody else knows how
+//! either works.
+
+pub mod embedded;
+pub mod kafka;
+
+use std::ops::Range;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+
+use crate::position::{HighWatermark, NextOffset, Position};
+
+/// Appends records and reads them back in the order of each partition.
+///
+/// Invariants that every implementation keeps and its users rely on:
+/// 1. An acknowledged append survives the crash of any process, and every reader sees it at the position that was
+///    acknowledged, unless a newer record of the same key has replaced it by then.
+/// 2. All records of a key lie in the partition that [`crate::position::partition_of`] names.
+/// 3. Offsets of a partition only grow; there may be holes. A position once read never holds another record, while
+///    [`LogIdentity`] stays the same.
+pub trait Log: Send + Sync + 'static {
+    /// Connects to the log, creates it where it is missing and checks that it is fit for use. Blocks, for seconds at
+    /// most; called again after a failure that may pass, and after a reader has failed.
+    ///
+    /// # Errors
+    /// [`OpenError`] tells a failure that may pass from one that an operator must mend.
+    fn open(&self) -> Result<LogInfo, OpenError>;
+
+    /// Appends a record and waits until it is acknowledged. `key` is not empty, `value` is an encoded record.
+    ///
+    /// # Errors
+    /// [`AppendError`] says whether the record may still appear in the log.
+    fn append<'a>(&'a self, key: &'a str, value: Vec<u8>) -> BoxFuture<'a, Result<Appended, AppendError>>;
+
+    /// Starts to read every partition at its next offset; `from[p]` is partition p's.
+    ///
+    /// # Errors
+    /// [`ReadError`], as [`LogReader::poll`] has it.
+    fn reader(&self, from: &[NextOffset]) -> Result<Box<dyn LogReader>, ReadError>;
+
+    /// Asks the log for the high watermark of every partition. Blocks, for a second or so at most.
+    ///
+    /// # Errors
+    /// [`ReadError::Unavailable`] when the log did not answer.
+    fn high_watermarks(&self) -> Result<Vec<HighWatermark>, ReadError>;
+
+    /// Waits until what was appended is acknowledged or given up, no longer than `deadline`. Blocks.
+    fn flush(&self, deadline: Duration);
+}
+
+/// Reads all partitions of a [`Log`]; used by one thread, which it may block.
+pub trait LogReader: Send {
+    /// Waits up to `wait` for news and adds what is there to `batch`, which has bounds of its own.
+    ///
+    /// # Errors
+    /// After an error the reader is of no more use; the log must be opened anew.
+    fn poll(&mut self, wait: Duration, batch: &mut Batch) -> Result<(), ReadError>;
+
+    /// Tells the log how far this node has applied it, for the eyes of operators only. Never blocks, never fails.
+    fn applied(&mut self, next: &[NextOffset]);
+}
+
+/// Tells one log from another: a store built from the one says nothing about the other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogIdentity {
+    /// Kafka's cluster id, or the embedded log's own.
+    pub cluster: String,
+    pub topic: String,
+}
+
+/// What [`Log::open`] found.
+#[derive(Clone, Debug)]
+pub struct LogInfo {
+    pub identity: LogIdentity,
+    /// Per partition: where the log starts (inclusive) and its high watermark (exclusive).
+    pub partitions: Vec<Range<i64>>,
+}
+
+/// An acknowledged append.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    pub position: Position,
+    /// The write timestamp, ms since the epoch.
+    pub timestamp: i64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// May pass; worth another try.
+    #[error("{0}")]
+    Unavailable(String),
+    /// An operator must change something first.
+    #[error("{0}")]
+    Refused(String),
+}
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AppendError {
+    /// The record is not in the log and will not appear there.
+    #[error("the log did not take the write ({0}); it has not taken effect and can be sent again")]
+    NotTaken(String),
+    /// Nobody knows: the acknowledgement did not come.
+    #[error("the log did not acknowledge the write ({0}); it may still take effect")]
+    Unknown(String),
+    /// The log refuses records of this size.
+    #[error("the log refuses a record of this size ({0}); it has not taken effect")]
+    TooLarge(String),
+}
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ReadError {
+    #[error("the log can't be read: {0}")]
+    Unavailable(String),
+    /// The log no longer holds, or never held, an offset that was asked for.
+    #[error("partition {partition} does not hold the offset that the store stands at")]
+    OutOfRange { partition: i32 },
+}
+
+/// Records as they came from the log, and how far each partition has been read with them.
+///
+/// The bytes lie in one buffer, so that applying a record costs no allocation.
+#[derive(Default)]
+pub struct Batch {
+    bytes: Vec<u8>,
+    records: Vec<RawRecord>,
+    /// Per partition that moved: everything below has been read. Beyond the last record where the log ends in holes.
+    next: Vec<(i32, NextOffset)>,
+}
+
+struct RawRecord {
+    position: Position,
+    timestamp: i64,
+    key: Option<Range<usize>>,
+    value: Option<Range<usize>>,
+}
+
+/// One record of a [`Batch`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogRecord<'a> {
+    pub position: Position,
+    /// The write timestamp, ms since the epoch.
+    pub timestamp: i64,
+    /// Others may write records without a key.
+    pub key: Option<&'a [u8]>,
+    /// `None` is a tombstone.
+    pub value: Option<&'a [u8]>,
+}
+
+impl Batch {
+    /// Enough records for one LMDB transaction to pay off, few enough to bound memory and the wait of the first.
+    const MAX_RECORDS: usize = 20_000;
+    const MAX_BYTES: usize = 16 << 20;
+
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.records.clear();
+        self.next.clear();
+        if self.bytes.capacity() > 2 * Self::MAX_BYTES {
+            self.bytes.shrink_to(Self::MAX_BYTES);
+        }
+    }
+
+    pub fn push(&mut self, record: LogRecord<'_>) {
+        let key = record.key.map(|key| self.copy(key));
+        let value = record.value.map(|value| self.copy(value));
+        let LogRecord { position, timestamp, .. } = record;
+        self.records.push(RawRecord { position, timestamp, key, value });
+        self.reached(position.partition, NextOffset::after(position.offset));
+    }
+
+    /// Notes that nothing is left to read below `next`.
+    pub fn reached(&mut self, partition: i32, next: NextOffset) {
+        match self.next.iter_mut().find(|(p, _)| *p == partition) {
+            Some((_, known)) => *known = (*known).max(next),
+            None => self.next.push((partition, next)),
+        }
+    }
+
+    fn copy(&mut self, bytes: &[u8]) -> Range<usize> {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(bytes);
+        start..self.bytes.len()
+    }
+
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.records.len() >= Self::MAX_RECORDS || self.bytes.len() >= Self::MAX_BYTES
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.next.is_empty()
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    pub fn records(&self) -> impl Iterator<Item = LogRecord<'_>> {
+        self.records.iter().map(|raw| LogRecord {
+            position: raw.position,
+            timestamp: raw.timestamp,
+            key: raw.key.clone().map(|range| &self.bytes[range]),
+            value: raw.value.clone().map(|range| &self.bytes[range]),
+        })
+    }
+
+    #[must_use]
+    pub fn next(&self) -> &[(i32, NextOffset)] {
+        &self.next
+    }
+}

@@ -1,0 +1,98 @@
+use bitacora_client::wire::{KeyValue, ttl};
+use bytes::Bytes;
+
+use crate::position::Position;
+
+/// A record as the store holds it: a header of fixed size, then the record's Avro bytes as they came from the log.
+/// The bytes are empty for a tombstone that another writer made. Cheap to clone.
+///
+/// Header, big-endian: partition i32, offset i64, write timestamp i64 (ms), ttl i64 (as in [`KeyValue::ttl`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry(Bytes);
+
+const HEADER: usize = 28;
+
+/// Whether an entry is an answer, at some moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Live,
+    Deleted,
+    Expired,
+}
+
+impl Entry {
+    #[must_use]
+    pub fn new(position: Position, timestamp: i64, ttl: i64, record: &[u8]) -> Self {
+        let mut bytes = Vec::with_capacity(HEADER + record.len());
+        bytes.extend(position.partition.to_be_bytes());
+        bytes.extend(position.offset.to_be_bytes());
+        bytes.extend(timestamp.to_be_bytes());
+        bytes.extend(ttl.to_be_bytes());
+        bytes.extend(record);
+        Self(bytes.into())
+    }
+
+    /// Copies an entry out of the store; `None` if the bytes are too few.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        (bytes.len() >= HEADER).then(|| Self(Bytes::copy_from_slice(bytes)))
+    }
+
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn field(&self, at: usize) -> i64 {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&self.0[at..at + 8]);
+        i64::from_be_bytes(bytes)
+    }
+
+    #[must_use]
+    pub fn position(&self) -> Position {
+        let mut partition = [0; 4];
+        partition.copy_from_slice(&self.0[..4]);
+        Position { partition: i32::from_be_bytes(partition), offset: self.field(4) }
+    }
+
+    /// The write timestamp, ms since the epoch.
+    #[must_use]
+    pub fn timestamp(&self) -> i64 {
+        self.field(12)
+    }
+
+    #[must_use]
+    pub fn ttl(&self) -> i64 {
+        self.field(20)
+    }
+
+    /// What the entry is at `now`, ms since the epoch.
+    #[must_use]
+    pub fn state(&self, now: i64) -> State {
+        match self.ttl() {
+            ttl::FOR_EVER => State::Live,
+            ttl if ttl < 0 => State::Deleted,
+            ttl if ttl <= now => State::Expired,
+            _ => State::Live,
+        }
+    }
+
+    /// The record; `None` for a tombstone, which has none.
+    #[must_use]
+    pub fn record(&self) -> Option<KeyValue<'_>> {
+        KeyValue::decode(&self.0[HEADER..]).ok()
+    }
+
+    /// Whether this record replaces the other of the same key. Within a partition the log's order decides. A key is in
+    /// two partitions only if the topic's number of partitions was changed; then the write timestamp decides.
+    #[must_use]
+    pub fn is_newer_than(&self, other: &Self) -> bool {
+        let (mine, theirs) = (self.position(), other.position());
+        if mine.partition == theirs.partition {
+            mine.offset > theirs.offset
+        } else {
+            (self.timestamp(), mine.offset, mine.partition) > (other.timestamp(), theirs.offset, theirs.partition)
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! The store: the newest record of every key and the next offset of every partition, in LMDB, with a bounded cache of
+//! records in memory over it. Nobody else knows heed; only the replica writes.
+
+mod entry;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use heed::types::{Bytes as RawBytes, Str, U32};
+use heed::byteorder::BigEndian;
+use heed::{Database, Env, EnvOpenOptions, RwTxn};
+use quick_cache::Weighter;
+use quick_cache::sync::{Cache, GuardResult};
+
+pub use self::entry::{Entry, State};
+use crate::log::LogIdentity;
+use crate::position::NextOffset;
+
+/// Changed whenever the bytes in the store mean something else; a store of another format is built anew.
+const FORMAT: &str = "1";
+/// Address space reserved for LMDB's map, not memory and not disk. Halved until the system grants it.
+const MAP_BYTES: usize = 1 << 40;
+/// One reader slot for each thread that ever reads.
+const MAX_READERS: u32 = 1024;
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("the store in {path} can't be opened: {source}")]
+    Open { path: String, source: heed::Error },
+    #[error("the store failed: {0}")]
+    Lmdb(#[from] heed::Error),
+    #[error("the store holds something that it never wrote under '{0}'; stop the node and remove its data folder, it is rebuilt from the log")]
+    Corrupt(&'static str),
+}
+
+/// Where a record was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    Cache,
+    Store,
+}
+
+pub struct Store {
+    env: Env,
+    /// Key → [`Entry`]'s bytes.
+    records: Database<RawBytes, RawBytes>,
+    /// Partition → next offset.
+    positions: Database<U32<BigEndian>, heed::types::I64<BigEndian>>,
+    /// `format`, `identity`, `restored`.
+    meta: Database<Str, Str>,
+    cache: Cache<Vec<u8>, Entry, EntryWeight>,
+    cache_hits: AtomicU64,
+    cache_misses: AtomicU64,
+}
+
+/// What the store knows about itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The log that the records came from; `None` in a new store.
+    pub identity: Option<LogIdentity>,
+    /// Whether the node has been caught up with that log before: the store may answer reads.
+    pub restored: bool,
+    /// Per partition.
+    pub next: Vec<NextOffset>,
+}
+
+/// Figures for `/status` and `/metrics`.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreStats {
+    /// Keys, delete markers included.
+    pub records: u64,
+    /// Size of LMDB's file.
+    pub bytes: u64,
+    pub cache_records: u64,
+    pub cache_bytes: u64,
+    pub cache_capacity_bytes: u64,
+    pub cache_hits: u64,
+    pub cache_misses: u64,
+}
+
+impl Store {
+    /// Opens the store in `dir`, or makes an empty one.
+    ///
+    /// # Errors
+    /// When LMDB can't open it, with the folder's name.
+    pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self, StoreError> {
+        let wrap = |source| StoreError::Open { path: dir.display().to_string(), source };
+        std::fs::create_dir_all(dir).map_err(|error| wrap(error.into()))?;
+        let env = open_env(dir, 3).map_err(wrap)?;
+        let mut txn = env.write_txn()?;
+        let records = env.create_database(&mut txn, Some("records"))?;
+        let positions = env.create_database(&mut txn, Some("positions"))?;
+        let meta: Database<Str, Str> = env.create_database(&mut txn, Some("meta"))?;
+        if meta.get(&txn, "format")? != Some(FORMAT) {
+            clear(&mut txn, records, positions, meta)?;
+        }
+        txn.commit()?;
+        // Without an estimate of their number the cache can't size its shards; a kilobyte each is a guess, not a limit.
+        let estimate = usize::try_from(cache_bytes / 1024).unwrap_or(usize::MAX).clamp(64, 1 << 20);
+        let cache = Cache::with_weighter(estimate, cache_bytes, EntryWeight);
+        let (cache_hits, cache_misses) = Default::default();
+        Ok(Self { env, records, positions, meta, cache, cache_hits, cache_misses })
+    }
+
+    /// The newest record of a key, delete markers included. Takes microseconds; a page that the system has dropped
+    /// from its page cache is read from disk.
+    ///
+    /// # Errors
+    /// When LMDB fails.
+    pub fn get(&self, key: &[u8]) -> Result<Option<(Entry, Tier)>, StoreError> {
+        if key.is_empty() || key.len() > self.max_key_bytes() {
+            return Ok(None);
+        }
+        // The guard makes the cache coherent: a commit that changes this key while it is being read removes the
+        // guard's placeholder, and the old entry is then not inserted.
+        match self.cache.get_value_or_guard(key, Some(std::time::Duration::ZERO)) {
+            GuardResult::Value(entry) => {
+                self.cache_hits.fetch_add(1, Ordering::Relaxed);
+                Ok(Some((entry, Tier::Cache)))
+            }
+            GuardResult::Guard(guard) => {
+                let found = self.read(key)?;
+                if let Some(entry) = &found {
+                    let _ = guard.insert(entry.clone());
+                }
+                Ok(found.map(|entry| (entry, Tier::Store)))
+            }
+            GuardResult::Timeout => Ok(self.read(key)?.map(|entry| (entry, Tier::Store))),
+        }
+    }
+
+    fn read(&self, key: &[u8]) -> Result<Option<Entry>, StoreError> {
+        self.cache_misses.fetch_add(1, Ordering::Relaxed);
+        let txn = self.env.read_txn()?;
+        match self.records.get(&txn, key)? {
+            None => Ok(None),
+            Some(bytes) => Entry::from_bytes(bytes).map(Some).ok_or(StoreError::Corrupt("records")),
+        }
+    }
+
+    /// What the store stands for.
+    ///
+    /// # Errors
+    /// When LMDB fails.
+    pub fn checkpoint(&self) -> Result<Checkpoint, StoreError> {
+        let txn = self.env.read_txn()?;
+        let identity = match self.meta.get(&txn, "identity")? {
+            None => None,
+            Some(json) => Some(serde_json::from_str(json).map_err(|_| StoreError::Corrupt("identity"))?),
+        };
+        let mut next = Vec::new();
+        for item in self.positions.iter(&txn)? {
+            let (partition, offset) = item?;
+            if partition as usize != next.len() {
+                return Err(StoreError::Corrupt("positions"));
+            }
+            next.push(NextOffset(offset));
+        }
+        Ok(Checkpoint { identity, restored: self.meta.get(&txn, "restored")?.is_some(), next })
+    }
+
+    /// Empties the store and ties it to a log, to be read from `next` on. All or nothing.
+    ///
+    /// # Errors
+    /// When LMDB fails; the store is then as before.
+    pub fn reset(&self, identity: &LogIdentity, next: &[NextOffset]) -> Result<(), StoreError> {
+        let mut txn = self.env.write_txn()?;
+        clear(&mut txn, self.records, self.positions, self.meta)?;
+        let json = serde_json::to_string(identity).map_err(|_| StoreError::Corrupt("identity"))?;
+        self.meta.put(&mut txn, "identity", &json)?;
+        for (partition, offset) in (0..).zip(next) {
+            self.positions.put(&mut txn, &partition, &offset.0)?;
+        }
+        txn.commit()?;
+        self.cache.clear();
+        Ok(())
+    }
+
+    /// Remembers that the node has been caught up: from now on the store answers reads.
+    ///
+    /// # Errors
+    /// When LMDB fails.
+    pub fn set_restored(&self) -> Result<(), StoreError> {
+        let mut txn = self.env.write_txn()?;
+        self.meta.put(&mut txn, "restored", "yes")?;
+        Ok(txn.commit()?)
+    }
+
+    /// Applies records, in the order of the log within each partition, and the next offsets that follow them, in one
+    /// transaction. Returns how many were new to the store.
+    ///
+    /// A record that is not newer than the one in the store changes nothing, so applying twice is harmless.
+    ///
+    /// # Errors
+    /// When LMDB fails (for example on a full disk); nothing is changed then.
+    pub fn apply<'a>(
+        &self,
+        changes: &mut Vec<(&'a [u8], Entry)>,
+        next: &[(i32, NextOffset)],
+    ) -> Result<usize, StoreError> {
+        // In key order, a page is written once however many of its keys change; the sort is stable, so the last of
+        // equal keys is the newest of its partition.
+        changes.sort_by(|(a, _), (b, _)| a.cmp(b));
+        changes.dedup_by(|later, earlier| {
+            let same = later.0 == earlier.0;
+            if same && later.1.is_newer_than(&earlier.1) {
+                std::mem::swap(&mut later.1, &mut earlier.1);
+            }
+            same
+        });
+        let mut txn = self.env.write_txn()?;
+        let mut kept = 0;
+        for (key, entry) in changes.iter() {
+            let newer = match self.records.get(&txn, key)? {
+                None => true,
+                Some(bytes) => {
+                    entry.is_newer_than(&Entry::from_bytes(bytes).ok_or(StoreError::Corrupt("records"))?)
+                }
+            };
+            if newer {
+                self.records.put(&mut txn, key, entry.as_bytes())?;
+                kept += 1;
+            }
+        }
+        for (partition, offset) in next {
+            self.positions.put(&mut txn, &partition.cast_unsigned(), &offset.0)?;
+        }
+        txn.commit()?;
+        for (key, entry) in changes.drain(..) {
+            // An older record of another partition may have lost against the store's.
+            let newest = self.cache.peek(key).is_none_or(|cached| entry.is_newer_than(&cached));
+            if newest && self.cache.replace(key.to_vec(), entry, true).is_err() {
+                self.cache.remove(key);
+            }
+        }
+        Ok(kept)
+    }
+
+    /// The longest key that LMDB can hold, in bytes.
+    #[must_use]
+    pub fn max_key_bytes(&self) -> usize {
+        self.env.max_key_size()
+    }
+
+    /// # Errors
+    /// When LMDB fails.
+    pub fn stats(&self) -> Result<StoreStats, StoreError> {
+        let txn = self.env.read_txn()?;
+        Ok(StoreStats {
+            records: self.records.len(&txn)?,
+            bytes: self.env.real_disk_size()?,
+            cache_records: self.cache.len() as u64,
+            cache_bytes: self.cache.weight(),
+            cache_capacity_bytes: self.cache.capacity(),
+            cache_hits: self.cache_hits.load(Ordering::Relaxed),
+            cache_misses: self.cache_misses.load(Ordering::Relaxed),
+        })
+    }
+}
+
+/// Opens an LMDB environment of this process's own.
+#[allow(unsafe_code)]
+pub(crate) fn open_env(dir: &Path, databases: u32) -> heed::Result<Env> {
+    let mut map_bytes = MAP_BYTES;
+    loop {
+        let mut options = EnvOpenOptions::new();
+        options.max_dbs(databases).max_readers(MAX_READERS).map_size(map_bytes);
+        // SAFETY: the map must not be changed behind LMDB's back. The folder is locked by `DataDir` for this process,
+        // and nothing else in this process opens the file.
+        match unsafe { options.open(dir) } {
+            Err(heed::Error::Io(error)) if error.kind() == std::io::ErrorKind::OutOfMemory && map_bytes > 1 << 30 => {
+                map_bytes /= 2;
+            }
+            opened => return opened,
+        }
+    }
+}
+
+fn clear(
+    txn: &mut RwTxn<'_>,
+    records: Database<RawBytes, RawBytes>,
+    positions: Database<U32<BigEndian>, heed::types::I64<BigEndian>>,
+    meta: Database<Str, Str>,
+) -> Result<(), StoreError> {
+    records.clear(txn)?;
+    positions.clear(txn)?;
+    meta.clear(txn)?;
+    Ok(meta.put(txn, "format", FORMAT)?)
+}
+
+#[derive(Clone)]
+struct EntryWeight;
+
+impl Weighter<Vec<u8>, Entry> for EntryWeight {
+    fn weight(&self, key: &Vec<u8>, entry: &Entry) -> u64 {
+        // What a record costs beyond its bytes: the cache's slot, two allocations and their headers.
+        const OVERHEAD: usize = 120;
+        (key.len() + entry.as_bytes().len() + OVERHEAD) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests;
