@@ -1,9 +1,21 @@
 //! A node of Bitacora. `ARCHITECTURE.md` in the repository's root is the map.
 
 pub mod data_dir;
+pub mod dev;
+pub mod http;
 pub mod log;
+pub mod membership;
+pub mod metrics;
+pub mod node;
+pub mod peers;
 pub mod position;
+pub mod progress;
+pub mod reads;
+pub mod replica;
+pub mod serve;
+pub mod settings;
 pub mod store;
+pub mod writes;
 
 /// The clock, in ms since the epoch.
 #[must_use]

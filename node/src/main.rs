@@ -1,1 +1,82 @@
-fn main(){}
+//! Settings in, runtime up, `serve`, `dev` or `health`, exit code out; nothing else.
+//!
+//! Exit codes: 0 stopped as asked, 1 could not start or gave up, 2 wrong settings.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use bitacora_node::settings::{Cli, Command, HealthSettings, LogFormat, LogSettings};
+use bitacora_node::{dev, serve};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::read();
+    let outcome = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("the runtime could not be started")
+        .and_then(|runtime| runtime.block_on(run(cli)));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bitacora-node: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<()> {
+    match cli.command {
+        Command::Serve(settings) => {
+            start_logging(&settings.logging)?;
+            serve::run(settings, stop_signal()?).await
+        }
+        Command::Dev(settings) => {
+            start_logging(&settings.logging)?;
+            dev::run(settings, stop_signal()?).await
+        }
+        Command::Health(settings) => health(&settings).await,
+    }
+}
+
+fn start_logging(settings: &LogSettings) -> Result<()> {
+    // The two client libraries log every try to reach a server; the node says what matters of it by itself.
+    let quiet = "librdkafka=error,rdkafka=error,zookeeper_async=off,hyper=warn";
+    let filter = EnvFilter::try_new(format!("{quiet},{}", settings.log_level))
+        .with_context(|| format!("LOG_LEVEL '{}' is not a filter", settings.log_level))?;
+    let logging = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match settings.log_format {
+        LogFormat::Human => logging.with_target(false).init(),
+        LogFormat::Json => logging.json().flatten_event(true).init(),
+    }
+    Ok(())
+}
+
+/// Completes on SIGTERM or SIGINT; a second one ends the process at once.
+fn stop_signal() -> Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be handled")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be handled")?;
+    Ok(async move {
+        let name = tokio::select! { _ = terminate.recv() => "SIGTERM", _ = interrupt.recv() => "SIGINT" };
+        tracing::info!("{name}: stopping");
+        tokio::spawn(async move {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+            tracing::warn!("told twice to stop: ending at once");
+            std::process::exit(1);
+        });
+    })
+}
+
+async fn health(settings: &HealthSettings) -> Result<()> {
+    let url = format!("http://127.0.0.1:{}/health/ready", settings.api_port);
+    let client = reqwest::Client::builder().timeout(Duration::from_secs(2)).build()?;
+    let answer = client.get(&url).send().await.with_context(|| format!("no answer from {url}"))?;
+    let (status, body) = (answer.status(), answer.text().await.unwrap_or_default());
+    print!("{body}");
+    if !status.is_success() {
+        bail!("the node is not ready");
+    }
+    Ok(())
+}

@@ -255,12 +255,12 @@ impl LogReader for Reader {
             match self.queue.poll(wait, batch) {
                 Event::Nothing => break,
                 Event::Records => wait = Duration::ZERO,
-                Event::End { partition, next } => {
+                Event::End { partition, next } if partition >= 0 => {
                     batch.reached(partition, next);
                     wait = Duration::ZERO;
                 }
                 Event::OutOfRange { partition } => return Err(ReadError::OutOfRange { partition }),
-                Event::Other => wait = Duration::ZERO,
+                Event::End { .. } | Event::Other => wait = Duration::ZERO,
                 Event::Fatal(reason) => return Err(ReadError::Unavailable(reason)),
             }
         }

@@ -1,0 +1,94 @@
+//! `dev`: a cluster of several nodes in one process, over an embedded log, with nothing to install.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow};
+use futures_util::future::{join_all, select_all};
+
+use crate::data_dir::DataDir;
+use crate::log::Log;
+use crate::log::embedded::EmbeddedLog;
+use crate::membership::Address;
+use crate::membership::fixed::FixedMembership;
+use crate::node::{self, Node, Parts};
+use crate::serve::listen;
+use crate::settings::DevSettings;
+
+const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const TOPIC: &str = "bitacora";
+const PARTITIONS: usize = 4;
+
+/// Runs the cluster until `stop` completes.
+///
+/// # Errors
+/// A sentence when it can't start, or when a node's replica gave up.
+pub async fn run(settings: DevSettings, stop: impl Future<Output = ()>) -> Result<()> {
+    let addresses: Vec<_> = (0..settings.nodes).map(|i| address(settings.port, i)).collect::<Result<_>>()?;
+    // Every port and folder before the first node, so that what is wrong is told before anything runs.
+    let mut listeners = Vec::new();
+    for address in &addresses {
+        listeners.push(listen(HOST, address.api_port, "--port").await?);
+    }
+    let root = DataDir::open(&settings.data_dir)?;
+    let log = EmbeddedLog::open(DataDir::open(&root.path().join("log"))?, TOPIC, PARTITIONS)?;
+    let log: Arc<dyn Log> = Arc::new(log);
+    let members: Vec<_> = addresses.iter().map(Address::api).collect();
+    let mut nodes = Vec::new();
+    for (listener, address) in listeners.into_iter().zip(addresses) {
+        let data_dir = DataDir::open(&root.path().join(format!("node-{}", address.api_port)))?;
+        nodes.push(Node::start(Parts {
+            log: Arc::clone(&log),
+            membership: Arc::new(FixedMembership::new(members.clone())),
+            data_dir,
+            listener,
+            address,
+            settings: settings.node.clone(),
+        })?);
+    }
+    let progress: Vec<_> = nodes.iter().map(Node::progress).collect();
+    let failed = select_all(progress.iter().map(|progress| Box::pin(node::failed(progress))));
+    let outcome = tokio::select! {
+        // The screen comes when what it promises is true.
+        () = async { ready(&progress).await; println!("{}", screen(&members, &settings)); stop.await } => Ok(()),
+        (reason, _, _) = failed => Err(anyhow!(reason)),
+    };
+    join_all(nodes.into_iter().map(Node::stop)).await;
+    outcome
+}
+
+fn address(first: u16, index: u16) -> Result<Address> {
+    let port = |offset: u32| {
+        u16::try_from(u32::from(first) + offset).context("--port and --nodes lead to ports above 65535; choose a lower --port")
+    };
+    let (api_port, avro_port) = (port(2 * u32::from(index))?, port(2 * u32::from(index) + 1)?);
+    Ok(Address { host: HOST.to_string(), api_port, avro_port })
+}
+
+async fn ready(progress: &[Arc<crate::progress::Progress>]) {
+    for progress in progress {
+        let mut changed = progress.watch();
+        while progress.unready().is_some() && changed.changed().await.is_ok() {}
+    }
+}
+
+fn screen(members: &[String], settings: &DevSettings) -> String {
+    use std::fmt::Write as _;
+    let first = &members[0];
+    // A read goes to another node than the write, to show that it gets there.
+    let second = members.get(1).unwrap_or(first);
+    let last = &members[members.len() - 1];
+    let mut screen = format!("\nBitacora {} is running: {} node(s), one log of {PARTITIONS} partitions\n\n", env!("CARGO_PKG_VERSION"), members.len());
+    for member in members {
+        let _ = writeln!(screen, "  http://{member}");
+    }
+    let _ = write!(
+        screen,
+        "\nData is kept in {} and survives a restart. Paste these into another terminal:\n\n  \
+         curl -X POST 'http://{first}/rpc?key=one&value=abc'\n  \
+         curl 'http://{second}/rpc?key=one'\n  \
+         curl 'http://{last}/status'\n\nCtrl-C stops it.\n",
+        settings.data_dir.display()
+    );
+    screen
+}

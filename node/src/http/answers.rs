@@ -1,0 +1,161 @@
+//! What the HTTP API answers: bodies, headers, and the one place where an error becomes a status.
+
+use bitacora_client::wire::{
+    KeyValue, OwnedKeyValue, POSITION_HEADER, Position, SOURCE_HEADER, TIMESTAMP_HEADER, source,
+};
+use serde::Serialize;
+use warp::http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use warp::http::{Response, StatusCode};
+
+use crate::log::AppendError;
+use crate::reads::{Answer, Found, From as Source, GetError};
+use crate::store::Tier;
+use crate::writes::{KeyError, WriteError, Written};
+
+pub type Reply = Response<Vec<u8>>;
+
+/// Everything that can go wrong with a request.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    #[error("{0}")]
+    BadRequest(String),
+    #[error("{0} is not a path of this API; see GET /status, GET /health, GET /metrics and /rpc?key=")]
+    NoSuchPath(String),
+    #[error("{method} is not possible here; possible: {allow}")]
+    Method { method: String, allow: &'static str },
+    #[error("the body did not arrive within {0} ms (REQUEST_TIMEOUT)")]
+    BodyTimeout(u128),
+    #[error("the body is larger than a value may be, {0} bytes (MAX_VALUE_BYTES)")]
+    BodyTooLarge(usize),
+    #[error("{0}")]
+    NotImplemented(String),
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    #[error(transparent)]
+    Get(#[from] GetError),
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}
+
+impl ApiError {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::BadRequest(_) | Self::Key(_) => StatusCode::BAD_REQUEST,
+            Self::NoSuchPath(_) => StatusCode::NOT_FOUND,
+            Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyTooLarge(_)
+            | Self::Write(WriteError::ValueTooLarge { .. } | WriteError::Log(AppendError::TooLarge(_))) => {
+                StatusCode::PAYLOAD_TOO_LARGE
+            }
+            Self::NotImplemented(_) => StatusCode::NOT_IMPLEMENTED,
+            Self::Get(GetError::NotRestored)
+            | Self::Write(WriteError::Log(AppendError::NotTaken(_) | AppendError::Unknown(_))) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::Get(GetError::Store(_)) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The `outcome` label of the metrics.
+    #[must_use]
+    pub fn outcome(&self) -> &'static str {
+        match self.status() {
+            StatusCode::SERVICE_UNAVAILABLE => "unavailable",
+            status if status.is_client_error() => "refused",
+            _ => "failed",
+        }
+    }
+
+    #[must_use]
+    pub fn reply(&self) -> Reply {
+        let status = self.status();
+        if status.is_server_error() {
+            tracing::debug!(error = %self, "answered {status}");
+        }
+        let mut reply = message(status, &self.to_string());
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            reply.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if let Self::Method { allow, .. } = self {
+            reply.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        reply
+    }
+}
+
+#[must_use]
+pub fn json(status: StatusCode, body: &impl Serialize) -> Reply {
+    // Nothing that is serialized here has a map with keys that are no strings.
+    let mut reply = Response::new(serde_json::to_vec(body).unwrap_or_default());
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    reply
+}
+
+#[must_use]
+pub fn message(status: StatusCode, message: &str) -> Reply {
+    #[derive(Serialize)]
+    struct Message<'a> {
+        message: &'a str,
+    }
+    json(status, &Message { message })
+}
+
+#[must_use]
+pub fn text(status: StatusCode, content_type: &'static str, body: String) -> Reply {
+    let mut reply = Response::new(body.into_bytes());
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    reply
+}
+
+/// The answer to a read of a key.
+#[must_use]
+pub fn read(key: &str, answer: &Answer) -> Reply {
+    let (mut reply, timestamp) = match &answer.found {
+        Found::Local(entry) => match entry.record() {
+            Some(record) => {
+                let record = KeyValue { timestamp: entry.timestamp(), source: source::LOG, ..record };
+                (json(StatusCode::OK, &record), Some(record.timestamp))
+            }
+            // Checked before it was stored.
+            None => (message(StatusCode::INTERNAL_SERVER_ERROR, "the store holds a broken record"), None),
+        },
+        Found::Peer(record) => {
+            let record = OwnedKeyValue { source: source::CLUSTER, ..record.clone() };
+            (json(StatusCode::OK, &record), Some(record.timestamp))
+        }
+        Found::Gone { timestamp } => (not_found(key), Some(*timestamp)),
+        Found::Missing => (not_found(key), None),
+    };
+    let from = match answer.from {
+        Source::Local(Tier::Cache) => "cache",
+        Source::Local(Tier::Store) => "store",
+        Source::Peer => "peer",
+    };
+    reply.headers_mut().insert(SOURCE_HEADER, HeaderValue::from_static(from));
+    describe(&mut reply, answer.position, timestamp);
+    reply
+}
+
+fn not_found(key: &str) -> Reply {
+    message(StatusCode::NOT_FOUND, &format!("Key {key} not found"))
+}
+
+/// The answer to an acknowledged write.
+#[must_use]
+pub fn written(written: &Written) -> Reply {
+    let mut reply = json(StatusCode::OK, &written.record);
+    describe(&mut reply, written.appended.position, Some(written.appended.timestamp));
+    reply
+}
+
+fn describe(reply: &mut Reply, position: Position, timestamp: Option<i64>) {
+    if let Ok(value) = HeaderValue::try_from(position.to_string()) {
+        reply.headers_mut().insert(POSITION_HEADER, value);
+    }
+    if let Some(timestamp) = timestamp {
+        reply.headers_mut().insert(TIMESTAMP_HEADER, HeaderValue::from(timestamp));
+    }
+}

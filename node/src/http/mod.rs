@@ -1,0 +1,452 @@
+//! The HTTP door: parse, call reads or writes, answer.
+
+mod answers;
+mod params;
+mod server;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Buf;
+use futures_util::{Stream, StreamExt};
+use serde::Serialize;
+use warp::http::{Method, StatusCode};
+use warp::Filter;
+
+use self::answers::{ApiError, Reply};
+use self::params::Params;
+pub use self::server::Server;
+use crate::membership::{Address, Membership, MembershipState};
+use crate::metrics::{Metrics, Snapshot};
+use crate::progress::{PartitionStatus, Phase, Progress, RestoreStatus};
+use crate::reads::{Found, Reads};
+use crate::settings;
+use crate::store::Store;
+use crate::writes::{MAX_TTL, Writes, check_key};
+
+/// A body that is too large is read on for so long, so that the client gets to read why it was refused.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// What the door leads to.
+pub struct Door {
+    pub reads: Reads,
+    pub writes: Writes,
+    pub store: Arc<Store>,
+    pub progress: Arc<Progress>,
+    pub membership: Arc<dyn Membership>,
+    pub metrics: Arc<Metrics>,
+    pub address: Address,
+    pub max_value_bytes: usize,
+    pub request_timeout: Duration,
+    pub stopping: std::sync::atomic::AtomicBool,
+}
+
+/// The API, `contract.md` section 6.
+pub fn routes(door: Arc<Door>) -> impl Filter<Extract = (warp::reply::Response,), Error = Infallible> + Clone {
+    let door = warp::any().map(move || Arc::clone(&door));
+    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
+
+    let get_key = warp::path!("rpc")
+        .and(get_or_head())
+        .and(door.clone())
+        .and(query)
+        .and(warp::header::optional::<String>("bitacora-position"))
+        .then(|door: Arc<Door>, query: String, position: Option<String>| async move {
+            door.timed("get", door.get(&query, position).await)
+        });
+    let set_key = warp::path!("rpc")
+        .and(warp::post())
+        .and(door.clone())
+        .and(query)
+        .and(warp::header::optional::<String>("content-type"))
+        .and(warp::body::stream())
+        .then(|door: Arc<Door>, query: String, content_type: Option<String>, body| async move {
+            door.timed("set", door.set(&query, content_type.as_deref(), body).await)
+        });
+    let delete_key = warp::path!("rpc").and(warp::delete()).and(door.clone()).and(query).then(
+        |door: Arc<Door>, query: String| async move { door.timed("delete", door.delete(&query).await) },
+    );
+    let cluster = warp::path!("rpc" / "cluster").and(get_or_head()).and(door.clone()).and(query).map(
+        |door: Arc<Door>, query: String| {
+            let started = Instant::now();
+            door.timed("cluster", (door.get_here(&query), started))
+        },
+    );
+    let health = warp::path!("health").and(get_or_head()).and(door.clone()).map(|door: Arc<Door>| door.health());
+    let ready =
+        warp::path!("health" / "ready").and(get_or_head()).and(door.clone()).map(|door: Arc<Door>| door.health());
+    let live = warp::path!("health" / "live").and(get_or_head()).map(|| plain(StatusCode::OK, "OK\n".into()));
+    let status = warp::path!("status").and(get_or_head()).and(door.clone()).map(|door: Arc<Door>| door.status());
+    let metrics = warp::path!("metrics").and(get_or_head()).and(door).map(|door: Arc<Door>| door.metrics_text());
+    let nothing = warp::path::full().and(warp::method()).map(|path: warp::path::FullPath, method: Method| {
+        match allowed(path.as_str()) {
+            // The path and the method are known, so it was a header that no filter above could read.
+            Some(allow) if allow.split(", ").any(|known| known == method) => {
+                ApiError::BadRequest("a header of the request is not text".to_owned()).reply()
+            }
+            Some(allow) => ApiError::Method { method: method.to_string(), allow }.reply(),
+            None => ApiError::NoSuchPath(path.as_str().to_owned()).reply(),
+        }
+    });
+
+    get_key
+        .or(set_key)
+        .unify()
+        .or(cluster)
+        .unify()
+        .or(delete_key)
+        .unify()
+        .or(health)
+        .unify()
+        .or(ready)
+        .unify()
+        .or(live)
+        .unify()
+        .or(status)
+        .unify()
+        .or(metrics)
+        .unify()
+        .or(nothing)
+        .unify()
+        .map(warp::Reply::into_response)
+}
+
+fn get_or_head() -> impl Filter<Extract = (), Error = warp::Rejection> + Copy {
+    warp::get().or(warp::head()).unify()
+}
+
+/// The methods of a path of this API.
+fn allowed(path: &str) -> Option<&'static str> {
+    match path {
+        "/rpc" => Some("GET, HEAD, POST, DELETE"),
+        "/rpc/cluster" | "/health" | "/health/live" | "/health/ready" | "/status" | "/metrics" => Some("GET, HEAD"),
+        _ => None,
+    }
+}
+
+fn plain(status: StatusCode, body: String) -> Reply {
+    answers::text(status, "text/plain; charset=utf-8", body)
+}
+
+type Outcome = Result<(Reply, &'static str), ApiError>;
+
+impl Door {
+    fn timed(&self, operation: &'static str, (outcome, started): (Outcome, Instant)) -> Reply {
+        let (reply, outcome) = outcome.unwrap_or_else(|error| (error.reply(), error.outcome()));
+        self.metrics.request("http", operation, outcome, started.elapsed());
+        reply
+    }
+
+    async fn get(&self, query: &str, position: Option<String>) -> (Outcome, Instant) {
+        let started = Instant::now();
+        let answer = async {
+            let params = query_params(query, &["key", "consistency", "position", "timeout"])?;
+            let key = params.get("key").unwrap_or_default();
+            check_key(key)?;
+            let position = params.get("position").or(position.as_deref());
+            check_consistency(params.get("consistency"), position, params.get("timeout"))?;
+            let answer = self.reads.get(key).await?;
+            Ok((answers::read(key, &answer), outcome(&answer.found)))
+        };
+        (answer.await, started)
+    }
+
+    fn get_here(&self, query: &str) -> Outcome {
+        let params = query_params(query, &["key"])?;
+        let key = params.get("key").unwrap_or_default();
+        check_key(key)?;
+        let answer = self.reads.get_here(key)?;
+        Ok((answers::read(key, &answer), outcome(&answer.found)))
+    }
+
+    async fn set(
+        &self,
+        query: &str,
+        content_type: Option<&str>,
+        body: impl Stream<Item = Result<impl Buf, warp::Error>>,
+    ) -> (Outcome, Instant) {
+        let started = Instant::now();
+        let answer = async {
+            let query = query_params(query, &["key", "value", "ttl"])?;
+            // A form spells a byte with up to three.
+            let form = content_type.is_some_and(|kind| kind.starts_with("application/x-www-form-urlencoded"));
+            let limit = if form { 3 * self.max_value_bytes + 8192 } else { self.max_value_bytes };
+            let body = self.read_body(body, limit).await?;
+            let set = set_request(query, body, content_type.is_some(), form)?;
+            check_key(&set.key)?;
+            let written = self.writes.set(&set.key, &set.value, set.ttl).await?;
+            Ok((answers::written(&written), "ok"))
+        };
+        (answer.await, started)
+    }
+
+    async fn delete(&self, query: &str) -> (Outcome, Instant) {
+        let started = Instant::now();
+        let answer = async {
+            let params = query_params(query, &["key"])?;
+            let key = params.get("key").unwrap_or_default();
+            check_key(key)?;
+            Ok((answers::written(&self.writes.delete(key).await?), "ok"))
+        };
+        (answer.await, started)
+    }
+
+    async fn read_body(
+        &self,
+        body: impl Stream<Item = Result<impl Buf, warp::Error>>,
+        limit: usize,
+    ) -> Result<Vec<u8>, ApiError> {
+        let mut body = std::pin::pin!(body);
+        let read = async {
+            let mut bytes = Vec::new();
+            while let Some(chunk) = body.next().await {
+                let mut chunk =
+                    chunk.map_err(|error| ApiError::BadRequest(format!("the body did not arrive whole: {error}")))?;
+                if bytes.len() + chunk.remaining() > limit {
+                    return Err(ApiError::BodyTooLarge(self.max_value_bytes));
+                }
+                while chunk.has_remaining() {
+                    let part = chunk.chunk();
+                    bytes.extend_from_slice(part);
+                    let length = part.len();
+                    chunk.advance(length);
+                }
+            }
+            Ok(bytes)
+        };
+        let read = tokio::time::timeout(self.request_timeout, read)
+            .await
+            .unwrap_or(Err(ApiError::BodyTimeout(self.request_timeout.as_millis())));
+        if matches!(read, Err(ApiError::BodyTooLarge(_))) {
+            let _ = tokio::time::timeout(DRAIN, async { while let Some(Ok(_)) = body.next().await {} }).await;
+        }
+        read
+    }
+
+    fn unready(&self) -> Option<String> {
+        if self.stopping.load(std::sync::atomic::Ordering::Relaxed) {
+            return Some("stopping".to_owned());
+        }
+        self.progress.unready()
+    }
+
+    fn health(&self) -> Reply {
+        match self.unready() {
+            Some(reason) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("DOWN\n{reason}\n")),
+            None if self.progress.caught_up() => plain(StatusCode::OK, "OK\n".to_owned()),
+            None => {
+                let lag = self.progress.partitions().iter().try_fold(0, |sum, p| p.lag.map(|lag| sum + lag));
+                let lag = lag.map_or_else(|| "unknown".to_owned(), |lag| lag.to_string());
+                plain(StatusCode::OK, format!("OK\nserving reads, not caught up: lag {lag}\n"))
+            }
+        }
+    }
+
+    fn status(&self) -> Reply {
+        let unready = self.unready();
+        let members = self.membership.members();
+        let store = self.store.stats().ok();
+        let (state, state_reason) = match self.progress.phase() {
+            Phase::Connecting(reason) => ("connecting", Some(reason)),
+            Phase::Reading => ("reading", None),
+            Phase::Failed(reason) => ("failed", Some(reason)),
+        };
+        let status = Status {
+            node: self.address.api(),
+            version: env!("CARGO_PKG_VERSION"),
+            ready: unready.is_none(),
+            unready,
+            caught_up: self.progress.caught_up(),
+            members: &members,
+            membership: self.membership.state(),
+            log: LogStatus { state, reason: state_reason },
+            partitions: self.progress.partitions(),
+            restore: self.progress.restore(),
+            store: store.map(|s| StoreStatus { records: s.records, bytes: s.bytes }),
+            cache: store.map(|s| CacheStatus {
+                records: s.cache_records,
+                bytes: s.cache_bytes,
+                capacity_bytes: s.cache_capacity_bytes,
+                hits: s.cache_hits,
+                misses: s.cache_misses,
+            }),
+        };
+        answers::json(StatusCode::OK, &status)
+    }
+
+    fn metrics_text(&self) -> Reply {
+        let snapshot = Snapshot {
+            progress: &self.progress,
+            store: self.store.stats().ok(),
+            members: self.membership.members().len(),
+            membership_connected: !matches!(self.membership.state(), MembershipState::Disconnected { .. }),
+            ready: self.unready().is_none(),
+        };
+        answers::text(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.metrics.text(&snapshot))
+    }
+}
+
+#[derive(Serialize)]
+struct Status<'a> {
+    node: String,
+    version: &'static str,
+    ready: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unready: Option<String>,
+    caught_up: bool,
+    members: &'a [String],
+    membership: MembershipState,
+    log: LogStatus,
+    partitions: Vec<PartitionStatus>,
+    restore: RestoreStatus,
+    store: Option<StoreStatus>,
+    cache: Option<CacheStatus>,
+}
+
+#[derive(Serialize)]
+struct LogStatus {
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+#[derive(Serialize)]
+struct StoreStatus {
+    records: u64,
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+struct CacheStatus {
+    records: u64,
+    bytes: u64,
+    capacity_bytes: u64,
+    hits: u64,
+    misses: u64,
+}
+
+fn query_params(query: &str, known: &[&str]) -> Result<Params, ApiError> {
+    let params = Params::parse(query, "the query").and_then(|params| params.only(known, "the query"));
+    params.map_err(ApiError::BadRequest)
+}
+
+fn outcome(found: &Found) -> &'static str {
+    match found {
+        Found::Local(_) | Found::Peer(_) => "found",
+        Found::Gone { .. } | Found::Missing => "missing",
+    }
+}
+
+fn check_consistency(level: Option<&str>, position: Option<&str>, timeout: Option<&str>) -> Result<(), ApiError> {
+    if let Some(text) = position {
+        let parsed: Result<crate::position::Position, _> = text.parse();
+        parsed.map_err(|error| ApiError::BadRequest(error.to_string()))?;
+    }
+    if let Some(text) = timeout {
+        settings::duration(text).map_err(|error| ApiError::BadRequest(format!("timeout: {error}")))?;
+    }
+    match level.unwrap_or("eventual") {
+        "eventual" => Ok(()),
+        level @ ("session" | "strong") => {
+            Err(ApiError::NotImplemented(format!("consistency={level} is not there yet; eventual is")))
+        }
+        other => Err(ApiError::BadRequest(format!("consistency={other} is none of eventual, session, strong"))),
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct SetRequest {
+    key: String,
+    value: String,
+    ttl: Option<Duration>,
+}
+
+/// Puts a set together from query and body.
+///
+/// The value is the query's, or a form's field `value`, or the body as it is. `curl -d` and its like call every body a
+/// form; so one that is not a form of `value` and perhaps `key` and `ttl` is taken as it is.
+fn set_request(mut query: Params, body: Vec<u8>, has_content_type: bool, form: bool) -> Result<SetRequest, ApiError> {
+    let bad = ApiError::BadRequest;
+    let body = String::from_utf8(body)
+        .map_err(|_| bad("the body is not UTF-8, and a value is text; encode bytes, for example as base64".to_owned()))?;
+    let mut fields = form.then(|| form_fields(&body)).flatten();
+    let raw = match fields {
+        Some(_) => None,
+        // Without a word about a body, an empty one was forgotten rather than meant.
+        None if body.is_empty() && (!has_content_type || query.get("value").is_some()) => None,
+        None => Some(body),
+    };
+    let mut one = |name: &str, raw: Option<String>| {
+        let in_body = fields.as_mut().and_then(|fields| fields.take(name)).or(raw);
+        match (query.take(name), in_body) {
+            (Some(_), Some(_)) => Err(bad(format!("the {name} is given twice, in the query and in the body"))),
+            (in_query, in_body) => Ok(in_query.or(in_body)),
+        }
+    };
+    let key = one("key", None)?.unwrap_or_default();
+    let ttl = one("ttl", None)?.map(|text| parse_ttl(&text)).transpose().map_err(bad)?;
+    let value = one("value", raw)?
+        .ok_or_else(|| bad("there is no value; give it as &value=, as a form, or as the body".to_owned()))?;
+    Ok(SetRequest { key, value, ttl })
+}
+
+/// The body's fields, if it is a form that sets a value.
+fn form_fields(body: &str) -> Option<Params> {
+    let fields = Params::parse(body, "the form").and_then(|fields| fields.only(&["key", "value", "ttl"], "the form"));
+    fields.ok().filter(|fields| fields.get("value").is_some())
+}
+
+fn parse_ttl(text: &str) -> Result<Duration, String> {
+    let ttl = settings::positive_duration(text).map_err(|error| format!("ttl: {error}; leave it out to keep the key for ever"))?;
+    if ttl > MAX_TTL {
+        return Err(format!("ttl: {text} is more than a hundred years; leave it out to keep the key for ever"));
+    }
+    Ok(ttl)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FORM: &str = "application/x-www-form-urlencoded";
+
+    fn set(query: &str, body: &str, content_type: Option<&str>) -> Result<SetRequest, String> {
+        let query = query_params(query, &["key", "value", "ttl"]).map_err(|error| error.to_string())?;
+        let form = content_type == Some(FORM);
+        set_request(query, body.into(), content_type.is_some(), form).map_err(|error| error.to_string())
+    }
+
+    fn value(query: &str, body: &str, content_type: Option<&str>) -> Result<String, String> {
+        set(query, body, content_type).map(|set| set.value)
+    }
+
+    #[test]
+    fn a_value_comes_from_the_query_a_form_or_the_body() {
+        let ok = |text: &str| Ok(text.to_owned());
+        assert_eq!(value("key=k&value=a%26b", "", None), ok("a&b"));
+        assert_eq!(value("key=k&value=", "", None), ok(""));
+        assert_eq!(value("key=k&value=v", "", Some(FORM)), ok("v"));
+        assert_eq!(value("key=k", "a%26b", None), ok("a%26b"));
+        assert_eq!(value("key=k", "", Some("text/plain")), ok(""));
+        assert_eq!(value("key=k", "{\"a\":1}", Some(FORM)), ok("{\"a\":1}"), "what curl -d sends");
+        assert_eq!(value("key=k", "other=1&value=2", Some(FORM)), ok("other=1&value=2"));
+        assert_eq!(value("key=k", "value=a%26b", Some(FORM)), ok("a&b"));
+        let expected = SetRequest { key: "k".into(), value: "v".into(), ttl: Some(Duration::from_secs(2)) };
+        assert_eq!(set("", "key=k&value=v&ttl=2s", Some(FORM)), Ok(expected));
+    }
+
+    #[test]
+    fn an_ambiguous_or_forgotten_value_is_refused() {
+        for (query, body, content_type) in [
+            ("key=k", "", None),
+            ("key=k&value=v", "w", None),
+            ("key=k&value=v", "value=w", Some(FORM)),
+            ("key=k&ttl=1s", "value=v&ttl=2s", Some(FORM)),
+            ("key=k&value=v&ttl=0", "", None),
+            ("key=k&value=v&ttl=101000d", "", None),
+        ] {
+            assert!(set(query, body, content_type).is_err(), "{query:?} with {body:?} was accepted");
+        }
+    }
+}

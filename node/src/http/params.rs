@@ -1,0 +1,92 @@
+//! Query strings and form bodies, `application/x-www-form-urlencoded`, read strictly: what is broken is refused, where a
+//! lenient decoder would store another key than the one that was meant.
+
+/// Names and values, in order.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Params(Vec<(String, String)>);
+
+impl Params {
+    /// `what` names the text in errors: `the query`, `the form`.
+    ///
+    /// # Errors
+    /// A sentence: broken percent-encoding, not UTF-8, a name twice.
+    pub fn parse(text: &str, what: &str) -> Result<Self, String> {
+        let mut params: Vec<(String, String)> = Vec::new();
+        for pair in text.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let name = decode(name, what)?;
+            if params.iter().any(|(known, _)| *known == name) {
+                return Err(format!("{what} has '{name}' twice"));
+            }
+            params.push((name, decode(value, what)?));
+        }
+        Ok(Self(params))
+    }
+
+    /// # Errors
+    /// A sentence, when there is a name that is not among `known`: a misspelt parameter must not be ignored.
+    pub fn only(self, known: &[&str], what: &str) -> Result<Self, String> {
+        match self.0.iter().find(|(name, _)| !known.contains(&name.as_str())) {
+            Some((name, _)) => Err(format!("{what} has an unknown parameter '{name}'; known here: {}", known.join(", "))),
+            None => Ok(self),
+        }
+    }
+
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    pub fn take(&mut self, name: &str) -> Option<String> {
+        let at = self.0.iter().position(|(known, _)| known == name)?;
+        Some(self.0.swap_remove(at).1)
+    }
+}
+
+fn decode(text: &str, what: &str) -> Result<String, String> {
+    if !text.contains(['%', '+']) {
+        return Ok(text.to_owned());
+    }
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let hex = |digit: Option<u8>| digit.and_then(|digit| char::from(digit).to_digit(16));
+                let (high, low) = hex(rest.next()).zip(hex(rest.next())).ok_or_else(|| {
+                    format!("{what} has broken percent-encoding; a '%' is followed by two hex digits and stands for itself as %25")
+                })?;
+                (high * 16 + low) as u8
+            }
+            byte => byte,
+        });
+    }
+    String::from_utf8(bytes).map_err(|_| format!("{what} has percent-encoded bytes that are not UTF-8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(text: &str) -> Result<String, String> {
+        Params::parse(&format!("v={text}"), "the query").map(|mut params| params.take("v").unwrap_or_default())
+    }
+
+    #[test]
+    fn decoded_as_browsers_and_curl_encode() {
+        for (text, expected) in [("a+b", "a b"), ("%26%3D%25%2B%2f", "&=%+/"), ("%C3%A9", "é"), ("", ""), ("a=b", "a=b")] {
+            assert_eq!(value(text).as_deref(), Ok(expected));
+        }
+    }
+
+    #[test]
+    fn what_is_broken_is_refused() {
+        for text in ["%", "%2", "%zz", "a%2", "%ff", "%C3", "%+1", "%é"] {
+            assert!(value(text).is_err(), "{text:?} was accepted");
+        }
+        assert!(Params::parse("a=1&a=2", "the query").expect_err("twice").contains("'a' twice"));
+        let unknown = Params::parse("kye=1", "the query").and_then(|params| params.only(&["key"], "the query"));
+        assert!(unknown.expect_err("unknown").contains("'kye'"));
+    }
+}

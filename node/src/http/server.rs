@@ -1,0 +1,90 @@
+//! Connections: accepted one by one within a limit, given to warp, drained at the end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::JoinHandle;
+
+use super::Door;
+
+/// How long a client may take to send a request's head, and an idle connection may wait for one.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The HTTP door of a node, open.
+pub struct Server {
+    stop: oneshot::Sender<Duration>,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    #[must_use]
+    pub fn start(listener: TcpListener, door: Arc<Door>, max_connections: u32) -> Self {
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(run(listener, door, max_connections, stopped));
+        Self { stop, task }
+    }
+
+    /// Whether connections are still accepted.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        !self.task.is_finished()
+    }
+
+    /// Accepts no more connections and waits for the requests under way, no longer than `grace`.
+    pub async fn stop(self, grace: Duration) {
+        let _ = self.stop.send(grace);
+        let _ = self.task.await;
+    }
+}
+
+async fn run(listener: TcpListener, door: Arc<Door>, max_connections: u32, stopped: oneshot::Receiver<Duration>) {
+    let open = door.metrics.connections.clone();
+    let service = warp::service(super::routes(door));
+    let connections = Arc::new(Semaphore::new(max_connections as usize));
+    let graceful = GracefulShutdown::new();
+    let mut http = http1::Builder::new();
+    // Answers to pipelined requests leave together.
+    http.pipeline_flush(true).timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    let mut stopped = std::pin::pin!(stopped);
+    let grace = loop {
+        let accept = async {
+            // Never closed.
+            let permit = Arc::clone(&connections).acquire_owned().await.ok();
+            (listener.accept().await, permit)
+        };
+        let (accepted, permit) = tokio::select! {
+            accepted = accept => accepted,
+            grace = &mut stopped => break grace.unwrap_or_default(),
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of file descriptors, most likely: those under way go on, and some will end.
+                tracing::warn!(%error, "no connection could be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let _ = stream.set_nodelay(true);
+        let service = TowerToHyperService::new(service.clone());
+        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+        let open = open.clone();
+        tokio::spawn(async move {
+            open.inc();
+            // A client that goes away or speaks no HTTP is its own affair.
+            let _ = connection.await;
+            open.dec();
+            drop(permit);
+        });
+    };
+    drop(listener);
+    if tokio::time::timeout(grace, graceful.shutdown()).await.is_err() {
+        tracing::warn!("some requests did not end within the grace of {} ms", grace.as_millis());
+    }
+}

@@ -1,0 +1,319 @@
+//! Members as ephemeral znodes: `/bitacora/servers/<host>:<API_PORT>` and `/bitacora/sockets/<host>:<AVRO_PORT>`.
+//!
+//! One task keeps what ZooKeeper holds as it should be: whenever something happened, and once a second in any case, it
+//! looks at this node's znodes and at the list of members. So it does not matter which event was lost: a new session,
+//! an expired one, a znode that a dying session left or took away all mend themselves by the same few steps.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use zookeeper_async::{Acl, CreateMode, WatchedEvent, Watcher, ZkError, ZkResult, ZooKeeper};
+
+use super::{Address, Membership, MembershipState};
+
+/// ZooKeeper's members are looked at this often, if no watch or state change asks for it earlier.
+const LOOK: Duration = Duration::from_secs(1);
+/// Between two tries to reach a server.
+const RETRY: Duration = Duration::from_millis(300);
+const SERVERS: &str = "/bitacora/servers";
+const SOCKETS: &str = "/bitacora/sockets";
+
+/// `host:port,…` and the path under which everything is kept, `""` or `/a/b`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectString {
+    hosts: Vec<String>,
+    chroot: String,
+}
+
+impl std::str::FromStr for ConnectString {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (hosts, chroot) = text.find('/').map_or((text, ""), |at| text.split_at(at));
+        let chroot = chroot.trim_end_matches('/');
+        if chroot.contains("//") || chroot.contains(char::is_whitespace) {
+            return Err(format!("'{chroot}' is not a path of ZooKeeper"));
+        }
+        let hosts: Vec<_> = hosts.split(',').map(|host| host.trim().to_owned()).collect();
+        for host in &hosts {
+            crate::settings::host_port(host)?;
+        }
+        Ok(Self { hosts, chroot: chroot.to_owned() })
+    }
+}
+
+impl ConnectString {
+    /// `host:port` of each server.
+    pub fn hosts(&self) -> &[String] {
+        &self.hosts
+    }
+}
+
+pub struct ZooKeeperMembership {
+    shared: Arc<Shared>,
+    address: Address,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    chroot: String,
+    wanted: watch::Sender<Wanted>,
+    /// Something happened at ZooKeeper's side.
+    look: Notify,
+    known: Mutex<Known>,
+}
+
+struct Known {
+    members: Arc<[String]>,
+    state: MembershipState,
+    /// Whether the log says already that ZooKeeper does not answer.
+    told: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Watching,
+    Member,
+    Gone,
+}
+
+impl ZooKeeperMembership {
+    /// Starts to follow the cluster; `session_timeout` is what ZooKeeper is asked for, which it may raise.
+    #[must_use]
+    pub fn start(connect: ConnectString, session_timeout: Duration, address: Address) -> Self {
+        let state = MembershipState::Disconnected { reason: "not reached yet".into() };
+        let shared = Arc::new(Shared {
+            chroot: connect.chroot,
+            wanted: watch::Sender::new(Wanted::Watching),
+            look: Notify::new(),
+            known: Mutex::new(Known { members: Arc::new([]), state, told: false }),
+        });
+        let task = tokio::spawn(run(Arc::clone(&shared), connect.hosts, session_timeout, address.clone()));
+        Self { shared, address, task: Mutex::new(Some(task)) }
+    }
+}
+
+impl Membership for ZooKeeperMembership {
+    fn members(&self) -> Arc<[String]> {
+        Arc::clone(&lock(&self.shared.known).members)
+    }
+
+    fn state(&self) -> MembershipState {
+        if lock(&self.task).as_ref().is_none_or(JoinHandle::is_finished) {
+            return MembershipState::Disconnected { reason: "left the cluster".into() };
+        }
+        lock(&self.shared.known).state.clone()
+    }
+
+    fn announce(&self) {
+        self.shared.wanted.send_if_modified(|wanted| {
+            let first = *wanted == Wanted::Watching;
+            if first {
+                *wanted = Wanted::Member;
+            }
+            first
+        });
+    }
+
+    fn leave(&self) -> BoxFuture<'_, ()> {
+        self.shared.wanted.send_replace(Wanted::Gone);
+        let task = lock(&self.task).take();
+        Box::pin(async move {
+            let Some(task) = task else { return };
+            let abort = task.abort_handle();
+            if timeout(2 * LOOK, task).await.is_err() {
+                abort.abort();
+                tracing::warn!(
+                    "ZooKeeper did not answer; {} stays a member until its session expires",
+                    self.address.api()
+                );
+            }
+        })
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn connected(&self, members: Vec<String>) {
+        let mut known = lock(&self.known);
+        if known.state != MembershipState::Connected {
+            tracing::info!(members = members.len(), "ZooKeeper answers");
+        }
+        known.state = MembershipState::Connected;
+        if *known.members != *members {
+            tracing::info!(?members, "the members of the cluster");
+            known.members = members.into();
+        }
+    }
+
+    fn disconnected(&self, reason: String) {
+        let mut known = lock(&self.known);
+        if known.state == MembershipState::Connected || !known.told {
+            tracing::warn!(reason, "ZooKeeper (ZOOKEEPER_HOSTS) does not answer; going on with the members last known");
+        }
+        known.told = true;
+        known.state = MembershipState::Disconnected { reason };
+    }
+}
+
+/// Wakes the task on every event of the session and of its watches.
+struct Wake(Arc<Shared>);
+
+impl Watcher for Wake {
+    fn handle(&self, _: WatchedEvent) {
+        self.0.look.notify_one();
+    }
+}
+
+async fn run(shared: Arc<Shared>, hosts: Vec<String>, session_timeout: Duration, address: Address) {
+    let mut wanted = shared.wanted.subscribe();
+    let zookeeper = loop {
+        if *wanted.borrow() == Wanted::Gone {
+            return;
+        }
+        match connect(&shared, &hosts, session_timeout).await {
+            Ok(zookeeper) => break zookeeper,
+            Err(reason) => shared.disconnected(reason),
+        }
+        let _ = timeout(RETRY, wanted.wait_for(|wanted| *wanted == Wanted::Gone)).await;
+    };
+    let mut registration = Registration { address, owner: None };
+    loop {
+        let want = *wanted.borrow_and_update();
+        if want == Wanted::Gone {
+            // Closing the session removes its ephemeral znodes at once; a client that is merely dropped keeps it alive.
+            let closed = timeout(LOOK, zookeeper.close()).await;
+            tracing::debug!(?closed, "left ZooKeeper");
+            return;
+        }
+        let look = async {
+            if want == Wanted::Member {
+                registration.keep(&zookeeper, &shared.chroot).await?;
+            }
+            members(&zookeeper, &shared.chroot).await
+        };
+        match timeout(session_timeout.max(LOOK), look).await {
+            Ok(Ok(members)) => shared.connected(members),
+            Ok(Err(error)) => shared.disconnected(error.to_string()),
+            Err(_) => shared.disconnected("no answer in time".into()),
+        }
+        // What happened meanwhile makes this return at once.
+        let _ = timeout(LOOK, async {
+            tokio::select! {
+                () = shared.look.notified() => {}
+                _ = wanted.changed() => {}
+            }
+        })
+        .await;
+    }
+}
+
+async fn connect(shared: &Arc<Shared>, hosts: &[String], session_timeout: Duration) -> Result<ZooKeeper, String> {
+    // The client resolves names once and fails if a single one is unknown; so it gets addresses, of those that are known.
+    let mut addresses: Vec<SocketAddr> = Vec::new();
+    let mut unresolved = String::new();
+    for host in hosts {
+        match tokio::net::lookup_host(host).await {
+            Ok(found) => addresses.extend(found.take(1)),
+            Err(error) => unresolved = format!("{host}: {error}"),
+        }
+    }
+    if addresses.is_empty() {
+        return Err(unresolved);
+    }
+    let addresses = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let connecting =
+        ZooKeeper::connect_with_retry_time(&addresses, session_timeout, Wake(Arc::clone(shared)), RETRY);
+    // It tries for ever by itself, without telling; a try of ours ends, so that `/status` and the log can say so.
+    match timeout(session_timeout, connecting).await {
+        Ok(Ok(zookeeper)) => {
+            let wake = Arc::clone(shared);
+            zookeeper.add_listener(move |_| wake.look.notify_one());
+            Ok(zookeeper)
+        }
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("no answer from {}", hosts.join(","))),
+    }
+}
+
+/// This node's two znodes.
+struct Registration {
+    address: Address,
+    /// The session that created them.
+    owner: Option<i64>,
+}
+
+impl Registration {
+    /// Makes sure that both znodes are there and are this session's.
+    async fn keep(&mut self, zookeeper: &ZooKeeper, chroot: &str) -> ZkResult<()> {
+        for (folder, name) in [(SERVERS, self.address.api()), (SOCKETS, self.address.avro())] {
+            let folder = format!("{chroot}{folder}");
+            let path = format!("{folder}/{name}");
+            match zookeeper.exists(&path, true).await? {
+                Some(stat) if Some(stat.ephemeral_owner) == self.owner => continue,
+                // Left by a session of this address that died without closing, and will take its znode along when it
+                // expires; so the place is taken with a znode of this session.
+                Some(_) => match zookeeper.delete(&path, None).await {
+                    Ok(()) | Err(ZkError::NoNode) => tracing::info!(path, "took the place of a dead session's znode"),
+                    Err(error) => return Err(error),
+                },
+                None => {}
+            }
+            create_parents(zookeeper, &folder).await?;
+            let data = name.clone().into_bytes();
+            let (_, stat) = zookeeper
+                .create2(&path, data, Acl::open_unsafe().clone(), CreateMode::Ephemeral)
+                .await?;
+            self.owner = Some(stat.ephemeral_owner);
+            tracing::info!(path, "registered");
+        }
+        Ok(())
+    }
+}
+
+async fn create_parents(zookeeper: &ZooKeeper, folder: &str) -> ZkResult<()> {
+    let ends = folder.char_indices().filter(|(at, c)| *c == '/' && *at > 0).map(|(at, _)| at).chain([folder.len()]);
+    for end in ends {
+        let path = &folder[..end];
+        match zookeeper.create(path, Vec::new(), Acl::open_unsafe().clone(), CreateMode::Persistent).await {
+            Ok(_) | Err(ZkError::NodeExists) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+async fn members(zookeeper: &ZooKeeper, chroot: &str) -> ZkResult<Vec<String>> {
+    match zookeeper.get_children(&format!("{chroot}{SERVERS}"), true).await {
+        Ok(mut members) => {
+            members.sort();
+            Ok(members)
+        }
+        Err(ZkError::NoNode) => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connect_strings() {
+        let parse = |text: &str| text.parse::<ConnectString>();
+        let expected = ConnectString { hosts: vec!["a:2181".into(), "b:2182".into()], chroot: "/x/y".into() };
+        assert_eq!(parse("a:2181, b:2182/x/y"), Ok(expected));
+        assert_eq!(parse("a:1/").map(|c| c.chroot), Ok(String::new()));
+        for wrong in ["", "a", "a:", "a:b", "a:1,,b:1", "a:1//x", "a:1/x y", "a:99999", "http://a:1"] {
+            assert!(parse(wrong).is_err(), "{wrong:?} was accepted");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! A node: its parts, how they are put together, and how they are taken apart again.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use crate::data_dir::DataDir;
+use crate::http::{Door, Server};
+use crate::log::Log;
+use crate::membership::{Address, Membership};
+use crate::metrics::Metrics;
+use crate::peers::Peers;
+use crate::progress::{Phase, Progress};
+use crate::reads::Reads;
+use crate::replica::Replica;
+use crate::settings::NodeSettings;
+use crate::store::Store;
+use crate::writes::Writes;
+
+/// What a node is made of; `serve` and `dev` differ in the first two.
+pub struct Parts {
+    pub log: Arc<dyn Log>,
+    pub membership: Arc<dyn Membership>,
+    pub data_dir: DataDir,
+    pub listener: TcpListener,
+    pub address: Address,
+    pub settings: NodeSettings,
+}
+
+pub struct Node {
+    log: Arc<dyn Log>,
+    membership: Arc<dyn Membership>,
+    replica: Replica,
+    server: Server,
+    announcer: JoinHandle<()>,
+    door: Arc<Door>,
+    grace: Duration,
+    // Last, so that the folder stays locked until the store is closed.
+    _data_dir: DataDir,
+}
+
+impl Node {
+    /// Starts a node. It answers at once; whether it is ready is told by [`Progress::unready`].
+    ///
+    /// # Errors
+    /// A sentence when the store can't be opened.
+    pub fn start(parts: Parts) -> Result<Self> {
+        let Parts { log, membership, data_dir, listener, address, settings } = parts;
+        let metrics = Arc::new(Metrics::new()?);
+        let store = Arc::new(Store::open(&data_dir.path().join("store"), settings.cache_bytes)?);
+        let progress = Arc::new(Progress::default());
+        let peers = Peers::new(
+            Arc::clone(&membership),
+            address.api(),
+            settings.external_request_timeout,
+            Arc::clone(&metrics),
+        )?;
+        let max_value_bytes = usize::try_from(settings.max_value_bytes).context("MAX_VALUE_BYTES")?;
+        let door = Arc::new(Door {
+            reads: Reads::new(Arc::clone(&store), Arc::clone(&progress), peers, settings.peer_reads),
+            writes: Writes::new(Arc::clone(&log), max_value_bytes),
+            store: Arc::clone(&store),
+            progress: Arc::clone(&progress),
+            membership: Arc::clone(&membership),
+            metrics: Arc::clone(&metrics),
+            address,
+            max_value_bytes,
+            request_timeout: settings.request_timeout,
+            stopping: false.into(),
+        });
+        let replica = Replica::start(Arc::clone(&log), store, Arc::clone(&progress), metrics)?;
+        let server = Server::start(listener, Arc::clone(&door), settings.max_connections);
+        let announcer = tokio::spawn(announce(progress, Arc::clone(&membership)));
+        let grace = settings.shutdown_grace;
+        Ok(Self { log, membership, replica, server, announcer, door, grace, _data_dir: data_dir })
+    }
+
+    #[must_use]
+    pub fn progress(&self) -> Arc<Progress> {
+        Arc::clone(&self.door.progress)
+    }
+
+    /// Whether the node still accepts connections.
+    #[must_use]
+    pub fn is_listening(&self) -> bool {
+        self.server.is_running()
+    }
+
+    /// Stops in an order that loses nothing: unready and no member any more, so that no new requests come; those under
+    /// way end; the log acknowledges what they wrote; the replica commits its batch; the store is closed.
+    pub async fn stop(self) {
+        let started = Instant::now();
+        let step = |name: &str| tracing::info!(after_ms = started.elapsed().as_millis() as u64, "stopping: {name}");
+        self.door.stopping.store(true, Ordering::Relaxed);
+        self.announcer.abort();
+        step("leaving the cluster");
+        self.membership.leave().await;
+        step("finishing requests");
+        self.server.stop(self.grace).await;
+        step("flushing writes");
+        let (log, grace) = (self.log, self.grace);
+        let replica = self.replica;
+        let closed = tokio::task::spawn_blocking(move || {
+            log.flush(grace);
+            replica.stop();
+        });
+        if closed.await.is_err() {
+            tracing::error!("a part of the node panicked while it stopped");
+        }
+        step("done");
+    }
+}
+
+/// Makes the node a member once it is ready for requests.
+async fn announce(progress: Arc<Progress>, membership: Arc<dyn Membership>) {
+    let mut changed = progress.watch();
+    while progress.unready().is_some() {
+        if changed.changed().await.is_err() {
+            return;
+        }
+    }
+    membership.announce();
+}
+
+/// Waits until the replica has given up, and tells why.
+pub async fn failed(progress: &Progress) -> String {
+    let mut changed = progress.watch();
+    loop {
+        if let Phase::Failed(reason) = progress.phase() {
+            return reason;
+        }
+        if changed.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! How far the replica is: the one place that knows. Readiness, lag, waits for a position, "caught up" and metrics all
+//! read it.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::position::{HighWatermark, NextOffset, Position, partition_of};
+
+/// A node that learnt the high watermarks longer ago than this does not know whether it is caught up.
+const FRESH: Duration = Duration::from_secs(1);
+/// The replica's thread shows a sign of life several times a second. One that has shown none for this long is stuck:
+/// longer than any transaction should take, also on a slow disk.
+const STUCK: Duration = Duration::from_secs(30);
+
+pub struct Progress {
+    inner: Mutex<Inner>,
+    /// Counts changes; for those who wait.
+    changed: watch::Sender<u64>,
+}
+
+struct Inner {
+    phase: Phase,
+    partitions: Vec<Partition>,
+    restored: bool,
+    caught_up_once: bool,
+    started: Instant,
+    restored_after: Option<Duration>,
+    heartbeat: Instant,
+    /// Next offsets when the reading began, for the restore's progress.
+    from: Vec<NextOffset>,
+}
+
+#[derive(Clone, Copy)]
+struct Partition {
+    next: NextOffset,
+    high_watermark: Option<(HighWatermark, Instant)>,
+}
+
+/// What the replica is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Waiting for the log, for the reason given.
+    Connecting(String),
+    Reading,
+    /// Will not come back by itself.
+    Failed(String),
+}
+
+/// A snapshot for `/status` and metrics.
+#[derive(Clone, Debug, Serialize)]
+pub struct PartitionStatus {
+    pub partition: i32,
+    /// Offset of the last record applied; -1 for none.
+    pub applied: i64,
+    /// Exclusive; `None` until learnt.
+    pub high_watermark: Option<i64>,
+    /// Offsets between the two; an upper bound of the records to come.
+    pub lag: Option<u64>,
+    /// Age of `high_watermark` in ms.
+    pub high_watermark_age_ms: Option<u64>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct RestoreStatus {
+    /// Whether the store has been caught up with the log, now or in an earlier run: it may answer reads.
+    pub done: bool,
+    /// Seconds from the start of the process until it was caught up; `None` until then.
+    pub seconds: Option<f64>,
+    /// Of the offsets to read at the start, the part that has been read, 0 to 1; `None` until they are known.
+    pub fraction: Option<f64>,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        let now = Instant::now();
+        let inner = Inner {
+            phase: Phase::Connecting("starting".into()),
+            partitions: Vec::new(),
+            restored: false,
+            caught_up_once: false,
+            started: now,
+            restored_after: None,
+            heartbeat: now,
+            from: Vec::new(),
+        };
+        Self { inner: Mutex::new(inner), changed: watch::Sender::new(0) }
+    }
+}
+
+impl Progress {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Every change is a single assignment, so a panic leaves nothing half done.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Inner)) {
+        change(&mut self.lock());
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    // Told by the replica.
+
+    pub(crate) fn set_phase(&self, phase: Phase) {
+        self.change(|inner| {
+            inner.heartbeat = Instant::now();
+            inner.phase = phase;
+        });
+    }
+
+    /// The store stands at these next offsets; `restored` says whether it may answer reads.
+    pub(crate) fn begin(&self, next: &[NextOffset], restored: bool) {
+        self.change(|inner| {
+            inner.restored = restored;
+            inner.from = next.to_vec();
+            inner.partitions =
+                next.iter().map(|next| Partition { next: *next, high_watermark: None }).collect();
+        });
+    }
+
+    pub(crate) fn applied(&self, next: &[(i32, NextOffset)]) {
+        self.change(|inner| {
+            inner.heartbeat = Instant::now();
+            for (partition, next) in next {
+                if let Some(known) = inner.partitions.get_mut(*partition as usize) {
+                    known.next = *next;
+                }
+            }
+        });
+    }
+
+    pub(crate) fn heartbeat(&self) {
+        self.lock().heartbeat = Instant::now();
+    }
+
+    /// Notes the end of the restore.
+    pub(crate) fn set_restored(&self) {
+        self.change(|inner| {
+            inner.restored = true;
+            inner.caught_up_once = true;
+            inner.restored_after.get_or_insert(inner.started.elapsed());
+        });
+    }
+
+    /// `asked` is when the question was put, so that the answer is never thought newer than it is.
+    pub(crate) fn learnt(&self, high_watermarks: &[HighWatermark], asked: Instant) {
+        self.change(|inner| {
+            for (known, learnt) in inner.partitions.iter_mut().zip(high_watermarks) {
+                known.high_watermark = Some((*learnt, asked));
+            }
+        });
+    }
+
+    // Asked by everybody.
+
+    /// Told after every change.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.lock().phase.clone()
+    }
+
+    /// Whether everything up to the high watermarks has been applied, and they were learnt within the last second.
+    #[must_use]
+    pub fn caught_up(&self) -> bool {
+        self.lock().caught_up()
+    }
+
+    /// Whether the node has been caught up since it started.
+    #[must_use]
+    pub fn caught_up_once(&self) -> bool {
+        self.lock().caught_up_once
+    }
+
+    /// Whether the store holds what the log held at some moment: this run or an earlier one was caught up.
+    #[must_use]
+    pub fn restored(&self) -> bool {
+        self.lock().restored
+    }
+
+    /// Why the node should get no requests; `None` when it is ready.
+    #[must_use]
+    pub fn unready(&self) -> Option<String> {
+        let inner = self.lock();
+        if let Phase::Failed(reason) = &inner.phase {
+            return Some(reason.clone());
+        }
+        if inner.heartbeat.elapsed() > STUCK {
+            return Some(format!("the replica has shown no sign of life for {} s", inner.heartbeat.elapsed().as_secs()));
+        }
+        if inner.restored {
+            return None;
+        }
+        Some(match (&inner.phase, inner.fraction()) {
+            (Phase::Connecting(reason), _) => reason.clone(),
+            (_, Some(fraction)) => format!("restoring, {:.1} % read", fraction * 100.0),
+            _ => "restoring".to_owned(),
+        })
+    }
+
+    /// How far the partition of a key is applied.
+    #[must_use]
+    pub fn applied_for(&self, key: &[u8]) -> Position {
+        let inner = self.lock();
+        let partition = partition_of(key, inner.partitions.len());
+        inner.partitions.get(partition as usize).map_or(NextOffset(0), |p| p.next).applied(partition)
+    }
+
+    #[must_use]
+    pub fn partitions(&self) -> Vec<PartitionStatus> {
+        let inner = self.lock();
+        let status = |(partition, known): (i32, &Partition)| PartitionStatus {
+            partition,
+            applied: known.next.applied(partition).offset,
+            high_watermark: known.high_watermark.map(|(value, _)| value.0),
+            lag: known.high_watermark.map(|(value, _)| known.next.lag(value)),
+            high_watermark_age_ms: known.high_watermark.map(|(_, at)| at.elapsed().as_millis() as u64),
+        };
+        (0..).zip(&inner.partitions).map(status).collect()
+    }
+
+    #[must_use]
+    pub fn restore(&self) -> RestoreStatus {
+        let inner = self.lock();
+        RestoreStatus {
+            done: inner.restored,
+            seconds: inner.restored_after.map(|d| d.as_secs_f64()),
+            fraction: inner.fraction(),
+        }
+    }
+}
+
+impl Inner {
+    fn caught_up(&self) -> bool {
+        !self.partitions.is_empty()
+            && self.partitions.iter().all(|p| {
+                p.high_watermark.is_some_and(|(end, at)| p.next.lag(end) == 0 && at.elapsed() <= FRESH)
+            })
+    }
+
+    fn fraction(&self) -> Option<f64> {
+        let (mut read, mut all) = (0u64, 0u64);
+        for (partition, from) in self.partitions.iter().zip(&self.from) {
+            let (end, _) = partition.high_watermark?;
+            all += from.lag(end);
+            read += from.lag(end) - partition.next.lag(end);
+        }
+        Some(if all == 0 { 1.0 } else { read as f64 / all as f64 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn caught_up_needs_every_partition_and_fresh_high_watermarks() {
+        let progress = Progress::default();
+        assert!(!progress.caught_up(), "nothing is known yet");
+        progress.begin(&[NextOffset(0), NextOffset(5)], false);
+        assert!(!progress.caught_up());
+        progress.learnt(&[HighWatermark(2), HighWatermark(5)], Instant::now());
+        assert!(!progress.caught_up());
+        assert_eq!(progress.restore().fraction, Some(0.0));
+        progress.applied(&[(0, NextOffset(2))]);
+        assert!(progress.caught_up());
+        assert_eq!(progress.restore().fraction, Some(1.0));
+        let stale = Instant::now().checked_sub(FRESH * 2).expect("the machine has been up for two seconds");
+        progress.learnt(&[HighWatermark(2), HighWatermark(5)], stale);
+        assert!(!progress.caught_up(), "learnt too long ago");
+    }
+
+    #[test]
+    fn a_dead_or_stuck_replica_is_unready_also_with_a_warm_store() {
+        let progress = Progress::default();
+        assert_eq!(progress.unready().as_deref(), Some("starting"));
+        progress.begin(&[NextOffset(0)], true);
+        assert_eq!(progress.unready(), None);
+        progress.lock().heartbeat = Instant::now().checked_sub(STUCK * 2).expect("the machine has been up for a minute");
+        assert!(progress.unready().expect("stuck").contains("no sign of life"));
+        progress.heartbeat();
+        assert_eq!(progress.unready(), None);
+        progress.set_phase(Phase::Failed("gone".into()));
+        assert_eq!(progress.unready().as_deref(), Some("gone"));
+    }
+}

@@ -1,0 +1,110 @@
+//! `serve`: a node on Kafka and ZooKeeper.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow, bail};
+use tokio::net::{TcpListener, UdpSocket};
+
+use crate::data_dir::DataDir;
+use crate::log::kafka::{KafkaLog, KafkaSettings};
+use crate::membership::Address;
+use crate::membership::zookeeper::{ConnectString, ZooKeeperMembership};
+use crate::node::{self, Node, Parts};
+use crate::settings::ServeSettings;
+use crate::writes::{MAX_KEY_BYTES, RECORD_OVERHEAD_BYTES};
+
+/// Runs a node until `stop` completes.
+///
+/// # Errors
+/// A sentence when it can't start, or when its replica gave up.
+pub async fn run(settings: ServeSettings, stop: impl Future<Output = ()>) -> Result<()> {
+    let data_dir = DataDir::open(&settings.data_dir)?;
+    let listener = listen(settings.bind_address, settings.api_port, "API_PORT").await?;
+    let host = match &settings.node_address {
+        Some(host) => host.clone(),
+        None => own_address(&settings.zookeeper_hosts).await.to_string(),
+    };
+    let api_port = listener.local_addr()?.port();
+    let avro_port = match settings.avro_port {
+        Some(port) => port,
+        None => api_port.checked_add(1).context("API_PORT + 1 is no port; set AVRO_PORT")?,
+    };
+    let address = Address { host, api_port, avro_port };
+    let log = KafkaLog::new(kafka_settings(&settings, &address)?)
+        .map_err(|error| anyhow!("KAFKA_PROPERTIES: librdkafka refuses its configuration: {error}"))?;
+    let membership = ZooKeeperMembership::start(
+        settings.zookeeper_hosts.clone(),
+        settings.zookeeper_session_timeout,
+        address.clone(),
+    );
+    tracing::info!(
+        node = address.api(),
+        listening = %listener.local_addr()?,
+        brokers = settings.broker_list,
+        topic = settings.kafka_topic,
+        data_dir = %data_dir.path().display(),
+        "bitacora-node {}",
+        env!("CARGO_PKG_VERSION"),
+    );
+    let node = Node::start(Parts {
+        log: Arc::new(log),
+        membership: Arc::new(membership),
+        data_dir,
+        listener,
+        address,
+        settings: settings.node,
+    })?;
+    let progress = node.progress();
+    let outcome = tokio::select! {
+        () = stop => Ok(()),
+        reason = node::failed(&progress) => Err(anyhow!(reason)),
+    };
+    node.stop().await;
+    outcome
+}
+
+fn kafka_settings(settings: &ServeSettings, address: &Address) -> Result<KafkaSettings> {
+    Ok(KafkaSettings {
+        brokers: settings.broker_list.clone(),
+        topic: settings.kafka_topic.clone(),
+        partitions: settings.topic_partitions,
+        replication_factor: settings.topic_replication_factor,
+        allow_uncompacted: settings.allow_uncompacted_topic,
+        group: settings.kafka_group.clone().unwrap_or_else(|| format!("bitacora-{}", address.api())),
+        write_timeout: settings.write_timeout,
+        // The key is in the record twice: as Kafka's key and in the value.
+        max_record_bytes: usize::try_from(settings.node.max_value_bytes)? + 2 * MAX_KEY_BYTES + RECORD_OVERHEAD_BYTES,
+        properties: settings.properties().map_err(|error| anyhow!(error))?,
+    })
+}
+
+/// Opens a port, or says who is in the way. `setting` is the name to change.
+///
+/// # Errors
+/// A sentence.
+pub async fn listen(address: IpAddr, port: u16, setting: &str) -> Result<TcpListener> {
+    match TcpListener::bind(SocketAddr::new(address, port)).await {
+        Ok(listener) => Ok(listener),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            bail!("port {port} on {address} is in use by another process; stop it or choose another port with {setting}")
+        }
+        Err(error) => Err(error).with_context(|| format!("port {port} on {address} ({setting}) can't be opened")),
+    }
+}
+
+/// The address that this machine has towards ZooKeeper, which is how the others are reached too.
+async fn own_address(zookeeper: &ConnectString) -> IpAddr {
+    let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    for host in zookeeper.hosts() {
+        // Connecting a UDP socket sends nothing; it only chooses a route.
+        let Ok(socket) = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await else { continue };
+        if socket.connect(host).await.is_ok()
+            && let Ok(address) = socket.local_addr()
+        {
+            return address.ip();
+        }
+    }
+    tracing::warn!("no ZooKeeper server's name is known here; the node goes by {localhost} unless NODE_ADDRESS says otherwise");
+    localhost
+}

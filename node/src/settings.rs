@@ -1,0 +1,380 @@
+//! Every setting once: its flag, its environment variable, its default and what it means. `--help` is made from this
+//! table, and a test holds the README's against it.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::log::kafka::RESERVED_PROPERTIES;
+use crate::membership::zookeeper::ConnectString;
+
+/// A node of Bitacora: a replicated in-memory key-value store whose write-ahead log is a compacted Kafka topic.
+#[derive(Debug, Parser)]
+#[command(name = "bitacora-node", version, max_term_width = 110, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  bitacora-node dev                                 three nodes in this process, nothing else to install
+  bitacora-node serve --broker-list kafka:9092 --zookeeper-hosts zk:2181
+  KAFKA_TOPIC=orders API_PORT=9000 bitacora-node    'serve' is what runs without a command
+
+Every setting is a flag and an environment variable; a flag wins. 'bitacora-node serve --help' explains them all.";
+
+#[derive(Debug, Subcommand)]
+// Made once.
+#[allow(clippy::large_enum_variant)]
+pub enum Command {
+    /// Run one node on Kafka and ZooKeeper (the default)
+    Serve(ServeSettings),
+    /// Run a cluster of several nodes in this process, over an embedded durable log, on 127.0.0.1
+    Dev(DevSettings),
+    /// Ask the node on this machine whether it is ready; exit with 0 if it is, else with 1
+    Health(HealthSettings),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct ServeSettings {
+    /// Kafka brokers to make contact with, host:port,…
+    #[arg(long, env, value_name = "HOSTS", default_value = "127.0.0.1:9092", value_parser = hosts, help_heading = "Kafka")]
+    pub broker_list: String,
+    /// The compacted topic that is the log; created if it is missing
+    #[arg(long, env, value_name = "NAME", default_value = "bitacora", value_parser = topic, help_heading = "Kafka")]
+    pub kafka_topic: String,
+    /// Partitions of a topic that the node creates
+    #[arg(long, env, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(i32).range(1..=10_000), help_heading = "Kafka")]
+    pub topic_partitions: i32,
+    /// Replication factor of a topic that the node creates; -1 for the brokers' default
+    #[arg(long, env, value_name = "N", default_value_t = -1, allow_negative_numbers = true, value_parser = replication_factor, help_heading = "Kafka")]
+    pub topic_replication_factor: i32,
+    /// Start on a topic that is not compacted, although Kafka will delete keys from it
+    #[arg(long, env, value_name = "BOOL", default_value_t = false, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, help_heading = "Kafka")]
+    pub allow_uncompacted_topic: bool,
+    /// Consumer group that the node commits its offsets to, for Kafka's tools to see [default: bitacora-<address>]
+    #[arg(long, env, value_name = "NAME", help_heading = "Kafka")]
+    pub kafka_group: Option<String>,
+    /// Properties for librdkafka, name=value, separated by ';' (SASL, SSL, …); name=@FILE reads the value from a file
+    #[arg(long, env, value_name = "PROPERTIES", value_delimiter = ';', value_parser = property, hide_env_values = true, help_heading = "Kafka")]
+    pub kafka_properties: Vec<(String, String)>,
+    /// A file of such properties, one a line
+    #[arg(long, env, value_name = "FILE", help_heading = "Kafka")]
+    pub kafka_properties_file: Option<PathBuf>,
+    /// How long a write may wait for the brokers' acknowledgement
+    #[arg(long, env, value_name = "TIME", default_value = "5s", value_parser = positive_duration, help_heading = "Kafka")]
+    pub write_timeout: Duration,
+
+    /// ZooKeeper servers, host:port,… with an optional chroot: zk1:2181,zk2:2181/prod
+    #[arg(long, env, value_name = "HOSTS", default_value = "127.0.0.1:2181", help_heading = "Cluster")]
+    pub zookeeper_hosts: ConnectString,
+    /// How long ZooKeeper keeps a silent node a member (its servers allow no less than two of their ticks)
+    #[arg(long, env, value_name = "TIME", default_value = "2500ms", value_parser = session_timeout, help_heading = "Cluster")]
+    pub zookeeper_session_timeout: Duration,
+    /// Name or address that the others reach this node by [default: the address that this machine has towards ZooKeeper]
+    #[arg(long, env, value_name = "HOST", value_parser = node_address, help_heading = "Cluster")]
+    pub node_address: Option<String>,
+
+    /// Port of the HTTP API
+    #[arg(long, env, value_name = "PORT", default_value_t = 8080, value_parser = clap::value_parser!(u16).range(1..), help_heading = "Network")]
+    pub api_port: u16,
+    /// Port of the Avro RPC [default: API_PORT + 1]
+    #[arg(long, env, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Network")]
+    pub avro_port: Option<u16>,
+    /// Address to listen on
+    #[arg(long, env, value_name = "IP", default_value = "0.0.0.0", help_heading = "Network")]
+    pub bind_address: IpAddr,
+
+    /// Folder of the store; what is in it is rebuilt from the log if it is lost
+    #[arg(long, env, value_name = "DIR", default_value = "bitacora-data", help_heading = "Store")]
+    pub data_dir: PathBuf,
+    /// After how long a delete marker may leave the log; a node away for longer rebuilds its store
+    #[arg(long, env, value_name = "TIME", default_value = "7d", value_parser = positive_duration, help_heading = "Store")]
+    pub delete_retention: Duration,
+
+    #[command(flatten)]
+    pub node: NodeSettings,
+    #[command(flatten)]
+    pub logging: LogSettings,
+}
+
+/// What a node of `serve` and one of `dev` have in common.
+#[derive(Debug, Clone, Args)]
+pub struct NodeSettings {
+    /// Memory for the cache of records over the store
+    #[arg(long, env, value_name = "BYTES", default_value = "256MiB", value_parser = bytes, help_heading = "Store")]
+    pub cache_bytes: u64,
+    /// When a key that is missing here is asked of the other members
+    #[arg(long, env, value_name = "WHEN", default_value = "auto", help_heading = "Cluster")]
+    pub peer_reads: PeerReads,
+    /// How long the other members may take to answer
+    #[arg(long, env, value_name = "TIME", default_value = "60ms", value_parser = positive_duration, help_heading = "Cluster")]
+    pub external_request_timeout: Duration,
+    /// The largest value that is taken
+    #[arg(long, env, value_name = "BYTES", default_value = "1MiB", value_parser = value_bytes, help_heading = "Network")]
+    pub max_value_bytes: u64,
+    /// How long a client may take to send a request's body
+    #[arg(long, env, value_name = "TIME", default_value = "10s", value_parser = positive_duration, help_heading = "Network")]
+    pub request_timeout: Duration,
+    /// HTTP connections at a time; further ones wait
+    #[arg(long, env, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Network")]
+    pub max_connections: u32,
+    /// How long requests under way may take to end when the node is told to stop
+    #[arg(long, env, value_name = "TIME", default_value = "5s", value_parser = duration, help_heading = "Network")]
+    pub shutdown_grace: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PeerReads {
+    /// while this node is not caught up with the log
+    Auto,
+    /// on every miss
+    Always,
+    Never,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct LogSettings {
+    /// error, warn, info, debug, trace, or a filter such as info,bitacora_node=debug
+    #[arg(long, env, value_name = "FILTER", default_value = "info", help_heading = "Logging")]
+    pub log_level: String,
+    /// How log lines look
+    #[arg(long, env, value_name = "FORMAT", default_value = "human", help_heading = "Logging")]
+    pub log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Human,
+    Json,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct DevSettings {
+    /// How many nodes
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub nodes: u16,
+    /// HTTP port of the first node; the next ones follow in steps of two
+    #[arg(long, value_name = "PORT", default_value_t = 8080, value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: u16,
+    /// Folder of the log and the stores; it survives a restart
+    #[arg(long, value_name = "DIR", default_value = "bitacora-data/dev")]
+    pub data_dir: PathBuf,
+    #[command(flatten)]
+    pub node: NodeSettings,
+    #[command(flatten)]
+    pub logging: LogSettings,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct HealthSettings {
+    /// Port of the HTTP API
+    #[arg(long, env, value_name = "PORT", default_value_t = 8080)]
+    pub api_port: u16,
+}
+
+impl Cli {
+    /// Reads the command line and the environment; without a command it is `serve`'s.
+    #[must_use]
+    pub fn read() -> Self {
+        let mut arguments: Vec<_> = std::env::args_os().collect();
+        let of_the_program = ["-h", "--help", "-V", "--version"];
+        let first = arguments.get(1).map(|argument| argument.to_string_lossy().into_owned());
+        if first.is_none_or(|first| first.starts_with('-') && !of_the_program.contains(&first.as_str())) {
+            arguments.insert(1.min(arguments.len()), "serve".into());
+        }
+        Self::parse_from(arguments)
+    }
+}
+
+impl ServeSettings {
+    /// The properties of the flag and of the file, the flag's last.
+    ///
+    /// # Errors
+    /// A sentence that names the file and the line.
+    pub fn properties(&self) -> Result<Vec<(String, String)>, String> {
+        let mut properties = Vec::new();
+        if let Some(path) = &self.kafka_properties_file {
+            let shown = path.display();
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| format!("KAFKA_PROPERTIES_FILE {shown} can't be read: {error}"))?;
+            for (number, line) in (1..).zip(text.lines().map(str::trim)) {
+                if !line.is_empty() && !line.starts_with('#') {
+                    properties.push(property(line).map_err(|error| format!("{shown}, line {number}: {error}"))?);
+                }
+            }
+        }
+        properties.extend(self.kafka_properties.iter().cloned());
+        Ok(properties)
+    }
+}
+
+fn property(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or_else(|| format!("'{}' is not name=value", name_only(text)))?;
+    let name = name.trim();
+    if RESERVED_PROPERTIES.contains(&name) {
+        return Err(format!("'{name}' is the node's own business and can't be set"));
+    }
+    let value = match value.trim().strip_prefix('@') {
+        None => value.trim().to_owned(),
+        Some(path) => std::fs::read_to_string(path)
+            .map_err(|error| format!("the file of '{name}', {path}, can't be read: {error}"))?
+            .trim_end_matches(['\n', '\r'])
+            .to_owned(),
+    };
+    Ok((name.to_owned(), value))
+}
+
+/// The start of a text that may hold a secret.
+fn name_only(text: &str) -> String {
+    text.chars().take(12).collect::<String>() + "…"
+}
+
+/// Checks `host:port`.
+///
+/// # Errors
+/// A sentence.
+pub(crate) fn host_port(text: &str) -> Result<(), String> {
+    let wrong = || format!("'{text}' is not host:port");
+    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let plausible = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || "/@?#".contains(c));
+    if plausible && port.parse::<u16>().is_ok_and(|port| port > 0) { Ok(()) } else { Err(wrong()) }
+}
+
+fn hosts(text: &str) -> Result<String, String> {
+    let hosts: Vec<_> = text.split(',').map(str::trim).collect();
+    // librdkafka takes a protocol before the host.
+    hosts.iter().try_for_each(|host| host_port(host.split_once("://").map_or(*host, |(_, rest)| rest)))?;
+    Ok(hosts.join(","))
+}
+
+fn topic(text: &str) -> Result<String, String> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if text.is_empty() || text.len() > 249 || text == "." || text == ".." || !text.chars().all(legal) {
+        return Err("a topic's name has 1 to 249 of the characters a-z A-Z 0-9 . _ -".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn node_address(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    if text.is_empty() || text.contains(|c: char| c.is_whitespace() || "/@?#".contains(c)) {
+        return Err("it must be a host's name or address, without a port".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn replication_factor(text: &str) -> Result<i32, String> {
+    match text.parse() {
+        Ok(factor @ (-1 | 1..=1_000)) => Ok(factor),
+        _ => Err("it must be 1 or more, or -1 for the brokers' default".to_owned()),
+    }
+}
+
+/// A time: `500ms`, `30s`, `5m`, `2h`, `7d`, or a number of ms.
+///
+/// # Errors
+/// A sentence.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("'{text}' is not a time such as 500ms, 30s, 5m, 2h, 7d or a number of ms");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
+    let unit = match &text[digits..] {
+        "" | "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(unit).map(Duration::from_millis).ok_or_else(|| format!("'{text}' is too long a time"))
+}
+
+/// As [`duration`], but not zero.
+///
+/// # Errors
+/// A sentence.
+pub fn positive_duration(text: &str) -> Result<Duration, String> {
+    duration(text).and_then(|time| if time.is_zero() { Err("it must be above 0".to_owned()) } else { Ok(time) })
+}
+
+fn session_timeout(text: &str) -> Result<Duration, String> {
+    // The client pings after two thirds of it, and counts whole seconds.
+    let time = duration(text)?;
+    if time < Duration::from_secs(2) { Err("it must be 2s or more".to_owned()) } else { Ok(time) }
+}
+
+/// A size: `1000`, `64KiB`, `256MiB`, `1GiB` (also `K`, `M`, `G`).
+fn bytes(text: &str) -> Result<u64, String> {
+    let wrong = || format!("'{text}' is not a size such as 1000, 64KiB, 256MiB or 1GiB");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
+    let shift = match text[digits..].trim() {
+        "" | "B" => 0,
+        "K" | "KiB" => 10,
+        "M" | "MiB" => 20,
+        "G" | "GiB" => 30,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+fn value_bytes(text: &str) -> Result<u64, String> {
+    // Kafka's own protocol bounds a record well below 2 GiB.
+    match bytes(text)? {
+        size @ 1..=0x1000_0000 => Ok(size),
+        _ => Err("it must be between 1 and 256MiB".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times_and_sizes() {
+        assert_eq!(duration("250"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("2h"), Ok(Duration::from_secs(7_200)));
+        for wrong in ["", "-5", "1.5s", "s", "10x", "99999999999999999999", "9999999999999999d", "1 s", "٣s"] {
+            assert!(duration(wrong).is_err(), "{wrong:?} was accepted");
+        }
+        assert_eq!(bytes("64KiB"), Ok(65_536));
+        assert!(bytes("1.5G").is_err() && bytes("-1").is_err() && bytes("99999999999G").is_err());
+    }
+
+    #[test]
+    fn properties_come_from_text_and_files_and_never_touch_what_correctness_rests_on() {
+        assert_eq!(property("ssl.ca.location = /a=b"), Ok(("ssl.ca.location".into(), "/a=b".into())));
+        assert!(property("acks=0").expect_err("reserved").contains("'acks'"));
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(file.path(), "s3cret\n").expect("written");
+        let path = file.path().display();
+        assert_eq!(property(&format!("sasl.password=@{path}")), Ok(("sasl.password".into(), "s3cret".into())));
+        let error = property("averylongsecretwithoutname").expect_err("no name");
+        assert!(!error.contains("without"), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_setting_is_named() {
+        for (arguments, names) in [
+            (["serve", "--broker-list", "kafka"], "--broker-list"),
+            (["serve", "--zookeeper-hosts", "zk:port"], "--zookeeper-hosts"),
+            (["serve", "--api-port", "70000"], "--api-port"),
+            (["serve", "--kafka-topic", "a b"], "--kafka-topic"),
+            (["dev", "--nodes", "0"], "--nodes"),
+        ] {
+            let error = Cli::try_parse_from([&["bitacora-node"], &arguments[..]].concat()).expect_err(names).to_string();
+            assert!(error.contains(names), "{error}");
+        }
+    }
+}
