@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 stopped as asked, 1 could not start or gave up, 2 wrong settings.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -30,23 +31,26 @@ fn main() -> ExitCode {
 async fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Serve(settings) => {
-            start_logging(&settings.logging)?;
+            start_logging(&settings.logging, "info")?;
             serve::run(settings, stop_signal()?).await
         }
         Command::Dev(settings) => {
-            start_logging(&settings.logging)?;
+            // Its screen says what a developer needs to know.
+            start_logging(&settings.logging, "warn")?;
             dev::run(settings, stop_signal()?).await
         }
         Command::Health(settings) => health(&settings).await,
     }
 }
 
-fn start_logging(settings: &LogSettings) -> Result<()> {
-    // The two client libraries log every try to reach a server; the node says what matters of it by itself.
-    let quiet = "librdkafka=error,rdkafka=error,zookeeper_async=off,hyper=warn";
-    let filter = EnvFilter::try_new(format!("{quiet},{}", settings.log_level))
-        .with_context(|| format!("LOG_LEVEL '{}' is not a filter", settings.log_level))?;
+fn start_logging(settings: &LogSettings, level: &str) -> Result<()> {
+    let level = settings.log_level.as_deref().unwrap_or(level);
+    // ZooKeeper's client logs every try to reach a server as an error; the node says what matters of it by itself.
+    let quiet = "zookeeper_async=off,hyper=warn";
+    let filter = EnvFilter::try_new(format!("{quiet},{level}"))
+        .with_context(|| format!("LOG_LEVEL '{level}' is not a filter"))?;
     let logging = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logging = logging.with_ansi(std::io::stderr().is_terminal());
     match settings.log_format {
         LogFormat::Human => logging.with_target(false).init(),
         LogFormat::Json => logging.json().flatten_event(true).init(),

@@ -245,6 +245,9 @@ impl Inner {
     }
 
     fn fraction(&self) -> Option<f64> {
+        if self.partitions.is_empty() {
+            return None;
+        }
         let (mut read, mut all) = (0u64, 0u64);
         for (partition, from) in self.partitions.iter().zip(&self.from) {
             let (end, _) = partition.high_watermark?;

@@ -71,12 +71,14 @@ impl Replica {
 
 fn learn(log: &dyn Log, progress: &Progress, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) {
-        if progress.phase() == Phase::Reading {
-            let asked = Instant::now();
-            match log.high_watermarks() {
-                Ok(learnt) => progress.learnt(&learnt, asked),
-                Err(error) => tracing::debug!(%error, "the high watermarks are not known"),
-            }
+        if progress.phase() != Phase::Reading {
+            std::thread::sleep(WATERMARKS / 10);
+            continue;
+        }
+        let asked = Instant::now();
+        match log.high_watermarks() {
+            Ok(learnt) => progress.learnt(&learnt, asked),
+            Err(error) => tracing::debug!(%error, "the high watermarks are not known"),
         }
         std::thread::sleep(WATERMARKS);
     }

@@ -138,9 +138,9 @@ pub enum PeerReads {
 
 #[derive(Debug, Clone, Args)]
 pub struct LogSettings {
-    /// error, warn, info, debug, trace, or a filter such as info,bitacora_node=debug
-    #[arg(long, env, value_name = "FILTER", default_value = "info", help_heading = "Logging")]
-    pub log_level: String,
+    /// error, warn, info, debug, trace, or a filter such as info,bitacora_node=debug [default: info; warn in dev]
+    #[arg(long, env, value_name = "FILTER", help_heading = "Logging")]
+    pub log_level: Option<String>,
     /// How log lines look
     #[arg(long, env, value_name = "FORMAT", default_value = "human", help_heading = "Logging")]
     pub log_format: LogFormat,

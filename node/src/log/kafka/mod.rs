@@ -3,7 +3,7 @@
 mod events;
 mod topic;
 
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -87,8 +87,9 @@ impl KafkaLog {
         // A record waits for others to share its request only while earlier requests are under way.
         set_default(&mut producer, "linger.ms", "0");
         set_default(&mut producer, "queue.buffering.max.kbytes", "131072");
-        let producer = ThreadedProducer::from_config_and_context(&producer, Acknowledgements)?;
-        let queries = BaseConsumer::from_config_and_context(&client_config(&settings), Quiet)?;
+        let quiet = Quiet::default();
+        let producer = ThreadedProducer::from_config_and_context(&producer, Acknowledgements(quiet.clone()))?;
+        let queries = BaseConsumer::from_config_and_context(&client_config(&settings), quiet)?;
         Ok(Self { settings, producer, queries, partitions: OnceLock::new() })
     }
 
@@ -159,7 +160,7 @@ impl Log for KafkaLog {
         set_default(&mut config, "fetch.queue.backoff.ms", "10");
         set_default(&mut config, "fetch.error.backoff.ms", "100");
         let consumer: BaseConsumer<Quiet> =
-            BaseConsumer::from_config_and_context(&config, Quiet).map_err(unavailable)?;
+            BaseConsumer::from_config_and_context(&config, Quiet::default()).map_err(unavailable)?;
         let mut assignment = TopicPartitionList::new();
         for (partition, next) in (0..).zip(from) {
             assignment
@@ -192,11 +193,15 @@ impl Log for KafkaLog {
 type Acknowledged = Result<Appended, AppendError>;
 
 /// The producer's context: hands each acknowledgement to the append that waits for it.
-struct Acknowledgements;
+struct Acknowledgements(Quiet);
 
 impl ClientContext for Acknowledgements {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        self.0.log(level, facility, line);
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "the producer reports a problem");
+        self.0.error(error, reason);
     }
 }
 
@@ -229,12 +234,29 @@ fn append_error(error: &KafkaError, message: &BorrowedMessage<'_>) -> AppendErro
     }
 }
 
-/// A consumer's context: connection problems are told by whoever waits, not by librdkafka at its own pace.
-pub(super) struct Quiet;
+/// A client's context that keeps librdkafka's complaints for whoever has to tell why nothing answers, instead of
+/// logging every try to connect. Shared, since only the producer's are told while nothing else is polled.
+#[derive(Clone, Default)]
+pub(super) struct Quiet {
+    last_problem: Arc<Mutex<String>>,
+}
+
+impl Quiet {
+    fn last_problem(&self) -> String {
+        self.last_problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
 
 impl ClientContext for Quiet {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        tracing::debug!(?level, facility, "librdkafka: {line}");
+        // `[thrd:…]: the problem`
+        let problem = line.split_once("]: ").map_or(line, |(_, problem)| problem);
+        problem.clone_into(&mut self.last_problem.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "the consumer reports a problem");
+        tracing::debug!(%error, reason, "librdkafka reports a problem");
     }
 }
 

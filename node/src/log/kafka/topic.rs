@@ -4,8 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures_executor::block_on;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::config::FromClientConfig;
+use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
@@ -24,7 +23,12 @@ pub(super) fn open(queries: &BaseConsumer<Quiet>, settings: &KafkaSettings) -> R
     let partitions = match partitions(queries, &settings.topic) {
         Ok(Some(partitions)) => partitions,
         Ok(None) => create(queries, settings)?,
-        Err(error) => return Err(unavailable("does not answer", &error)),
+        Err(error) => {
+            // librdkafka's error says that no broker was reached; its log says why.
+            let problem = queries.context().last_problem();
+            let why: &dyn std::fmt::Display = if problem.is_empty() { &error } else { &problem };
+            return Err(unavailable("does not answer", why));
+        }
     };
     check(settings)?;
     let cluster = queries
@@ -147,8 +151,8 @@ fn check(settings: &KafkaSettings) -> Result<(), OpenError> {
     Ok(())
 }
 
-fn admin(settings: &KafkaSettings) -> Result<AdminClient<DefaultClientContext>, OpenError> {
-    AdminClient::from_config(&client_config(settings)).map_err(|error| OpenError::Refused(error.to_string()))
+fn admin(settings: &KafkaSettings) -> Result<AdminClient<Quiet>, OpenError> {
+    AdminClient::from_config_and_context(&client_config(settings), Quiet::default()).map_err(|error| OpenError::Refused(error.to_string()))
 }
 
 /// Every partition's first (`Offset::Beginning`) or next (`Offset::End`) offset, in one request a broker.
