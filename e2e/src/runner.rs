@@ -173,7 +173,7 @@ fn run_test(runtime: &Runtime, run: &Arc<Run>, test: Test) -> Result<(), String>
     let panicked = PANIC.take().unwrap_or_default();
     let failure = match outcome {
         Ok(Ok(())) => None,
-        Ok(Err(error)) => Some(format!("{error:?}")),
+        Ok(Err(error)) => Some(format!("{error:#}")),
         Err(_) => Some(panicked),
     };
     let failure = failure.map(|text| format!("{text}\n{}", logs(&dir)));

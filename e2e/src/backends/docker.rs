@@ -1,6 +1,7 @@
 //! Kafka and ZooKeeper in containers.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -45,7 +46,7 @@ pub async fn reap(of: Of) -> Result<()> {
         let (Some(id), Some(owner)) = (container.id, owner) else { continue };
         let take = match of {
             Of::This => owner == std::process::id(),
-            Of::DeadOwners => !std::path::Path::new(&format!("/proc/{owner}")).exists(),
+            Of::DeadOwners => !Path::new(&format!("/proc/{owner}")).exists(),
         };
         if take {
             let remove = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
@@ -89,6 +90,14 @@ impl Container {
         self.0.start().await.context("starting the container again")
     }
 
+    pub async fn check_running(&self) -> Result<(), String> {
+        match self.0.is_running().await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err("its container has ended".to_string()),
+            Err(error) => Err(format!("its container cannot be looked at: {error}")),
+        }
+    }
+
     pub async fn remove(self) -> Result<()> {
         self.0.rm().await.context("removing the container")
     }
@@ -110,26 +119,18 @@ fn mapped(image: GenericImage, host: u16, container: ContainerPort) -> Container
 }
 
 fn kafka(port: u16) -> ContainerRequest<GenericImage> {
-    // Clients are sent to the advertised listener, so the host port must be known before the broker starts.
+    // Its own format and start rather than the image's: those render KAFKA_* variables in a Java process of its own.
+    const CONFIG: &str = "/tmp/bitacora-e2e.properties";
+    let properties = super::kafka_properties(":9092", port, 9093, Path::new("/tmp/bitacora-e2e-data"));
+    let start = format!(
+        "cd /opt/kafka/bin && ./kafka-storage.sh format --ignore-formatted --cluster-id {} --config {CONFIG} \
+         && exec ./kafka-server-start.sh {CONFIG}",
+        super::CLUSTER_ID
+    );
     mapped(GenericImage::new("apache/kafka", KAFKA_VERSION), port, 9092.tcp())
-        .with_env_var("KAFKA_NODE_ID", "1")
-        .with_env_var("KAFKA_PROCESS_ROLES", "broker,controller")
-        .with_env_var("KAFKA_CONTROLLER_QUORUM_VOTERS", "1@localhost:9093")
-        .with_env_var("KAFKA_CONTROLLER_LISTENER_NAMES", "CONTROLLER")
-        .with_env_var("KAFKA_INTER_BROKER_LISTENER_NAME", "PLAINTEXT")
-        .with_env_var("KAFKA_LISTENER_SECURITY_PROTOCOL_MAP", "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT")
-        .with_env_var("KAFKA_LISTENERS", "PLAINTEXT://:9092,CONTROLLER://:9093")
-        .with_env_var("KAFKA_ADVERTISED_LISTENERS", format!("PLAINTEXT://127.0.0.1:{port}"))
-        .with_env_var("KAFKA_AUTO_CREATE_TOPICS_ENABLE", "false")
-        .with_env_var("KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR", "1")
-        .with_env_var("KAFKA_OFFSETS_TOPIC_NUM_PARTITIONS", "4")
-        .with_env_var("KAFKA_TRANSACTION_STATE_LOG_REPLICATION_FACTOR", "1")
-        .with_env_var("KAFKA_TRANSACTION_STATE_LOG_MIN_ISR", "1")
-        .with_env_var("KAFKA_TRANSACTION_STATE_LOG_NUM_PARTITIONS", "4")
-        .with_env_var("KAFKA_SHARE_COORDINATOR_STATE_TOPIC_REPLICATION_FACTOR", "1")
-        .with_env_var("KAFKA_SHARE_COORDINATOR_STATE_TOPIC_MIN_ISR", "1")
-        .with_env_var("KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS", "0")
-        .with_env_var("KAFKA_HEAP_OPTS", "-Xms256m -Xmx512m")
+        .with_copy_to(CONFIG, properties.into_bytes())
+        .with_env_var("KAFKA_HEAP_OPTS", "-Xms256m -Xmx512m -XX:TieredStopAtLevel=1")
+        .with_cmd(["bash", "-c", &start])
 }
 
 fn zookeeper(port: u16) -> ContainerRequest<GenericImage> {
@@ -138,5 +139,5 @@ fn zookeeper(port: u16) -> ContainerRequest<GenericImage> {
         // All clients come from one address here.
         .with_env_var("ZOO_MAX_CLIENT_CNXNS", "0")
         .with_env_var("ZOO_ADMINSERVER_ENABLED", "false")
-        .with_env_var("JVMFLAGS", "-Xmx128m")
+        .with_env_var("JVMFLAGS", "-Xmx128m -XX:TieredStopAtLevel=1")
 }

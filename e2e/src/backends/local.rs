@@ -45,35 +45,15 @@ impl Local {
 
     async fn prepare_kafka(&self, port: u16) -> Result<()> {
         let controller = ports::free();
-        let data = self.dir.join("data");
-        let properties = format!(
-            "process.roles=broker,controller\n\
-             node.id=1\n\
-             controller.quorum.voters=1@127.0.0.1:{controller}\n\
-             controller.listener.names=CONTROLLER\n\
-             inter.broker.listener.name=PLAINTEXT\n\
-             listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT\n\
-             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
-             advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
-             log.dirs={data}\n\
-             auto.create.topics.enable=false\n\
-             offsets.topic.replication.factor=1\n\
-             offsets.topic.num.partitions=4\n\
-             transaction.state.log.replication.factor=1\n\
-             transaction.state.log.min.isr=1\n\
-             transaction.state.log.num.partitions=4\n\
-             share.coordinator.state.topic.replication.factor=1\n\
-             share.coordinator.state.topic.min.isr=1\n\
-             group.initial.rebalance.delay.ms=0\n",
-            data = data.display(),
-        );
+        let properties =
+            super::kafka_properties(&format!("127.0.0.1:{port}"), port, controller, &self.dir.join("data"));
         let config = self.dir.join("server.properties");
         std::fs::write(&config, properties).context("writing server.properties")?;
         let log = self.dir.join("kafka-format.log");
         let mut format = self.java();
         format
             .arg("kafka.tools.StorageTool")
-            .args(["format", "--cluster-id", "5L6g3nShT-eMCtK--X86sw", "--config"])
+            .args(["format", "--cluster-id", super::CLUSTER_ID, "--config"])
             .arg(&config);
         let status = Process::spawn(format, &log)?.wait(super::READY).await;
         ensure!(

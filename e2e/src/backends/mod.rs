@@ -89,6 +89,34 @@ impl Backends {
     }
 }
 
+/// Any; the same at every start on the same data.
+const CLUSTER_ID: &str = "5L6g3nShT-eMCtK--X86sw";
+
+/// A broker's settings. Clients are sent to the advertised port, so it must be known before the broker starts.
+fn kafka_properties(listen: &str, advertised: u16, controller: u16, data: &Path) -> String {
+    format!(
+        "process.roles=broker,controller\n\
+         node.id=1\n\
+         controller.quorum.voters=1@127.0.0.1:{controller}\n\
+         controller.listener.names=CONTROLLER\n\
+         inter.broker.listener.name=PLAINTEXT\n\
+         listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT\n\
+         listeners=PLAINTEXT://{listen},CONTROLLER://127.0.0.1:{controller}\n\
+         advertised.listeners=PLAINTEXT://127.0.0.1:{advertised}\n\
+         log.dirs={data}\n\
+         auto.create.topics.enable=false\n\
+         offsets.topic.replication.factor=1\n\
+         offsets.topic.num.partitions=4\n\
+         transaction.state.log.replication.factor=1\n\
+         transaction.state.log.min.isr=1\n\
+         transaction.state.log.num.partitions=4\n\
+         share.coordinator.state.topic.replication.factor=1\n\
+         share.coordinator.state.topic.min.isr=1\n\
+         group.initial.rebalance.delay.ms=0\n",
+        data = data.display(),
+    )
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     Kafka,
@@ -146,27 +174,33 @@ impl Server {
 
     async fn ready(&self) -> Result<()> {
         let address = self.address();
+        // `Ok(Err(…))` ends the wait: a server that has ended will not become ready.
         let answers = wait::try_until(READY, || async {
-            if let Engine::Local(local) = &self.engine {
-                local.check_running()?;
+            if let Err(ended) = self.check_running().await {
+                return Ok(Err(ended));
             }
             match self.kind {
                 Kind::Kafka => kafka_answers(&address).await,
                 Kind::ZooKeeper => zookeeper::answers(&address).await,
             }
+            .map(Ok)
         });
-        match answers.await {
-            Ok(()) => Ok(()),
-            Err(last) => {
-                let log = match &self.engine {
-                    Engine::Docker(container) => container.log_tail().await,
-                    Engine::Local(local) => local.log_tail(),
-                };
-                bail!(
-                    "{:?} at {address} is not ready after {READY:?}: {last}\nits log ends:\n{log}",
-                    self.kind
-                )
-            }
+        let last = match answers.await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(ended)) => ended,
+            Err(last) => format!("not ready after {READY:?}: {last}"),
+        };
+        let log = match &self.engine {
+            Engine::Docker(container) => container.log_tail().await,
+            Engine::Local(local) => local.log_tail(),
+        };
+        bail!("{:?} at {address}: {last}\nits log ends:\n{log}", self.kind)
+    }
+
+    async fn check_running(&self) -> Result<(), String> {
+        match &self.engine {
+            Engine::Docker(container) => container.check_running().await,
+            Engine::Local(local) => local.check_running(),
         }
     }
 
@@ -186,6 +220,7 @@ async fn kafka_answers(address: &str) -> Result<(), String> {
             .set("bootstrap.servers", &address)
             // Nothing is to be heard before it listens; that is no news.
             .set("log_level", "0")
+            .set("reconnect.backoff.max.ms", "200")
             .create()
             .map_err(|error| format!("no consumer: {error}"))?;
         let metadata =
