@@ -1,0 +1,13 @@
+//! The harness of the end-to-end suites: a real Kafka and a real ZooKeeper (in Docker, or as local processes),
+//! real `bitacora-node` processes on them, faults, and waits that say what they last saw.
+
+pub mod backends;
+pub mod cluster;
+pub mod http;
+pub mod java;
+pub mod ports;
+pub mod process;
+pub mod runner;
+pub mod topic;
+pub mod wait;
+pub mod zookeeper;

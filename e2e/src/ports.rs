@@ -1,0 +1,24 @@
+//! Free ports on 127.0.0.1.
+
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Below Linux' ephemeral range, so that no outgoing connection takes a port between our look and its use.
+const FIRST: u32 = 15_000;
+const COUNT: u32 = 15_000;
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// A port that was free a moment ago and that this process gives out only once.
+pub fn free() -> u16 {
+    // Runs at the same time start at different places.
+    let start = std::process::id().wrapping_mul(7919);
+    for _ in 0..COUNT {
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = (FIRST + start.wrapping_add(n) % COUNT) as u16;
+        if TcpListener::bind(("0.0.0.0", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no free port between {FIRST} and {}", FIRST + COUNT);
+}

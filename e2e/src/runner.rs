@@ -1,0 +1,338 @@
+//! Runs the suites: starts servers when the first test needs them, and takes everything down whatever happens.
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use libtest_mimic::{Arguments, Completion, FormatSetting, Trial};
+use tokio::runtime::Runtime;
+use tokio::sync::OnceCell;
+
+use crate::backends::{self, Backends, Server};
+use crate::process::{self, tail};
+use crate::{cluster, java};
+
+/// No test may take longer; the longest takes a third of it on two slow cores.
+const TEST_DEADLINE: Duration = Duration::from_secs(180);
+const LOG_LINES: usize = 30;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Needs {
+    /// Only the node's binary, or not even that.
+    Nothing,
+    Servers,
+    /// The servers, and Java with Maven for a check by Kafka's and Avro's own libraries.
+    ServersAndJava,
+}
+
+type Outcome = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+
+pub struct Test {
+    /// `suite::guarantee`.
+    name: String,
+    needs: Needs,
+    run: Box<dyn FnOnce(Ctx) -> Outcome + Send>,
+}
+
+impl Test {
+    pub fn new<F, Fut>(module: &str, name: &str, needs: Needs, run: F) -> Test
+    where
+        F: FnOnce(Ctx) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<()>> + Send + 'static,
+    {
+        let suite = module.rsplit("::").next().unwrap_or(module);
+        Test { name: format!("{suite}::{name}"), needs, run: Box::new(|ctx| Box::pin(run(ctx))) }
+    }
+}
+
+/// The tests of a suite: `tests![Servers: a_guarantee, another; Nothing: a_third]`.
+#[macro_export]
+macro_rules! tests {
+    ($($needs:ident: $($test:ident),+ $(,)?);+ $(;)?) => {
+        vec![$($(
+            $crate::runner::Test::new(module_path!(), stringify!($test), $crate::runner::Needs::$needs, $test)
+        ),+),+]
+    };
+}
+
+struct Servers {
+    kafka: Server,
+    zookeeper: Server,
+}
+
+/// What all tests of a run share.
+struct Run {
+    backends: Backends,
+    root: PathBuf,
+    servers: OnceCell<Result<Servers, String>>,
+    started: Mutex<BTreeSet<String>>,
+}
+
+impl Run {
+    async fn servers(&self) -> Result<&Servers> {
+        let start = async || {
+            let (kafka_dir, zookeeper_dir) = (self.root.join("kafka"), self.root.join("zookeeper"));
+            let (kafka, zookeeper, binary) = tokio::join!(
+                self.backends.broker(&kafka_dir),
+                self.backends.zookeeper(&zookeeper_dir),
+                cluster::node_binary(),
+            );
+            binary?;
+            anyhow::Ok(Servers { kafka: kafka?, zookeeper: zookeeper? })
+        };
+        // A failure is kept too: the tests after the first must not wait for it again.
+        let servers = self.servers.get_or_init(async || start().await.map_err(|e| format!("{e:#}"))).await;
+        servers.as_ref().map_err(|error| anyhow::anyhow!("the servers did not start: {error}"))
+    }
+}
+
+/// What one test gets: addresses, a directory that is removed after it, and servers of its own on demand.
+#[derive(Clone)]
+pub struct Ctx {
+    run: Arc<Run>,
+    /// Every `*.log` in it is shown if the test fails.
+    pub dir: PathBuf,
+}
+
+impl Ctx {
+    /// The shared broker's address.
+    pub async fn brokers(&self) -> Result<String> {
+        Ok(self.run.servers().await?.kafka.address())
+    }
+
+    /// The shared ZooKeeper's address; take a chroot of your own.
+    pub async fn zookeeper(&self) -> Result<String> {
+        Ok(self.run.servers().await?.zookeeper.address())
+    }
+
+    /// A broker that only this test has, to stop and start.
+    pub async fn own_broker(&self) -> Result<Server> {
+        self.run.backends.broker(&self.dir.join("own-kafka")).await
+    }
+
+    /// A ZooKeeper that only this test has, to stop and start.
+    pub async fn own_zookeeper(&self) -> Result<Server> {
+        self.run.backends.zookeeper(&self.dir.join("own-zookeeper")).await
+    }
+}
+
+thread_local! {
+    /// `Some` while a test runs on this thread: what it panicked with, and where.
+    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+fn keep_panics_for_the_report() {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let kept = PANIC.with_borrow_mut(|kept| match kept {
+            Some(text) => {
+                let at = info.location().map(ToString::to_string).unwrap_or_default();
+                text.push_str(&format!("{at}: {}\n", payload(info.payload())));
+                true
+            }
+            None => false,
+        });
+        if !kept {
+            default(info);
+        }
+    }));
+}
+
+fn payload(payload: &(dyn Any + Send)) -> &str {
+    payload
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| payload.downcast_ref::<&str>().copied())
+        .unwrap_or("a panic without a message")
+}
+
+fn run_test(runtime: &Runtime, run: &Arc<Run>, test: Test) -> Result<(), String> {
+    let dir = run.root.join(test.name.replace("::", "-"));
+    std::fs::create_dir_all(&dir).map_err(|error| format!("creating {}: {error}", dir.display()))?;
+    run.started.lock().unwrap_or_else(PoisonError::into_inner).insert(test.name.clone());
+    let ctx = Ctx { run: run.clone(), dir: dir.clone() };
+    PANIC.set(Some(String::new()));
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        runtime.block_on(async {
+            if test.needs != Needs::Nothing {
+                // Outside the deadline: the first test waits for a build and for servers.
+                run.servers().await?;
+            }
+            let limited = tokio::time::timeout(TEST_DEADLINE, (test.run)(ctx));
+            limited.await.with_context(|| format!("it did not end within {TEST_DEADLINE:?}"))?
+        })
+    }));
+    let panicked = PANIC.take().unwrap_or_default();
+    let failure = match outcome {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(format!("{error:#}")),
+        Err(_) => Some(panicked),
+    };
+    let failure = failure.map(|text| format!("{text}\n{}", logs(&dir)));
+    // E2E_KEEP is for looking into a failure; a directory that cannot be removed goes with the root.
+    if std::env::var_os("E2E_KEEP").is_none() {
+        let _ = std::fs::remove_dir_all(&dir);
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+/// The ends of all logs of a test.
+fn logs(dir: &Path) -> String {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(dir)
+        .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
+        .unwrap_or_default();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "log"));
+    files.sort();
+    let mut text = String::new();
+    for file in files {
+        let name = file.file_name().unwrap_or_default().display().to_string();
+        text.push_str(&format!("--- the last lines of {name}\n{}\n", tail(&file, LOG_LINES)));
+    }
+    text
+}
+
+/// The whole `main` of the test binary.
+pub fn main(tests: Vec<Test>) -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Two clusters of three nodes are what a machine with two cores carries.
+    arguments.test_threads = arguments.test_threads.or(Some(2));
+    if arguments.list {
+        let trials = tests.into_iter().map(|test| Trial::test(test.name, || Ok(()))).collect();
+        return libtest_mimic::run(&arguments, trials).exit_code();
+    }
+    keep_panics_for_the_report();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(4)
+        .enable_all()
+        .build()
+        .expect("a runtime can be built");
+    match runtime.block_on(prepare()) {
+        Ok(run) => supervise(&arguments, runtime, run, tests),
+        Err(error) => {
+            eprintln!("e2e: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn prepare() -> Result<Run> {
+    let backends = Backends::choose().await?;
+    backends::reap_orphans(backends).await;
+    let root =
+        tempfile::Builder::new().prefix("bitacora-e2e-").tempdir().context("a directory for the run")?;
+    let root = root.keep();
+    tokio::spawn(end_on_signal(backends, root.clone()));
+    Ok(Run { backends, root, servers: OnceCell::new(), started: Mutex::default() })
+}
+
+fn supervise(arguments: &Arguments, runtime: Runtime, run: Run, tests: Vec<Test>) -> ExitCode {
+    let runtime = Arc::new(runtime);
+    let backends = run.backends;
+    let root = run.root.clone();
+    let run = Arc::new(run);
+    let has_java = runtime.block_on(java::available());
+    let registered = tests.len();
+    let needing = tests.iter().filter(|test| test.needs != Needs::Nothing).count();
+    let trials = tests.into_iter().map(|test| {
+        let name = test.name.clone();
+        let (runtime, run) = (runtime.clone(), run.clone());
+        Trial::ignorable_test(name, move || {
+            if test.needs != Needs::Nothing && backends == Backends::None {
+                return Ok(Completion::ignored_with("no Docker engine, no Java with Maven"));
+            }
+            if test.needs == Needs::ServersAndJava && !has_java {
+                return Ok(Completion::ignored_with("no Java with Maven for the check by Java's libraries"));
+            }
+            run_test(&runtime, &run, test)?;
+            Ok(Completion::Completed)
+        })
+    });
+    let conclusion = libtest_mimic::run(arguments, trials.collect());
+
+    let started = run.started.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    runtime.block_on(tear_down(run, backends));
+    remove_root(&root);
+
+    let ran = (conclusion.num_passed + conclusion.num_failed) as usize;
+    let suites: BTreeSet<&str> = started.iter().filter_map(|name| name.split("::").next()).collect();
+    let line = if backends == Backends::None {
+        format!(
+            "e2e: NOT RUN: neither a Docker engine nor Java with Maven was found; only the {} tests that need \
+             neither ran",
+            registered - needing
+        )
+    } else {
+        format!("e2e: {} suites ({ran} tests) ran on: {}", suites.len(), backends.describe())
+    };
+    let mut complete = started.len() == ran;
+    let everything = arguments.filter.is_none() && arguments.skip.is_empty() && !arguments.ignored;
+    if everything {
+        complete &= ran + conclusion.num_ignored as usize == registered;
+        if backends != Backends::None && has_java {
+            complete &= ran == registered;
+        }
+    }
+    // Machine formats own stdout.
+    match arguments.format {
+        None | Some(FormatSetting::Pretty | FormatSetting::Terse) => println!("{line}"),
+        Some(_) => eprintln!("{line}"),
+    }
+    if !has_java && backends != Backends::None {
+        println!("e2e: the checks by Java's own libraries did not run: there is no Java with Maven");
+    }
+    if !complete {
+        eprintln!(
+            "e2e: {registered} tests are registered, {} began, {ran} ended: some are lost",
+            started.len()
+        );
+        return ExitCode::FAILURE;
+    }
+    conclusion.exit_code()
+}
+
+async fn tear_down(run: Arc<Run>, backends: Backends) {
+    if let Some(Ok(servers)) = Arc::into_inner(run).and_then(|run| run.servers.into_inner()) {
+        for server in [servers.kafka, servers.zookeeper] {
+            if let Err(error) = server.remove().await {
+                eprintln!("e2e: {error:#}");
+            }
+        }
+    }
+    // What a test may have leaked.
+    process::kill_all();
+    backends::remove_ours(backends).await;
+}
+
+fn remove_root(root: &Path) {
+    if std::env::var_os("E2E_KEEP").is_some() {
+        eprintln!("e2e: kept {}", root.display());
+    } else if let Err(error) = std::fs::remove_dir_all(root) {
+        eprintln!("e2e: {} is left: {error}", root.display());
+    }
+}
+
+/// On SIGINT or SIGTERM nothing is dropped, so this takes everything down itself.
+async fn end_on_signal(backends: Backends, root: PathBuf) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt()).expect("SIGINT can be listened to");
+    let mut terminate = signal(SignalKind::terminate()).expect("SIGTERM can be listened to");
+    let code = tokio::select! {
+        _ = interrupt.recv() => 130,
+        _ = terminate.recv() => 143,
+    };
+    eprintln!("e2e: interrupted, taking everything down");
+    process::kill_all();
+    backends::remove_ours(backends).await;
+    // A container that was being started meanwhile carries the label too.
+    backends::remove_ours(backends).await;
+    remove_root(&root);
+    std::process::exit(code);
+}

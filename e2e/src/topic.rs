@@ -1,0 +1,274 @@
+//! The topic as others see it: read and written with rdkafka and the `apache-avro` crate, none of the node's code.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use apache_avro::types::Value as Avro;
+use apache_avro::{Schema, from_avro_datum, to_avro_datum};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{Headers, Message};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+
+use crate::http::Position;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The record of the contract, as the original system's schema has it.
+pub const SCHEMA: &str = r#"{
+    "type": "record", "name": "KeyValueRawAvro", "namespace": "com.grayscaleconsulting.bitacora.rpc.avro",
+    "fields": [
+        {"name": "key", "type": "string"},
+        {"name": "value", "type": "string"},
+        {"name": "timestamp", "type": "long"},
+        {"name": "source", "type": "int"},
+        {"name": "ttl", "type": "long"},
+        {"name": "uuid", "type": "string"}
+    ]
+}"#;
+
+static PARSED: LazyLock<Schema> = LazyLock::new(|| Schema::parse_str(SCHEMA).expect("the schema is valid"));
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyValue {
+    pub key: String,
+    pub value: String,
+    pub timestamp: i64,
+    pub source: i32,
+    pub ttl: i64,
+    pub uuid: String,
+}
+
+impl KeyValue {
+    pub fn new(key: &str, value: &str) -> KeyValue {
+        KeyValue {
+            key: key.to_string(),
+            value: value.to_string(),
+            timestamp: now_ms(),
+            source: 3,
+            ttl: 0,
+            uuid: uuid::Uuid::new_v4().to_string(),
+        }
+    }
+
+    pub fn to_avro(&self) -> Vec<u8> {
+        let record = Avro::Record(vec![
+            ("key".into(), Avro::String(self.key.clone())),
+            ("value".into(), Avro::String(self.value.clone())),
+            ("timestamp".into(), Avro::Long(self.timestamp)),
+            ("source".into(), Avro::Int(self.source)),
+            ("ttl".into(), Avro::Long(self.ttl)),
+            ("uuid".into(), Avro::String(self.uuid.clone())),
+        ]);
+        to_avro_datum(&PARSED, record).expect("the record fits its schema")
+    }
+
+    /// Decodes a raw datum; bytes that are left over are an error.
+    pub fn from_avro(bytes: &[u8]) -> Result<KeyValue> {
+        let mut rest = bytes;
+        let decoded = from_avro_datum(&PARSED, &mut rest, None).context("decoding the Avro datum")?;
+        ensure!(rest.is_empty(), "{} bytes are left after the datum", rest.len());
+        let Avro::Record(fields) = decoded else { bail!("not a record: {decoded:?}") };
+        let fields: HashMap<String, Avro> = fields.into_iter().collect();
+        let string = |name: &str| match fields.get(name) {
+            Some(Avro::String(value)) => Ok(value.clone()),
+            other => bail!("{name} is {other:?}, not a string"),
+        };
+        let long = |name: &str| match fields.get(name) {
+            Some(Avro::Long(value)) => Ok(*value),
+            other => bail!("{name} is {other:?}, not a long"),
+        };
+        let source = match fields.get("source") {
+            Some(Avro::Int(value)) => *value,
+            other => bail!("source is {other:?}, not an int"),
+        };
+        Ok(KeyValue {
+            key: string("key")?,
+            value: string("value")?,
+            timestamp: long("timestamp")?,
+            source,
+            ttl: long("ttl")?,
+            uuid: string("uuid")?,
+        })
+    }
+}
+
+pub fn now_ms() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    i64::try_from(now.expect("the clock is after 1970").as_millis()).expect("milliseconds fit in 63 bits")
+}
+
+/// Java's `Utils.murmur2` over the key's bytes, and its partitioner over that.
+pub fn java_partition(key: &[u8], partitions: i32) -> i32 {
+    ((murmur2(key) & 0x7fff_ffff) % partitions as u32) as i32
+}
+
+pub fn murmur2(data: &[u8]) -> u32 {
+    const M: u32 = 0x5bd1_e995;
+    let mut h = 0x9747_b28c ^ data.len() as u32;
+    let (words, tail) = data.as_chunks::<4>();
+    for word in words {
+        let mut k = u32::from_le_bytes(*word).wrapping_mul(M);
+        k ^= k >> 24;
+        h = h.wrapping_mul(M) ^ k.wrapping_mul(M);
+    }
+    for (i, byte) in tail.iter().enumerate() {
+        h ^= u32::from(*byte) << (8 * i);
+    }
+    if !tail.is_empty() {
+        h = h.wrapping_mul(M);
+    }
+    h ^= h >> 13;
+    h = h.wrapping_mul(M);
+    h ^ (h >> 15)
+}
+
+/// A record as Kafka has it.
+#[derive(Debug, Clone)]
+pub struct Record {
+    pub position: Position,
+    /// Kafka's timestamp.
+    pub timestamp: i64,
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    pub headers: Vec<(String, Vec<u8>)>,
+}
+
+impl Record {
+    pub fn key_text(&self) -> String {
+        String::from_utf8_lossy(self.key.as_deref().unwrap_or_default()).into_owned()
+    }
+}
+
+/// A topic on a broker.
+#[derive(Clone)]
+pub struct Topic {
+    pub brokers: String,
+    pub name: String,
+}
+
+impl Topic {
+    fn config(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.brokers);
+        config
+    }
+
+    fn admin(&self) -> Result<AdminClient<DefaultClientContext>> {
+        self.config().create().context("creating an admin client")
+    }
+
+    pub async fn create(&self, partitions: i32, config: &[(&str, &str)]) -> Result<()> {
+        let mut topic = NewTopic::new(&self.name, partitions, TopicReplication::Fixed(1));
+        for (name, value) in config {
+            topic = topic.set(name, value);
+        }
+        let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
+        let results = self.admin()?.create_topics([&topic], &options).await.context("creating the topic")?;
+        for result in results {
+            result.map_err(|(topic, error)| anyhow::anyhow!("creating {topic}: {error}"))?;
+        }
+        Ok(())
+    }
+
+    /// Reads every partition from its start to the high watermark of now, in order.
+    pub async fn read_all(&self) -> Result<Vec<Record>> {
+        let topic = self.clone();
+        tokio::task::spawn_blocking(move || topic.read_all_blocking()).await.context("the reader panicked")?
+    }
+
+    fn read_all_blocking(&self) -> Result<Vec<Record>> {
+        let consumer: BaseConsumer = self
+            .config()
+            .set("group.id", "e2e-reader")
+            .set("enable.auto.commit", "false")
+            .set("enable.partition.eof", "true")
+            .set("check.crcs", "true")
+            .create()
+            .context("creating a consumer")?;
+        let metadata = consumer.fetch_metadata(Some(&self.name), PATIENCE).context("reading metadata")?;
+        let partitions: Vec<i32> = metadata
+            .topics()
+            .iter()
+            .filter(|topic| topic.name() == self.name)
+            .flat_map(|topic| topic.partitions().iter().map(|partition| partition.id()))
+            .collect();
+        ensure!(!partitions.is_empty(), "the topic {} does not exist", self.name);
+        let mut assignment = TopicPartitionList::new();
+        for partition in &partitions {
+            assignment.add_partition_offset(&self.name, *partition, Offset::Beginning)?;
+        }
+        consumer.assign(&assignment).context("assigning")?;
+        let mut records = Vec::new();
+        let mut open: Vec<i32> = partitions;
+        let end = Instant::now() + PATIENCE;
+        while !open.is_empty() {
+            ensure!(Instant::now() < end, "partitions {open:?} did not end within {PATIENCE:?}");
+            match consumer.poll(Duration::from_millis(200)) {
+                None => {}
+                Some(Err(KafkaError::PartitionEOF(partition))) => open.retain(|p| *p != partition),
+                Some(Err(error)) => return Err(error).context("reading the topic"),
+                Some(Ok(message)) => records.push(Record {
+                    position: Position { partition: message.partition(), offset: message.offset() },
+                    timestamp: message.timestamp().to_millis().unwrap_or(-1),
+                    key: message.key().map(<[u8]>::to_vec),
+                    value: message.payload().map(<[u8]>::to_vec),
+                    headers: message.headers().map_or_else(Vec::new, |headers| {
+                        let owned = |h: rdkafka::message::Header<'_, &[u8]>| {
+                            (h.key.to_string(), h.value.unwrap_or_default().to_vec())
+                        };
+                        headers.iter().map(owned).collect()
+                    }),
+                }),
+            }
+        }
+        Ok(records)
+    }
+
+    /// A producer as another program would have it, with Java's partitioner.
+    pub fn writer(&self) -> Result<Writer> {
+        let producer = self
+            .config()
+            .set("partitioner", "murmur2_random")
+            .set("acks", "all")
+            .set("enable.idempotence", "true")
+            .set("linger.ms", "5")
+            .set("queue.buffering.max.messages", "500000")
+            .set("message.max.bytes", "2000000")
+            .create()
+            .context("creating a producer")?;
+        Ok(Writer { producer, topic: self.name.clone() })
+    }
+}
+
+pub struct Writer {
+    producer: FutureProducer,
+    topic: String,
+}
+
+impl Writer {
+    /// Writes any bytes and returns where they are; `partition: None` leaves it to the partitioner.
+    pub async fn write(
+        &self,
+        partition: Option<i32>,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+    ) -> Result<Position> {
+        let mut record = FutureRecord::<[u8], [u8]>::to(&self.topic);
+        record.partition = partition;
+        record.key = key;
+        record.payload = value;
+        let delivery = self.producer.send(record, PATIENCE).await;
+        let delivery = delivery.map_err(|(error, _)| error).context("writing to the topic")?;
+        Ok(Position { partition: delivery.partition, offset: delivery.offset })
+    }
+
+    pub async fn write_record(&self, record: &KeyValue) -> Result<Position> {
+        self.write(None, Some(record.key.as_bytes()), Some(&record.to_avro())).await
+    }
+}

@@ -1,0 +1,90 @@
+//! What the suites ask ZooKeeper itself.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use zookeeper_async::{WatchedEvent, ZkError, ZooKeeper};
+
+/// Connecting and asking, at most.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+pub struct ZkClient(ZooKeeper);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Znode {
+    pub data: String,
+    /// The session that owns it; 0 for a persistent one.
+    pub owner: i64,
+}
+
+impl ZkClient {
+    /// `hosts` may end in a chroot.
+    pub async fn connect(hosts: &str) -> Result<ZkClient, String> {
+        let connect = ZooKeeper::connect(hosts, Duration::from_secs(10), |_: WatchedEvent| {});
+        match tokio::time::timeout(PATIENCE, connect).await {
+            Ok(Ok(client)) => Ok(ZkClient(client)),
+            Ok(Err(error)) => Err(format!("connecting to {hosts}: {error:?}")),
+            Err(_) => Err(format!("connecting to {hosts} took longer than {PATIENCE:?}")),
+        }
+    }
+
+    /// The znode at `path`, `None` if there is none.
+    pub async fn znode(&self, path: &str) -> Result<Option<Znode>, String> {
+        match tokio::time::timeout(PATIENCE, self.0.get_data(path, false)).await {
+            Ok(Ok((data, stat))) => Ok(Some(Znode {
+                data: String::from_utf8_lossy(&data).into_owned(),
+                owner: stat.ephemeral_owner,
+            })),
+            Ok(Err(ZkError::NoNode)) => Ok(None),
+            Ok(Err(error)) => Err(format!("reading {path}: {error:?}")),
+            Err(_) => Err(format!("reading {path} took longer than {PATIENCE:?}")),
+        }
+    }
+
+    /// The children of `path`, sorted; none if it does not exist.
+    pub async fn children(&self, path: &str) -> Result<Vec<String>, String> {
+        match tokio::time::timeout(PATIENCE, self.0.get_children(path, false)).await {
+            Ok(Ok(mut children)) => {
+                children.sort();
+                Ok(children)
+            }
+            Ok(Err(ZkError::NoNode)) => Ok(Vec::new()),
+            Ok(Err(error)) => Err(format!("listing {path}: {error:?}")),
+            Err(_) => Err(format!("listing {path} took longer than {PATIENCE:?}")),
+        }
+    }
+
+    pub async fn close(&self) {
+        // The session ends by itself if this fails.
+        let _ = tokio::time::timeout(PATIENCE, self.0.close()).await;
+    }
+}
+
+/// Whether a ZooKeeper at `address` serves requests.
+pub async fn answers(address: &str) -> Result<(), String> {
+    // Its own status word first: a session's client would go on retrying in the background where nobody answers, and
+    // Docker's proxy accepts connections before the server does.
+    match tokio::time::timeout(PATIENCE, status_word(address)).await {
+        Ok(Ok(status)) if status.contains("Mode:") => {}
+        Ok(Ok(status)) => return Err(format!("srvr answers {status:?}")),
+        Ok(Err(error)) => return Err(error.to_string()),
+        Err(_) => return Err(format!("srvr is not answered within {PATIENCE:?}")),
+    }
+    let client = ZkClient::connect(address).await?;
+    let answer = client.children("/").await;
+    client.close().await;
+    match answer {
+        Ok(children) if children.iter().any(|child| child == "zookeeper") => Ok(()),
+        Ok(children) => Err(format!("its root holds {children:?}")),
+        Err(error) => Err(error),
+    }
+}
+
+async fn status_word(address: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(b"srvr").await?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
