@@ -33,7 +33,7 @@ pub enum Needs {
     ServersAndJava,
 }
 
-type Outcome = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+pub type Outcome = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
 pub struct Test {
     /// `suite::guarantee`.
@@ -201,7 +201,17 @@ fn logs(dir: &Path) -> String {
 
 /// The whole `main` of the test binary.
 pub fn main(tests: Vec<Test>) -> ExitCode {
-    let mut arguments = Arguments::from_args();
+    main_with(Arguments::from_args(), tests)
+}
+
+/// The whole `main` of a benchmark: the same servers and the same end, one test at a time.
+pub fn bench(tests: Vec<Test>) -> ExitCode {
+    let arguments = Arguments::from_args();
+    // `cargo bench` asks for benchmarks only; these are tests to libtest-mimic.
+    main_with(Arguments { bench: false, test_threads: Some(1), ..arguments }, tests)
+}
+
+fn main_with(mut arguments: Arguments, tests: Vec<Test>) -> ExitCode {
     // Two clusters of three nodes are what a machine with two cores carries.
     arguments.test_threads = arguments.test_threads.or(Some(2));
     if arguments.list {

@@ -26,6 +26,18 @@ pub struct Answer {
     pub from: From,
 }
 
+impl Answer {
+    /// The write timestamp of the record that decided it, ms since the epoch; 0 if there is none.
+    fn timestamp(&self) -> i64 {
+        match &self.found {
+            Found::Local(entry) => entry.timestamp(),
+            Found::Peer(record) => record.timestamp,
+            Found::Gone { timestamp } => *timestamp,
+            Found::Missing => 0,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub enum Found {
     /// A record of this node's store; it is live, so it can be decoded.
@@ -64,7 +76,10 @@ impl Reads {
     /// # Errors
     /// When the store fails or the node can't know.
     pub async fn get(&self, key: &str) -> Result<Answer, GetError> {
-        if let Some(answer) = self.local(key)? {
+        // A store that is being restored may hold a record that the rest of the log replaces or deletes, so what it
+        // holds is only an answer beside the others'.
+        let restored = self.progress.restored();
+        if restored && let Some(answer) = self.local(key)? {
             return Ok(answer);
         }
         let ask = match self.peer_reads {
@@ -76,22 +91,32 @@ impl Reads {
             return self.missing(key, From::Local(Tier::Store));
         }
         let asked = self.ask_while_applying(key).await?;
-        // What the log delivered meanwhile is newer than what anybody could answer before.
-        if let Some(answer) = self.local(key)? {
-            return Ok(answer);
-        }
-        match asked {
-            PeerAnswer::Found { record, position } => {
+        // What the log delivered meanwhile wins.
+        let local = self.local(key)?;
+        let restored = restored || self.progress.restored();
+        match (local, asked) {
+            (Some(answer), _) if restored => Ok(answer),
+            (Some(answer), PeerAnswer::Found { record, position })
+                if (answer.timestamp(), answer.position.offset) >= (record.timestamp, position.offset) =>
+            {
+                Ok(answer)
+            }
+            (Some(answer), PeerAnswer::Gone { timestamp, position })
+                if (answer.timestamp(), answer.position.offset) >= (timestamp, position.offset) =>
+            {
+                Ok(answer)
+            }
+            (_, PeerAnswer::Found { record, position }) => {
                 Ok(Answer { found: Found::Peer(record), position, from: From::Peer })
             }
-            PeerAnswer::Gone { timestamp, position } => {
+            (_, PeerAnswer::Gone { timestamp, position }) => {
                 Ok(Answer { found: Found::Gone { timestamp }, position, from: From::Peer })
             }
-            PeerAnswer::Missing => {
+            (_, PeerAnswer::Missing) => {
                 let position = self.progress.applied_for(key.as_bytes());
                 Ok(Answer { found: Found::Missing, position, from: From::Peer })
             }
-            PeerAnswer::Unknown => self.missing(key, From::Local(Tier::Store)),
+            (_, PeerAnswer::Unknown) => self.missing(key, From::Local(Tier::Store)),
         }
     }
 
@@ -131,7 +156,7 @@ impl Reads {
             tokio::select! {
                 answer = &mut asked => return Ok(answer),
                 _ = applied.changed() => {
-                    if self.local(key)?.is_some() {
+                    if self.progress.restored() && self.local(key)?.is_some() {
                         return Ok(PeerAnswer::Unknown);
                     }
                 }

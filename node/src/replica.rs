@@ -280,3 +280,6 @@ impl Drop for Obituary<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

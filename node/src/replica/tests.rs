@@ -1,0 +1,260 @@
+//! The replica over a log whose every answer is scripted: faults that a real broker can't be made to show at will.
+
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use bitacora_client::wire::source;
+use futures_util::future::BoxFuture;
+
+use super::*;
+use crate::log::{AppendError, Appended, LogIdentity, LogReader};
+use crate::position::{HighWatermark, Position};
+
+/// What the reader finds next.
+enum Step {
+    Record { offset: i64, key: Option<&'static [u8]>, value: Option<Vec<u8>> },
+    End(i64),
+    Fails(ReadError),
+}
+
+struct Scripted {
+    identity: &'static str,
+    range: std::ops::Range<i64>,
+    high_watermark: Mutex<i64>,
+    steps: Mutex<Option<Receiver<Step>>>,
+    /// Where each reader was told to start.
+    started: Mutex<Vec<i64>>,
+    refuses: Option<&'static str>,
+}
+
+impl Log for Scripted {
+    fn open(&self) -> Result<LogInfo, OpenError> {
+        if let Some(reason) = self.refuses {
+            return Err(OpenError::Refused(reason.to_owned()));
+        }
+        let identity = LogIdentity { cluster: self.identity.to_owned(), topic: "t".to_owned() };
+        Ok(LogInfo { identity, partitions: vec![self.range.clone()] })
+    }
+
+    fn append<'a>(&'a self, _: &'a str, _: Vec<u8>) -> BoxFuture<'a, Result<Appended, AppendError>> {
+        unreachable!("these tests only read")
+    }
+
+    fn reader(&self, from: &[NextOffset]) -> Result<Box<dyn LogReader>, ReadError> {
+        self.started.lock().expect("no panic").push(from[0].0);
+        match self.steps.lock().expect("no panic").take() {
+            Some(steps) => Ok(Box::new(ScriptedReader(steps))),
+            None => Err(ReadError::Unavailable("the script is over".to_owned())),
+        }
+    }
+
+    fn high_watermarks(&self) -> Result<Vec<HighWatermark>, ReadError> {
+        Ok(vec![HighWatermark(*self.high_watermark.lock().expect("no panic"))])
+    }
+
+    fn flush(&self, _: Duration) {}
+}
+
+struct ScriptedReader(Receiver<Step>);
+
+impl LogReader for ScriptedReader {
+    fn poll(&mut self, wait: Duration, batch: &mut Batch) -> Result<(), ReadError> {
+        match self.0.recv_timeout(wait) {
+            Ok(Step::Record { offset, key, value }) => {
+                let position = Position { partition: 0, offset };
+                batch.push(LogRecord { position, timestamp: 1_000 + offset, key, value: value.as_deref() });
+                Ok(())
+            }
+            Ok(Step::End(next)) => {
+                batch.reached(0, NextOffset(next));
+                Ok(())
+            }
+            Ok(Step::Fails(error)) => Err(error),
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn applied(&mut self, _: &[NextOffset]) {}
+}
+
+/// A replica on a store in a folder, and the means to feed it.
+struct Bench {
+    store: Arc<Store>,
+    progress: Arc<Progress>,
+    metrics: Arc<Metrics>,
+    log: Arc<Scripted>,
+    steps: Sender<Step>,
+    replica: Option<Replica>,
+}
+
+impl Bench {
+    fn start(dir: &std::path::Path, identity: &'static str, range: std::ops::Range<i64>) -> Self {
+        Self::start_with(dir, identity, range, None)
+    }
+
+    fn start_with(
+        dir: &std::path::Path,
+        identity: &'static str,
+        range: std::ops::Range<i64>,
+        refuses: Option<&'static str>,
+    ) -> Self {
+        let (steps, script) = channel();
+        let log = Arc::new(Scripted {
+            identity,
+            high_watermark: Mutex::new(range.end),
+            range,
+            steps: Mutex::new(Some(script)),
+            started: Mutex::default(),
+            refuses,
+        });
+        let store = Arc::new(Store::open(dir, 1 << 20).expect("the store opens"));
+        let (progress, metrics) = (Arc::new(Progress::default()), Arc::new(Metrics::new().expect("names differ")));
+        let replica = Replica::start(log.clone(), store.clone(), progress.clone(), metrics.clone()).expect("starts");
+        Self { store, progress, metrics, log, steps, replica: Some(replica) }
+    }
+
+    fn set(&self, offset: i64, key: &'static str, value: &str) {
+        let mut bytes = Vec::new();
+        KeyValue { key, value, timestamp: 1, source: source::PRODUCER, ttl: 0, uuid: "" }.encode(&mut bytes);
+        self.feed(Step::Record { offset, key: Some(key.as_bytes()), value: Some(bytes) });
+    }
+
+    fn feed(&self, step: Step) {
+        self.steps.send(step).expect("the replica reads");
+    }
+
+    fn wait(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !condition(self) {
+            let seen = (self.progress.phase(), self.progress.partitions(), self.progress.restore());
+            assert!(Instant::now() < deadline, "never: {what}; last seen: {seen:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn applied(&self, offset: i64) {
+        self.wait("applied", |bench| bench.progress.partitions().first().is_some_and(|p| p.applied == offset));
+    }
+
+    fn value(&self, key: &str) -> Option<String> {
+        let (entry, _) = self.store.get(key.as_bytes()).expect("readable")?;
+        Some(entry.record().map_or("a tombstone".to_owned(), |record| record.value.to_owned()))
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        if let Some(replica) = self.replica.take() {
+            replica.stop();
+        }
+    }
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+#[test]
+fn poison_is_skipped_counted_and_stops_nothing() {
+    let dir = folder();
+    let bench = Bench::start(dir.path(), "c", 0..7);
+    bench.set(0, "before", "1");
+    let poison: [(Option<&'static [u8]>, Option<Vec<u8>>); 5] = [
+        (Some(b"k"), Some(vec![0xff; 20])),
+        (Some(b"k"), Some(Vec::new())),
+        (None, Some(vec![0])),
+        (Some(b"\xff\xfe"), None),
+        (Some(b""), None),
+    ];
+    for (offset, (key, value)) in (1..).zip(poison) {
+        bench.feed(Step::Record { offset, key, value });
+    }
+    bench.set(6, "after", "2");
+    bench.applied(6);
+    assert_eq!(bench.value("before").as_deref(), Some("1"));
+    assert_eq!(bench.value("after").as_deref(), Some("2"));
+    assert_eq!(bench.metrics.poison_records.get(), 5);
+    bench.wait("ready", |bench| bench.progress.unready().is_none());
+}
+
+#[test]
+fn a_tombstone_deletes() {
+    let dir = folder();
+    let bench = Bench::start(dir.path(), "c", 0..2);
+    bench.set(0, "k", "v");
+    bench.feed(Step::Record { offset: 1, key: Some(b"k"), value: None });
+    bench.applied(1);
+    let (entry, _) = bench.store.get(b"k").expect("readable").expect("the marker is an answer");
+    assert_eq!(entry.state(0), crate::store::State::Deleted);
+}
+
+/// KAFKA-12951: the log's last offsets hold no record, so waiting for the last record would be for ever.
+#[test]
+fn the_restore_ends_at_the_end_of_the_partition_not_at_the_last_record() {
+    let dir = folder();
+    let bench = Bench::start(dir.path(), "c", 0..5);
+    bench.set(0, "k", "v");
+    bench.applied(0);
+    assert!(bench.progress.unready().is_some(), "four offsets are left");
+    bench.feed(Step::End(5));
+    bench.wait("ready", |bench| bench.progress.unready().is_none());
+    assert!(bench.store.checkpoint().expect("readable").restored);
+}
+
+#[test]
+fn a_restart_goes_on_where_the_store_stands_and_serves_at_once() {
+    let dir = folder();
+    let bench = Bench::start(dir.path(), "c", 0..1);
+    bench.set(0, "k", "v");
+    bench.wait("ready", |bench| bench.progress.unready().is_none());
+    drop(bench);
+    let bench = Bench::start(dir.path(), "c", 0..9);
+    assert_eq!(bench.progress.unready(), None, "a warm store serves before it has caught up");
+    assert!(!bench.progress.caught_up());
+    assert_eq!(bench.value("k").as_deref(), Some("v"));
+    bench.wait("reading", |bench| *bench.log.started.lock().expect("no panic") == [1]);
+}
+
+/// Each is a log that the store's records did not come from.
+#[test]
+fn a_store_that_does_not_fit_the_log_is_emptied_and_unready_until_it_is_rebuilt() {
+    for (identity, range, what) in [
+        ("other", 0..10, "another cluster"),
+        ("c", 3..10, "the log starts above the store's next offset"),
+        ("c", 0..1, "the log ends below the store's next offset"),
+    ] {
+        let dir = folder();
+        let bench = Bench::start(dir.path(), "c", 0..2);
+        bench.set(0, "a", "stale");
+        bench.set(1, "b", "stale");
+        bench.wait("ready", |bench| bench.progress.unready().is_none());
+        drop(bench);
+
+        let (start, end) = (range.start, range.end);
+        let bench = Bench::start(dir.path(), identity, range);
+        bench.wait("reading", |bench| *bench.log.started.lock().expect("no panic") == [start]);
+        assert_eq!((bench.value("a"), bench.value("b")), (None, None), "{what}");
+        assert!(bench.progress.unready().is_some(), "{what}");
+        assert_eq!(bench.metrics.resyncs.get(), 1, "{what}");
+        bench.feed(Step::End(end));
+        bench.wait("ready again", |bench| bench.progress.unready().is_none());
+    }
+}
+
+#[test]
+fn a_reader_that_fails_is_replaced_by_one_that_goes_on_and_nothing_is_lost() {
+    let dir = folder();
+    let bench = Bench::start(dir.path(), "c", 0..2);
+    bench.set(0, "a", "1");
+    bench.feed(Step::Fails(ReadError::Unavailable("cut".to_owned())));
+    bench.wait("another reader", |bench| bench.log.started.lock().expect("no panic").get(1) == Some(&1));
+    assert_eq!(bench.value("a").as_deref(), Some("1"));
+}
+
+#[test]
+fn a_log_that_refuses_turns_readiness_red_with_its_sentence() {
+    let dir = folder();
+    let bench = Bench::start_with(dir.path(), "c", 0..0, Some("not compacted"));
+    bench.wait("failed", |bench| bench.progress.unready().as_deref() == Some("not compacted"));
+    assert!(matches!(bench.progress.phase(), Phase::Failed(_)));
+}
