@@ -3,7 +3,6 @@
 //! Every figure is taken in rounds that alternate between the node and its baseline, so that a machine whose speed
 //! drifts slows both; what is printed are medians over the rounds, and the ratio of each pair of rounds.
 
-use std::convert::Infallible;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +18,7 @@ use futures_util::future::try_join_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{FutureProducer, FutureRecord};
-use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use warp::Filter;
@@ -57,7 +56,7 @@ fn bare_warp(port: u16, body: String) {
     let route = warp::path!("rpc").and(warp::query::raw()).map(move |_| {
         warp::http::Response::builder().header("content-type", "application/json").body(body.to_string())
     });
-    runtime.block_on(warp::serve(route.map(Ok::<_, Infallible>).map(|r| r.expect("infallible"))).run(([127, 0, 0, 1], port)));
+    runtime.block_on(warp::serve(route).run(([127, 0, 0, 1], port)));
 }
 
 /// What a load saw.
@@ -250,7 +249,8 @@ async fn visible(ctx: Ctx) -> Result<()> {
         after_request.push(sent.elapsed().as_micros() as u32);
     }
     println!("\nA set on one node, polled on another: {VISIBLE_SAMPLES} samples, one at a time");
-    for (what, latencies) in [("since its acknowledgement", after_ack), ("since it was sent", after_request)] {
+    for (what, latencies) in [("since its acknowledgement", after_ack), ("since it was sent", after_request)]
+    {
         let load = Load::new(latencies, Duration::from_secs(1));
         println!("  {what:<28} p50 {:>7.0} µs   p99 {:>7.0} µs", load.percentile(0.5), load.percentile(0.99));
     }
@@ -263,7 +263,9 @@ async fn restore(ctx: Ctx) -> Result<()> {
     cluster.topic.create(4, &compacted).await?;
     fill(&cluster).await?;
     let mut ratios = Vec::new();
-    println!("\nRestore of an empty store from {RESTORE_RECORDS} records of {VALUE_BYTES} bytes, 4 partitions, one broker");
+    println!(
+        "\nRestore of an empty store from {RESTORE_RECORDS} records of {VALUE_BYTES} bytes, 4 partitions, one broker"
+    );
     cluster.add().await?;
     for _ in 0..3 {
         let node = &cluster.nodes[0];

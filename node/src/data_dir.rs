@@ -43,9 +43,9 @@ impl DataDir {
             }
         }
         // Only for the message above; the lock itself is the kernel's.
-        lock.set_len(0).and_then(|()| writeln!(lock, "process {}", std::process::id())).with_context(|| {
-            format!("the data folder {shown} can't be written; is its disk full?")
-        })?;
+        lock.set_len(0)
+            .and_then(|()| writeln!(lock, "process {}", std::process::id()))
+            .with_context(|| format!("the data folder {shown} can't be written; is its disk full?"))?;
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
 

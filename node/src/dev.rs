@@ -59,7 +59,8 @@ pub async fn run(settings: DevSettings, stop: impl Future<Output = ()>) -> Resul
 
 fn address(first: u16, index: u16) -> Result<Address> {
     let port = |offset: u32| {
-        u16::try_from(u32::from(first) + offset).context("--port and --nodes lead to ports above 65535; choose a lower --port")
+        u16::try_from(u32::from(first) + offset)
+            .context("--port and --nodes lead to ports above 65535; choose a lower --port")
     };
     let (api_port, avro_port) = (port(2 * u32::from(index))?, port(2 * u32::from(index) + 1)?);
     Ok(Address { host: HOST.to_string(), api_port, avro_port })
@@ -78,7 +79,11 @@ fn screen(members: &[String], settings: &DevSettings) -> String {
     // A read goes to another node than the write, to show that it gets there.
     let second = members.get(1).unwrap_or(first);
     let last = &members[members.len() - 1];
-    let mut screen = format!("\nBitacora {} is running: {} node(s), one log of {PARTITIONS} partitions\n\n", env!("CARGO_PKG_VERSION"), members.len());
+    let mut screen = format!(
+        "\nBitacora {} is running: {} node(s), one log of {PARTITIONS} partitions\n\n",
+        env!("CARGO_PKG_VERSION"),
+        members.len()
+    );
     for member in members {
         let _ = writeln!(screen, "  http://{member}");
     }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use crate::progress::Progress;
@@ -57,23 +57,74 @@ impl Metrics {
         let r = &registry;
         let partition = &["partition"];
         let metrics = Self {
-            requests: counters(r, "requests_total", "Requests answered.", &["interface", "operation", "outcome"])?,
-            request_seconds: histograms(r, "request_duration_seconds", "Time to answer a request.", &["interface", "operation"])?,
-            records_applied: counter(r, "records_applied_total", "Records of the log that changed the store.")?,
-            poison_records: counter(r, "poison_records_total", "Records of the log that could not be decoded and were skipped.")?,
+            requests: counters(
+                r,
+                "requests_total",
+                "Requests answered.",
+                &["interface", "operation", "outcome"],
+            )?,
+            request_seconds: histograms(
+                r,
+                "request_duration_seconds",
+                "Time to answer a request.",
+                &["interface", "operation"],
+            )?,
+            records_applied: counter(
+                r,
+                "records_applied_total",
+                "Records of the log that changed the store.",
+            )?,
+            poison_records: counter(
+                r,
+                "poison_records_total",
+                "Records of the log that could not be decoded and were skipped.",
+            )?,
             resyncs: counter(r, "resyncs_total", "Times the store was emptied to be rebuilt from the log.")?,
-            batch_records: histogram(r, "apply_batch_records", "Records in one transaction of the store.", &[1.0, 10.0, 100.0, 1_000.0, 10_000.0])?,
-            apply_seconds: histogram(r, "apply_duration_seconds", "Time of one transaction of the store.", &SECONDS)?,
-            peer_reads: counters(r, "peer_reads_total", "Misses asked of the other members, by what came of it.", &["outcome"])?,
+            batch_records: histogram(
+                r,
+                "apply_batch_records",
+                "Records in one transaction of the store.",
+                &[1.0, 10.0, 100.0, 1_000.0, 10_000.0],
+            )?,
+            apply_seconds: histogram(
+                r,
+                "apply_duration_seconds",
+                "Time of one transaction of the store.",
+                &SECONDS,
+            )?,
+            peer_reads: counters(
+                r,
+                "peer_reads_total",
+                "Misses asked of the other members, by what came of it.",
+                &["outcome"],
+            )?,
             connections: gauge(r, "http_connections", "Open HTTP connections.")?,
             applied_offset: gauges(r, "applied_offset", "Offset of the last record applied.", partition)?,
-            high_watermark: gauges(r, "high_watermark_offset", "High watermark (exclusive) as last learnt.", partition)?,
-            lag_records: gauges(r, "lag_records", "Offsets between the next offset and the high watermark.", partition)?,
+            high_watermark: gauges(
+                r,
+                "high_watermark_offset",
+                "High watermark (exclusive) as last learnt.",
+                partition,
+            )?,
+            lag_records: gauges(
+                r,
+                "lag_records",
+                "Offsets between the next offset and the high watermark.",
+                partition,
+            )?,
             ready: gauge(r, "ready", "1 when the node is ready for requests.")?,
             caught_up: gauge(r, "caught_up", "1 when everything up to fresh high watermarks is applied.")?,
-            restored_fraction: float_gauge(r, "restored_ratio", "Part of the offsets to read at the start that has been read.")?,
+            restored_fraction: float_gauge(
+                r,
+                "restored_ratio",
+                "Part of the offsets to read at the start that has been read.",
+            )?,
             members: gauge(r, "members", "Members of the cluster that this node knows, itself included.")?,
-            membership_connected: gauge(r, "membership_connected", "1 while the membership (ZooKeeper) answers.")?,
+            membership_connected: gauge(
+                r,
+                "membership_connected",
+                "1 while the membership (ZooKeeper) answers.",
+            )?,
             store_records: gauge(r, "store_records", "Keys in the store, delete markers included.")?,
             store_bytes: gauge(r, "store_bytes", "Size of the store's file.")?,
             cache_bytes: gauge(r, "cache_bytes", "Memory of the records in the cache.")?,
@@ -117,11 +168,16 @@ impl Metrics {
             self.cache_hits.inc_by(store.cache_hits.saturating_sub(self.cache_hits.get()));
             self.cache_misses.inc_by(store.cache_misses.saturating_sub(self.cache_misses.get()));
         }
-        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_else(|error| format!("# {error}\n"))
+        TextEncoder::new()
+            .encode_to_string(&self.registry.gather())
+            .unwrap_or_else(|error| format!("# {error}\n"))
     }
 }
 
-fn register<M: prometheus::core::Collector + Clone + 'static>(registry: &Registry, metric: M) -> prometheus::Result<M> {
+fn register<M: prometheus::core::Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: M,
+) -> prometheus::Result<M> {
     registry.register(Box::new(metric.clone()))?;
     Ok(metric)
 }
@@ -134,7 +190,12 @@ fn counter(registry: &Registry, name: &str, help: &str) -> prometheus::Result<In
     register(registry, IntCounter::with_opts(opts(name, help))?)
 }
 
-fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+fn counters(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> prometheus::Result<IntCounterVec> {
     register(registry, IntCounterVec::new(opts(name, help), labels)?)
 }
 
@@ -155,7 +216,12 @@ fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> pr
     register(registry, Histogram::with_opts(opts)?)
 }
 
-fn histograms(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<HistogramVec> {
+fn histograms(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> prometheus::Result<HistogramVec> {
     let opts = HistogramOpts { common_opts: opts(name, help), buckets: SECONDS.to_vec() };
     register(registry, HistogramVec::new(opts, labels)?)
 }

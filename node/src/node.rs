@@ -94,7 +94,8 @@ impl Node {
     /// way end; the log acknowledges what they wrote; the replica commits its batch; the store is closed.
     pub async fn stop(self) {
         let started = Instant::now();
-        let step = |name: &str| tracing::info!(after_ms = started.elapsed().as_millis() as u64, "stopping: {name}");
+        let step =
+            |name: &str| tracing::info!(after_ms = started.elapsed().as_millis() as u64, "stopping: {name}");
         self.door.stopping.store(true, Ordering::Relaxed);
         self.announcer.abort();
         step("leaving the cluster");

@@ -20,9 +20,15 @@ const CONCURRENT: usize = 256;
 /// What the others know of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerAnswer {
-    Found { record: OwnedKeyValue, position: Position },
+    Found {
+        record: OwnedKeyValue,
+        position: Position,
+    },
     /// Deleted or expired, by a record with this write timestamp.
-    Gone { timestamp: i64, position: Position },
+    Gone {
+        timestamp: i64,
+        position: Position,
+    },
     /// Every member that answered knows that there is no record.
     Missing,
     /// Nobody answered in time.
@@ -68,7 +74,10 @@ impl Peers {
         timeout: Duration,
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
-        let http = reqwest::Client::builder().tcp_nodelay(true).redirect(reqwest::redirect::Policy::none()).build()?;
+        let http = reqwest::Client::builder()
+            .tcp_nodelay(true)
+            .redirect(reqwest::redirect::Policy::none())
+            .build()?;
         let (asking, permits) = (Mutex::default(), Semaphore::new(CONCURRENT));
         Ok(Self(Arc::new(Inner { http, membership, own_address, timeout, asking, permits, metrics })))
     }

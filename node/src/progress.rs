@@ -192,7 +192,10 @@ impl Progress {
             return Some(reason.clone());
         }
         if inner.heartbeat.elapsed() > STUCK {
-            return Some(format!("the replica has shown no sign of life for {} s", inner.heartbeat.elapsed().as_secs()));
+            return Some(format!(
+                "the replica has shown no sign of life for {} s",
+                inner.heartbeat.elapsed().as_secs()
+            ));
         }
         if inner.restored {
             return None;
@@ -285,7 +288,8 @@ mod tests {
         assert_eq!(progress.unready().as_deref(), Some("starting"));
         progress.begin(&[NextOffset(0)], true);
         assert_eq!(progress.unready(), None);
-        progress.lock().heartbeat = Instant::now().checked_sub(STUCK * 2).expect("the machine has been up for a minute");
+        progress.lock().heartbeat =
+            Instant::now().checked_sub(STUCK * 2).expect("the machine has been up for a minute");
         assert!(progress.unready().expect("stuck").contains("no sign of life"));
         progress.heartbeat();
         assert_eq!(progress.unready(), None);

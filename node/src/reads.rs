@@ -14,7 +14,7 @@ pub struct Reads {
     store: Arc<Store>,
     progress: Arc<Progress>,
     peers: Peers,
-    peer_reads: PeerReads,
+    ask_peers: PeerReads,
 }
 
 /// What is known of a key.
@@ -59,7 +59,9 @@ pub enum From {
 #[derive(Debug, thiserror::Error)]
 pub enum GetError {
     /// The node does not know: its store is not restored, and no other member could say.
-    #[error("this node is still restoring its store and no other member could say whether the key exists; try again")]
+    #[error(
+        "this node is still restoring its store and no other member could say whether the key exists; try again"
+    )]
     NotRestored,
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -67,8 +69,8 @@ pub enum GetError {
 
 impl Reads {
     #[must_use]
-    pub fn new(store: Arc<Store>, progress: Arc<Progress>, peers: Peers, peer_reads: PeerReads) -> Self {
-        Self { store, progress, peers, peer_reads }
+    pub fn new(store: Arc<Store>, progress: Arc<Progress>, peers: Peers, ask_peers: PeerReads) -> Self {
+        Self { store, progress, peers, ask_peers }
     }
 
     /// The newest record of a key that this node, or else the cluster, knows.
@@ -82,7 +84,7 @@ impl Reads {
         if restored && let Some(answer) = self.local(key)? {
             return Ok(answer);
         }
-        let ask = match self.peer_reads {
+        let ask = match self.ask_peers {
             PeerReads::Always => true,
             PeerReads::Never => false,
             PeerReads::Auto => !self.progress.caught_up(),

@@ -151,7 +151,7 @@ impl Parts {
             batch.clear();
             let read = reader.poll(POLL, &mut batch);
             // What was read before an error is in order and counts.
-            if !batch.is_empty() {
+            if !batch.says_nothing() {
                 if let Err(error) = self.apply(&batch) {
                     return Interrupted::Store(error);
                 }
@@ -179,20 +179,24 @@ impl Parts {
             Some(identity) if *identity != info.identity => {
                 Some(format!("it was built from topic '{}' of cluster {}", identity.topic, identity.cluster))
             }
-            Some(_) if checkpoint.next.len() > info.partitions.len() => {
-                Some(format!("it knows {} partitions, the topic has {}", checkpoint.next.len(), info.partitions.len()))
-            }
-            Some(_) => (0..).zip(&checkpoint.next).zip(&info.partitions).find_map(|((partition, next), range)| {
-                // At the end is in order: there is no record yet.
-                let inside = range.start <= next.0 && next.0 <= range.end;
-                // A partition that was never read from has nothing to lose.
-                (!inside && next.0 != 0).then(|| {
-                    format!(
-                        "it stands at offset {} of partition {partition}, which holds {} to {}",
-                        next.0, range.start, range.end
-                    )
+            Some(_) if checkpoint.next.len() > info.partitions.len() => Some(format!(
+                "it knows {} partitions, the topic has {}",
+                checkpoint.next.len(),
+                info.partitions.len()
+            )),
+            Some(_) => {
+                (0..).zip(&checkpoint.next).zip(&info.partitions).find_map(|((partition, next), range)| {
+                    // At the end is in order: there is no record yet.
+                    let inside = range.start <= next.0 && next.0 <= range.end;
+                    // A partition that was never read from has nothing to lose.
+                    (!inside && next.0 != 0).then(|| {
+                        format!(
+                            "it stands at offset {} of partition {partition}, which holds {} to {}",
+                            next.0, range.start, range.end
+                        )
+                    })
                 })
-            }),
+            }
         };
         let starts: Vec<_> = info.partitions.iter().map(|range| NextOffset(range.start)).collect();
         if checkpoint.identity.is_none() || why.is_some() {
@@ -204,15 +208,16 @@ impl Parts {
             self.store.reset(&info.identity, &starts)?;
             return Ok(starts);
         }
-        let next: Vec<_> =
-            (0..starts.len()).map(|p| checkpoint.next.get(p).map_or(starts[p], |n| (*n).max(starts[p]))).collect();
+        let next: Vec<_> = (0..starts.len())
+            .map(|p| checkpoint.next.get(p).map_or(starts[p], |n| (*n).max(starts[p])))
+            .collect();
         self.progress.begin(&next, checkpoint.restored);
         Ok(next)
     }
 
     fn apply(&self, batch: &Batch) -> Result<(), StoreError> {
         let started = Instant::now();
-        let mut changes = Vec::with_capacity(batch.len());
+        let mut changes = Vec::with_capacity(batch.records().len());
         let mut poison = 0;
         for record in batch.records() {
             match self.decode(&record) {
@@ -232,8 +237,8 @@ impl Parts {
         let changed = self.store.apply(&mut changes, batch.next())?;
         self.progress.applied(batch.next());
         self.metrics.records_applied.inc_by(changed as u64);
-        if batch.len() > 0 {
-            self.metrics.batch_records.observe(batch.len() as f64);
+        if batch.records().len() > 0 {
+            self.metrics.batch_records.observe(batch.records().len() as f64);
             self.metrics.apply_seconds.observe(started.elapsed().as_secs_f64());
         }
         Ok(())
@@ -243,7 +248,11 @@ impl Parts {
     fn decode<'a>(&self, record: &LogRecord<'a>) -> Result<(&'a [u8], Entry), String> {
         let key = record.key.filter(|key| !key.is_empty()).ok_or("it has no key")?;
         if key.len() > self.store.max_key_bytes() {
-            return Err(format!("its key has {} bytes, the store takes {}", key.len(), self.store.max_key_bytes()));
+            return Err(format!(
+                "its key has {} bytes, the store takes {}",
+                key.len(),
+                self.store.max_key_bytes()
+            ));
         }
         let text = std::str::from_utf8(key).map_err(|_| "its key is not UTF-8")?;
         let Some(value) = record.value else {

@@ -74,7 +74,9 @@ fn kafka_settings(settings: &ServeSettings, address: &Address) -> Result<KafkaSe
         group: settings.kafka_group.clone().unwrap_or_else(|| format!("bitacora-{}", address.api())),
         write_timeout: settings.write_timeout,
         // The key is in the record twice: as Kafka's key and in the value.
-        max_record_bytes: usize::try_from(settings.node.max_value_bytes)? + 2 * MAX_KEY_BYTES + RECORD_OVERHEAD_BYTES,
+        max_record_bytes: usize::try_from(settings.node.max_value_bytes)?
+            + 2 * MAX_KEY_BYTES
+            + RECORD_OVERHEAD_BYTES,
         properties: settings.properties().map_err(|error| anyhow!(error))?,
     })
 }
@@ -87,9 +89,13 @@ pub async fn listen(address: IpAddr, port: u16, setting: &str) -> Result<TcpList
     match TcpListener::bind(SocketAddr::new(address, port)).await {
         Ok(listener) => Ok(listener),
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-            bail!("port {port} on {address} is in use by another process; stop it or choose another port with {setting}")
+            bail!(
+                "port {port} on {address} is in use by another process; stop it or choose another port with {setting}"
+            )
         }
-        Err(error) => Err(error).with_context(|| format!("port {port} on {address} ({setting}) can't be opened")),
+        Err(error) => {
+            Err(error).with_context(|| format!("port {port} on {address} ({setting}) can't be opened"))
+        }
     }
 }
 
@@ -105,6 +111,8 @@ async fn own_address(zookeeper: &ConnectString) -> IpAddr {
             return address.ip();
         }
     }
-    tracing::warn!("no ZooKeeper server's name is known here; the node goes by {localhost} unless NODE_ADDRESS says otherwise");
+    tracing::warn!(
+        "no ZooKeeper server's name is known here; the node goes by {localhost} unless NODE_ADDRESS says otherwise"
+    );
     localhost
 }

@@ -81,7 +81,7 @@ pub struct ServeSettings {
     /// Port of the HTTP API
     #[arg(long, env, value_name = "PORT", default_value_t = 8080, value_parser = clap::value_parser!(u16).range(1..), help_heading = "Network")]
     pub api_port: u16,
-    /// Port of the Avro RPC [default: API_PORT + 1]
+    /// Port of the Avro RPC [default: `API_PORT` + 1]
     #[arg(long, env, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..), help_heading = "Network")]
     pub avro_port: Option<u16>,
     /// Address to listen on
@@ -138,7 +138,7 @@ pub enum PeerReads {
 
 #[derive(Debug, Clone, Args)]
 pub struct LogSettings {
-    /// error, warn, info, debug, trace, or a filter such as info,bitacora_node=debug [default: info; warn in dev]
+    /// error, warn, info, debug, trace, or a filter such as `info,bitacora_node=debug` [default: info; warn in dev]
     #[arg(long, env, value_name = "FILTER", help_heading = "Logging")]
     pub log_level: Option<String>,
     /// How log lines look
@@ -203,7 +203,8 @@ impl ServeSettings {
                 .map_err(|error| format!("KAFKA_PROPERTIES_FILE {shown} can't be read: {error}"))?;
             for (number, line) in (1..).zip(text.lines().map(str::trim)) {
                 if !line.is_empty() && !line.starts_with('#') {
-                    properties.push(property(line).map_err(|error| format!("{shown}, line {number}: {error}"))?);
+                    properties
+                        .push(property(line).map_err(|error| format!("{shown}, line {number}: {error}"))?);
                 }
             }
         }
@@ -213,7 +214,8 @@ impl ServeSettings {
 }
 
 fn property(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once('=').ok_or_else(|| format!("'{}' is not name=value", name_only(text)))?;
+    let (name, value) =
+        text.split_once('=').ok_or_else(|| format!("'{}' is not name=value", name_only(text)))?;
     let name = name.trim();
     if RESERVED_PROPERTIES.contains(&name) {
         return Err(format!("'{name}' is the node's own business and can't be set"));
@@ -299,7 +301,8 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// A sentence.
 pub fn positive_duration(text: &str) -> Result<Duration, String> {
-    duration(text).and_then(|time| if time.is_zero() { Err("it must be above 0".to_owned()) } else { Ok(time) })
+    duration(text)
+        .and_then(|time| if time.is_zero() { Err("it must be above 0".to_owned()) } else { Ok(time) })
 }
 
 fn session_timeout(text: &str) -> Result<Duration, String> {
@@ -345,7 +348,8 @@ mod tests {
     fn times_and_sizes() {
         assert_eq!(duration("250"), Ok(Duration::from_millis(250)));
         assert_eq!(duration("2h"), Ok(Duration::from_secs(7_200)));
-        for wrong in ["", "-5", "1.5s", "s", "10x", "99999999999999999999", "9999999999999999d", "1 s", "٣s"] {
+        for wrong in ["", "-5", "1.5s", "s", "10x", "99999999999999999999", "9999999999999999d", "1 s", "٣s"]
+        {
             assert!(duration(wrong).is_err(), "{wrong:?} was accepted");
         }
         assert_eq!(bytes("64KiB"), Ok(65_536));
@@ -359,7 +363,10 @@ mod tests {
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
         std::fs::write(file.path(), "s3cret\n").expect("written");
         let path = file.path().display();
-        assert_eq!(property(&format!("sasl.password=@{path}")), Ok(("sasl.password".into(), "s3cret".into())));
+        assert_eq!(
+            property(&format!("sasl.password=@{path}")),
+            Ok(("sasl.password".into(), "s3cret".into()))
+        );
         let error = property("averylongsecretwithoutname").expect_err("no name");
         assert!(!error.contains("without"), "{error}");
     }
@@ -373,7 +380,9 @@ mod tests {
             (["serve", "--kafka-topic", "a b"], "--kafka-topic"),
             (["dev", "--nodes", "0"], "--nodes"),
         ] {
-            let error = Cli::try_parse_from([&["bitacora-node"], &arguments[..]].concat()).expect_err(names).to_string();
+            let error = Cli::try_parse_from([&["bitacora-node"], &arguments[..]].concat())
+                .expect_err(names)
+                .to_string();
             assert!(error.contains(names), "{error}");
         }
     }

@@ -14,7 +14,7 @@ pub const MAX_KEY_BYTES: usize = 1024;
 /// What an encoded record has beside its key and value, at most: four numbers, three lengths, a UUID.
 pub const RECORD_OVERHEAD_BYTES: usize = 128;
 /// The longest time to live that is taken: a hundred years.
-pub const MAX_TTL: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+pub const MAX_TTL: Duration = Duration::from_hours(100 * 365 * 24);
 
 pub struct Writes {
     log: Arc<dyn Log>,

@@ -14,8 +14,11 @@ fn table() -> String {
         let variable = argument.get_env().expect("filtered").to_string_lossy();
         assert_eq!(variable, flag.to_uppercase().replace('-', "_"), "a flag and its variable have one name");
         let mut help = argument.get_help().expect("every setting is explained").to_string();
-        let mut default =
-            argument.get_default_values().iter().map(|value| format!("`{}`", value.to_string_lossy())).collect::<String>();
+        let mut default = argument
+            .get_default_values()
+            .iter()
+            .map(|value| format!("`{}`", value.to_string_lossy()))
+            .collect::<String>();
         // Defaults that depend on something are part of the help.
         if let Some((text, rest)) = help.clone().split_once(" [default: ") {
             default = rest.trim_end_matches(']').to_owned();

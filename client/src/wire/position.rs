@@ -41,14 +41,17 @@ mod tests {
 
     #[test]
     fn written_and_read_back() {
-        for position in [Position { partition: 0, offset: -1 }, Position { partition: 12, offset: i64::MAX }] {
+        for position in [Position { partition: 0, offset: -1 }, Position { partition: 12, offset: i64::MAX }]
+        {
             assert_eq!(position.to_string().parse(), Ok(position));
         }
     }
 
     #[test]
     fn anything_else_is_refused() {
-        for text in ["", "1", ":", "1:", ":1", "-1:0", "1:-2", "1:2:3", "a:b", "1:99999999999999999999", " 1:2"] {
+        for text in
+            ["", "1", ":", "1:", ":1", "-1:0", "1:-2", "1:2:3", "a:b", "1:99999999999999999999", " 1:2"]
+        {
             assert!(text.parse::<Position>().is_err(), "{text:?} was accepted");
         }
     }

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use bytes::Buf;
 use futures_util::{Stream, StreamExt};
 use serde::Serialize;
-use warp::http::{Method, StatusCode};
 use warp::Filter;
+use warp::http::{Method, StatusCode};
 
 use self::answers::{ApiError, Reply};
 use self::params::Params;
@@ -43,7 +43,9 @@ pub struct Door {
 }
 
 /// The API, `contract.md` section 6.
-pub fn routes(door: Arc<Door>) -> impl Filter<Extract = (warp::reply::Response,), Error = Infallible> + Clone {
+pub fn routes(
+    door: Arc<Door>,
+) -> impl Filter<Extract = (warp::reply::Response,), Error = Infallible> + Clone {
     let door = warp::any().map(move || Arc::clone(&door));
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
 
@@ -73,12 +75,17 @@ pub fn routes(door: Arc<Door>) -> impl Filter<Extract = (warp::reply::Response,)
             door.timed("cluster", (door.get_here(&query), started))
         },
     );
-    let health = warp::path!("health").and(get_or_head()).and(door.clone()).map(|door: Arc<Door>| door.health());
-    let ready =
-        warp::path!("health" / "ready").and(get_or_head()).and(door.clone()).map(|door: Arc<Door>| door.health());
+    let health =
+        warp::path!("health").and(get_or_head()).and(door.clone()).map(|door: Arc<Door>| door.health());
+    let ready = warp::path!("health" / "ready")
+        .and(get_or_head())
+        .and(door.clone())
+        .map(|door: Arc<Door>| door.health());
     let live = warp::path!("health" / "live").and(get_or_head()).map(|| plain(StatusCode::OK, "OK\n".into()));
-    let status = warp::path!("status").and(get_or_head()).and(door.clone()).map(|door: Arc<Door>| door.status());
-    let metrics = warp::path!("metrics").and(get_or_head()).and(door).map(|door: Arc<Door>| door.metrics_text());
+    let status =
+        warp::path!("status").and(get_or_head()).and(door.clone()).map(|door: Arc<Door>| door.status());
+    let metrics =
+        warp::path!("metrics").and(get_or_head()).and(door).map(|door: Arc<Door>| door.metrics_text());
     let nothing = warp::path::full().and(warp::method()).map(|path: warp::path::FullPath, method: Method| {
         match allowed(path.as_str()) {
             // The path and the method are known, so it was a header that no filter above could read.
@@ -120,7 +127,9 @@ fn get_or_head() -> impl Filter<Extract = (), Error = warp::Rejection> + Copy {
 fn allowed(path: &str) -> Option<&'static str> {
     match path {
         "/rpc" => Some("GET, HEAD, POST, DELETE"),
-        "/rpc/cluster" | "/health" | "/health/live" | "/health/ready" | "/status" | "/metrics" => Some("GET, HEAD"),
+        "/rpc/cluster" | "/health" | "/health/live" | "/health/ready" | "/status" | "/metrics" => {
+            Some("GET, HEAD")
+        }
         _ => None,
     }
 }
@@ -201,8 +210,9 @@ impl Door {
         let read = async {
             let mut bytes = Vec::new();
             while let Some(chunk) = body.next().await {
-                let mut chunk =
-                    chunk.map_err(|error| ApiError::BadRequest(format!("the body did not arrive whole: {error}")))?;
+                let mut chunk = chunk.map_err(|error| {
+                    ApiError::BadRequest(format!("the body did not arrive whole: {error}"))
+                })?;
                 if bytes.len() + chunk.remaining() > limit {
                     return Err(ApiError::BodyTooLarge(self.max_value_bytes));
                 }
@@ -283,7 +293,11 @@ impl Door {
             membership_connected: !matches!(self.membership.state(), MembershipState::Disconnected { .. }),
             ready: self.unready().is_none(),
         };
-        answers::text(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.metrics.text(&snapshot))
+        answers::text(
+            StatusCode::OK,
+            "text/plain; version=0.0.4; charset=utf-8",
+            self.metrics.text(&snapshot),
+        )
     }
 }
 
@@ -338,7 +352,11 @@ fn outcome(found: &Found) -> &'static str {
     }
 }
 
-fn check_consistency(level: Option<&str>, position: Option<&str>, timeout: Option<&str>) -> Result<(), ApiError> {
+fn check_consistency(
+    level: Option<&str>,
+    position: Option<&str>,
+    timeout: Option<&str>,
+) -> Result<(), ApiError> {
     if let Some(text) = position {
         let parsed: Result<crate::position::Position, _> = text.parse();
         parsed.map_err(|error| ApiError::BadRequest(error.to_string()))?;
@@ -351,7 +369,9 @@ fn check_consistency(level: Option<&str>, position: Option<&str>, timeout: Optio
         level @ ("session" | "strong") => {
             Err(ApiError::NotImplemented(format!("consistency={level} is not there yet; eventual is")))
         }
-        other => Err(ApiError::BadRequest(format!("consistency={other} is none of eventual, session, strong"))),
+        other => {
+            Err(ApiError::BadRequest(format!("consistency={other} is none of eventual, session, strong")))
+        }
     }
 }
 
@@ -366,10 +386,16 @@ struct SetRequest {
 ///
 /// The value is the query's, or a form's field `value`, or the body as it is. `curl -d` and its like call every body a
 /// form; so one that is not a form of `value` and perhaps `key` and `ttl` is taken as it is.
-fn set_request(mut query: Params, body: Vec<u8>, has_content_type: bool, form: bool) -> Result<SetRequest, ApiError> {
+fn set_request(
+    mut query: Params,
+    body: Vec<u8>,
+    has_content_type: bool,
+    form: bool,
+) -> Result<SetRequest, ApiError> {
     let bad = ApiError::BadRequest;
-    let body = String::from_utf8(body)
-        .map_err(|_| bad("the body is not UTF-8, and a value is text; encode bytes, for example as base64".to_owned()))?;
+    let body = String::from_utf8(body).map_err(|_| {
+        bad("the body is not UTF-8, and a value is text; encode bytes, for example as base64".to_owned())
+    })?;
     let mut fields = form.then(|| form_fields(&body)).flatten();
     let raw = match fields {
         Some(_) => None,
@@ -380,7 +406,9 @@ fn set_request(mut query: Params, body: Vec<u8>, has_content_type: bool, form: b
     let mut one = |name: &str, raw: Option<String>| {
         let in_body = fields.as_mut().and_then(|fields| fields.take(name)).or(raw);
         match (query.take(name), in_body) {
-            (Some(_), Some(_)) => Err(bad(format!("the {name} is given twice, in the query and in the body"))),
+            (Some(_), Some(_)) => {
+                Err(bad(format!("the {name} is given twice, in the query and in the body")))
+            }
             (in_query, in_body) => Ok(in_query.or(in_body)),
         }
     };
@@ -393,14 +421,18 @@ fn set_request(mut query: Params, body: Vec<u8>, has_content_type: bool, form: b
 
 /// The body's fields, if it is a form that sets a value.
 fn form_fields(body: &str) -> Option<Params> {
-    let fields = Params::parse(body, "the form").and_then(|fields| fields.only(&["key", "value", "ttl"], "the form"));
+    let fields =
+        Params::parse(body, "the form").and_then(|fields| fields.only(&["key", "value", "ttl"], "the form"));
     fields.ok().filter(|fields| fields.get("value").is_some())
 }
 
 fn parse_ttl(text: &str) -> Result<Duration, String> {
-    let ttl = settings::positive_duration(text).map_err(|error| format!("ttl: {error}; leave it out to keep the key for ever"))?;
+    let ttl = settings::positive_duration(text)
+        .map_err(|error| format!("ttl: {error}; leave it out to keep the key for ever"))?;
     if ttl > MAX_TTL {
-        return Err(format!("ttl: {text} is more than a hundred years; leave it out to keep the key for ever"));
+        return Err(format!(
+            "ttl: {text} is more than a hundred years; leave it out to keep the key for ever"
+        ));
     }
     Ok(ttl)
 }

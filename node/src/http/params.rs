@@ -27,7 +27,9 @@ impl Params {
     /// A sentence, when there is a name that is not among `known`: a misspelt parameter must not be ignored.
     pub fn only(self, known: &[&str], what: &str) -> Result<Self, String> {
         match self.0.iter().find(|(name, _)| !known.contains(&name.as_str())) {
-            Some((name, _)) => Err(format!("{what} has an unknown parameter '{name}'; known here: {}", known.join(", "))),
+            Some((name, _)) => {
+                Err(format!("{what} has an unknown parameter '{name}'; known here: {}", known.join(", ")))
+            }
             None => Ok(self),
         }
     }
@@ -70,12 +72,15 @@ mod tests {
     use super::*;
 
     fn value(text: &str) -> Result<String, String> {
-        Params::parse(&format!("v={text}"), "the query").map(|mut params| params.take("v").unwrap_or_default())
+        Params::parse(&format!("v={text}"), "the query")
+            .map(|mut params| params.take("v").unwrap_or_default())
     }
 
     #[test]
     fn decoded_as_browsers_and_curl_encode() {
-        for (text, expected) in [("a+b", "a b"), ("%26%3D%25%2B%2f", "&=%+/"), ("%C3%A9", "é"), ("", ""), ("a=b", "a=b")] {
+        for (text, expected) in
+            [("a+b", "a b"), ("%26%3D%25%2B%2f", "&=%+/"), ("%C3%A9", "é"), ("", ""), ("a=b", "a=b")]
+        {
             assert_eq!(value(text).as_deref(), Ok(expected));
         }
     }
@@ -86,7 +91,8 @@ mod tests {
             assert!(value(text).is_err(), "{text:?} was accepted");
         }
         assert!(Params::parse("a=1&a=2", "the query").expect_err("twice").contains("'a' twice"));
-        let unknown = Params::parse("kye=1", "the query").and_then(|params| params.only(&["key"], "the query"));
+        let unknown =
+            Params::parse("kye=1", "the query").and_then(|params| params.only(&["key"], "the query"));
         assert!(unknown.expect_err("unknown").contains("'kye'"));
     }
 }

@@ -43,7 +43,12 @@ impl Server {
     }
 }
 
-async fn run(listener: TcpListener, door: Arc<Door>, max_connections: u32, stopped: oneshot::Receiver<Duration>) {
+async fn run(
+    listener: TcpListener,
+    door: Arc<Door>,
+    max_connections: u32,
+    stopped: oneshot::Receiver<Duration>,
+) {
     let open = door.metrics.connections.clone();
     let service = warp::service(super::routes(door));
     let connections = Arc::new(Semaphore::new(max_connections as usize));

@@ -83,8 +83,14 @@ impl EmbeddedLog {
         compact(&mut txn, records, partitions)?;
         txn.commit()?;
         let identity = LogIdentity { cluster, topic: topic.to_owned() };
-        let shared =
-            Arc::new(Shared { env, records, identity, ends: Mutex::new(ends), grown: Condvar::new(), _dir: dir });
+        let shared = Arc::new(Shared {
+            env,
+            records,
+            identity,
+            ends: Mutex::new(ends),
+            grown: Condvar::new(),
+            _dir: dir,
+        });
         let (appends, queue) = mpsc::sync_channel(QUEUE);
         let writer = std::thread::Builder::new().name("embedded-log".into()).spawn({
             let shared = Arc::clone(&shared);
@@ -147,7 +153,11 @@ fn commit(shared: &Shared, group: &[Append]) -> heed::Result<Vec<Appended>> {
 }
 
 /// Removes every record that a newer one of the same key follows.
-fn compact(txn: &mut heed::RwTxn<'_>, records: Database<Bytes, Bytes>, partitions: usize) -> heed::Result<()> {
+fn compact(
+    txn: &mut heed::RwTxn<'_>,
+    records: Database<Bytes, Bytes>,
+    partitions: usize,
+) -> heed::Result<()> {
     for partition in 0..partitions as u32 {
         let mut newest: HashMap<Vec<u8>, i64> = HashMap::new();
         let mut replaced = Vec::new();
@@ -305,7 +315,10 @@ mod tests {
         EmbeddedLog::open(DataDir::open(dir).expect("the folder is free"), "t", 2).expect("the log opens")
     }
 
-    fn read_all(log: &EmbeddedLog, from: &[NextOffset]) -> (Vec<(Position, String, String)>, Vec<(i32, NextOffset)>) {
+    fn read_all(
+        log: &EmbeddedLog,
+        from: &[NextOffset],
+    ) -> (Vec<(Position, String, String)>, Vec<(i32, NextOffset)>) {
         let mut reader = log.reader(from).expect("readable");
         let mut batch = Batch::default();
         reader.poll(Duration::from_secs(5), &mut batch).expect("readable");
@@ -327,7 +340,8 @@ mod tests {
         let expected = Position { partition, offset: 2 };
         assert_eq!(last.expect("appended").position, expected);
         let from = [NextOffset(0); 2];
-        let values = |records: Vec<(Position, String, String)>| records.into_iter().map(|r| r.2).collect::<Vec<_>>();
+        let values =
+            |records: Vec<(Position, String, String)>| records.into_iter().map(|r| r.2).collect::<Vec<_>>();
         assert_eq!(values(read_all(&log, &from).0), ["one", "two", "three"]);
         drop(log);
 

@@ -193,16 +193,11 @@ impl Batch {
     }
 
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub fn says_nothing(&self) -> bool {
         self.next.is_empty()
     }
 
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.records.len()
-    }
-
-    pub fn records(&self) -> impl Iterator<Item = LogRecord<'_>> {
+    pub fn records(&self) -> impl ExactSizeIterator<Item = LogRecord<'_>> {
         self.records.iter().map(|raw| LogRecord {
             position: raw.position,
             timestamp: raw.timestamp,

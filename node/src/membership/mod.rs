@@ -33,7 +33,9 @@ pub enum MembershipState {
     Fixed,
     Connected,
     /// The members are those last known.
-    Disconnected { reason: String },
+    Disconnected {
+        reason: String,
+    },
 }
 
 /// What a node is known by.
@@ -60,5 +62,9 @@ impl Address {
 
 fn join(host: &str, port: u16) -> String {
     // An IPv6 address needs its brackets.
-    if host.contains(':') && !host.starts_with('[') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    if host.contains(':') && !host.starts_with('[') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    }
 }

@@ -157,7 +157,10 @@ impl Shared {
     fn disconnected(&self, reason: String) {
         let mut known = lock(&self.known);
         if known.state == MembershipState::Connected || !known.told {
-            tracing::warn!(reason, "ZooKeeper (ZOOKEEPER_HOSTS) does not answer; going on with the members last known");
+            tracing::warn!(
+                reason,
+                "ZooKeeper (ZOOKEEPER_HOSTS) does not answer; going on with the members last known"
+            );
         }
         known.told = true;
         known.state = MembershipState::Disconnected { reason };
@@ -216,7 +219,11 @@ async fn run(shared: Arc<Shared>, hosts: Vec<String>, session_timeout: Duration,
     }
 }
 
-async fn connect(shared: &Arc<Shared>, hosts: &[String], session_timeout: Duration) -> Result<ZooKeeper, String> {
+async fn connect(
+    shared: &Arc<Shared>,
+    hosts: &[String],
+    session_timeout: Duration,
+) -> Result<ZooKeeper, String> {
     // The client resolves names once and fails if a single one is unknown; so it gets addresses, of those that are known.
     let mut addresses: Vec<SocketAddr> = Vec::new();
     let mut unresolved = String::new();
@@ -262,16 +269,17 @@ impl Registration {
                 // Left by a session of this address that died without closing, and will take its znode along when it
                 // expires; so the place is taken with a znode of this session.
                 Some(_) => match zookeeper.delete(&path, None).await {
-                    Ok(()) | Err(ZkError::NoNode) => tracing::info!(path, "took the place of a dead session's znode"),
+                    Ok(()) | Err(ZkError::NoNode) => {
+                        tracing::info!(path, "took the place of a dead session's znode");
+                    }
                     Err(error) => return Err(error),
                 },
                 None => {}
             }
             create_parents(zookeeper, &folder).await?;
             let data = name.clone().into_bytes();
-            let (_, stat) = zookeeper
-                .create2(&path, data, Acl::open_unsafe().clone(), CreateMode::Ephemeral)
-                .await?;
+            let (_, stat) =
+                zookeeper.create2(&path, data, Acl::open_unsafe().clone(), CreateMode::Ephemeral).await?;
             self.owner = Some(stat.ephemeral_owner);
             tracing::info!(path, "registered");
         }
@@ -280,7 +288,8 @@ impl Registration {
 }
 
 async fn create_parents(zookeeper: &ZooKeeper, folder: &str) -> ZkResult<()> {
-    let ends = folder.char_indices().filter(|(at, c)| *c == '/' && *at > 0).map(|(at, _)| at).chain([folder.len()]);
+    let ends =
+        folder.char_indices().filter(|(at, c)| *c == '/' && *at > 0).map(|(at, _)| at).chain([folder.len()]);
     for end in ends {
         let path = &folder[..end];
         match zookeeper.create(path, Vec::new(), Acl::open_unsafe().clone(), CreateMode::Persistent).await {

@@ -108,8 +108,10 @@ impl Bench {
             refuses,
         });
         let store = Arc::new(Store::open(dir, 1 << 20).expect("the store opens"));
-        let (progress, metrics) = (Arc::new(Progress::default()), Arc::new(Metrics::new().expect("names differ")));
-        let replica = Replica::start(log.clone(), store.clone(), progress.clone(), metrics.clone()).expect("starts");
+        let (progress, metrics) =
+            (Arc::new(Progress::default()), Arc::new(Metrics::new().expect("names differ")));
+        let replica =
+            Replica::start(log.clone(), store.clone(), progress.clone(), metrics.clone()).expect("starts");
         Self { store, progress, metrics, log, steps, replica: Some(replica) }
     }
 
@@ -133,7 +135,9 @@ impl Bench {
     }
 
     fn applied(&self, offset: i64) {
-        self.wait("applied", |bench| bench.progress.partitions().first().is_some_and(|p| p.applied == offset));
+        self.wait("applied", |bench| {
+            bench.progress.partitions().first().is_some_and(|p| p.applied == offset)
+        });
     }
 
     fn value(&self, key: &str) -> Option<String> {

@@ -92,7 +92,8 @@ impl Entry {
         if mine.partition == theirs.partition {
             mine.offset > theirs.offset
         } else {
-            (self.timestamp(), mine.offset, mine.partition) > (other.timestamp(), theirs.offset, theirs.partition)
+            (self.timestamp(), mine.offset, mine.partition)
+                > (other.timestamp(), theirs.offset, theirs.partition)
         }
     }
 }

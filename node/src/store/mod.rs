@@ -6,8 +6,8 @@ mod entry;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use heed::types::{Bytes as RawBytes, Str, U32};
 use heed::byteorder::BigEndian;
+use heed::types::{Bytes as RawBytes, Str, U32};
 use heed::{Database, Env, EnvOpenOptions, RwTxn};
 use quick_cache::Weighter;
 use quick_cache::sync::{Cache, GuardResult};
@@ -29,7 +29,9 @@ pub enum StoreError {
     Open { path: String, source: heed::Error },
     #[error("the store failed: {0}")]
     Lmdb(#[from] heed::Error),
-    #[error("the store holds something that it never wrote under '{0}'; stop the node and remove its data folder, it is rebuilt from the log")]
+    #[error(
+        "the store holds something that it never wrote under '{0}'; stop the node and remove its data folder, it is rebuilt from the log"
+    )]
     Corrupt(&'static str),
 }
 
@@ -193,14 +195,14 @@ impl Store {
     ///
     /// # Errors
     /// When LMDB fails (for example on a full disk); nothing is changed then.
-    pub fn apply<'a>(
+    pub fn apply(
         &self,
-        changes: &mut Vec<(&'a [u8], Entry)>,
+        changes: &mut Vec<(&[u8], Entry)>,
         next: &[(i32, NextOffset)],
     ) -> Result<usize, StoreError> {
         // In key order, a page is written once however many of its keys change; the sort is stable, so the last of
         // equal keys is the newest of its partition.
-        changes.sort_by(|(a, _), (b, _)| a.cmp(b));
+        changes.sort_by_key(|(key, _)| *key);
         changes.dedup_by(|later, earlier| {
             let same = later.0 == earlier.0;
             if same && later.1.is_newer_than(&earlier.1) {
@@ -268,7 +270,9 @@ pub(crate) fn open_env(dir: &Path, databases: u32) -> heed::Result<Env> {
         // SAFETY: the map must not be changed behind LMDB's back. The folder is locked by `DataDir` for this process,
         // and nothing else in this process opens the file.
         match unsafe { options.open(dir) } {
-            Err(heed::Error::Io(error)) if error.kind() == std::io::ErrorKind::OutOfMemory && map_bytes > 1 << 30 => {
+            Err(heed::Error::Io(error))
+                if error.kind() == std::io::ErrorKind::OutOfMemory && map_bytes > 1 << 30 =>
+            {
                 map_bytes /= 2;
             }
             opened => return opened,

@@ -23,9 +23,14 @@ pub(super) enum Event {
     Records,
     /// The partition is read to its end. Its offset may lie beyond the last record's: transaction markers and records
     /// lost to compaction take offsets too (KAFKA-12951), so it is taken from the broker's answer.
-    End { partition: i32, next: NextOffset },
+    End {
+        partition: i32,
+        next: NextOffset,
+    },
     /// The offset that the consumer stands at is not in the partition.
-    OutOfRange { partition: i32 },
+    OutOfRange {
+        partition: i32,
+    },
     /// Nothing that the log's order depends on: a commit's result, a connection that comes back by itself.
     Other,
     Fatal(String),

@@ -168,16 +168,17 @@ impl Log for KafkaLog {
                 .map_err(unavailable)?;
         }
         consumer.assign(&assignment).map_err(unavailable)?;
-        let queue = events::ConsumerQueue::new(consumer).ok_or_else(|| {
-            ReadError::Unavailable("librdkafka gave the consumer no queue".to_owned())
-        })?;
+        let queue = events::ConsumerQueue::new(consumer)
+            .ok_or_else(|| ReadError::Unavailable("librdkafka gave the consumer no queue".to_owned()))?;
         let topic = self.settings.topic.clone();
         Ok(Box::new(Reader { queue, topic, committed: None, last_commit: Instant::now() }))
     }
 
     fn high_watermarks(&self) -> Result<Vec<HighWatermark>, ReadError> {
-        let partitions =
-            *self.partitions.get().ok_or_else(|| ReadError::Unavailable("the topic is not known yet".into()))?;
+        let partitions = *self
+            .partitions
+            .get()
+            .ok_or_else(|| ReadError::Unavailable("the topic is not known yet".into()))?;
         topic::offsets(&self.queries, &self.settings.topic, partitions, Offset::End, WATERMARK_TIMEOUT)
             .map(|ends| ends.into_iter().map(HighWatermark).collect())
             .map_err(|error| ReadError::Unavailable(error.to_string()))

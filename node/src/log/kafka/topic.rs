@@ -36,10 +36,14 @@ pub(super) fn open(queries: &BaseConsumer<Quiet>, settings: &KafkaSettings) -> R
         .fetch_cluster_id(QUERY_TIMEOUT)
         .ok_or_else(|| unavailable("does not answer", &"it did not tell its cluster id"))?;
     let ask = |at| offsets(queries, &settings.topic, partitions, at, QUERY_TIMEOUT);
-    let starts = ask(Offset::Beginning).map_err(|error| unavailable("did not tell where the topic starts", &error))?;
+    let starts =
+        ask(Offset::Beginning).map_err(|error| unavailable("did not tell where the topic starts", &error))?;
     let ends = ask(Offset::End).map_err(|error| unavailable("did not tell where the topic ends", &error))?;
     let identity = LogIdentity { cluster, topic: settings.topic.clone() };
-    Ok(LogInfo { identity, partitions: starts.into_iter().zip(ends).map(|(start, end)| start..end).collect() })
+    Ok(LogInfo {
+        identity,
+        partitions: starts.into_iter().zip(ends).map(|(start, end)| start..end).collect(),
+    })
 }
 
 /// The number of partitions; `None` if there is no such topic.
@@ -63,29 +67,41 @@ fn create(queries: &BaseConsumer<Quiet>, settings: &KafkaSettings) -> Result<usi
         .set("message.timestamp.type", "LogAppendTime")
         .set("max.message.bytes", &max_message_bytes);
     let admin = admin(settings)?;
-    let answer = block_on(admin.create_topics([&new], &AdminOptions::new().operation_timeout(Some(QUERY_TIMEOUT))));
+    let answer =
+        block_on(admin.create_topics([&new], &AdminOptions::new().operation_timeout(Some(QUERY_TIMEOUT))));
     match answer.map(|mut results| results.pop()) {
         Ok(Some(Ok(_))) => {
             tracing::info!(topic, partitions = settings.partitions, "created the compacted topic");
         }
         // Another node was faster.
         Ok(Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists)))) => {}
-        Ok(Some(Err((_, code @ (RDKafkaErrorCode::InvalidReplicationFactor
+        Ok(Some(Err((
+            _,
+            code @ (RDKafkaErrorCode::InvalidReplicationFactor
             | RDKafkaErrorCode::InvalidPartitions
             | RDKafkaErrorCode::InvalidTopic
             | RDKafkaErrorCode::TopicAuthorizationFailed
             | RDKafkaErrorCode::ClusterAuthorizationFailed
-            | RDKafkaErrorCode::PolicyViolation))))) => {
+            | RDKafkaErrorCode::PolicyViolation),
+        )))) => {
             return Err(OpenError::Refused(format!(
                 "the topic '{topic}' (KAFKA_TOPIC) is missing and Kafka refuses to create it: {code}; mend TOPIC_PARTITIONS, TOPIC_REPLICATION_FACTOR or the permissions, or create it by hand:\n  {}",
                 create_command(settings)
             )));
         }
         Ok(Some(Err((_, code)))) => {
-            return Err(OpenError::Unavailable(format!("the topic '{topic}' could not be created yet: {code}")));
+            return Err(OpenError::Unavailable(format!(
+                "the topic '{topic}' could not be created yet: {code}"
+            )));
         }
-        Ok(None) => return Err(OpenError::Unavailable(format!("Kafka did not say whether it created '{topic}'"))),
-        Err(error) => return Err(OpenError::Unavailable(format!("the topic '{topic}' could not be created yet: {error}"))),
+        Ok(None) => {
+            return Err(OpenError::Unavailable(format!("Kafka did not say whether it created '{topic}'")));
+        }
+        Err(error) => {
+            return Err(OpenError::Unavailable(format!(
+                "the topic '{topic}' could not be created yet: {error}"
+            )));
+        }
     }
     // The topic is known to the controller first and to the other brokers a moment later.
     let deadline = Instant::now() + QUERY_TIMEOUT;
@@ -93,8 +109,16 @@ fn create(queries: &BaseConsumer<Quiet>, settings: &KafkaSettings) -> Result<usi
         match partitions(queries, topic) {
             Ok(Some(partitions)) => return Ok(partitions),
             Ok(None) | Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(50)),
-            Ok(None) => return Err(OpenError::Unavailable(format!("the new topic '{topic}' is not known everywhere yet"))),
-            Err(error) => return Err(OpenError::Unavailable(format!("the new topic '{topic}' is not known yet: {error}"))),
+            Ok(None) => {
+                return Err(OpenError::Unavailable(format!(
+                    "the new topic '{topic}' is not known everywhere yet"
+                )));
+            }
+            Err(error) => {
+                return Err(OpenError::Unavailable(format!(
+                    "the new topic '{topic}' is not known yet: {error}"
+                )));
+            }
         }
     }
 }
@@ -111,17 +135,28 @@ fn check(settings: &KafkaSettings) -> Result<(), OpenError> {
     let KafkaSettings { topic, brokers, .. } = settings;
     let admin = admin(settings)?;
     let resource = ResourceSpecifier::Topic(topic);
-    let answer = block_on(admin.describe_configs([&resource], &AdminOptions::new().request_timeout(Some(QUERY_TIMEOUT))));
+    let answer = block_on(
+        admin.describe_configs([&resource], &AdminOptions::new().request_timeout(Some(QUERY_TIMEOUT))),
+    );
     let config = match answer.map(|mut results| results.pop()) {
         Ok(Some(Ok(config))) => config,
-        Ok(Some(Err(code @ (RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed)))) => {
+        Ok(Some(Err(
+            code
+            @ (RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed),
+        ))) => {
             return Err(OpenError::Refused(format!(
                 "the configuration of the topic '{topic}' can't be read ({code}); allow DescribeConfigs on it"
             )));
         }
-        Ok(Some(Err(code))) => return Err(OpenError::Unavailable(format!("the topic '{topic}' can't be checked yet: {code}"))),
-        Ok(None) => return Err(OpenError::Unavailable(format!("Kafka did not describe the topic '{topic}'"))),
-        Err(error) => return Err(OpenError::Unavailable(format!("the topic '{topic}' can't be checked yet: {error}"))),
+        Ok(Some(Err(code))) => {
+            return Err(OpenError::Unavailable(format!("the topic '{topic}' can't be checked yet: {code}")));
+        }
+        Ok(None) => {
+            return Err(OpenError::Unavailable(format!("Kafka did not describe the topic '{topic}'")));
+        }
+        Err(error) => {
+            return Err(OpenError::Unavailable(format!("the topic '{topic}' can't be checked yet: {error}")));
+        }
     };
     let value = |name: &str| config.get(name).and_then(|entry| entry.value.clone()).unwrap_or_default();
     let policy = value("cleanup.policy");
@@ -152,7 +187,8 @@ fn check(settings: &KafkaSettings) -> Result<(), OpenError> {
 }
 
 fn admin(settings: &KafkaSettings) -> Result<AdminClient<Quiet>, OpenError> {
-    AdminClient::from_config_and_context(&client_config(settings), Quiet::default()).map_err(|error| OpenError::Refused(error.to_string()))
+    AdminClient::from_config_and_context(&client_config(settings), Quiet::default())
+        .map_err(|error| OpenError::Refused(error.to_string()))
 }
 
 /// Every partition's first (`Offset::Beginning`) or next (`Offset::End`) offset, in one request a broker.
@@ -172,8 +208,10 @@ pub(super) fn offsets(
     let mut offsets = vec![None; partitions];
     for element in answer.elements() {
         element.error()?;
-        let place = usize::try_from(element.partition()).ok().and_then(|partition| offsets.get_mut(partition));
-        if let (Some(place), Some(offset)) = (place, element.offset().to_raw().filter(|offset| *offset >= 0)) {
+        let place =
+            usize::try_from(element.partition()).ok().and_then(|partition| offsets.get_mut(partition));
+        if let (Some(place), Some(offset)) = (place, element.offset().to_raw().filter(|offset| *offset >= 0))
+        {
             *place = Some(offset);
         }
     }
