@@ -81,7 +81,7 @@ impl Backends {
         std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
         let port = ports::free();
         let engine = match self {
-            Backends::Docker => Engine::Docker(docker::Container::start(kind, port).await?),
+            Backends::Docker => Engine::Docker(Box::new(docker::Container::start(kind, port).await?)),
             Backends::Local => Engine::Local(Box::new(local::Local::start(kind, port, dir).await?)),
             Backends::None => bail!("there is neither a Docker engine nor Java with Maven"),
         };
@@ -124,7 +124,7 @@ pub enum Kind {
 }
 
 enum Engine {
-    Docker(docker::Container),
+    Docker(Box<docker::Container>),
     Local(Box<local::Local>),
 }
 

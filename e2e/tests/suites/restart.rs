@@ -93,7 +93,8 @@ async fn a_node_killed_while_it_applies_loses_nothing(ctx: Ctx) -> Result<()> {
     let cluster = ctx.cluster().await?;
     // Kills at different moments of a stream of writes; the data folder stays.
     for round in 0..3 {
-        let write = write_all(&cluster, 1 + round % 2, &format!("round {round}"));
+        let what = format!("round {round}");
+        let write = write_all(&cluster, 1 + round % 2, &what);
         let kill = async {
             cluster.nodes[0]
                 .has(&format!("key-{}", round * 100), Some(&format!("round {round} {}", round * 100)))
