@@ -57,7 +57,10 @@ fn bare_warp(port: u16, body: String) {
     let route = warp::path!("rpc").and(warp::query::raw()).map(move |_| {
         warp::http::Response::builder().header("content-type", "application/json").body(body.to_string())
     });
-    runtime.block_on(warp::serve(route.map(Ok::<_, Infallible>).map(|r| r.expect("infallible"))).run(([127, 0, 0, 1], port)));
+    runtime.block_on(
+        warp::serve(route.map(Ok::<_, Infallible>).map(|r| r.expect("infallible")))
+            .run(([127, 0, 0, 1], port)),
+    );
 }
 
 /// What a load saw.
@@ -250,7 +253,8 @@ async fn visible(ctx: Ctx) -> Result<()> {
         after_request.push(sent.elapsed().as_micros() as u32);
     }
     println!("\nA set on one node, polled on another: {VISIBLE_SAMPLES} samples, one at a time");
-    for (what, latencies) in [("since its acknowledgement", after_ack), ("since it was sent", after_request)] {
+    for (what, latencies) in [("since its acknowledgement", after_ack), ("since it was sent", after_request)]
+    {
         let load = Load::new(latencies, Duration::from_secs(1));
         println!("  {what:<28} p50 {:>7.0} µs   p99 {:>7.0} µs", load.percentile(0.5), load.percentile(0.99));
     }
@@ -263,7 +267,9 @@ async fn restore(ctx: Ctx) -> Result<()> {
     cluster.topic.create(4, &compacted).await?;
     fill(&cluster).await?;
     let mut ratios = Vec::new();
-    println!("\nRestore of an empty store from {RESTORE_RECORDS} records of {VALUE_BYTES} bytes, 4 partitions, one broker");
+    println!(
+        "\nRestore of an empty store from {RESTORE_RECORDS} records of {VALUE_BYTES} bytes, 4 partitions, one broker"
+    );
     cluster.add().await?;
     for _ in 0..3 {
         let node = &cluster.nodes[0];

@@ -49,6 +49,7 @@ impl Process {
         #[cfg(target_os = "linux")]
         {
             use std::os::unix::process::CommandExt;
+            #[expect(unsafe_code, reason = "the standard library has no safe hook between fork and exec")]
             // SAFETY: between fork and exec only one system call that is safe after a fork is made.
             unsafe {
                 command
