@@ -17,10 +17,11 @@ use rustix::process::{Pid, kill_process};
 static LIVE: Mutex<Option<HashSet<u32>>> = Mutex::new(None);
 
 type Spawned = std::io::Result<Child>;
+type Order = (Command, Sender<Spawned>);
 
 /// The parent-death signal is sent when the *thread* that spawned ends, so one thread that never ends spawns all.
-static SPAWNER: LazyLock<Mutex<Sender<(Command, Sender<Spawned>)>>> = LazyLock::new(|| {
-    let (requests, inbox) = channel::<(Command, Sender<Spawned>)>();
+static SPAWNER: LazyLock<Mutex<Sender<Order>>> = LazyLock::new(|| {
+    let (requests, inbox) = channel::<Order>();
     std::thread::Builder::new()
         .name("spawner".into())
         .spawn(move || {
@@ -48,6 +49,7 @@ impl Process {
         #[cfg(target_os = "linux")]
         {
             use std::os::unix::process::CommandExt;
+            #[expect(unsafe_code, reason = "the standard library has no safe hook between fork and exec")]
             // SAFETY: between fork and exec only one system call that is safe after a fork is made.
             unsafe {
                 command

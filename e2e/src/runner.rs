@@ -33,7 +33,8 @@ pub enum Needs {
     ServersAndJava,
 }
 
-pub type Outcome = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+/// Runs on the thread that began it, so it need not be `Send`.
+pub type Outcome = Pin<Box<dyn Future<Output = Result<()>>>>;
 
 pub struct Test {
     /// `suite::guarantee`.
@@ -46,7 +47,7 @@ impl Test {
     pub fn new<F, Fut>(module: &str, name: &str, needs: Needs, run: F) -> Test
     where
         F: FnOnce(Ctx) -> Fut + Send + 'static,
-        Fut: Future<Output = Result<()>> + Send + 'static,
+        Fut: Future<Output = Result<()>> + 'static,
     {
         let suite = module.rsplit("::").next().unwrap_or(module);
         Test { name: format!("{suite}::{name}"), needs, run: Box::new(|ctx| Box::pin(run(ctx))) }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use apache_avro::types::Value as Avro;
 use apache_avro::{Schema, from_avro_datum, to_avro_datum};
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -174,6 +174,16 @@ impl Topic {
             result.map_err(|(topic, error)| anyhow::anyhow!("creating {topic}: {error}"))?;
         }
         Ok(())
+    }
+
+    /// The topic's settings, defaults included.
+    pub async fn describe(&self) -> Result<HashMap<String, String>> {
+        let options = AdminOptions::new().request_timeout(Some(PATIENCE));
+        let specifier = ResourceSpecifier::Topic(&self.name);
+        let results = self.admin()?.describe_configs([&specifier], &options).await?;
+        let resource = results.into_iter().next().context("no answer about the topic")?;
+        let resource = resource.map_err(|error| anyhow::anyhow!("describing {}: {error}", self.name))?;
+        Ok(resource.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect())
     }
 
     /// Reads every partition from its start to the high watermark of now, in order.

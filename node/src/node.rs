@@ -38,6 +38,7 @@ pub struct Node {
     server: Server,
     announcer: JoinHandle<()>,
     door: Arc<Door>,
+    drain_delay: Duration,
     grace: Duration,
     // Last, so that the folder stays locked until the store is closed.
     _data_dir: DataDir,
@@ -75,8 +76,18 @@ impl Node {
         let replica = Replica::start(Arc::clone(&log), store, Arc::clone(&progress), metrics)?;
         let server = Server::start(listener, Arc::clone(&door), settings.max_connections);
         let announcer = tokio::spawn(announce(progress, Arc::clone(&membership)));
-        let grace = settings.shutdown_grace;
-        Ok(Self { log, membership, replica, server, announcer, door, grace, _data_dir: data_dir })
+        let (drain_delay, grace) = (settings.drain_delay, settings.shutdown_grace);
+        Ok(Self {
+            log,
+            membership,
+            replica,
+            server,
+            announcer,
+            door,
+            drain_delay,
+            grace,
+            _data_dir: data_dir,
+        })
     }
 
     #[must_use]
@@ -100,6 +111,10 @@ impl Node {
         self.announcer.abort();
         step("leaving the cluster");
         self.membership.leave().await;
+        if !self.drain_delay.is_zero() {
+            step("waiting for load balancers");
+            tokio::time::sleep(self.drain_delay).await;
+        }
         step("finishing requests");
         self.server.stop(self.grace).await;
         step("flushing writes");

@@ -73,6 +73,7 @@ fn kafka_settings(settings: &ServeSettings, address: &Address) -> Result<KafkaSe
         allow_uncompacted: settings.allow_uncompacted_topic,
         group: settings.kafka_group.clone().unwrap_or_else(|| format!("bitacora-{}", address.api())),
         write_timeout: settings.write_timeout,
+        delete_retention: settings.delete_retention,
         // The key is in the record twice: as Kafka's key and in the value.
         max_record_bytes: usize::try_from(settings.node.max_value_bytes)?
             + 2 * MAX_KEY_BYTES
@@ -101,18 +102,26 @@ pub async fn listen(address: IpAddr, port: u16, setting: &str) -> Result<TcpList
 
 /// The address that this machine has towards ZooKeeper, which is how the others are reached too.
 async fn own_address(zookeeper: &ConnectString) -> IpAddr {
-    let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
     for host in zookeeper.hosts() {
-        // Connecting a UDP socket sends nothing; it only chooses a route.
-        let Ok(socket) = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await else { continue };
-        if socket.connect(host).await.is_ok()
-            && let Ok(address) = socket.local_addr()
-        {
-            return address.ip();
+        if let Some(address) = address_towards(host).await {
+            return address;
         }
     }
+    // No server's name is known yet, as may be after a reboot: what faces the default route will do. (192.0.2.0/24 is
+    // nobody's, RFC 5737.)
+    if let Some(address) = address_towards("192.0.2.1:9").await {
+        return address;
+    }
+    let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
     tracing::warn!(
-        "no ZooKeeper server's name is known here; the node goes by {localhost} unless NODE_ADDRESS says otherwise"
+        "this machine has no address that others reach; the node goes by {localhost} unless NODE_ADDRESS says otherwise"
     );
     localhost
+}
+
+/// Connecting a UDP socket sends nothing; it only chooses a route.
+async fn address_towards(host: &str) -> Option<IpAddr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await.ok()?;
+    socket.connect(host).await.ok()?;
+    socket.local_addr().ok().map(|address| address.ip())
 }

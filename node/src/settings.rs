@@ -122,6 +122,9 @@ pub struct NodeSettings {
     /// HTTP connections at a time; further ones wait
     #[arg(long, env, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Network")]
     pub max_connections: u32,
+    /// How long a node that is told to stop still serves, unready, so that load balancers see it first
+    #[arg(long, env, value_name = "TIME", default_value = "0s", value_parser = duration, help_heading = "Network")]
+    pub drain_delay: Duration,
     /// How long requests under way may take to end when the node is told to stop
     #[arg(long, env, value_name = "TIME", default_value = "5s", value_parser = duration, help_heading = "Network")]
     pub shutdown_grace: Duration,

@@ -23,7 +23,7 @@ async fn engine() -> Result<Docker> {
     docker_client_instance().await.context("reaching the Docker engine")
 }
 
-pub async fn ping() -> Result<()> {
+pub(super) async fn ping() -> Result<()> {
     let engine = engine().await?;
     tokio::time::timeout(Duration::from_secs(5), engine.ping())
         .await
@@ -31,13 +31,13 @@ pub async fn ping() -> Result<()> {
     Ok(())
 }
 
-pub enum Of {
+pub(super) enum Of {
     This,
     DeadOwners,
 }
 
 /// Removes the containers of this run, or of runs that are no more.
-pub async fn reap(of: Of) -> Result<()> {
+pub(super) async fn reap(of: Of) -> Result<()> {
     let engine = engine().await?;
     let filters = HashMap::from([("label", vec![LABEL])]);
     let list = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
@@ -56,10 +56,10 @@ pub async fn reap(of: Of) -> Result<()> {
     Ok(())
 }
 
-pub struct Container(ContainerAsync<GenericImage>);
+pub(super) struct Container(ContainerAsync<GenericImage>);
 
 impl Container {
-    pub async fn start(kind: Kind, port: u16) -> Result<Container> {
+    pub(super) async fn start(kind: Kind, port: u16) -> Result<Container> {
         let request = match kind {
             Kind::Kafka => kafka(port),
             Kind::ZooKeeper => zookeeper(port),
@@ -74,23 +74,23 @@ impl Container {
         Ok(Container(container))
     }
 
-    pub async fn pause(&self) -> Result<()> {
+    pub(super) async fn pause(&self) -> Result<()> {
         self.0.pause().await.context("pausing the container")
     }
 
-    pub async fn resume(&self) -> Result<()> {
+    pub(super) async fn resume(&self) -> Result<()> {
         self.0.unpause().await.context("resuming the container")
     }
 
-    pub async fn stop(&self) -> Result<()> {
+    pub(super) async fn stop(&self) -> Result<()> {
         self.0.stop_with_timeout(Some(0)).await.context("stopping the container")
     }
 
-    pub async fn start_again(&self) -> Result<()> {
+    pub(super) async fn start_again(&self) -> Result<()> {
         self.0.start().await.context("starting the container again")
     }
 
-    pub async fn check_running(&self) -> Result<(), String> {
+    pub(super) async fn check_running(&self) -> Result<(), String> {
         match self.0.is_running().await {
             Ok(true) => Ok(()),
             Ok(false) => Err("its container has ended".to_string()),
@@ -98,11 +98,11 @@ impl Container {
         }
     }
 
-    pub async fn remove(self) -> Result<()> {
+    pub(super) async fn remove(self) -> Result<()> {
         self.0.rm().await.context("removing the container")
     }
 
-    pub async fn log_tail(&self) -> String {
+    pub(super) async fn log_tail(&self) -> String {
         use futures_util::TryStreamExt;
         let options = LogsOptionsBuilder::default().stdout(true).stderr(true).tail("30").build();
         let read = async {

@@ -24,7 +24,7 @@ async fn jars(kind: Kind) -> Result<&'static Path> {
     Ok(jars)
 }
 
-pub struct Local {
+pub(super) struct Local {
     kind: Kind,
     jars: &'static Path,
     dir: PathBuf,
@@ -32,7 +32,7 @@ pub struct Local {
 }
 
 impl Local {
-    pub async fn start(kind: Kind, port: u16, dir: &Path) -> Result<Local> {
+    pub(super) async fn start(kind: Kind, port: u16, dir: &Path) -> Result<Local> {
         let local =
             Local { kind, jars: jars(kind).await?, dir: dir.to_path_buf(), process: Mutex::new(None) };
         match kind {
@@ -103,21 +103,21 @@ impl Local {
         Ok(act(process.as_ref().with_context(|| format!("{:?} is not running", self.kind))?))
     }
 
-    pub fn pause(&self) -> Result<()> {
+    pub(super) fn pause(&self) -> Result<()> {
         self.with_process(|process| process.signal(Signal::STOP))
     }
 
-    pub fn resume(&self) -> Result<()> {
+    pub(super) fn resume(&self) -> Result<()> {
         self.with_process(|process| process.signal(Signal::CONT))
     }
 
-    pub fn stop(&self) -> Result<()> {
+    pub(super) fn stop(&self) -> Result<()> {
         // Dropping it kills it and waits for its end.
         self.process.lock().unwrap_or_else(PoisonError::into_inner).take();
         Ok(())
     }
 
-    pub fn start_again(&self) -> Result<()> {
+    pub(super) fn start_again(&self) -> Result<()> {
         let mut command = self.java();
         match self.kind {
             Kind::Kafka => command.arg("kafka.Kafka").arg(self.dir.join("server.properties")),
@@ -130,7 +130,7 @@ impl Local {
         Ok(())
     }
 
-    pub fn check_running(&self) -> Result<(), String> {
+    pub(super) fn check_running(&self) -> Result<(), String> {
         match self.with_process(Process::exited) {
             Ok(None) => Ok(()),
             Ok(Some(status)) => Err(format!("it ended with {status}")),
@@ -138,7 +138,7 @@ impl Local {
         }
     }
 
-    pub fn log_tail(&self) -> String {
+    pub(super) fn log_tail(&self) -> String {
         tail(&self.log(), 30)
     }
 }

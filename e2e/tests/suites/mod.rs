@@ -1,7 +1,35 @@
 mod back_ends;
+mod bad_input;
+mod bad_start;
+mod broker_outage;
+mod foreign_records;
+mod membership;
+mod peers;
+mod real_data;
+mod replication;
+mod restart;
+mod shutdown;
+mod topic_records;
 
 use e2e::runner::Test;
 
 pub fn all() -> Vec<Test> {
-    [back_ends::tests()].into_iter().flatten().collect()
+    [
+        // The longest first, so that no thread is left alone with one at the end.
+        real_data::tests(),
+        broker_outage::tests(),
+        peers::tests(),
+        membership::tests(),
+        bad_start::tests(),
+        restart::tests(),
+        replication::tests(),
+        topic_records::tests(),
+        foreign_records::tests(),
+        bad_input::tests(),
+        shutdown::tests(),
+        back_ends::tests(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }

@@ -57,6 +57,8 @@ pub struct KafkaSettings {
     pub group: String,
     /// How long an append may wait for its acknowledgement.
     pub write_timeout: Duration,
+    /// How long a node may be away and still see every delete: tombstones of others must stay as long.
+    pub delete_retention: Duration,
     /// The largest record that the node sends, in bytes.
     pub max_record_bytes: usize,
     /// Passed to librdkafka as they are.

@@ -61,10 +61,12 @@ fn partitions(queries: &BaseConsumer<Quiet>, topic: &str) -> KafkaResult<Option<
 fn create(queries: &BaseConsumer<Quiet>, settings: &KafkaSettings) -> Result<usize, OpenError> {
     let topic = &settings.topic;
     let max_message_bytes = (settings.max_record_bytes + HEADROOM_BYTES).to_string();
+    let delete_retention = settings.delete_retention.as_millis().to_string();
     let replication = TopicReplication::Fixed(settings.replication_factor);
     let new = NewTopic::new(topic, settings.partitions, replication)
         .set("cleanup.policy", "compact")
         .set("message.timestamp.type", "LogAppendTime")
+        .set("delete.retention.ms", &delete_retention)
         .set("max.message.bytes", &max_message_bytes);
     let admin = admin(settings)?;
     let answer =
@@ -174,6 +176,13 @@ fn check(settings: &KafkaSettings) -> Result<(), OpenError> {
     if value("message.timestamp.type") != "LogAppendTime" {
         tracing::warn!(
             "the topic '{topic}' has message.timestamp.type=CreateTime: write timestamps come from the writers' clocks and may run against the order of the log; set it to LogAppendTime"
+        );
+    }
+    if value("delete.retention.ms").parse().is_ok_and(|ms: u128| ms < settings.delete_retention.as_millis()) {
+        tracing::warn!(
+            "the topic '{topic}' keeps tombstones for delete.retention.ms={} only, DELETE_RETENTION is {} ms: a key that another writer deleted with a tombstone can come back on a node that was away for longer",
+            value("delete.retention.ms"),
+            settings.delete_retention.as_millis()
         );
     }
     if value("max.message.bytes").parse().is_ok_and(|bytes: usize| bytes < settings.max_record_bytes) {
