@@ -56,14 +56,7 @@ fn bare_warp(port: u16, body: String) {
     let route = warp::path!("rpc").and(warp::query::raw()).map(move |_| {
         warp::http::Response::builder().header("content-type", "application/json").body(body.to_string())
     });
-<<<<<<< HEAD
     runtime.block_on(warp::serve(route).run(([127, 0, 0, 1], port)));
-=======
-    runtime.block_on(
-        warp::serve(route.map(Ok::<_, Infallible>).map(|r| r.expect("infallible")))
-            .run(([127, 0, 0, 1], port)),
-    );
->>>>>>> refs/heads/e2e
 }
 
 /// What a load saw.
