@@ -116,8 +116,8 @@ pub struct NodeSettings {
     /// The largest value that is taken
     #[arg(long, env, value_name = "BYTES", default_value = "1MiB", value_parser = value_bytes, help_heading = "Network")]
     pub max_value_bytes: u64,
-    /// How long a client may take to send a request's body
-    #[arg(long, env, value_name = "TIME", default_value = "10s", value_parser = positive_duration, help_heading = "Network")]
+    /// How long a client may take to send a request's head, and then its body; an idle connection is closed after it too
+    #[arg(long, env, value_name = "TIME", default_value = "30s", value_parser = positive_duration, help_heading = "Network")]
     pub request_timeout: Duration,
     /// HTTP connections at a time; further ones wait
     #[arg(long, env, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Network")]

@@ -1,6 +1,7 @@
 //! The HTTP door: parse, call reads or writes, answer.
 
 mod answers;
+mod linger;
 mod params;
 mod server;
 
@@ -24,9 +25,6 @@ use crate::reads::{Found, Reads};
 use crate::settings;
 use crate::store::Store;
 use crate::writes::{MAX_TTL, Writes, check_key};
-
-/// A body that is too large is read on for so long, so that the client gets to read why it was refused.
-const DRAIN: Duration = Duration::from_secs(1);
 
 /// What the door leads to.
 pub struct Door {
@@ -225,13 +223,9 @@ impl Door {
             }
             Ok(bytes)
         };
-        let read = tokio::time::timeout(self.request_timeout, read)
+        tokio::time::timeout(self.request_timeout, read)
             .await
-            .unwrap_or(Err(ApiError::BodyTimeout(self.request_timeout.as_millis())));
-        if matches!(read, Err(ApiError::BodyTooLarge(_))) {
-            let _ = tokio::time::timeout(DRAIN, async { while let Some(Ok(_)) = body.next().await {} }).await;
-        }
-        read
+            .unwrap_or(Err(ApiError::BodyTimeout(self.request_timeout.as_millis())))
     }
 
     fn unready(&self) -> Option<String> {

@@ -12,9 +12,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
 use super::Door;
-
-/// How long a client may take to send a request's head, and an idle connection may wait for one.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+use super::linger::Lingering;
 
 /// The HTTP door of a node, open.
 pub struct Server {
@@ -50,12 +48,12 @@ async fn run(
     stopped: oneshot::Receiver<Duration>,
 ) {
     let open = door.metrics.connections.clone();
-    let service = warp::service(super::routes(door));
     let connections = Arc::new(Semaphore::new(max_connections as usize));
     let graceful = GracefulShutdown::new();
     let mut http = http1::Builder::new();
     // Answers to pipelined requests leave together.
-    http.pipeline_flush(true).timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    http.pipeline_flush(true).timer(TokioTimer::new()).header_read_timeout(door.request_timeout);
+    let service = warp::service(super::routes(door));
     let mut stopped = std::pin::pin!(stopped);
     let grace = loop {
         let accept = async {
@@ -78,7 +76,7 @@ async fn run(
         };
         let _ = stream.set_nodelay(true);
         let service = TowerToHyperService::new(service.clone());
-        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
+        let connection = graceful.watch(http.serve_connection(TokioIo::new(Lingering::new(stream)), service));
         let open = open.clone();
         tokio::spawn(async move {
             open.inc();
