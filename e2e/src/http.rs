@@ -201,24 +201,60 @@ impl Api {
 }
 
 /// A connection on which any bytes can be sent.
-pub struct RawConnection(TcpStream);
+pub struct RawConnection {
+    stream: TcpStream,
+    /// Read, and not yet taken as an answer.
+    unread: Vec<u8>,
+}
 
 impl RawConnection {
     pub async fn open(port: u16) -> Result<RawConnection> {
-        Ok(RawConnection(TcpStream::connect(("127.0.0.1", port)).await.context("connecting")?))
+        let stream = TcpStream::connect(("127.0.0.1", port)).await.context("connecting")?;
+        stream.set_nodelay(true).context("setting TCP_NODELAY")?;
+        Ok(RawConnection { stream, unread: Vec::new() })
     }
 
     pub async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        self.0.write_all(bytes).await
+        self.stream.write_all(bytes).await
     }
 
     pub fn split(self) -> (tokio::net::tcp::OwnedReadHalf, tokio::net::tcp::OwnedWriteHalf) {
-        self.0.into_split()
+        self.stream.into_split()
     }
 
+    /// The next answer; `None` if the node closes before any of it.
     pub async fn answer(&mut self, deadline: Duration) -> Result<Option<Answer>> {
-        read_answer(&mut self.0, deadline).await
+        let read = read_one(&mut self.stream, &mut self.unread);
+        let outcome = tokio::time::timeout(deadline, read).await;
+        outcome.with_context(|| format!("no answer and no close within {deadline:?}"))?
     }
+}
+
+/// One request after the other for every item, over `connections` connections that are kept, `depth` at a time on each
+/// without waiting for the answers in between. For many requests: a proper client costs more than the node.
+pub async fn bulk<T>(
+    port: u16,
+    items: &[T],
+    (connections, depth): (usize, usize),
+    request: impl Fn(&T) -> Vec<u8>,
+    check: impl Fn(&T, &Answer) -> Result<()>,
+) -> Result<()> {
+    let share = items.len().div_ceil(connections).max(1);
+    let (request, check) = (&request, &check);
+    let lanes = items.chunks(share).map(|lane| async move {
+        let mut connection = RawConnection::open(port).await?;
+        for batch in lane.chunks(depth) {
+            let bytes: Vec<u8> = batch.iter().flat_map(request).collect();
+            connection.write(&bytes).await.context("sending a batch of requests")?;
+            for item in batch {
+                let answer = connection.answer(Duration::from_secs(30)).await?;
+                check(item, &answer.context("the node closed the connection")?)?;
+            }
+        }
+        anyhow::Ok(())
+    });
+    futures_util::future::try_join_all(lanes).await?;
+    Ok(())
 }
 
 /// Sends `request` as it is, on a connection of its own; `None` if the node closes it without an answer.
@@ -234,26 +270,29 @@ pub async fn read_answer(
     stream: &mut (impl AsyncReadExt + Unpin),
     deadline: Duration,
 ) -> Result<Option<Answer>> {
-    let mut bytes = Vec::new();
-    let read = async {
-        let mut chunk = [0; 16 * 1024];
-        loop {
-            if let Some(answer) = parse(&bytes, false)? {
-                return Ok(Some(answer));
-            }
-            match stream.read(&mut chunk).await {
-                Ok(0) => return if bytes.is_empty() { Ok(None) } else { parse(&bytes, true) },
-                Ok(n) => bytes.extend_from_slice(&chunk[..n]),
-                // A reset after an answer is an end; before any answer it is a close without one.
-                Err(_) => return if bytes.is_empty() { Ok(None) } else { parse(&bytes, true) },
-            }
-        }
-    };
-    let outcome = tokio::time::timeout(deadline, read).await;
+    let mut unread = Vec::new();
+    let outcome = tokio::time::timeout(deadline, read_one(stream, &mut unread)).await;
     outcome.with_context(|| format!("no answer and no close within {deadline:?}"))?
 }
 
-fn parse(bytes: &[u8], ended: bool) -> Result<Option<Answer>> {
+async fn read_one(stream: &mut (impl AsyncReadExt + Unpin), unread: &mut Vec<u8>) -> Result<Option<Answer>> {
+    let mut chunk = [0; 16 * 1024];
+    loop {
+        if let Some((answer, length)) = parse(unread, false)? {
+            unread.drain(..length);
+            return Ok(Some(answer));
+        }
+        match stream.read(&mut chunk).await {
+            // A reset after an answer is an end; before any answer it is a close without one.
+            Ok(0) | Err(_) if unread.is_empty() => return Ok(None),
+            Ok(0) | Err(_) => return Ok(parse(unread, true)?.map(|(answer, _)| answer)),
+            Ok(n) => unread.extend_from_slice(&chunk[..n]),
+        }
+    }
+}
+
+/// The first answer in `bytes` and its length, if all of it is there.
+fn parse(bytes: &[u8], ended: bool) -> Result<Option<(Answer, usize)>> {
     let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else {
         if ended {
             bail!("the answer ends inside its header: {:?}", String::from_utf8_lossy(bytes));
@@ -270,15 +309,14 @@ fn parse(bytes: &[u8], ended: bool) -> Result<Option<Answer>> {
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.trim().to_ascii_lowercase(), value.trim().to_string()))
         .collect();
-    let body = &bytes[end + 4..];
-    let length = headers.iter().find(|(name, _)| name == "content-length");
-    let length: Option<usize> = length.and_then(|(_, value)| value.parse().ok());
-    match length {
-        Some(length) if body.len() >= length => {
-            Ok(Some(Answer { status, headers, body: body[..length].to_vec() }))
-        }
-        None if ended => Ok(Some(Answer { status, headers, body: body.to_vec() })),
+    let start = end + 4;
+    let declared = headers.iter().find(|(name, _)| name == "content-length");
+    let length = match declared.and_then(|(_, value)| value.parse().ok()) {
+        Some(length) if bytes.len() >= start + length => length,
+        None if ended => bytes.len() - start,
         _ if ended => bail!("the answer ends inside its body: {head:?}"),
-        _ => Ok(None),
-    }
+        _ => return Ok(None),
+    };
+    let body = bytes[start..start + length].to_vec();
+    Ok(Some((Answer { status, headers, body }, start + length)))
 }

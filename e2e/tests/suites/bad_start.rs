@@ -47,7 +47,6 @@ async fn a_wrong_setting_stops_the_node_and_is_named(ctx: Ctx) -> Result<()> {
         ("BROKER_LIST", "kafka:port"),
         ("BROKER_LIST", ""),
         ("ZOOKEEPER_HOSTS", "zk"),
-        ("ZOOKEEPER_HOSTS", "zk:2181/chroot/"),
         ("ZOOKEEPER_HOSTS", "zk:70000"),
         ("KAFKA_TOPIC", "a b"),
         ("KAFKA_TOPIC", ""),

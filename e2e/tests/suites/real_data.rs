@@ -1,16 +1,14 @@
 //! The names of Unicode's characters, every one of them, on every node.
 
 use anyhow::{Result, ensure};
-use e2e::http::Api;
+use e2e::cluster::{Node, START};
+use e2e::http::{Answer, bulk, encode};
 use e2e::runner::{Ctx, Test};
 use e2e::{tests, wait};
-use futures_util::{StreamExt, TryStreamExt, stream};
 
 pub fn tests() -> Vec<Test> {
     tests![Servers: every_unicode_name_is_on_every_node_and_survives_a_restart]
 }
-
-const IN_FLIGHT: usize = 64;
 
 /// Characters with a name of their own; those of Han and Hangul are named by a rule, and too many.
 fn names() -> Vec<(String, String)> {
@@ -22,16 +20,15 @@ fn names() -> Vec<(String, String)> {
         .collect()
 }
 
-async fn all_are_at(api: &Api, data: &[(String, String)]) -> Result<()> {
-    stream::iter(data)
-        .map(|(key, name)| async move {
-            let answer = api.get_own(key).await?;
-            ensure!(answer.value().as_ref() == Some(name), "{key:?} is {answer}, not {name:?}");
-            Ok(())
-        })
-        .buffer_unordered(IN_FLIGHT)
-        .try_for_each(|()| async { Ok(()) })
-        .await
+async fn all_are_at(node: &Node, data: &[(String, String)]) -> Result<()> {
+    let request = |(key, _): &(String, String)| {
+        format!("GET /rpc/cluster?key={} HTTP/1.1\r\nHost: node\r\n\r\n", encode(key)).into_bytes()
+    };
+    let check = |(key, name): &(String, String), answer: &Answer| {
+        ensure!(answer.value().as_ref() == Some(name), "{}: {key:?} is {answer}, not {name:?}", node.name);
+        Ok(())
+    };
+    bulk(node.api_port, data, (4, 32), request, check).await
 }
 
 async fn every_unicode_name_is_on_every_node_and_survives_a_restart(ctx: Ctx) -> Result<()> {
@@ -39,30 +36,27 @@ async fn every_unicode_name_is_on_every_node_and_survives_a_restart(ctx: Ctx) ->
     assert!(data.len() >= 30_000, "only {} names", data.len());
     let cluster = ctx.cluster().await?;
     let [writer, second, third] = &cluster.nodes[..] else { unreachable!("three nodes") };
-    let api = writer.api();
-    stream::iter(&data)
-        .map(|(key, name)| {
-            let api = &api;
-            async move {
-                let answer = api.set(key, name).await?;
-                ensure!(answer.status == 200, "setting {key:?}: {answer}");
-                Ok(())
-            }
-        })
-        .buffer_unordered(IN_FLIGHT)
-        .try_for_each(|()| async { Ok(()) })
-        .await?;
+    let request = |(key, name): &(String, String)| {
+        let head =
+            format!("POST /rpc?key={} HTTP/1.1\r\nHost: node\r\nContent-Length: {}", encode(key), name.len());
+        format!("{head}\r\n\r\n{name}").into_bytes()
+    };
+    let acknowledged = |(key, _): &(String, String), answer: &Answer| {
+        ensure!(answer.status == 200, "setting {key:?}: {answer}");
+        Ok(())
+    };
+    // 64 writes in flight.
+    bulk(writer.api_port, &data, (64, 1), request, acknowledged).await?;
     for node in [second, third] {
-        wait::until("it has applied everything", e2e::cluster::START, || async {
+        wait::until("it has applied everything", START, || async {
             let status = node.api().status().await.map_err(|error| format!("{error:#}"))?;
             if status["store"]["records"] == data.len() { Ok(()) } else { Err(status.to_string()) }
         })
         .await;
     }
-    let (second_api, third_api) = (second.api(), third.api());
-    tokio::try_join!(all_are_at(&second_api, &data), all_are_at(&third_api, &data))?;
+    tokio::try_join!(all_are_at(second, &data), all_are_at(third, &data))?;
     third.kill();
     third.spawn()?;
     third.ready().await;
-    all_are_at(&third.api(), &data).await
+    all_are_at(third, &data).await
 }
