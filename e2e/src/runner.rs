@@ -18,10 +18,10 @@ use tokio::sync::OnceCell;
 
 use crate::backends::{self, Backends, Server};
 use crate::process::{self, tail};
-use crate::{cluster, java};
+use crate::{cluster, deployment, java};
 
 /// No test may take longer; the longest takes a third of it on two slow cores.
-const TEST_DEADLINE: Duration = Duration::from_secs(180);
+const TEST_DEADLINE: Duration = Duration::from_secs(300);
 const LOG_LINES: usize = 30;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,6 +31,8 @@ pub enum Needs {
     Servers,
     /// The servers, and Java with Maven for a check by Kafka's and Avro's own libraries.
     ServersAndJava,
+    /// Docker with Compose, and the nodes' image.
+    Deployment,
 }
 
 /// Runs on the thread that began it, so it need not be `Send`.
@@ -163,7 +165,9 @@ fn run_test(runtime: &Runtime, run: &Arc<Run>, test: Test) -> Result<(), String>
     PANIC.set(Some(String::new()));
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         runtime.block_on(async {
-            if test.needs != Needs::Nothing {
+            if test.needs == Needs::Deployment {
+                deployment::build().await?;
+            } else if test.needs != Needs::Nothing {
                 // Outside the deadline: the first test waits for a build and for servers.
                 run.servers().await?;
             }
@@ -250,6 +254,7 @@ fn supervise(arguments: &Arguments, runtime: Runtime, run: Run, tests: Vec<Test>
     let root = run.root.clone();
     let run = Arc::new(run);
     let has_java = runtime.block_on(java::available());
+    let has_compose = backends == Backends::Docker && deployment::available();
     let registered = tests.len();
     let needing = tests.iter().filter(|test| test.needs != Needs::Nothing).count();
     let trials = tests.into_iter().map(|test| {
@@ -258,6 +263,9 @@ fn supervise(arguments: &Arguments, runtime: Runtime, run: Run, tests: Vec<Test>
         Trial::ignorable_test(name, move || {
             if test.needs != Needs::Nothing && backends == Backends::None {
                 return Ok(Completion::ignored_with("no Docker engine, no Java with Maven"));
+            }
+            if test.needs == Needs::Deployment && !has_compose {
+                return Ok(Completion::ignored_with("no Docker engine with Compose"));
             }
             if test.needs == Needs::ServersAndJava && !has_java {
                 return Ok(Completion::ignored_with("no Java with Maven for the check by Java's libraries"));
@@ -287,14 +295,22 @@ fn supervise(arguments: &Arguments, runtime: Runtime, run: Run, tests: Vec<Test>
     let everything = arguments.filter.is_none() && arguments.skip.is_empty() && !arguments.ignored;
     if everything {
         complete &= ran + conclusion.num_ignored as usize == registered;
-        if backends != Backends::None && has_java {
+        if backends != Backends::None && has_java && has_compose {
             complete &= ran == registered;
         }
     }
     // Machine formats own stdout.
+    if let Some(file) = std::env::var_os("E2E_SUMMARY")
+        && let Err(error) = std::fs::write(&file, format!("{line}\n"))
+    {
+        eprintln!("e2e: {} can't be written: {error}", Path::new(&file).display());
+    }
     match arguments.format {
         None | Some(FormatSetting::Pretty | FormatSetting::Terse) => println!("{line}"),
         Some(_) => eprintln!("{line}"),
+    }
+    if !has_compose && backends != Backends::None {
+        println!("e2e: the Compose deployment was not tried: there is no Docker engine with Compose");
     }
     if !has_java && backends != Backends::None {
         println!("e2e: the checks by Java's own libraries did not run: there is no Java with Maven");

@@ -19,18 +19,20 @@ use crate::writes::{MAX_KEY_BYTES, RECORD_OVERHEAD_BYTES};
 /// # Errors
 /// A sentence when it can't start, or when its replica gave up.
 pub async fn run(settings: ServeSettings, stop: impl Future<Output = ()>) -> Result<()> {
+    let avro_port = match settings.avro_port {
+        Some(port) => port,
+        None => settings.api_port.checked_add(1).context("API_PORT + 1 is no port; set AVRO_PORT")?,
+    };
+    if avro_port == settings.api_port {
+        bail!("API_PORT and AVRO_PORT are both {avro_port}; choose another for one of them");
+    }
     let data_dir = DataDir::open(&settings.data_dir)?;
     let listener = listen(settings.bind_address, settings.api_port, "API_PORT").await?;
     let host = match &settings.node_address {
         Some(host) => host.clone(),
         None => own_address(&settings.zookeeper_hosts).await.to_string(),
     };
-    let api_port = listener.local_addr()?.port();
-    let avro_port = match settings.avro_port {
-        Some(port) => port,
-        None => api_port.checked_add(1).context("API_PORT + 1 is no port; set AVRO_PORT")?,
-    };
-    let address = Address { host, api_port, avro_port };
+    let address = Address { host, api_port: settings.api_port, avro_port };
     let log = KafkaLog::new(kafka_settings(&settings, &address)?)
         .map_err(|error| anyhow!("KAFKA_PROPERTIES: librdkafka refuses its configuration: {error}"))?;
     let membership = ZooKeeperMembership::start(

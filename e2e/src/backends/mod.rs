@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
-use crate::{ports, wait, zookeeper};
+use crate::{deployment, ports, wait, zookeeper};
 
 /// Also the versions in `servers/*/pom.xml`.
 pub const KAFKA_VERSION: &str = "4.3.1";
@@ -248,18 +248,22 @@ pub async fn java_and_maven() -> bool {
 
 /// Removes what runs of these tests that were killed left behind.
 pub async fn reap_orphans(backends: Backends) {
-    if backends == Backends::Docker
-        && let Err(error) = docker::reap(docker::Of::DeadOwners).await
-    {
+    if backends != Backends::Docker {
+        return;
+    }
+    if let Err(error) = docker::reap(docker::Of::DeadOwners).await {
         eprintln!("e2e: containers of earlier runs may be left: {error:#}");
     }
+    deployment::remove_of(|owner| !Path::new(&format!("/proc/{owner}")).exists());
 }
 
 /// Removes every server of this run, whoever holds it; for the way out.
 pub async fn remove_ours(backends: Backends) {
-    if backends == Backends::Docker
-        && let Err(error) = docker::reap(docker::Of::This).await
-    {
+    if backends != Backends::Docker {
+        return;
+    }
+    if let Err(error) = docker::reap(docker::Of::This).await {
         eprintln!("e2e: containers of this run may be left: {error:#}");
     }
+    deployment::remove_of(|owner| owner == std::process::id());
 }

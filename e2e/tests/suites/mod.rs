@@ -2,6 +2,7 @@ mod back_ends;
 mod bad_input;
 mod bad_start;
 mod broker_outage;
+mod compose;
 mod foreign_records;
 mod membership;
 mod peers;
@@ -16,6 +17,7 @@ use e2e::runner::Test;
 pub fn all() -> Vec<Test> {
     [
         // The longest first, so that no thread is left alone with one at the end.
+        compose::tests(),
         real_data::tests(),
         broker_outage::tests(),
         peers::tests(),

@@ -1,0 +1,160 @@
+//! The repository's own Compose deployment, as users start it, from images that are built from this checkout.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use tokio::sync::OnceCell;
+
+use crate::ports;
+use crate::topic::Topic;
+
+/// The owner's process id follows; so a later run finds what a killed one left.
+const PREFIX: &str = "bitacora-e2e-";
+const IMAGE: &str = "bitacora:e2e";
+
+/// Whether `docker compose` is there; an engine alone does not mean so.
+pub fn available() -> bool {
+    let mut version = Command::new("docker");
+    version.args(["compose", "version"]).stdout(Stdio::null()).stderr(Stdio::null());
+    version.status().is_ok_and(|status| status.success())
+}
+
+/// Builds the nodes' image, once a run. Minutes, where no layer of it is cached.
+pub async fn build() -> Result<()> {
+    static BUILT: OnceCell<Result<(), String>> = OnceCell::const_new();
+    let built = BUILT.get_or_init(async || {
+        let built = tokio::task::spawn_blocking(|| {
+            let mut command = Command::new("docker");
+            command.args(["compose", "build", "node-1"]).env("BITACORA_IMAGE", IMAGE);
+            run(command)
+        });
+        match built.await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(format!("{error:#}")),
+            Err(error) => Err(error.to_string()),
+        }
+    });
+    built.await.clone().map_err(|error| anyhow::anyhow!("building the image failed: {error}"))
+}
+
+fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+fn run(mut command: Command) -> Result<Output> {
+    // `.env` there says which file is meant, as it does for users.
+    command.current_dir(root()).stdin(Stdio::null()).env_remove("COMPOSE_FILE");
+    let output = command.output().context("running docker")?;
+    ensure!(
+        output.status.success(),
+        "{command:?} ended with {}:\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(output)
+}
+
+/// A deployment of its own name, ports and volumes; gone with its volumes when dropped.
+pub struct Deployment {
+    project: String,
+    /// Names as in `.env`.
+    ports: Vec<(&'static str, u16)>,
+}
+
+impl Deployment {
+    pub fn new() -> Deployment {
+        let project = format!("{PREFIX}{}-{}", std::process::id(), ports::free());
+        let names = [
+            "BITACORA_PORT",
+            "NODE_1_PORT",
+            "NODE_2_PORT",
+            "NODE_3_PORT",
+            "KAFKA_PORT",
+            "ZOOKEEPER_PORT",
+            "PROMETHEUS_PORT",
+            "HAPROXY_STATS_PORT",
+        ];
+        Deployment { project, ports: names.map(|name| (name, ports::free())).to_vec() }
+    }
+
+    pub fn port(&self, name: &str) -> u16 {
+        let port = self.ports.iter().find(|(known, _)| *known == name);
+        port.unwrap_or_else(|| panic!("no port is called {name}")).1
+    }
+
+    pub fn topic(&self) -> Topic {
+        let brokers = format!("127.0.0.1:{}", self.port("KAFKA_PORT"));
+        Topic { brokers, name: "bitacora".to_string() }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new("docker");
+        command.args(["compose", "--project-name", &self.project]).args(arguments);
+        command.env("BITACORA_IMAGE", IMAGE);
+        command.envs(self.ports.iter().map(|(name, port)| (name, port.to_string())));
+        command
+    }
+
+    /// `docker compose …` on this deployment; an error has all that it printed.
+    pub async fn compose(&self, arguments: &[&str]) -> Result<String> {
+        let command = self.command(arguments);
+        let output = tokio::task::spawn_blocking(move || run(command)).await.context("docker panicked")??;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// What is running, and the last lines of every service; for a failure's report.
+    pub async fn report(&self) -> String {
+        let mut report = String::new();
+        for arguments in [&["ps", "--all"][..], &["logs", "--no-color", "--tail", "15"]] {
+            match self.compose(arguments).await {
+                Ok(text) => report.push_str(&text),
+                Err(error) => report.push_str(&format!("{error:#}\n")),
+            }
+        }
+        report
+    }
+}
+
+impl Default for Deployment {
+    fn default() -> Self {
+        Deployment::new()
+    }
+}
+
+impl Drop for Deployment {
+    fn drop(&mut self) {
+        remove(&self.project);
+    }
+}
+
+fn remove(project: &str) {
+    let mut command = Command::new("docker");
+    command.args([
+        "compose",
+        "--project-name",
+        project,
+        "down",
+        "--volumes",
+        "--remove-orphans",
+        "--timeout",
+        "1",
+    ]);
+    if let Err(error) = run(command) {
+        eprintln!("e2e: {error:#}");
+    }
+}
+
+/// Removes the deployments of those owners, whatever became of them.
+pub fn remove_of(is_meant: impl Fn(u32) -> bool) {
+    let mut list = Command::new("docker");
+    list.args(["compose", "ls", "--all", "--quiet"]);
+    let Ok(output) = run(list) else { return };
+    for project in String::from_utf8_lossy(&output.stdout).lines() {
+        let owner = project.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next()?.parse().ok());
+        if owner.is_some_and(&is_meant) {
+            remove(project);
+        }
+    }
+}

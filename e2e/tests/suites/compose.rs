@@ -1,0 +1,108 @@
+//! The deployment as users start it: `docker compose up`, with images built from this checkout.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use e2e::cluster::is;
+use e2e::deployment::Deployment;
+use e2e::http::Api;
+use e2e::runner::{Ctx, Test};
+use e2e::{tests, wait};
+
+pub fn tests() -> Vec<Test> {
+    tests![Deployment: it_starts_serves_through_the_balancer_and_goes_on_without_a_node]
+}
+
+const SOON: Duration = Duration::from_secs(30);
+/// What `docker stop` and most orchestrators give a container before they kill it.
+const STOP_GRACE: Duration = Duration::from_secs(10);
+
+async fn it_starts_serves_through_the_balancer_and_goes_on_without_a_node(_: Ctx) -> Result<()> {
+    let deployment = Deployment::new();
+    let outcome = scenario(&deployment).await;
+    match outcome {
+        Ok(()) => Ok(()),
+        Err(error) => Err(error.context(deployment.report().await)),
+    }
+}
+
+async fn scenario(deployment: &Deployment) -> Result<()> {
+    deployment.compose(&["up", "--wait", "--no-build"]).await?;
+    let balancer = Api::new(deployment.port("BITACORA_PORT"));
+    let nodes = ["NODE_1_PORT", "NODE_2_PORT", "NODE_3_PORT"].map(|name| Api::new(deployment.port(name)));
+
+    balancer.set("one", "through the balancer").await?.expect(200);
+    for node in &nodes {
+        reads(node, "one", Some("through the balancer")).await?;
+        sees_members(node, 3).await?;
+    }
+    // Each node is written to and read by way of the balancer.
+    for (i, node) in nodes.iter().enumerate() {
+        node.set(&format!("by node {i}"), "value").await?.expect(200);
+        reads(&balancer, &format!("by node {i}"), Some("value")).await?;
+    }
+    balancer.delete("one").await?.expect(200);
+    for node in &nodes {
+        reads(node, "one", None).await?;
+    }
+
+    let topic = deployment.topic().describe().await?;
+    assert_eq!(topic["cleanup.policy"], "compact");
+    assert_eq!(topic["message.timestamp.type"], "LogAppendTime");
+    scraped(deployment, "sum(up{job=\"bitacora\"})", "3").await?;
+    scraped(deployment, "sum(bitacora_ready)", "3").await?;
+
+    let started = Instant::now();
+    deployment.compose(&["stop", "node-2"]).await?;
+    let took = started.elapsed();
+    ensure!(took < STOP_GRACE, "stopping a node took {took:?}");
+    for i in 0..50 {
+        // None may fail: the node told the balancer before it went.
+        balancer.set(&format!("without node-2 {i}"), "value").await?.expect(200);
+        let answer = balancer.get(&format!("by node {}", i % 3)).await?.expect(200);
+        ensure!(is(&answer, Some("value")), "{answer}");
+    }
+    for node in [&nodes[0], &nodes[2]] {
+        reads(node, "without node-2 49", Some("value")).await?;
+        sees_members(node, 2).await?;
+    }
+
+    deployment.compose(&["up", "--wait", "--no-build", "--scale", "node=1"]).await?;
+    reads(&nodes[1], "without node-2 49", Some("value")).await?;
+    for node in &nodes {
+        sees_members(node, 4).await?;
+    }
+    scraped(deployment, "sum(up{job=\"bitacora\"})", "4").await
+}
+
+/// Waits until `api` answers with `value`; `None`: with a 404.
+async fn reads(api: &Api, key: &str, value: Option<&str>) -> Result<()> {
+    let read = wait::try_until(SOON, || async {
+        let answer = api.get(key).await.map_err(|error| format!("{error:#}"))?;
+        if is(&answer, value) { Ok(()) } else { Err(answer.to_string()) }
+    });
+    read.await
+        .map_err(anyhow::Error::msg)
+        .with_context(|| format!("{key:?} at port {} is {value:?}", api.port))
+}
+
+async fn sees_members(api: &Api, count: usize) -> Result<()> {
+    let seen = wait::try_until(SOON, || async {
+        let status = api.status().await.map_err(|error| format!("{error:#}"))?;
+        let members = status["members"].as_array().map_or(0, Vec::len);
+        if members == count { Ok(()) } else { Err(status.to_string()) }
+    });
+    seen.await.map_err(anyhow::Error::msg).with_context(|| format!("port {} has {count} members", api.port))
+}
+
+/// Waits until Prometheus answers a query with `value`.
+async fn scraped(deployment: &Deployment, query: &str, value: &str) -> Result<()> {
+    let prometheus = Api::new(deployment.port("PROMETHEUS_PORT"));
+    let path = format!("/api/v1/query?query={}", e2e::http::encode(query));
+    let seen = wait::try_until(SOON, || async {
+        let answer =
+            prometheus.call(reqwest::Method::GET, &path).await.map_err(|error| format!("{error:#}"))?;
+        if answer.json()["data"]["result"][0]["value"][1] == value { Ok(()) } else { Err(answer.to_string()) }
+    });
+    seen.await.map_err(anyhow::Error::msg).with_context(|| format!("Prometheus says that {query} is {value}"))
+}
