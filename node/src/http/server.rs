@@ -51,8 +51,9 @@ async fn run(
     let connections = Arc::new(Semaphore::new(max_connections as usize));
     let graceful = GracefulShutdown::new();
     let mut http = http1::Builder::new();
-    // Answers to pipelined requests leave together.
-    http.pipeline_flush(true).timer(TokioTimer::new()).header_read_timeout(door.request_timeout);
+    // Not `pipeline_flush`: it holds back an answer while unread bytes of the client's are in the buffer, also the answer
+    // that closes the connection.
+    http.timer(TokioTimer::new()).header_read_timeout(door.request_timeout);
     let service = warp::service(super::routes(door));
     let mut stopped = std::pin::pin!(stopped);
     let grace = loop {
@@ -81,7 +82,9 @@ async fn run(
         tokio::spawn(async move {
             open.inc();
             // A client that goes away or speaks no HTTP is its own affair.
-            let _ = connection.await;
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection ended badly");
+            }
             open.dec();
             drop(permit);
         });
