@@ -26,6 +26,7 @@ pub async fn run(settings: ServeSettings, stop: impl Future<Output = ()>) -> Res
     if avro_port == settings.api_port {
         bail!("API_PORT and AVRO_PORT are both {avro_port}; choose another for one of them");
     }
+    let properties = settings.properties().map_err(|error| anyhow!(error))?;
     let data_dir = DataDir::open(&settings.data_dir)?;
     let listener = listen(settings.bind_address, settings.api_port, "API_PORT").await?;
     let host = match &settings.node_address {
@@ -33,7 +34,7 @@ pub async fn run(settings: ServeSettings, stop: impl Future<Output = ()>) -> Res
         None => own_address(&settings.zookeeper_hosts).await.to_string(),
     };
     let address = Address { host, api_port: settings.api_port, avro_port };
-    let log = KafkaLog::new(kafka_settings(&settings, &address)?)
+    let log = KafkaLog::new(kafka_settings(&settings, &address, properties)?)
         .map_err(|error| anyhow!("KAFKA_PROPERTIES: librdkafka refuses its configuration: {error}"))?;
     let membership = ZooKeeperMembership::start(
         settings.zookeeper_hosts.clone(),
@@ -66,7 +67,11 @@ pub async fn run(settings: ServeSettings, stop: impl Future<Output = ()>) -> Res
     outcome
 }
 
-fn kafka_settings(settings: &ServeSettings, address: &Address) -> Result<KafkaSettings> {
+fn kafka_settings(
+    settings: &ServeSettings,
+    address: &Address,
+    properties: Vec<(String, String)>,
+) -> Result<KafkaSettings> {
     Ok(KafkaSettings {
         brokers: settings.broker_list.clone(),
         topic: settings.kafka_topic.clone(),
@@ -80,7 +85,7 @@ fn kafka_settings(settings: &ServeSettings, address: &Address) -> Result<KafkaSe
         max_record_bytes: usize::try_from(settings.node.max_value_bytes)?
             + 2 * MAX_KEY_BYTES
             + RECORD_OVERHEAD_BYTES,
-        properties: settings.properties().map_err(|error| anyhow!(error))?,
+        properties,
     })
 }
 

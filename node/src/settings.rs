@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::log::kafka::RESERVED_PROPERTIES;
+use crate::membership::host_port;
 use crate::membership::zookeeper::ConnectString;
 
 /// A node of Bitacora: a replicated in-memory key-value store whose write-ahead log is a compacted Kafka topic.
@@ -20,7 +21,7 @@ pub struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  bitacora-node dev                                 three nodes in this process, nothing else to install
+  bitacora-node dev                                 three nodes in one process
   bitacora-node serve --broker-list kafka:9092 --zookeeper-hosts zk:2181
   KAFKA_TOPIC=orders API_PORT=9000 bitacora-node    'serve' is what runs without a command
 
@@ -59,8 +60,15 @@ pub struct ServeSettings {
     #[arg(long, env, value_name = "NAME", help_heading = "Kafka")]
     pub kafka_group: Option<String>,
     /// Properties for librdkafka, name=value, separated by ';' (SASL, SSL, …); name=@FILE reads the value from a file
-    #[arg(long, env, value_name = "PROPERTIES", value_delimiter = ';', value_parser = property, hide_env_values = true, help_heading = "Kafka")]
-    pub kafka_properties: Vec<(String, String)>,
+    #[arg(
+        long,
+        env,
+        value_name = "PROPERTIES",
+        value_delimiter = ';',
+        hide_env_values = true,
+        help_heading = "Kafka"
+    )]
+    pub kafka_properties: Vec<String>,
     /// A file of such properties, one a line
     #[arg(long, env, value_name = "FILE", help_heading = "Kafka")]
     pub kafka_properties_file: Option<PathBuf>,
@@ -211,7 +219,10 @@ impl ServeSettings {
                 }
             }
         }
-        properties.extend(self.kafka_properties.iter().cloned());
+        // Not by clap, whose errors show the whole value, which may be a secret.
+        for text in self.kafka_properties.iter().filter(|text| !text.trim().is_empty()) {
+            properties.push(property(text).map_err(|error| format!("KAFKA_PROPERTIES: {error}"))?);
+        }
         Ok(properties)
     }
 }
@@ -236,18 +247,6 @@ fn property(text: &str) -> Result<(String, String), String> {
 /// The start of a text that may hold a secret.
 fn name_only(text: &str) -> String {
     text.chars().take(12).collect::<String>() + "…"
-}
-
-/// Checks `host:port`.
-///
-/// # Errors
-/// A sentence.
-pub(crate) fn host_port(text: &str) -> Result<(), String> {
-    let wrong = || format!("'{text}' is not host:port");
-    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
-    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    let plausible = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || "/@?#".contains(c));
-    if plausible && port.parse::<u16>().is_ok_and(|port| port > 0) { Ok(()) } else { Err(wrong()) }
 }
 
 fn hosts(text: &str) -> Result<String, String> {
@@ -372,6 +371,10 @@ mod tests {
         );
         let error = property("averylongsecretwithoutname").expect_err("no name");
         assert!(!error.contains("without"), "{error}");
+        let cli = Cli::try_parse_from(["bitacora-node", "serve", "--kafka-properties", "a=b;acks=0"])
+            .expect("not by clap");
+        let Command::Serve(settings) = cli.command else { panic!("serve was asked for") };
+        assert!(settings.properties().expect_err("reserved").starts_with("KAFKA_PROPERTIES: 'acks'"));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use zookeeper_async::{Acl, CreateMode, WatchedEvent, Watcher, ZkError, ZkResult, ZooKeeper};
 
-use super::{Address, Membership, MembershipState};
+use super::{Address, Membership, MembershipState, host_port};
 
 /// ZooKeeper's members are looked at this often, if no watch or state change asks for it earlier.
 const LOOK: Duration = Duration::from_secs(1);
@@ -41,7 +41,7 @@ impl std::str::FromStr for ConnectString {
         }
         let hosts: Vec<_> = hosts.split(',').map(|host| host.trim().to_owned()).collect();
         for host in &hosts {
-            crate::settings::host_port(host)?;
+            host_port(host)?;
         }
         Ok(Self { hosts, chroot: chroot.to_owned() })
     }
