@@ -12,7 +12,7 @@ use reqwest::Method;
 
 pub fn tests() -> Vec<Test> {
     tests![
-        Nothing: a_wrong_setting_stops_the_node_and_is_named;
+        Nothing: a_wrong_setting_stops_the_node_and_is_named, two_doors_on_one_port_stop_the_node;
         Servers: a_topic_that_is_not_compacted_stops_the_node_and_it_says_how_to_fix_it,
             a_topic_that_is_not_compacted_can_be_insisted_on, unreachable_brokers_are_waited_for,
             an_unreachable_zookeeper_does_not_stop_the_node, a_data_folder_that_cannot_be_used_stops_the_node,
@@ -70,10 +70,13 @@ async fn a_wrong_setting_stops_the_node_and_is_named(ctx: Ctx) -> Result<()> {
         gives_up(&node, &[name]).await?;
         assert!(!node.data_dir.exists(), "{name}={value}: a node with wrong settings left a data folder");
     }
+    Ok(())
+}
+
+async fn two_doors_on_one_port_stop_the_node(ctx: Ctx) -> Result<()> {
     let node = Node::new(&ctx, Vec::new()).await?;
-    node.set_env("API_PORT", 9000);
-    node.set_env("AVRO_PORT", 9000);
-    gives_up(&node, &["9000"]).await
+    node.set_env("AVRO_PORT", node.api_port);
+    gives_up(&node, &[&node.api_port.to_string()]).await
 }
 
 async fn a_topic_that_is_not_compacted_stops_the_node_and_it_says_how_to_fix_it(ctx: Ctx) -> Result<()> {
