@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::error::{ContextKind, ContextValue};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::log::kafka::RESERVED_PROPERTIES;
 use crate::membership::host_port;
@@ -197,8 +198,25 @@ impl Cli {
         if first.is_none_or(|first| first.starts_with('-') && !of_the_program.contains(&first.as_str())) {
             arguments.insert(1.min(arguments.len()), "serve".into());
         }
-        Self::parse_from(arguments)
+        Self::try_parse_from(arguments).unwrap_or_else(|error| {
+            // Clap names the flag; who sets the variable has never seen it.
+            let _ = error.print();
+            if let Some(variable) = variable_of(&error) {
+                eprintln!("\nThe setting is also the environment variable {variable}.");
+            }
+            std::process::exit(error.exit_code())
+        })
     }
+}
+
+fn variable_of(error: &clap::Error) -> Option<String> {
+    let ContextValue::String(argument) = error.get(ContextKind::InvalidArg)? else { return None };
+    let flag = argument.strip_prefix("--")?.split([' ', '=', '[']).next()?;
+    let command = Cli::command();
+    let mut arguments = command.get_subcommands().flat_map(clap::Command::get_arguments);
+    let argument =
+        arguments.find(|argument| argument.get_long() == Some(flag) && argument.get_env().is_some())?;
+    Some(argument.get_env()?.to_string_lossy().into_owned())
 }
 
 impl ServeSettings {
@@ -339,7 +357,6 @@ fn value_bytes(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
