@@ -240,6 +240,29 @@ impl Topic {
         Ok(records)
     }
 
+    /// What a consumer group has committed: the next offset of each partition, where it has one.
+    pub async fn committed(&self, group: &str) -> Result<HashMap<i32, i64>> {
+        let (topic, group) = (self.clone(), group.to_string());
+        let ask = move || {
+            let consumer: BaseConsumer =
+                topic.config().set("group.id", &group).create().context("creating a consumer")?;
+            let metadata =
+                consumer.fetch_metadata(Some(&topic.name), PATIENCE).context("reading metadata")?;
+            let mut partitions = TopicPartitionList::new();
+            for partition in metadata.topics().iter().flat_map(|topic| topic.partitions()) {
+                partitions.add_partition(&topic.name, partition.id());
+            }
+            let committed =
+                consumer.committed_offsets(partitions, PATIENCE).context("asking for the offsets")?;
+            let offsets = committed.elements().into_iter().filter_map(|element| match element.offset() {
+                Offset::Offset(offset) => Some((element.partition(), offset)),
+                _ => None,
+            });
+            anyhow::Ok(offsets.collect())
+        };
+        tokio::task::spawn_blocking(ask).await.context("the consumer panicked")?
+    }
+
     /// A producer as another program would have it, with Java's partitioner.
     pub fn writer(&self) -> Result<Writer> {
         let producer = self

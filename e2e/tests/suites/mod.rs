@@ -3,6 +3,7 @@ mod bad_input;
 mod bad_start;
 mod broker_outage;
 mod compose;
+mod dev;
 mod foreign_records;
 mod membership;
 mod peers;
@@ -29,6 +30,7 @@ pub fn all() -> Vec<Test> {
         foreign_records::tests(),
         bad_input::tests(),
         shutdown::tests(),
+        dev::tests(),
         back_ends::tests(),
     ]
     .into_iter()

@@ -4,18 +4,40 @@ use std::collections::HashMap;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
-use e2e::cluster::Cluster;
+use e2e::cluster::{Cluster, START};
 use e2e::http::{Answer, Position};
 use e2e::runner::{Ctx, Test};
 use e2e::topic::{KeyValue, now_ms};
-use e2e::{java, tests};
+use e2e::{java, tests, wait};
 use serde_json::Value;
 
 pub fn tests() -> Vec<Test> {
     tests![
-        Servers: the_topic_holds_the_contracts_records, the_topic_is_created_compacted;
+        Servers: the_topic_holds_the_contracts_records, the_topic_is_created_compacted,
+            kafkas_tools_see_how_far_each_node_is;
         ServersAndJava: javas_own_libraries_read_the_same_records
     ]
+}
+
+async fn kafkas_tools_see_how_far_each_node_is(ctx: Ctx) -> Result<()> {
+    let cluster = ctx.cluster().await?;
+    write_some(&cluster).await?;
+    let records = cluster.topic.read_all().await?;
+    for node in &cluster.nodes {
+        // The group's name by default; see KAFKA_GROUP.
+        let group = format!("bitacora-127.0.0.1:{}", node.api_port);
+        wait::until(&format!("{group} has committed every offset"), START, || async {
+            let committed = cluster.topic.committed(&group).await.map_err(|error| format!("{error:#}"))?;
+            // A partition without records has nothing to tell.
+            let behind = records.iter().find(|record| {
+                let next = committed.get(&record.position.partition).copied().unwrap_or_default();
+                next <= record.position.offset
+            });
+            behind.map_or(Ok(()), |record| Err(format!("{committed:?} is before {:?}", record.position)))
+        })
+        .await;
+    }
+    Ok(())
 }
 
 struct Write {

@@ -1,0 +1,138 @@
+//! `bitacora-node dev`, the first thing that a new user runs: no server is needed for it.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use e2e::cluster::{START, is, node_binary};
+use e2e::http::Api;
+use e2e::process::{Process, tail};
+use e2e::runner::{Ctx, Test};
+use e2e::{ports, tests, wait};
+
+pub fn tests() -> Vec<Test> {
+    tests![
+        Nothing: what_is_set_on_one_node_is_read_on_all_and_survives_a_kill,
+            the_readmes_curl_lines_work_as_they_are, what_is_in_the_way_is_told_in_one_sentence
+    ]
+}
+
+/// The first of three ports in steps of two that are free, and their neighbours.
+fn free_ports() -> u16 {
+    loop {
+        let first = ports::free();
+        if (first..first + 6).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
+            return first;
+        }
+    }
+}
+
+async fn dev(ctx: &Ctx, port: u16, data: &Path, log: &str) -> Result<Process> {
+    let mut command = Command::new(node_binary().await?);
+    command.args(["dev", "--port", &port.to_string(), "--data-dir"]).arg(data).current_dir(&ctx.dir);
+    Process::spawn(command, &ctx.dir.join(log))
+}
+
+async fn started(dev: &Process) {
+    wait::until("the first screen is there", START, || async {
+        let text = tail(&dev.log, 50);
+        if text.contains("Ctrl-C stops it") { Ok(()) } else { Err(text) }
+    })
+    .await;
+}
+
+async fn what_is_set_on_one_node_is_read_on_all_and_survives_a_kill(ctx: Ctx) -> Result<()> {
+    let (port, data) = (free_ports(), ctx.dir.join("data"));
+    let nodes = [0, 2, 4].map(|offset| Api::new(port + offset));
+    let first = dev(&ctx, port, &data, "first.log").await?;
+    started(&first).await;
+    for (i, node) in nodes.iter().enumerate() {
+        node.set(&format!("key {i}"), "välue").await?.expect(200);
+        node.set("deleted", "value").await?.expect(200);
+    }
+    nodes[1].delete("deleted").await?.expect(200);
+    everywhere(&nodes).await;
+    first.kill();
+    let second = dev(&ctx, port, &data, "second.log").await?;
+    started(&second).await;
+    everywhere(&nodes.map(|node| Api::new(node.port))).await;
+    // It stops as asked, too.
+    second.signal(e2e::process::Signal::TERM);
+    let status = second.wait(Duration::from_secs(15)).await.context("it did not stop")?;
+    ensure!(status.success(), "it ended with {status}");
+    Ok(())
+}
+
+async fn everywhere(nodes: &[Api; 3]) {
+    for node in nodes {
+        for (key, value) in
+            [("key 0", Some("välue")), ("key 1", Some("välue")), ("key 2", Some("välue")), ("deleted", None)]
+        {
+            wait::until(&format!("{key:?} at port {} is {value:?}", node.port), START, || async {
+                let answer = node.get(key).await.map_err(|error| format!("{error:#}"))?;
+                if is(&answer, value) { Ok(()) } else { Err(answer.to_string()) }
+            })
+            .await;
+        }
+    }
+}
+
+async fn the_readmes_curl_lines_work_as_they_are(ctx: Ctx) -> Result<()> {
+    let port = free_ports();
+    let dev = dev(&ctx, port, &ctx.dir.join("data"), "dev.log").await?;
+    started(&dev).await;
+    let readme = include_str!("../../../README.md");
+    let (_, api) = readme.split_once("## The API").context("the README has a section on the API")?;
+    let (_, block) = api.split_once("```sh\n").context("it begins with commands")?;
+    let (block, _) = block.split_once("```").context("the commands end")?;
+    let screen = tail(&dev.log, 50);
+    let pasted = screen.lines().map(str::trim).filter(|line| line.starts_with("curl "));
+    let readme_lines = block.lines().filter(|line| line.starts_with("curl "));
+    let mut ran = 0;
+    for line in pasted.chain(readme_lines) {
+        let line = line.replace("127.0.0.1:8080", &format!("127.0.0.1:{port}"));
+        // `-f` makes an error's status the exit code. A set is read a moment later, so a get may have to try again.
+        wait::until(&line, START, || async {
+            let mut shell = tokio::process::Command::new("bash");
+            shell.args(["-c", &line.replacen("curl ", "curl -fsS ", 1)]).kill_on_drop(true);
+            let output = shell.output().await.map_err(|error| error.to_string())?;
+            if output.status.success() {
+                Ok(())
+            } else {
+                Err(String::from_utf8_lossy(&output.stderr).into_owned())
+            }
+        })
+        .await;
+        ran += 1;
+    }
+    ensure!(ran >= 12, "only {ran} lines were found");
+    Ok(())
+}
+
+async fn what_is_in_the_way_is_told_in_one_sentence(ctx: Ctx) -> Result<()> {
+    let (port, data) = (free_ports(), ctx.dir.join("data"));
+    let running = dev(&ctx, port, &data, "running.log").await?;
+    started(&running).await;
+    let file = ctx.dir.join("a file");
+    std::fs::write(&file, "").context("writing a file")?;
+    for (what, port, data, names) in [
+        ("a port in use", port, ctx.dir.join("other"), format!("port {port} on 127.0.0.1 is in use")),
+        ("a folder in use", free_ports(), data, "in use by another process".to_string()),
+        ("a file for a folder", free_ports(), file, "--data-dir".to_string()),
+        ("ports that there are not", 65_534, ctx.dir.join("third"), "--port".to_string()),
+    ] {
+        let log = format!("{}.log", what.replace(' ', "-"));
+        let dev = dev(&ctx, port, &data, &log).await?;
+        let status =
+            dev.wait(Duration::from_secs(15)).await.with_context(|| format!("{what}: it went on"))?;
+        let text = tail(&dev.log, 50);
+        ensure!(!status.success(), "{what}: it ended with {status}");
+        ensure!(
+            text.contains(&names) && text.lines().count() == 1,
+            "{what}: not one sentence with {names:?}: {text}"
+        );
+    }
+    Ok(())
+}
