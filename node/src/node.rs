@@ -95,12 +95,6 @@ impl Node {
         Arc::clone(&self.door.progress)
     }
 
-    /// Whether the node still accepts connections.
-    #[must_use]
-    pub fn is_listening(&self) -> bool {
-        self.server.is_running()
-    }
-
     /// Stops in an order that loses nothing: unready and no member any more, so that no new requests come; those under
     /// way end; the log acknowledges what they wrote; the replica commits its batch; the store is closed.
     pub async fn stop(self) {

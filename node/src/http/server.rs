@@ -28,12 +28,6 @@ impl Server {
         Self { stop, task }
     }
 
-    /// Whether connections are still accepted.
-    #[must_use]
-    pub fn is_running(&self) -> bool {
-        !self.task.is_finished()
-    }
-
     /// Accepts no more connections and waits for the requests under way, no longer than `grace`.
     pub async fn stop(self, grace: Duration) {
         let _ = self.stop.send(grace);
