@@ -1,10 +1,25 @@
 //! Formats that cross a wire or lie in the log.
 
+mod avro;
+mod call;
+mod frame;
+mod handshake;
 mod position;
+mod protocol;
 mod record;
 
+pub use avro::DecodeError;
+pub use call::{
+    Answer, BatchResult, CallError, ErrorCode, Failure, MAX_BATCH_OPERATIONS, Operation, ReadAnswer, Request,
+    RequestError, ScanPage, ScanRequest, ServedFrom, WriteAnswer, put_value_answer,
+};
+pub use frame::{Frame, FrameError, FrameLimits, FrameReader, put_frame};
+pub use handshake::{HandshakeMatch, HandshakeRequest, HandshakeResponse, ProtocolHash};
 pub use position::{Position, PositionError};
-pub use record::{DecodeError, KeyValue, OwnedKeyValue, RECORD_SCHEMA, source, ttl};
+pub use protocol::{
+    ForeignProtocol, Message, PROTOCOL, PROTOCOL_HASH, PROTOCOL_SOURCE, ProtocolError, protocol_hash,
+};
+pub use record::{KeyValue, OwnedKeyValue, RECORD_SCHEMA, source, ttl};
 
 /// Header of every answer about a key: the position `P:O` that the answer reflects.
 pub const POSITION_HEADER: &str = "bitacora-position";

@@ -6,6 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::avro::{DecodeError, Input, put_long, put_string};
+
 /// The Avro schema of [`KeyValue`], as the original system declares it.
 pub const RECORD_SCHEMA: &str = r#"{"type":"record","name":"KeyValueRawAvro","namespace":"com.grayscaleconsulting.bitacora.rpc.avro","fields":[{"name":"key","type":"string"},{"name":"value","type":"string"},{"name":"timestamp","type":"long"},{"name":"source","type":"int"},{"name":"ttl","type":"long"},{"name":"uuid","type":"string"}]}"#;
 
@@ -67,23 +69,6 @@ impl OwnedKeyValue {
     }
 }
 
-/// Why bytes are not a [`KeyValue`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DecodeError {
-    /// The bytes end inside the named field.
-    #[error("the record ends inside its field '{0}'")]
-    Truncated(&'static str),
-    /// A length is negative, or a number does not fit its type.
-    #[error("the field '{0}' holds a number out of range")]
-    OutOfRange(&'static str),
-    /// A string is not UTF-8.
-    #[error("the field '{0}' is not UTF-8")]
-    NotUtf8(&'static str),
-    /// There are more bytes than the record has.
-    #[error("{0} bytes follow the record")]
-    Trailing(usize),
-}
-
 impl<'a> KeyValue<'a> {
     /// Appends the record's Avro bytes to `out`.
     pub fn encode(&self, out: &mut Vec<u8>) {
@@ -100,17 +85,33 @@ impl<'a> KeyValue<'a> {
     ///
     /// # Errors
     /// Says which field is wrong, and how.
-    pub fn decode(mut bytes: &'a [u8]) -> Result<Self, DecodeError> {
-        let input = &mut bytes;
-        let record = Self {
-            key: take_string(input, "key")?,
-            value: take_string(input, "value")?,
-            timestamp: take_long(input, "timestamp")?,
-            source: take_long(input, "source")?.try_into().map_err(|_| DecodeError::OutOfRange("source"))?,
-            ttl: take_long(input, "ttl")?,
-            uuid: take_string(input, "uuid")?,
-        };
-        if input.is_empty() { Ok(record) } else { Err(DecodeError::Trailing(input.len())) }
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        let mut input = Input(bytes);
+        let record = Self::take(&mut input)?;
+        input.end()?;
+        Ok(record)
+    }
+
+    pub(super) fn take(input: &mut Input<'a>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            key: input.string("key")?,
+            value: input.string("value")?,
+            timestamp: input.long("timestamp")?,
+            source: input.int("source")?,
+            ttl: input.long("ttl")?,
+            uuid: input.string("uuid")?,
+        })
+    }
+
+    /// The value's length and bytes of an encoded record as they lie there, to be copied into another encoding.
+    /// `None` if the bytes end before.
+    #[must_use]
+    pub fn value_field(bytes: &'a [u8]) -> Option<&'a [u8]> {
+        let mut input = Input(bytes);
+        input.bytes("key").ok()?;
+        let start = input.0;
+        input.bytes("value").ok()?;
+        start.get(..start.len() - input.0.len())
     }
 
     /// A copy that owns its strings.
@@ -125,46 +126,6 @@ impl<'a> KeyValue<'a> {
             uuid: self.uuid.to_owned(),
         }
     }
-}
-
-fn put_long(out: &mut Vec<u8>, value: i64) {
-    // Zigzag, then 7 bits a byte, the lowest first.
-    let mut rest = ((value << 1) ^ (value >> 63)).cast_unsigned();
-    while rest >= 0x80 {
-        out.push((rest & 0x7f) as u8 | 0x80);
-        rest >>= 7;
-    }
-    out.push(rest as u8);
-}
-
-fn put_string(out: &mut Vec<u8>, text: &str) {
-    put_long(out, text.len().cast_signed() as i64);
-    out.extend_from_slice(text.as_bytes());
-}
-
-fn take_long(input: &mut &[u8], field: &'static str) -> Result<i64, DecodeError> {
-    let mut value = 0u64;
-    for shift in (0..64).step_by(7) {
-        let (&byte, rest) = input.split_first().ok_or(DecodeError::Truncated(field))?;
-        *input = rest;
-        let bits = u64::from(byte & 0x7f);
-        if shift == 63 && bits > 1 {
-            break;
-        }
-        value |= bits << shift;
-        if byte & 0x80 == 0 {
-            return Ok((value >> 1).cast_signed() ^ -(value & 1).cast_signed());
-        }
-    }
-    Err(DecodeError::OutOfRange(field))
-}
-
-fn take_string<'a>(input: &mut &'a [u8], field: &'static str) -> Result<&'a str, DecodeError> {
-    let length = take_long(input, field)?;
-    let length = usize::try_from(length).map_err(|_| DecodeError::OutOfRange(field))?;
-    let (text, rest) = input.split_at_checked(length).ok_or(DecodeError::Truncated(field))?;
-    *input = rest;
-    std::str::from_utf8(text).map_err(|_| DecodeError::NotUtf8(field))
 }
 
 #[cfg(test)]
@@ -203,6 +164,9 @@ mod tests {
             prop_assert_eq!(&bytes, &theirs);
             let value = apache_avro::from_avro_datum(&schema(), &mut bytes.as_slice(), None).expect("the crate decodes it");
             prop_assert_eq!(value, as_avro(&record));
+            let mut value = Vec::new();
+            put_string(&mut value, &record.value);
+            prop_assert_eq!(KeyValue::value_field(&bytes), Some(value.as_slice()));
             prop_assert_eq!(KeyValue::decode(&bytes).map(|r| r.to_owned()), Ok(record));
         }
 
