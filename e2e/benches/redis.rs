@@ -127,8 +127,14 @@ async fn get(ctx: Ctx) -> Result<()> {
     if Command::new("redis-server").arg("--version").stdout(Stdio::null()).status().is_err() {
         bail!("redis-server is not in the path; install it (Debian: apt-get install redis-server)");
     }
-    let (http, redis_port) = (ports::free(), ports::free());
-    let rpc = http.checked_add(1).context("a port")?;
+    // `dev` takes the port after the first too.
+    let (http, rpc) = loop {
+        let (first, second) = (ports::free(), ports::free());
+        if second == first + 1 {
+            break (first, second);
+        }
+    };
+    let redis_port = ports::free();
     let mut command = Command::new(node_binary().await?);
     command.args(["dev", "--nodes", "1", "--port", &http.to_string(), "--data-dir"]).arg(ctx.dir.join("dev"));
     let node = Process::spawn(command, &ctx.dir.join("node.log"))?;
@@ -290,7 +296,9 @@ async fn fill_redis(port: u16) -> Result<()> {
         stream.write_all(out.as_bytes()).await?;
         let mut filled = 0;
         while filled < 1000 * "+OK\r\n".len() {
-            filled += stream.read(&mut input[filled..]).await?;
+            let read = stream.read(&mut input[filled..]).await?;
+            ensure!(read > 0, "redis closed the connection");
+            filled += read;
         }
     }
     Ok(())
