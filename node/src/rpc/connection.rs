@@ -34,8 +34,11 @@ const MAX_UNDER_WAY: usize = 4096;
 const MAX_HEAVY: usize = 8;
 /// What the answers of one batch may have, in bytes.
 const MAX_BATCH_ANSWER_BYTES: usize = 16 << 20;
-/// A connection of a node that stops is closed once it has been silent for so long.
+/// A connection of a node that stops is closed once it has been silent for so long,
 const QUIET: Duration = Duration::from_millis(100);
+/// or has been refused for so long, if nothing is under way. A client that goes on asking has no better way to learn that
+/// it should go elsewhere.
+const REFUSED: Duration = Duration::from_millis(500);
 
 pub(super) struct Connection {
     socket: Socket,
@@ -118,6 +121,7 @@ impl Connection {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut closing = self.closing.clone();
         let (mut active, mut ended) = (Instant::now(), false);
+        let mut refusing_since: Option<Instant> = None;
         loop {
             let stopping = *closing.borrow_and_update();
             let pause = self.answer(stopping);
@@ -129,7 +133,8 @@ impl Connection {
                     continue;
                 }
             }
-            if pause == Pause::Broken || (ended && self.under_way.is_empty()) {
+            let refused = stopping && refusing_since.get_or_insert_with(Instant::now).elapsed() > REFUSED;
+            if pause == Pause::Broken || ((ended || refused) && self.under_way.is_empty()) {
                 // Reads on for a moment, so that the client gets to see the last answer.
                 return self.socket.shutdown().await;
             }

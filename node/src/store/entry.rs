@@ -1,14 +1,15 @@
+use std::sync::Arc;
+
 use bitacora_client::wire::{KeyValue, source, ttl};
-use bytes::Bytes;
 
 use crate::position::Position;
 
 /// A record as the store holds it: a header of fixed size, then the record's Avro bytes as they came from the log.
-/// The bytes are empty for a tombstone that another writer made. Cheap to clone.
+/// The bytes are empty for a tombstone that another writer made. Cheap to clone: one count, next to the bytes.
 ///
 /// Header, big-endian: partition i32, offset i64, write timestamp i64 (ms), ttl i64 (as in [`KeyValue::ttl`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry(Bytes);
+pub struct Entry(Arc<[u8]>);
 
 const HEADER: usize = 28;
 
@@ -23,19 +24,18 @@ pub enum State {
 impl Entry {
     #[must_use]
     pub fn new(position: Position, timestamp: i64, ttl: i64, record: &[u8]) -> Self {
-        let mut bytes = Vec::with_capacity(HEADER + record.len());
-        bytes.extend(position.partition.to_be_bytes());
-        bytes.extend(position.offset.to_be_bytes());
-        bytes.extend(timestamp.to_be_bytes());
-        bytes.extend(ttl.to_be_bytes());
-        bytes.extend(record);
-        Self(bytes.into())
+        let mut header = [0; HEADER];
+        header[..4].copy_from_slice(&position.partition.to_be_bytes());
+        header[4..12].copy_from_slice(&position.offset.to_be_bytes());
+        header[12..20].copy_from_slice(&timestamp.to_be_bytes());
+        header[20..].copy_from_slice(&ttl.to_be_bytes());
+        Self(header.iter().chain(record).copied().collect())
     }
 
     /// Copies an entry out of the store; `None` if the bytes are too few.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        (bytes.len() >= HEADER).then(|| Self(Bytes::copy_from_slice(bytes)))
+        (bytes.len() >= HEADER).then(|| Self(bytes.into()))
     }
 
     #[must_use]

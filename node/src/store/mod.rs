@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use heed::byteorder::BigEndian;
 use heed::types::{Bytes as RawBytes, Str, U32};
 use heed::{Database, Env, EnvOpenOptions, RwTxn};
-use quick_cache::Weighter;
 use quick_cache::sync::{Cache, GuardResult};
+use quick_cache::{Equivalent, Weighter};
+use smallvec::SmallVec;
 
 pub use self::entry::{Entry, State};
 use crate::log::LogIdentity;
@@ -55,7 +56,7 @@ pub struct Store {
     positions: Database<U32<BigEndian>, heed::types::I64<BigEndian>>,
     /// `format`, `identity`, `restored`.
     meta: Database<Str, Str>,
-    cache: Cache<Vec<u8>, Entry, EntryWeight>,
+    cache: Cache<CacheKey, Entry, EntryWeight>,
     cache_hits: AtomicU64,
     cache_misses: AtomicU64,
 }
@@ -118,9 +119,13 @@ impl Store {
         if key.is_empty() || key.len() > self.max_key_bytes() {
             return Ok(None);
         }
+        if let Some(entry) = self.cache.get(&KeyRef(key)) {
+            self.cache_hits.fetch_add(1, Ordering::Relaxed);
+            return Ok(Some((entry, Tier::Cache)));
+        }
         // The guard makes the cache coherent: a commit that changes this key while it is being read removes the
         // guard's placeholder, and the old entry is then not inserted.
-        match self.cache.get_value_or_guard(key, Some(std::time::Duration::ZERO)) {
+        match self.cache.get_value_or_guard(&CacheKey::from(key), Some(std::time::Duration::ZERO)) {
             GuardResult::Value(entry) => {
                 self.cache_hits.fetch_add(1, Ordering::Relaxed);
                 Ok(Some((entry, Tier::Cache)))
@@ -275,9 +280,9 @@ impl Store {
         txn.commit()?;
         for (key, entry) in changes.drain(..) {
             // An older record of another partition may have lost against the store's.
-            let newest = self.cache.peek(key).is_none_or(|cached| entry.is_newer_than(&cached));
-            if newest && self.cache.replace(key.to_vec(), entry, true).is_err() {
-                self.cache.remove(key);
+            let newest = self.cache.peek(&KeyRef(key)).is_none_or(|cached| entry.is_newer_than(&cached));
+            if newest && self.cache.replace(key.into(), entry, true).is_err() {
+                self.cache.remove(&KeyRef(key));
             }
         }
         Ok(kept)
@@ -337,12 +342,25 @@ fn clear(
     Ok(meta.put(txn, "format", FORMAT)?)
 }
 
+/// A key in the cache's table. A short one lies in its slot: a lookup is as fast as it misses few lines of memory.
+type CacheKey = SmallVec<[u8; 32]>;
+
+/// A key to look for, which is not copied.
+#[derive(PartialEq, Eq, Hash)]
+struct KeyRef<'a>(&'a [u8]);
+
+impl Equivalent<CacheKey> for KeyRef<'_> {
+    fn equivalent(&self, key: &CacheKey) -> bool {
+        self.0 == key.as_slice()
+    }
+}
+
 #[derive(Clone)]
 struct EntryWeight;
 
-impl Weighter<Vec<u8>, Entry> for EntryWeight {
-    fn weight(&self, key: &Vec<u8>, entry: &Entry) -> u64 {
-        // What a record costs beyond its bytes: the cache's slot, two allocations and their headers.
+impl Weighter<CacheKey, Entry> for EntryWeight {
+    fn weight(&self, key: &CacheKey, entry: &Entry) -> u64 {
+        // What a record costs beyond its bytes: the cache's slot, the allocations and their headers.
         const OVERHEAD: usize = 120;
         (key.len() + entry.as_bytes().len() + OVERHEAD) as u64
     }

@@ -74,7 +74,8 @@ fn a_commit_invalidates_reads_under_way() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let store = open(dir.path());
     store.apply(&mut vec![(b"k".as_slice(), entry(P0, 0, 1, "old"))], &[]).expect("applied");
-    let GuardResult::Guard(guard) = store.cache.get_value_or_guard(b"k".as_slice(), None) else {
+    let GuardResult::Guard(guard) = store.cache.get_value_or_guard(&CacheKey::from(b"k".as_slice()), None)
+    else {
         panic!("nothing is cached yet")
     };
     let old = store.read(b"k").expect("readable").expect("there");
