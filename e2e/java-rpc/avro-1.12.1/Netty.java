@@ -1,0 +1,22 @@
+import java.io.IOException;
+import java.net.InetSocketAddress;
+import org.apache.avro.ipc.Responder;
+import org.apache.avro.ipc.Server;
+import org.apache.avro.ipc.Transceiver;
+import org.apache.avro.ipc.netty.NettyServer;
+import org.apache.avro.ipc.netty.NettyTransceiver;
+
+/** What differs between the releases: where the Netty transport is. */
+final class Netty {
+  static final String AVRO = "1.12.1";
+
+  private Netty() {}
+
+  static Transceiver connect(InetSocketAddress address) throws IOException {
+    return new NettyTransceiver(address, 5_000);
+  }
+
+  static Server serve(Responder responder, InetSocketAddress address) throws InterruptedException {
+    return new NettyServer(responder, address);
+  }
+}

@@ -1,0 +1,22 @@
+import java.io.IOException;
+import java.net.InetSocketAddress;
+import org.apache.avro.ipc.NettyServer;
+import org.apache.avro.ipc.NettyTransceiver;
+import org.apache.avro.ipc.Responder;
+import org.apache.avro.ipc.Server;
+import org.apache.avro.ipc.Transceiver;
+
+/** What differs between the releases: where the Netty transport is. */
+final class Netty {
+  static final String AVRO = "1.7.7";
+
+  private Netty() {}
+
+  static Transceiver connect(InetSocketAddress address) throws IOException {
+    return new NettyTransceiver(address, 5_000L);
+  }
+
+  static Server serve(Responder responder, InetSocketAddress address) {
+    return new NettyServer(responder, address);
+  }
+}
