@@ -28,14 +28,17 @@ import org.apache.avro.ipc.specific.SpecificRequestor;
 import org.apache.avro.specific.SpecificDatumWriter;
 
 /**
- * Prints the bytes that Java's library makes, a line of a name and hex each: {@code Golden <extended protocol>}. Frames
- * are what passed between Avro's own client and server.
+ * Prints the bytes that Java's library makes, a line of a name and hex each: {@code Golden <extended protocol>}.
+ * Frames are what passed between Avro's own client and server.
  */
 public final class Golden {
   private static final PrintStream OUT = new PrintStream(System.out, false, StandardCharsets.UTF_8);
 
   /** Longer than one buffer of Avro's. */
   private static final String LONG = "0123456789".repeat(900);
+
+  private static final long WRITTEN = 1_400_000_000_000L;
+  private static final long EXPIRES = 1_900_000_000_000L;
 
   private Golden() {}
 
@@ -68,9 +71,9 @@ public final class Golden {
   }
 
   private static void records() throws IOException {
-    record("plain", "key", "value", 1_400_000_000_000L, 3, 0, "123e4567-e89b-12d3-a456-426614174000");
-    record("unicode", "clé ☃", "🦀 cle\u0301", 1, 1, 1_900_000_000_000L, "u");
-    record("marker", "deleted", "", 1_400_000_000_000L, 3, -1, "123e4567-e89b-12d3-a456-426614174000");
+    record("plain", "key", "value", WRITTEN, 3, 0, "123e4567-e89b-12d3-a456-426614174000");
+    record("unicode", "clé ☃", "🦀 cle\u0301", 1, 1, EXPIRES, "u");
+    record("marker", "deleted", "", WRITTEN, 3, -1, "123e4567-e89b-12d3-a456-426614174000");
     record("extremes", "", "", Long.MIN_VALUE, Integer.MAX_VALUE, Long.MAX_VALUE, "");
     record("long", "key", LONG, 0, Integer.MIN_VALUE, 0, "");
   }
@@ -237,7 +240,7 @@ public final class Golden {
           };
           case "setValue", "delete" -> null;
           case "getRecord" -> read(protocol, key);
-          case "setRecord" -> written(protocol, 1_900_000_000_000L);
+          case "setRecord" -> written(protocol, EXPIRES);
           case "deleteRecord" -> written(protocol, -1);
           case "batch" -> batch(protocol, (List<?>) request.get("operations"));
           case "scan" -> page(protocol, request.get("prefix").toString());
@@ -285,24 +288,25 @@ public final class Golden {
   }
 
   private static GenericRecord keyValue(Protocol protocol, String key) {
-    return record(type(protocol, "KeyValueRawAvro"), key, "value of " + key, 1_400_000_000_000L, 1, 0L, "uuid of " + key);
+    Schema schema = type(protocol, "KeyValueRawAvro");
+    return record(schema, key, "value of " + key, WRITTEN, 1, 0L, "uuid of " + key);
   }
 
   private static GenericRecord read(Protocol protocol, String key) {
     Object[] fields = switch (key) {
       case "missing" -> new Object[] {null, position(protocol, 2, -1), null, symbol(protocol, "ServedFrom", "STORE")};
       case "deleted" -> new Object[] {
-        null, position(protocol, 1, 1L << 40), 1_400_000_000_000L, symbol(protocol, "ServedFrom", "CACHE"),
+        null, position(protocol, 1, 1L << 40), WRITTEN, symbol(protocol, "ServedFrom", "CACHE"),
       };
       default -> new Object[] {
-        keyValue(protocol, key), position(protocol, 3, 42), 1_400_000_000_000L, symbol(protocol, "ServedFrom", "PEER"),
+        keyValue(protocol, key), position(protocol, 3, 42), WRITTEN, symbol(protocol, "ServedFrom", "PEER"),
       };
     };
     return record(type(protocol, "ReadAnswer"), fields);
   }
 
   private static GenericRecord written(Protocol protocol, long ttl) {
-    return record(type(protocol, "WriteAnswer"), position(protocol, 0, 1000), 1_400_000_000_000L, ttl, "a uuid");
+    return record(type(protocol, "WriteAnswer"), position(protocol, 0, 1000), WRITTEN, ttl, "a uuid");
   }
 
   private static GenericRecord error(Protocol protocol, String code, String message) {
@@ -325,7 +329,7 @@ public final class Golden {
       }
       return switch (operation.get("kind").toString()) {
         case "GET" -> read(protocol, key);
-        case "SET" -> written(protocol, 1_900_000_000_000L);
+        case "SET" -> written(protocol, EXPIRES);
         default -> written(protocol, -1);
       };
     }).toList();

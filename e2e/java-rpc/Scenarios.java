@@ -31,8 +31,8 @@ import org.apache.avro.ipc.generic.GenericRequestor;
 import org.apache.avro.ipc.specific.SpecificRequestor;
 
 /**
- * Calls a node as the original's clients did: {@code Scenarios <scenario> <host> <port> [<extended protocol>]}. Prints
- * {@code ok <call>} for each call that answered as it should; the first that doesn't ends it with its stack trace.
+ * Calls a node as the original's clients did: {@code Scenarios <scenario> <host> <port> [<extended protocol>]}.
+ * Prints {@code ok <call>} for each call that answered as it should; the first that doesn't ends it.
  */
 public final class Scenarios {
   /** For what comes through the log, and for a call that never comes back. */
@@ -101,7 +101,15 @@ public final class Scenarios {
     RPCHandlerAvro node = client(RPCHandlerAvro.class);
     // Composed and decomposed are two keys: nothing is normalized.
     String[] texts = {
-      "clé ☃", "cle\u0301 ☃", "🦀𝔘𝕟𝕚", "👩‍👩‍👧‍👦🏽", "مرحبا‎ שלום", "a&b=c%d+e/f", "line\nand\ttab\u0000nul", "\ud83e\udd80".repeat(200),
+      "clé ☃",
+      "cle\u0301 ☃",
+      "🦀𝔘𝕟𝕚",
+      // A family joined by zero-width joiners, a skin tone; right to left, with its mark.
+      "\ud83d\udc69\u200d\ud83d\udc67\ud83c\udffd",
+      "\u0645\u0631\u062d\u0628\u0627\u200e \u05e9\u05dc\u05d5\u05dd",
+      "a&b=c%d+e/f",
+      "line\nand\ttab\u0000nul",
+      "🦀".repeat(200),
     };
     for (String text : texts) {
       String shown = escaped(text);
@@ -204,7 +212,6 @@ public final class Scenarios {
       check("setValue", null, done.get(PATIENCE_MS, TimeUnit.MILLISECONDS));
     }
     ok(calls + " setValue in flight");
-    // One partition's writes are seen in their order, so one more read of the last of each would do; all are as cheap.
     for (int call = 0; call < calls; call++) {
       String key = "java pipelined " + call;
       await("value " + call, () -> node.getValue(key));
@@ -288,7 +295,8 @@ public final class Scenarios {
     GenericRequestor node = new GenericRequestor(protocol, connect());
     // Once with the handshake and once without.
     for (int call = 0; call < 2; call++) {
-      refuse("increment, which no node has", "increment", () -> node.request("increment", request(protocol, "increment", "k")));
+      refuse("increment, which no node has", "increment",
+          () -> node.request("increment", request(protocol, "increment", "key")));
     }
     expect("getValue after it", null, node.request("getValue", request(protocol, "getValue", "java missing")));
   }
@@ -433,8 +441,8 @@ public final class Scenarios {
   }
 
   /** Reads until the answer is at least as new as a write's. */
-  private static GenericRecord untilPosition(GenericRequestor node, Protocol protocol, String key, GenericRecord written)
-      throws Exception {
+  private static GenericRecord untilPosition(
+      GenericRequestor node, Protocol protocol, String key, GenericRecord written) throws Exception {
     long end = System.nanoTime() + TimeUnit.MILLISECONDS.toNanos(PATIENCE_MS);
     GenericRecord wanted = (GenericRecord) written.get("position");
     while (true) {
