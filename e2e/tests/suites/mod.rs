@@ -10,6 +10,7 @@ mod peers;
 mod real_data;
 mod replication;
 mod restart;
+mod rpc_java;
 mod shutdown;
 mod topic_records;
 
@@ -24,6 +25,7 @@ pub fn all() -> Vec<Test> {
         peers::tests(),
         membership::tests(),
         bad_start::tests(),
+        rpc_java::tests(),
         restart::tests(),
         replication::tests(),
         topic_records::tests(),
