@@ -295,7 +295,7 @@ public final class Scenarios {
     GenericRequestor node = new GenericRequestor(protocol, connect());
     // Once with the handshake and once without.
     for (int call = 0; call < 2; call++) {
-      refuse("increment, which no node has", "increment",
+      refuse("increment, which no node has", "Not a remote message: increment",
           () -> node.request("increment", request(protocol, "increment", "key")));
     }
     expect("getValue after it", null, node.request("getValue", request(protocol, "getValue", "java missing")));
@@ -551,13 +551,13 @@ public final class Scenarios {
     ok(call);
   }
 
-  /** The call must fail with an exception that has the node's sentence. */
+  /** The call must fail with an exception whose message is the node's sentence. */
   private static void refuse(String call, String sentence, Write refused) throws Exception {
     try {
       refused.run();
     } catch (AvroRuntimeException | AvroRemoteException refusal) {
       String message = String.valueOf(refusal.getMessage());
-      if (!message.contains(sentence)) {
+      if (!message.equals(sentence)) {
         throw new AssertionError(call + " says " + shortened(message), refusal);
       }
       ok(call);
