@@ -37,6 +37,7 @@ public final class Golden {
   /** Longer than one buffer of Avro's. */
   private static final String LONG = "0123456789".repeat(900);
 
+  private static final int PATIENCE_MS = 5_000;
   private static final long WRITTEN = 1_400_000_000_000L;
   private static final long EXPIRES = 1_900_000_000_000L;
 
@@ -130,7 +131,7 @@ public final class Golden {
       RPCHandlerAvro node = SpecificRequestor.getClient(RPCHandlerAvro.class, with.transceiver);
       with.call("getValue");
       check("value", node.getValue("key"));
-      try (Transceiver again = Netty.connect(with.recorder.address())) {
+      try (Transceiver again = Netty.connect(with.recorder.address(), PATIENCE_MS)) {
         with.call("reconnected");
         check("value", SpecificRequestor.getClient(RPCHandlerAvro.class, again).getValue("key"));
       }
@@ -357,7 +358,7 @@ public final class Golden {
       this.name = name;
       // Another port is another server to the requestor, that it has never met.
       recorder = new Recorder(server.getPort());
-      transceiver = Netty.connect(recorder.address());
+      transceiver = Netty.connect(recorder.address(), PATIENCE_MS);
     }
 
     void call(String call) {

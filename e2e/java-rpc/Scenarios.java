@@ -17,6 +17,7 @@ import java.util.concurrent.Executors;
 import java.util.concurrent.Future;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.TimeoutException;
+import java.util.concurrent.atomic.AtomicBoolean;
 import org.apache.avro.AvroRemoteException;
 import org.apache.avro.AvroRuntimeException;
 import org.apache.avro.Protocol;
@@ -68,6 +69,7 @@ public final class Scenarios {
         case "fewer_messages" -> scenarios.fewerMessages();
         case "second_connection" -> scenarios.secondConnection();
         case "restart" -> scenarios.restart();
+        case "restart_under_load" -> scenarios.restartUnderLoad();
         case "extended" -> scenarios.extended(Protocol.parse(new File(args[3])));
         default -> throw new IllegalArgumentException("no scenario " + args[0]);
       }
@@ -326,11 +328,7 @@ public final class Scenarios {
     RPCHandlerAvro node = client(RPCHandlerAvro.class);
     done("setValue before", () -> node.setValue("java restart", "before"));
     eventually("getValue before", "before", () -> node.getValue("java restart"));
-    OUT.println("ready for restart");
-    BufferedReader in = new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
-    if (in.readLine() == null) {
-      throw new IllegalStateException("nobody said that the node is back");
-    }
+    awaitRestart();
     ExecutorService caller = Executors.newCachedThreadPool();
     int failures = 0;
     while (true) {
@@ -352,6 +350,60 @@ public final class Scenarios {
     eventually("getValue of what is newer", "after", () -> node.getValue("java restart"));
     done("delete after", () -> node.delete("java restart"));
     eventually("getValue of a deleted key", null, () -> node.getValue("java restart"));
+  }
+
+  private static void awaitRestart() throws IOException {
+    OUT.println("ready for restart");
+    BufferedReader in = new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
+    if (in.readLine() == null) {
+      throw new IllegalStateException("nobody said that the node is back");
+    }
+  }
+
+  /** Calls that fail meanwhile are all right; a wrong answer, or one that never comes, is not. */
+  private void restartUnderLoad() throws Exception {
+    int threads = 16;
+    // The transceiver's own thread can wait for the lock of one that connects, which waits for it: until the connect
+    // gives up. And it can lose a connection that it made, which is why this one is never closed.
+    RPCHandlerAvro node = SpecificRequestor.getClient(RPCHandlerAvro.class, Netty.connect(address, 500));
+    for (int thread = 0; thread < threads; thread++) {
+      String mine = "java load " + thread;
+      node.setValue(mine, "value of " + mine);
+      await("value of " + mine, () -> node.getValue(mine));
+    }
+    AtomicBoolean back = new AtomicBoolean();
+    CountDownLatch calling = new CountDownLatch(threads);
+    ExecutorService pool = Executors.newFixedThreadPool(threads);
+    List<Future<Integer>> results = new ArrayList<>();
+    for (int thread = 0; thread < threads; thread++) {
+      String mine = "java load " + thread;
+      results.add(pool.submit(() -> {
+        int failed = 0;
+        // Once it is back, this many calls in a row must be well.
+        for (int well = 0; well < 200;) {
+          try {
+            check(mine, "value of " + mine, node.getValue(mine));
+            calling.countDown();
+            well = back.get() ? well + 1 : 0;
+          } catch (Exception failure) {
+            failed++;
+            well = 0;
+            Thread.sleep(5);
+          }
+        }
+        return failed;
+      }));
+    }
+    calling.await();
+    awaitRestart();
+    back.set(true);
+    int failed = 0;
+    for (int thread = 0; thread < threads; thread++) {
+      failed += results.get(thread).get(PATIENCE_MS, TimeUnit.MILLISECONDS);
+      ok("getValue in thread " + thread + " before, meanwhile and after");
+    }
+    pool.shutdown();
+    System.err.println(failed + " calls failed meanwhile");
   }
 
   private void extended(Protocol protocol) throws Exception {
@@ -490,7 +542,7 @@ public final class Scenarios {
   }
 
   private Transceiver connect() throws IOException {
-    Transceiver transceiver = Netty.connect(address);
+    Transceiver transceiver = Netty.connect(address, 5_000);
     open.add(transceiver);
     return transceiver;
   }
@@ -568,7 +620,7 @@ public final class Scenarios {
 
   private static String shortened(Object value) {
     String text = String.valueOf(value);
-    return text.length() <= 100 ? text : text.substring(0, 100) + "… (" + text.length() + " chars)";
+    return text.length() <= 80 ? text : text.substring(0, 80) + "… (" + text.length() + " chars)";
   }
 
   private static String escaped(String text) {

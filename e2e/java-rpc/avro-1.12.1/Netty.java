@@ -8,12 +8,10 @@ import org.apache.avro.ipc.netty.NettyTransceiver;
 
 /** What differs between the releases: where the Netty transport is. */
 final class Netty {
-  static final String AVRO = "1.12.1";
-
   private Netty() {}
 
-  static Transceiver connect(InetSocketAddress address) throws IOException {
-    return new NettyTransceiver(address, 5_000);
+  static Transceiver connect(InetSocketAddress address, int patienceMs) throws IOException {
+    return new NettyTransceiver(address, patienceMs);
   }
 
   static Server serve(Responder responder, InetSocketAddress address) throws InterruptedException {

@@ -8,12 +8,10 @@ import org.apache.avro.ipc.Transceiver;
 
 /** What differs between the releases: where the Netty transport is. */
 final class Netty {
-  static final String AVRO = "1.7.7";
-
   private Netty() {}
 
-  static Transceiver connect(InetSocketAddress address) throws IOException {
-    return new NettyTransceiver(address, 5_000L);
+  static Transceiver connect(InetSocketAddress address, long patienceMs) throws IOException {
+    return new NettyTransceiver(address, patienceMs);
   }
 
   static Server serve(Responder responder, InetSocketAddress address) {
