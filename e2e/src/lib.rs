@@ -8,6 +8,7 @@ pub mod http;
 pub mod java;
 pub mod ports;
 pub mod process;
+pub mod rpc;
 pub mod runner;
 pub mod topic;
 pub mod wait;

@@ -28,20 +28,22 @@ pub async fn run(settings: DevSettings, stop: impl Future<Output = ()>) -> Resul
     // Every port and folder before the first node, so that what is wrong is told before anything runs.
     let mut listeners = Vec::new();
     for address in &addresses {
-        listeners.push(listen(HOST, address.api_port, "--port").await?);
+        let http = listen(HOST, address.api_port, "--port").await?;
+        listeners.push((http, listen(HOST, address.avro_port, "--port").await?));
     }
     let root = DataDir::open(&settings.data_dir)?;
     let log = EmbeddedLog::open(DataDir::open(&root.path().join("log"))?, TOPIC, PARTITIONS)?;
     let log: Arc<dyn Log> = Arc::new(log);
     let members: Vec<_> = addresses.iter().map(Address::api).collect();
     let mut nodes = Vec::new();
-    for (listener, address) in listeners.into_iter().zip(addresses) {
+    for ((listener, rpc_listener), address) in listeners.into_iter().zip(addresses) {
         let data_dir = DataDir::open(&root.path().join(format!("node-{}", address.api_port)))?;
         nodes.push(Node::start(Parts {
             log: Arc::clone(&log),
             membership: Arc::new(FixedMembership::new(members.clone())),
             data_dir,
             listener,
+            rpc_listener,
             address,
             settings: settings.node.clone(),
         })?);

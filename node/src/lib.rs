@@ -2,6 +2,7 @@
 
 pub mod data_dir;
 pub mod dev;
+pub mod door;
 pub mod http;
 pub mod log;
 pub mod membership;
@@ -12,8 +13,11 @@ pub mod position;
 pub mod progress;
 pub mod reads;
 pub mod replica;
+pub mod rpc;
+pub mod scans;
 pub mod serve;
 pub mod settings;
+pub mod socket;
 pub mod store;
 pub mod writes;
 

@@ -21,6 +21,8 @@ pub struct Metrics {
     pub apply_seconds: Histogram,
     pub peer_reads: IntCounterVec,
     pub connections: IntGauge,
+    pub rpc_connections: IntGauge,
+    pub rpc_connections_refused: IntCounter,
     applied_offset: IntGaugeVec,
     high_watermark: IntGaugeVec,
     lag_records: IntGaugeVec,
@@ -99,6 +101,12 @@ impl Metrics {
                 &["outcome"],
             )?,
             connections: gauge(r, "http_connections", "Open HTTP connections.")?,
+            rpc_connections: gauge(r, "rpc_connections", "Open RPC connections.")?,
+            rpc_connections_refused: counter(
+                r,
+                "rpc_connections_refused_total",
+                "RPC connections closed at once because there were too many.",
+            )?,
             applied_offset: gauges(r, "applied_offset", "Offset of the last record applied.", partition)?,
             high_watermark: gauges(
                 r,
@@ -140,8 +148,16 @@ impl Metrics {
 
     /// Counts an answered request.
     pub fn request(&self, interface: &str, operation: &str, outcome: &str, took: Duration) {
-        self.requests.with_label_values(&[interface, operation, outcome]).inc();
-        self.request_seconds.with_label_values(&[interface, operation]).observe(took.as_secs_f64());
+        self.requests(interface, operation, outcome, 1, took);
+    }
+
+    /// Counts requests that were answered together.
+    pub fn requests(&self, interface: &str, operation: &str, outcome: &str, count: u64, took: Duration) {
+        self.requests.with_label_values(&[interface, operation, outcome]).inc_by(count);
+        let seconds = self.request_seconds.with_label_values(&[interface, operation]);
+        for _ in 0..count {
+            seconds.observe(took.as_secs_f64());
+        }
     }
 
     /// The exposition text, format 0.0.4.

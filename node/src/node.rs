@@ -9,7 +9,8 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::data_dir::DataDir;
-use crate::http::{Door, Server};
+use crate::door::Door;
+use crate::http;
 use crate::log::Log;
 use crate::membership::{Address, Membership};
 use crate::metrics::Metrics;
@@ -17,6 +18,8 @@ use crate::peers::Peers;
 use crate::progress::{Phase, Progress};
 use crate::reads::Reads;
 use crate::replica::Replica;
+use crate::rpc::{self, Limits};
+use crate::scans::Scans;
 use crate::settings::NodeSettings;
 use crate::store::Store;
 use crate::writes::Writes;
@@ -26,16 +29,23 @@ pub struct Parts {
     pub log: Arc<dyn Log>,
     pub membership: Arc<dyn Membership>,
     pub data_dir: DataDir,
+    /// For the HTTP API.
     pub listener: TcpListener,
+    /// For the Avro RPC.
+    pub rpc_listener: TcpListener,
     pub address: Address,
     pub settings: NodeSettings,
 }
+
+/// What a call has beside its value, handshake and key included, at most.
+const FRAME_OVERHEAD_BYTES: usize = 64 * 1024;
 
 pub struct Node {
     log: Arc<dyn Log>,
     membership: Arc<dyn Membership>,
     replica: Replica,
-    server: Server,
+    http: http::Server,
+    rpc: rpc::Server,
     announcer: JoinHandle<()>,
     door: Arc<Door>,
     drain_delay: Duration,
@@ -50,7 +60,7 @@ impl Node {
     /// # Errors
     /// A sentence when the store can't be opened.
     pub fn start(parts: Parts) -> Result<Self> {
-        let Parts { log, membership, data_dir, listener, address, settings } = parts;
+        let Parts { log, membership, data_dir, listener, rpc_listener, address, settings } = parts;
         let metrics = Arc::new(Metrics::new()?);
         let store = Arc::new(Store::open(&data_dir.path().join("store"), settings.cache_bytes)?);
         let progress = Arc::new(Progress::default());
@@ -62,7 +72,13 @@ impl Node {
         )?;
         let max_value_bytes = usize::try_from(settings.max_value_bytes).context("MAX_VALUE_BYTES")?;
         let door = Arc::new(Door {
-            reads: Reads::new(Arc::clone(&store), Arc::clone(&progress), peers, settings.peer_reads),
+            reads: Arc::new(Reads::new(
+                Arc::clone(&store),
+                Arc::clone(&progress),
+                peers,
+                settings.peer_reads,
+            )),
+            scans: Scans::new(Arc::clone(&store), Arc::clone(&progress)),
             writes: Writes::new(Arc::clone(&log), max_value_bytes),
             store: Arc::clone(&store),
             progress: Arc::clone(&progress),
@@ -74,14 +90,23 @@ impl Node {
             stopping: false.into(),
         });
         let replica = Replica::start(Arc::clone(&log), store, Arc::clone(&progress), metrics)?;
-        let server = Server::start(listener, Arc::clone(&door), settings.max_connections);
+        let http = http::Server::start(listener, &door, settings.max_connections);
+        let limits = Limits {
+            connections: settings.max_connections as usize,
+            frame_bytes: usize::try_from(settings.max_frame_bytes)
+                .context("MAX_FRAME_BYTES")?
+                .max(max_value_bytes + FRAME_OVERHEAD_BYTES),
+            idle: settings.rpc_idle_timeout,
+        };
+        let rpc = rpc::Server::start(rpc_listener, Arc::clone(&door), limits);
         let announcer = tokio::spawn(announce(progress, Arc::clone(&membership)));
         let (drain_delay, grace) = (settings.drain_delay, settings.shutdown_grace);
         Ok(Self {
             log,
             membership,
             replica,
-            server,
+            http,
+            rpc,
             announcer,
             door,
             drain_delay,
@@ -110,7 +135,7 @@ impl Node {
             tokio::time::sleep(self.drain_delay).await;
         }
         step("finishing requests");
-        self.server.stop(self.grace).await;
+        tokio::join!(self.http.stop(self.grace), self.rpc.stop(self.grace));
         step("flushing writes");
         let (log, grace) = (self.log, self.grace);
         let replica = self.replica;

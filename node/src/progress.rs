@@ -1,6 +1,7 @@
 //! How far the replica is: the one place that knows. Readiness, lag, waits for a position, "caught up" and metrics all
 //! read it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,8 @@ const STUCK: Duration = Duration::from_secs(30);
 
 pub struct Progress {
     inner: Mutex<Inner>,
+    /// Asked for by every read, so it stands beside the lock; changed only while that is held.
+    restored: AtomicBool,
     /// Counts changes; for those who wait.
     changed: watch::Sender<u64>,
 }
@@ -24,7 +27,6 @@ pub struct Progress {
 struct Inner {
     phase: Phase,
     partitions: Vec<Partition>,
-    restored: bool,
     caught_up_once: bool,
     started: Instant,
     restored_after: Option<Duration>,
@@ -79,14 +81,13 @@ impl Default for Progress {
         let inner = Inner {
             phase: Phase::Connecting("starting".into()),
             partitions: Vec::new(),
-            restored: false,
             caught_up_once: false,
             started: now,
             restored_after: None,
             heartbeat: now,
             from: Vec::new(),
         };
-        Self { inner: Mutex::new(inner), changed: watch::Sender::new(0) }
+        Self { inner: Mutex::new(inner), restored: AtomicBool::new(false), changed: watch::Sender::new(0) }
     }
 }
 
@@ -106,14 +107,17 @@ impl Progress {
     pub(crate) fn set_phase(&self, phase: Phase) {
         self.change(|inner| {
             inner.heartbeat = Instant::now();
-            inner.phase = phase;
+            // What has failed for good stays so, whatever other parts of the node still do.
+            if !matches!(inner.phase, Phase::Failed(_)) {
+                inner.phase = phase;
+            }
         });
     }
 
     /// The store stands at these next offsets; `restored` says whether it may answer reads.
     pub(crate) fn begin(&self, next: &[NextOffset], restored: bool) {
         self.change(|inner| {
-            inner.restored = restored;
+            self.restored.store(restored, Ordering::Release);
             inner.from = next.to_vec();
             inner.partitions =
                 next.iter().map(|next| Partition { next: *next, high_watermark: None }).collect();
@@ -138,7 +142,7 @@ impl Progress {
     /// Notes the end of the restore.
     pub(crate) fn set_restored(&self) {
         self.change(|inner| {
-            inner.restored = true;
+            self.restored.store(true, Ordering::Release);
             inner.caught_up_once = true;
             inner.restored_after.get_or_insert(inner.started.elapsed());
         });
@@ -181,7 +185,7 @@ impl Progress {
     /// Whether the store holds what the log held at some moment: this run or an earlier one was caught up.
     #[must_use]
     pub fn restored(&self) -> bool {
-        self.lock().restored
+        self.restored.load(Ordering::Acquire)
     }
 
     /// Why the node should get no requests; `None` when it is ready.
@@ -197,7 +201,7 @@ impl Progress {
                 inner.heartbeat.elapsed().as_secs()
             ));
         }
-        if inner.restored {
+        if self.restored() {
             return None;
         }
         Some(match (&inner.phase, inner.fraction()) {
@@ -232,7 +236,7 @@ impl Progress {
     pub fn restore(&self) -> RestoreStatus {
         let inner = self.lock();
         RestoreStatus {
-            done: inner.restored,
+            done: self.restored(),
             seconds: inner.restored_after.map(|d| d.as_secs_f64()),
             fraction: inner.fraction(),
         }
@@ -294,6 +298,7 @@ mod tests {
         progress.heartbeat();
         assert_eq!(progress.unready(), None);
         progress.set_phase(Phase::Failed("gone".into()));
+        progress.set_phase(Phase::Reading);
         assert_eq!(progress.unready().as_deref(), Some("gone"));
     }
 }

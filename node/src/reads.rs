@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bitacora_client::wire::{OwnedKeyValue, Position};
+use bitacora_client::wire::{KeyValue, OwnedKeyValue, Position, source};
 
 use crate::now_ms;
 use crate::peers::{PeerAnswer, Peers};
@@ -27,13 +27,25 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The write timestamp of the record that decided it, ms since the epoch; 0 if there is none.
-    fn timestamp(&self) -> i64 {
+    /// The record that was found, as it is answered.
+    #[must_use]
+    pub fn record(&self) -> Option<KeyValue<'_>> {
         match &self.found {
-            Found::Local(entry) => entry.timestamp(),
-            Found::Peer(record) => record.timestamp,
-            Found::Gone { timestamp } => *timestamp,
-            Found::Missing => 0,
+            // Checked before it was stored, so it can be decoded.
+            Found::Local(entry) => entry.answer(),
+            Found::Peer(record) => Some(KeyValue { source: source::CLUSTER, ..record.as_borrowed() }),
+            Found::Gone { .. } | Found::Missing => None,
+        }
+    }
+
+    /// The write timestamp of the record or marker that decided it, ms since the epoch; `None` if there is none.
+    #[must_use]
+    pub fn timestamp(&self) -> Option<i64> {
+        match &self.found {
+            Found::Local(entry) => Some(entry.timestamp()),
+            Found::Peer(record) => Some(record.timestamp),
+            Found::Gone { timestamp } => Some(*timestamp),
+            Found::Missing => None,
         }
     }
 }
@@ -78,33 +90,23 @@ impl Reads {
     /// # Errors
     /// When the store fails or the node can't know.
     pub async fn get(&self, key: &str) -> Result<Answer, GetError> {
-        // A store that is being restored may hold a record that the rest of the log replaces or deletes, so what it
-        // holds is only an answer beside the others'.
-        let restored = self.progress.restored();
-        if restored && let Some(answer) = self.local(key)? {
+        if let Some(answer) = self.at_once(key)? {
             return Ok(answer);
-        }
-        let ask = match self.ask_peers {
-            PeerReads::Always => true,
-            PeerReads::Never => false,
-            PeerReads::Auto => !self.progress.caught_up(),
-        };
-        if !ask {
-            return self.missing(key, From::Local(Tier::Store));
         }
         let asked = self.ask_while_applying(key).await?;
         // What the log delivered meanwhile wins.
         let local = self.local(key)?;
-        let restored = restored || self.progress.restored();
+        let restored = self.progress.restored();
         match (local, asked) {
             (Some(answer), _) if restored => Ok(answer),
             (Some(answer), PeerAnswer::Found { record, position })
-                if (answer.timestamp(), answer.position.offset) >= (record.timestamp, position.offset) =>
+                if (answer.timestamp(), answer.position.offset)
+                    >= (Some(record.timestamp), position.offset) =>
             {
                 Ok(answer)
             }
             (Some(answer), PeerAnswer::Gone { timestamp, position })
-                if (answer.timestamp(), answer.position.offset) >= (timestamp, position.offset) =>
+                if (answer.timestamp(), answer.position.offset) >= (Some(timestamp), position.offset) =>
             {
                 Ok(answer)
             }
@@ -120,6 +122,26 @@ impl Reads {
             }
             (_, PeerAnswer::Unknown) => self.missing(key, From::Local(Tier::Store)),
         }
+    }
+
+    /// The answer of [`Reads::get`] where nobody else need be asked; `None` where the other members must be.
+    ///
+    /// # Errors
+    /// As [`Reads::get`].
+    pub fn at_once(&self, key: &str) -> Result<Option<Answer>, GetError> {
+        // A store that is being restored may hold a record that the rest of the log replaces or deletes, so what it
+        // holds is only an answer beside the others'.
+        if self.progress.restored()
+            && let Some(answer) = self.local(key)?
+        {
+            return Ok(Some(answer));
+        }
+        let ask = match self.ask_peers {
+            PeerReads::Always => true,
+            PeerReads::Never => false,
+            PeerReads::Auto => !self.progress.caught_up(),
+        };
+        if ask { Ok(None) } else { self.missing(key, From::Local(Tier::Store)).map(Some) }
     }
 
     /// As [`Reads::get`], of this node alone.

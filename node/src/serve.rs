@@ -29,6 +29,7 @@ pub async fn run(settings: ServeSettings, stop: impl Future<Output = ()>) -> Res
     let properties = settings.properties().map_err(|error| anyhow!(error))?;
     let data_dir = DataDir::open(&settings.data_dir)?;
     let listener = listen(settings.bind_address, settings.api_port, "API_PORT").await?;
+    let rpc_listener = listen(settings.bind_address, avro_port, "AVRO_PORT").await?;
     let host = match &settings.node_address {
         Some(host) => host.clone(),
         None => own_address(&settings.zookeeper_hosts).await.to_string(),
@@ -55,6 +56,7 @@ pub async fn run(settings: ServeSettings, stop: impl Future<Output = ()>) -> Res
         membership: Arc::new(membership),
         data_dir,
         listener,
+        rpc_listener,
         address,
         settings: settings.node,
     })?;

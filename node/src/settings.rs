@@ -128,9 +128,15 @@ pub struct NodeSettings {
     /// How long a client may take to send a request's head, and then its body; an idle connection is closed after it too
     #[arg(long, env, value_name = "TIME", default_value = "30s", value_parser = positive_duration, help_heading = "Network")]
     pub request_timeout: Duration,
-    /// HTTP connections at a time; further ones wait
+    /// Connections at a time, of each of the two ports; further ones wait (HTTP) or are closed (Avro RPC)
     #[arg(long, env, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Network")]
     pub max_connections: u32,
+    /// The largest frame of the Avro RPC; no less than a value and 64 KiB
+    #[arg(long, env, value_name = "BYTES", default_value = "4MiB", value_parser = value_bytes, help_heading = "Network")]
+    pub max_frame_bytes: u64,
+    /// How long a connection of the Avro RPC may lie idle
+    #[arg(long, env, value_name = "TIME", default_value = "10m", value_parser = positive_duration, help_heading = "Network")]
+    pub rpc_idle_timeout: Duration,
     /// How long a node that is told to stop still serves, unready, so that load balancers see it first
     #[arg(long, env, value_name = "TIME", default_value = "0s", value_parser = duration, help_heading = "Network")]
     pub drain_delay: Duration,

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bitacora_client::wire::{KeyValue, OwnedKeyValue, source, ttl};
+use bitacora_client::wire::{KeyValue, source, ttl};
+use uuid::Uuid;
 
 use crate::log::{AppendError, Appended, Log};
 use crate::now_ms;
@@ -29,16 +30,18 @@ pub enum WriteError {
     Log(#[from] AppendError),
 }
 
-/// An acknowledged write: the record as it is in the log, but for its timestamp, which is the write timestamp.
+/// An acknowledged write.
 #[derive(Debug)]
 pub struct Written {
-    pub record: OwnedKeyValue,
     pub appended: Appended,
+    /// As [`KeyValue::ttl`].
+    pub ttl: i64,
+    pub uuid: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    #[error("the key is missing or blank; give it as ?key=")]
+    #[error("the key is missing or blank")]
     Blank,
     #[error("the key has {0} bytes; a key has at most {MAX_KEY_BYTES}")]
     TooLong(usize),
@@ -62,35 +65,46 @@ impl Writes {
         Self { log, max_value_bytes }
     }
 
-    /// Sets a key that [`check_key`] accepts, for ever or for a time to live of at most [`MAX_TTL`]. Returns when the log
-    /// has acknowledged it; reads on this node see it a moment later.
+    /// Sets a key that [`check_key`] accepts, for ever or for a time to live of at most [`MAX_TTL`]. The write takes its
+    /// place in the log's order at once; the future completes when the log has acknowledged it. Reads on this node see
+    /// it a moment later.
     ///
     /// # Errors
     /// [`WriteError`] says whether the write may still take effect.
-    pub async fn set(&self, key: &str, value: &str, live: Option<Duration>) -> Result<Written, WriteError> {
-        if value.len() > self.max_value_bytes {
-            return Err(WriteError::ValueTooLarge { size: value.len(), max: self.max_value_bytes });
-        }
-        let expires = live.map_or(ttl::FOR_EVER, |live| now_ms() + live.min(MAX_TTL).as_millis() as i64);
-        self.write(key, value, expires).await
+    pub fn set(
+        &self,
+        key: &str,
+        value: &str,
+        live: Option<Duration>,
+    ) -> impl Future<Output = Result<Written, WriteError>> + Send + use<> {
+        let begun = if value.len() > self.max_value_bytes {
+            Err(WriteError::ValueTooLarge { size: value.len(), max: self.max_value_bytes })
+        } else {
+            let expires = live.map_or(ttl::FOR_EVER, |live| now_ms() + live.min(MAX_TTL).as_millis() as i64);
+            Ok(self.write(key, value, expires))
+        };
+        async move { begun?.await }
     }
 
     /// Deletes a key, whether it is there or not, by a delete marker.
     ///
     /// # Errors
     /// As [`Writes::set`].
-    pub async fn delete(&self, key: &str) -> Result<Written, WriteError> {
-        self.write(key, "", ttl::DELETED).await
+    pub fn delete(&self, key: &str) -> impl Future<Output = Result<Written, WriteError>> + Send + use<> {
+        self.write(key, "", ttl::DELETED)
     }
 
-    async fn write(&self, key: &str, value: &str, ttl: i64) -> Result<Written, WriteError> {
-        let mut buffer = uuid::Uuid::encode_buffer();
-        let uuid = &*uuid::Uuid::new_v4().hyphenated().encode_lower(&mut buffer);
-        let record = KeyValue { key, value, timestamp: now_ms(), source: source::PRODUCER, ttl, uuid };
+    fn write(
+        &self,
+        key: &str,
+        value: &str,
+        ttl: i64,
+    ) -> impl Future<Output = Result<Written, WriteError>> + Send + use<> {
+        let uuid = Uuid::new_v4().to_string();
+        let record = KeyValue { key, value, timestamp: now_ms(), source: source::PRODUCER, ttl, uuid: &uuid };
         let mut bytes = Vec::new();
         record.encode(&mut bytes);
-        let appended = self.log.append(key, bytes).await?;
-        let record = KeyValue { timestamp: appended.timestamp, ..record }.to_owned();
-        Ok(Written { record, appended })
+        let appended = self.log.append(key, bytes);
+        async move { Ok(Written { appended: appended.await?, ttl, uuid }) }
     }
 }

@@ -1,6 +1,7 @@
 mod back_ends;
 mod bad_input;
 mod bad_start;
+mod batch_scan;
 mod broker_outage;
 mod compose;
 mod dev;
@@ -10,6 +11,7 @@ mod peers;
 mod real_data;
 mod replication;
 mod restart;
+mod rpc;
 mod rpc_java;
 mod shutdown;
 mod topic_records;
@@ -31,6 +33,8 @@ pub fn all() -> Vec<Test> {
         topic_records::tests(),
         foreign_records::tests(),
         bad_input::tests(),
+        rpc::tests(),
+        batch_scan::tests(),
         shutdown::tests(),
         dev::tests(),
         back_ends::tests(),

@@ -1,14 +1,14 @@
 //! What the HTTP API answers: bodies, headers, and the one place where an error becomes a status.
 
-use bitacora_client::wire::{
-    KeyValue, OwnedKeyValue, POSITION_HEADER, Position, SOURCE_HEADER, TIMESTAMP_HEADER, source,
-};
+use bitacora_client::wire::{KeyValue, POSITION_HEADER, Position, SOURCE_HEADER, TIMESTAMP_HEADER, source};
 use serde::Serialize;
 use warp::http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use warp::http::{Response, StatusCode};
 
+use crate::door::OperationError;
 use crate::log::AppendError;
-use crate::reads::{Answer, Found, From as Source, GetError};
+use crate::reads::{Answer, From as Source, GetError};
+use crate::scans::{Page, ScanError};
 use crate::store::Tier;
 use crate::writes::{KeyError, WriteError, Written};
 
@@ -27,33 +27,48 @@ pub enum ApiError {
     BodyTimeout(u128),
     #[error("the body is larger than a value may be, {0} bytes (MAX_VALUE_BYTES)")]
     BodyTooLarge(usize),
+    #[error("line {number} has more than {max} bytes")]
+    LineTooLarge { number: u64, max: usize },
     #[error("{0}")]
     NotImplemented(String),
     #[error(transparent)]
     Key(#[from] KeyError),
+    #[error("{0}")]
+    Ttl(String),
     #[error(transparent)]
     Get(#[from] GetError),
     #[error(transparent)]
     Write(#[from] WriteError),
+    #[error(transparent)]
+    Scan(#[from] ScanError),
 }
 
 impl ApiError {
-    fn status(&self) -> StatusCode {
+    pub fn status(&self) -> StatusCode {
         match self {
-            Self::BadRequest(_) | Self::Key(_) => StatusCode::BAD_REQUEST,
+            Self::BadRequest(_)
+            | Self::Key(_)
+            | Self::Ttl(_)
+            | Self::Scan(
+                ScanError::Limit(_) | ScanError::TooLong(..) | ScanError::NoCursor | ScanError::ForeignCursor,
+            ) => StatusCode::BAD_REQUEST,
             Self::NoSuchPath(_) => StatusCode::NOT_FOUND,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge(_)
+            | Self::LineTooLarge { .. }
             | Self::Write(WriteError::ValueTooLarge { .. } | WriteError::Log(AppendError::TooLarge(_))) => {
                 StatusCode::PAYLOAD_TOO_LARGE
             }
             Self::NotImplemented(_) => StatusCode::NOT_IMPLEMENTED,
             Self::Get(GetError::NotRestored)
+            | Self::Scan(ScanError::NotRestored)
             | Self::Write(WriteError::Log(AppendError::NotTaken(_) | AppendError::Unknown(_))) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            Self::Get(GetError::Store(_)) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Get(GetError::Store(_)) | Self::Scan(ScanError::Store(_)) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
         }
     }
 
@@ -81,6 +96,17 @@ impl ApiError {
             reply.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
         }
         reply
+    }
+}
+
+impl From<OperationError> for ApiError {
+    fn from(error: OperationError) -> Self {
+        match error {
+            OperationError::Key(error) => error.into(),
+            OperationError::Get(error) => error.into(),
+            OperationError::Write(error) => error.into(),
+            OperationError::Ttl(_) | OperationError::BatchTooLarge => Self::Ttl(error.to_string()),
+        }
     }
 }
 
@@ -113,42 +139,61 @@ pub fn text(status: StatusCode, content_type: &'static str, body: String) -> Rep
 /// The answer to a read of a key.
 #[must_use]
 pub fn read(key: &str, answer: &Answer) -> Reply {
-    let (mut reply, timestamp) = match &answer.found {
-        Found::Local(entry) => match entry.record() {
-            Some(record) => {
-                let record = KeyValue { timestamp: entry.timestamp(), source: source::LOG, ..record };
-                (json(StatusCode::OK, &record), Some(record.timestamp))
-            }
-            // Checked before it was stored.
-            None => (message(StatusCode::INTERNAL_SERVER_ERROR, "the store holds a broken record"), None),
-        },
-        Found::Peer(record) => {
-            let record = OwnedKeyValue { source: source::CLUSTER, ..record.clone() };
-            (json(StatusCode::OK, &record), Some(record.timestamp))
-        }
-        Found::Gone { timestamp } => (not_found(key), Some(*timestamp)),
-        Found::Missing => (not_found(key), None),
+    let mut reply = match answer.record() {
+        Some(record) => json(StatusCode::OK, &record),
+        None => message(StatusCode::NOT_FOUND, &not_found(key)),
     };
-    let from = match answer.from {
-        Source::Local(Tier::Cache) => "cache",
-        Source::Local(Tier::Store) => "store",
-        Source::Peer => "peer",
-    };
-    reply.headers_mut().insert(SOURCE_HEADER, HeaderValue::from_static(from));
-    describe(&mut reply, answer.position, timestamp);
+    reply.headers_mut().insert(SOURCE_HEADER, HeaderValue::from_static(from(answer.from)));
+    describe(&mut reply, answer.position, answer.timestamp());
     reply
 }
 
-fn not_found(key: &str) -> Reply {
-    message(StatusCode::NOT_FOUND, &format!("Key {key} not found"))
+#[must_use]
+pub fn from(source: Source) -> &'static str {
+    match source {
+        Source::Local(Tier::Cache) => "cache",
+        Source::Local(Tier::Store) => "store",
+        Source::Peer => "peer",
+    }
+}
+
+#[must_use]
+pub fn not_found(key: &str) -> String {
+    format!("Key {key} not found")
 }
 
 /// The answer to an acknowledged write.
 #[must_use]
-pub fn written(written: &Written) -> Reply {
-    let mut reply = json(StatusCode::OK, &written.record);
-    describe(&mut reply, written.appended.position, Some(written.appended.timestamp));
+pub fn written(key: &str, value: &str, written: &Written) -> Reply {
+    let Written { appended, ttl, uuid } = written;
+    let record =
+        KeyValue { key, value, timestamp: appended.timestamp, source: source::PRODUCER, ttl: *ttl, uuid };
+    let mut reply = json(StatusCode::OK, &record);
+    describe(&mut reply, appended.position, Some(appended.timestamp));
     reply
+}
+
+/// A page of a scan.
+#[must_use]
+pub fn page(page: &Page) -> Reply {
+    #[derive(Serialize)]
+    struct Positioned<'a> {
+        #[serde(flatten)]
+        record: KeyValue<'a>,
+        position: String,
+    }
+    #[derive(Serialize)]
+    struct Body<'a> {
+        records: Vec<Positioned<'a>>,
+        cursor: Option<&'a str>,
+    }
+    let mut records = Vec::with_capacity(page.entries.len());
+    for entry in &page.entries {
+        records.extend(
+            entry.answer().map(|record| Positioned { record, position: entry.position().to_string() }),
+        );
+    }
+    json(StatusCode::OK, &Body { records, cursor: page.cursor.as_deref() })
 }
 
 fn describe(reply: &mut Reply, position: Position, timestamp: Option<i64>) {

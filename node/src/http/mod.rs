@@ -1,7 +1,7 @@
 //! The HTTP door: parse, call reads or writes, answer.
 
 mod answers;
-mod linger;
+mod batch;
 mod params;
 mod server;
 
@@ -9,6 +9,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bitacora_client::wire::ScanRequest;
 use bytes::Buf;
 use futures_util::{Stream, StreamExt};
 use serde::Serialize;
@@ -18,27 +19,13 @@ use warp::http::{Method, StatusCode};
 use self::answers::{ApiError, Reply};
 use self::params::Params;
 pub use self::server::Server;
-use crate::membership::{Address, Membership, MembershipState};
-use crate::metrics::{Metrics, Snapshot};
-use crate::progress::{PartitionStatus, Phase, Progress, RestoreStatus};
-use crate::reads::{Found, Reads};
+use crate::door::Door;
+use crate::membership::MembershipState;
+use crate::metrics::Snapshot;
+use crate::progress::{PartitionStatus, Phase, RestoreStatus};
+use crate::reads::Found;
 use crate::settings;
-use crate::store::Store;
-use crate::writes::{MAX_TTL, Writes, check_key};
-
-/// What the door leads to.
-pub struct Door {
-    pub reads: Reads,
-    pub writes: Writes,
-    pub store: Arc<Store>,
-    pub progress: Arc<Progress>,
-    pub membership: Arc<dyn Membership>,
-    pub metrics: Arc<Metrics>,
-    pub address: Address,
-    pub max_value_bytes: usize,
-    pub request_timeout: Duration,
-    pub stopping: std::sync::atomic::AtomicBool,
-}
+use crate::writes::{MAX_TTL, check_key};
 
 /// The API, `contract.md` section 6.
 pub fn routes(
@@ -73,6 +60,19 @@ pub fn routes(
             door.timed("cluster", (door.get_here(&query), started))
         },
     );
+    let scan =
+        warp::path!("rpc" / "scan").and(get_or_head()).and(door.clone()).and(query).then(
+            |door: Arc<Door>, query: String| async move { door.timed("scan", door.scan(&query).await) },
+        );
+    let batch = warp::path!("rpc" / "batch")
+        .and(warp::post())
+        .and(door.clone())
+        .and(query)
+        .and(warp::body::stream())
+        .map(|door: Arc<Door>, query: String, body| match query_params(&query, &[]) {
+            Ok(_) => batch::run(door, body),
+            Err(error) => warp::Reply::into_response(error.reply()),
+        });
     let health =
         warp::path!("health").and(get_or_head()).and(door.clone()).map(|door: Arc<Door>| door.health());
     let ready = warp::path!("health" / "ready")
@@ -100,6 +100,8 @@ pub fn routes(
         .unify()
         .or(cluster)
         .unify()
+        .or(scan)
+        .unify()
         .or(delete_key)
         .unify()
         .or(health)
@@ -112,9 +114,11 @@ pub fn routes(
         .unify()
         .or(metrics)
         .unify()
-        .or(nothing)
-        .unify()
         .map(warp::Reply::into_response)
+        .or(batch)
+        .unify()
+        .or(nothing.map(warp::Reply::into_response))
+        .unify()
 }
 
 fn get_or_head() -> impl Filter<Extract = (), Error = warp::Rejection> + Copy {
@@ -125,9 +129,9 @@ fn get_or_head() -> impl Filter<Extract = (), Error = warp::Rejection> + Copy {
 fn allowed(path: &str) -> Option<&'static str> {
     match path {
         "/rpc" => Some("GET, HEAD, POST, DELETE"),
-        "/rpc/cluster" | "/health" | "/health/live" | "/health/ready" | "/status" | "/metrics" => {
-            Some("GET, HEAD")
-        }
+        "/rpc/batch" => Some("POST"),
+        "/rpc/cluster" | "/rpc/scan" | "/health" | "/health/live" | "/health/ready" | "/status"
+        | "/metrics" => Some("GET, HEAD"),
         _ => None,
     }
 }
@@ -135,6 +139,9 @@ fn allowed(path: &str) -> Option<&'static str> {
 fn plain(status: StatusCode, body: String) -> Reply {
     answers::text(status, "text/plain; charset=utf-8", body)
 }
+
+/// Records in a page of a scan that asks for no number.
+const DEFAULT_SCAN_LIMIT: i32 = 100;
 
 type Outcome = Result<(Reply, &'static str), ApiError>;
 
@@ -183,7 +190,25 @@ impl Door {
             let set = set_request(query, body, content_type.is_some(), form)?;
             check_key(&set.key)?;
             let written = self.writes.set(&set.key, &set.value, set.ttl).await?;
-            Ok((answers::written(&written), "ok"))
+            Ok((answers::written(&set.key, &set.value, &written), "ok"))
+        };
+        (answer.await, started)
+    }
+
+    async fn scan(&self, query: &str) -> (Outcome, Instant) {
+        let started = Instant::now();
+        let answer = async {
+            let params = query_params(query, &["prefix", "start", "end", "limit", "cursor"])?;
+            let text = |name| params.get(name).unwrap_or_default();
+            let limit = match params.get("limit") {
+                None => DEFAULT_SCAN_LIMIT,
+                Some(limit) => limit
+                    .parse()
+                    .map_err(|_| ApiError::BadRequest(format!("limit={limit} is not a number of records")))?,
+            };
+            let (prefix, start, end, cursor) = (text("prefix"), text("start"), text("end"), text("cursor"));
+            let page = self.scans.page(&ScanRequest { prefix, start, end, limit, cursor }).await?;
+            Ok((answers::page(&page), "ok"))
         };
         (answer.await, started)
     }
@@ -194,7 +219,7 @@ impl Door {
             let params = query_params(query, &["key"])?;
             let key = params.get("key").unwrap_or_default();
             check_key(key)?;
-            Ok((answers::written(&self.writes.delete(key).await?), "ok"))
+            Ok((answers::written(key, "", &self.writes.delete(key).await?), "ok"))
         };
         (answer.await, started)
     }
@@ -226,13 +251,6 @@ impl Door {
         tokio::time::timeout(self.request_timeout, read)
             .await
             .unwrap_or(Err(ApiError::BodyTimeout(self.request_timeout.as_millis())))
-    }
-
-    fn unready(&self) -> Option<String> {
-        if self.stopping.load(std::sync::atomic::Ordering::Relaxed) {
-            return Some("stopping".to_owned());
-        }
-        self.progress.unready()
     }
 
     fn health(&self) -> Reply {

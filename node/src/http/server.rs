@@ -11,8 +11,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
-use super::Door;
-use super::linger::Lingering;
+use crate::door::Door;
+use crate::socket::{Socket, accept};
 
 /// The HTTP door of a node, open.
 pub struct Server {
@@ -22,9 +22,9 @@ pub struct Server {
 
 impl Server {
     #[must_use]
-    pub fn start(listener: TcpListener, door: Arc<Door>, max_connections: u32) -> Self {
+    pub fn start(listener: TcpListener, door: &Arc<Door>, max_connections: u32) -> Self {
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(run(listener, door, max_connections, stopped));
+        let task = door.keep_open("HTTP", run(listener, Arc::clone(door), max_connections, stopped));
         Self { stop, task }
     }
 
@@ -48,30 +48,22 @@ async fn run(
     // Not `pipeline_flush`: it holds back an answer while unread bytes of the client's are in the buffer, also the answer
     // that closes the connection.
     http.timer(TokioTimer::new()).header_read_timeout(door.request_timeout);
+    let write_timeout = door.request_timeout;
     let service = warp::service(super::routes(door));
     let mut stopped = std::pin::pin!(stopped);
     let grace = loop {
         let accept = async {
             // Never closed.
             let permit = Arc::clone(&connections).acquire_owned().await.ok();
-            (listener.accept().await, permit)
+            (accept(&listener).await, permit)
         };
-        let (accepted, permit) = tokio::select! {
+        let (stream, permit) = tokio::select! {
             accepted = accept => accepted,
             grace = &mut stopped => break grace.unwrap_or_default(),
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                // Out of file descriptors, most likely: those under way go on, and some will end.
-                tracing::warn!(%error, "no connection could be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let _ = stream.set_nodelay(true);
         let service = TowerToHyperService::new(service.clone());
-        let connection = graceful.watch(http.serve_connection(TokioIo::new(Lingering::new(stream)), service));
+        let connection =
+            graceful.watch(http.serve_connection(TokioIo::new(Socket::new(stream, write_timeout)), service));
         let open = open.clone();
         tokio::spawn(async move {
             open.inc();

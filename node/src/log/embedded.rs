@@ -218,14 +218,14 @@ impl Log for EmbeddedLog {
         Ok(LogInfo { identity: self.shared.identity.clone(), partitions })
     }
 
-    fn append<'a>(&'a self, key: &'a str, value: Vec<u8>) -> BoxFuture<'a, Result<Appended, AppendError>> {
+    fn append(&self, key: &str, value: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        let (done, answer) = oneshot::channel();
+        let append = Append { key: key.into(), value, done };
+        let sent = match &*lock(&self.appends) {
+            Some(queue) => queue.try_send(append).map_err(|_| "too many writes are waiting"),
+            None => Err("the log is closing"),
+        };
         Box::pin(async move {
-            let (done, answer) = oneshot::channel();
-            let append = Append { key: key.into(), value, done };
-            let sent = match &*lock(&self.appends) {
-                Some(queue) => queue.try_send(append).map_err(|_| "too many writes are waiting"),
-                None => Err("the log is closing"),
-            };
             sent.map_err(|reason| AppendError::NotTaken(reason.into()))?;
             answer.await.unwrap_or_else(|_| Err(AppendError::Unknown("the log's writer ended".into())))
         })

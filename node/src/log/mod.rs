@@ -31,11 +31,12 @@ pub trait Log: Send + Sync + 'static {
     /// [`OpenError`] tells a failure that may pass from one that an operator must mend.
     fn open(&self) -> Result<LogInfo, OpenError>;
 
-    /// Appends a record and waits until it is acknowledged. `key` is not empty, `value` is an encoded record.
+    /// Appends a record. `key` is not empty, `value` is an encoded record. It takes its place among this caller's appends
+    /// at once; the future completes when it is acknowledged, and need not be polled for it to happen.
     ///
     /// # Errors
     /// [`AppendError`] says whether the record may still appear in the log.
-    fn append<'a>(&'a self, key: &'a str, value: Vec<u8>) -> BoxFuture<'a, Result<Appended, AppendError>>;
+    fn append(&self, key: &str, value: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>>;
 
     /// Starts to read every partition at its next offset; `from[p]` is partition p's.
     ///

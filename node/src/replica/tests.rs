@@ -36,7 +36,7 @@ impl Log for Scripted {
         Ok(LogInfo { identity, partitions: vec![self.range.clone()] })
     }
 
-    fn append<'a>(&'a self, _: &'a str, _: Vec<u8>) -> BoxFuture<'a, Result<Appended, AppendError>> {
+    fn append(&self, _: &str, _: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>> {
         unreachable!("these tests only read")
     }
 

@@ -1,4 +1,4 @@
-use bitacora_client::wire::{KeyValue, ttl};
+use bitacora_client::wire::{KeyValue, source, ttl};
 use bytes::Bytes;
 
 use crate::position::Position;
@@ -82,6 +82,18 @@ impl Entry {
     #[must_use]
     pub fn record(&self) -> Option<KeyValue<'_>> {
         KeyValue::decode(&self.0[HEADER..]).ok()
+    }
+
+    /// The record as it is answered: with the write timestamp; `None` for a tombstone.
+    #[must_use]
+    pub fn answer(&self) -> Option<KeyValue<'_>> {
+        Some(KeyValue { timestamp: self.timestamp(), source: source::LOG, ..self.record()? })
+    }
+
+    /// The record's value as it is encoded: [`KeyValue::value_field`].
+    #[must_use]
+    pub fn value_field(&self) -> Option<&[u8]> {
+        KeyValue::value_field(&self.0[HEADER..])
     }
 
     /// Whether this record replaces the other of the same key. Within a partition the log's order decides. A key is in

@@ -3,6 +3,7 @@
 
 mod entry;
 
+use std::ops::Bound;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -20,6 +21,10 @@ use crate::position::NextOffset;
 const FORMAT: &str = "1";
 /// Address space reserved for LMDB's map, not memory and not disk. Halved until the system grants it.
 const MAP_BYTES: usize = 1 << 40;
+/// A page of a scan ends with the record that reaches this.
+const SCAN_BYTES: usize = 1 << 20;
+/// A page of a scan looks at no more keys, so that a range of deleted ones holds no transaction for long.
+const SCAN_KEYS: usize = 50_000;
 /// One reader slot for each thread that ever reads.
 const MAX_READERS: u32 = 1024;
 
@@ -138,6 +143,46 @@ impl Store {
             None => Ok(None),
             Some(bytes) => Entry::from_bytes(bytes).map(Some).ok_or(StoreError::Corrupt("records")),
         }
+    }
+
+    /// Records in key order that `keep` wants: at most `limit`, and no more once they have [`SCAN_BYTES`] or
+    /// [`SCAN_KEYS`] were looked at. With the last key looked at if there are more. `end` is exclusive; empty for none.
+    ///
+    /// # Errors
+    /// When LMDB fails.
+    pub fn scan(
+        &self,
+        from: &Bound<Vec<u8>>,
+        prefix: &[u8],
+        end: &[u8],
+        limit: usize,
+        keep: impl Fn(&Entry) -> bool,
+    ) -> Result<(Vec<Entry>, Option<Vec<u8>>), StoreError> {
+        let from = match from {
+            // LMDB has no empty keys.
+            Bound::Included(key) if key.is_empty() => Bound::Unbounded,
+            bound => bound.as_ref().map(Vec::as_slice),
+        };
+        let end = if end.is_empty() { Bound::Unbounded } else { Bound::Excluded(end) };
+        // One short transaction a page: a long one would keep LMDB from using freed pages again.
+        let txn = self.env.read_txn()?;
+        let (mut found, mut bytes, mut last) = (Vec::new(), 0, None);
+        for (looked_at, item) in self.records.range(&txn, &(from, end))?.enumerate() {
+            let (key, stored) = item?;
+            if !key.starts_with(prefix) {
+                return Ok((found, None));
+            }
+            if found.len() == limit || bytes >= SCAN_BYTES || looked_at == SCAN_KEYS {
+                return Ok((found, last.map(<[u8]>::to_vec)));
+            }
+            last = Some(key);
+            let entry = Entry::from_bytes(stored).ok_or(StoreError::Corrupt("records"))?;
+            if keep(&entry) {
+                bytes += stored.len();
+                found.push(entry);
+            }
+        }
+        Ok((found, None))
     }
 
     /// What the store stands for.

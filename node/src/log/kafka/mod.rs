@@ -139,12 +139,11 @@ impl Log for KafkaLog {
         Ok(info)
     }
 
-    fn append<'a>(&'a self, key: &'a str, value: Vec<u8>) -> BoxFuture<'a, Result<Appended, AppendError>> {
+    fn append(&self, key: &str, value: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        let sent = self.send(key, &value);
         Box::pin(async move {
-            let acknowledged = self.send(key, &value)?;
-            drop(value);
             // librdkafka reports on every record it took, at the latest after `message.timeout.ms`.
-            acknowledged.await.unwrap_or_else(|_| Err(AppendError::Unknown("the producer was closed".into())))
+            sent?.await.unwrap_or_else(|_| Err(AppendError::Unknown("the producer was closed".into())))
         })
     }
 
