@@ -1,10 +1,13 @@
 //! What the harness runs with Maven and Java: servers as local processes, and the checks by Kafka's and Avro's own
 //! Java libraries.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
+use tokio::process::Command;
+use tokio::sync::Mutex;
 
 use crate::backends;
 
@@ -24,7 +27,7 @@ fn cache() -> PathBuf {
 }
 
 async fn maven(project: &Path, arguments: &[String]) -> Result<()> {
-    let output = tokio::process::Command::new("mvn")
+    let output = Command::new("mvn")
         .args(["--batch-mode", "--quiet", "--file"])
         .arg(project.join("pom.xml"))
         .args(arguments)
@@ -71,11 +74,28 @@ pub async fn dependencies(project: PathBuf) -> Result<PathBuf> {
     Ok(jars)
 }
 
-/// Compiles `e2e/java` and returns the class path to run it with.
-pub async fn class_path() -> Result<String> {
-    let jars = dependencies(PathBuf::from("java")).await?;
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("java");
-    let build = cache().join("java").join("build");
+/// Compiles `e2e/<project>`, once a run, and returns the class path to run it with.
+pub async fn class_path(project: &str) -> Result<String> {
+    // Two Mavens at once in one build directory would break each other.
+    static COMPILED: Mutex<BTreeMap<String, String>> = Mutex::const_new(BTreeMap::new());
+    let mut compiled = COMPILED.lock().await;
+    if let Some(class_path) = compiled.get(project) {
+        return Ok(class_path.clone());
+    }
+    let jars = dependencies(PathBuf::from(project)).await?;
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(project);
+    let build = jars.with_file_name("build");
     maven(&source, &["compile".to_string(), format!("-De2e.build={}", build.display())]).await?;
-    Ok(format!("{}:{}/*", build.join("classes").display(), jars.display()))
+    let class_path = format!("{}:{}/*", build.join("classes").display(), jars.display());
+    compiled.insert(project.to_string(), class_path.clone());
+    Ok(class_path)
+}
+
+/// A program of `class_path`, that reads nothing and ends with whoever holds it.
+pub fn program(class_path: &str, class: &str) -> Command {
+    let mut command = Command::new("java");
+    // Short programs: what the second compiler would make is not used long enough.
+    command.args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", class_path, class]);
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    command
 }

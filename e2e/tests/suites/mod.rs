@@ -12,6 +12,7 @@ mod real_data;
 mod replication;
 mod restart;
 mod rpc;
+mod rpc_java;
 mod shutdown;
 mod topic_records;
 
@@ -26,6 +27,7 @@ pub fn all() -> Vec<Test> {
         peers::tests(),
         membership::tests(),
         bad_start::tests(),
+        rpc_java::tests(),
         restart::tests(),
         replication::tests(),
         topic_records::tests(),

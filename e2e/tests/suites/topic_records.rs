@@ -1,7 +1,6 @@
 //! The topic holds exactly the records of the contract, as readers that share no code with the node see them.
 
 use std::collections::HashMap;
-use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::{Cluster, START};
@@ -9,13 +8,14 @@ use e2e::http::{Answer, Position};
 use e2e::runner::{Ctx, Test};
 use e2e::topic::{KeyValue, now_ms};
 use e2e::{java, tests, wait};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub fn tests() -> Vec<Test> {
     tests![
         Servers: the_topic_holds_the_contracts_records, the_topic_is_created_compacted,
             kafkas_tools_see_how_far_each_node_is;
-        ServersAndJava: javas_own_libraries_read_the_same_records
+        ServersAndJava: javas_own_libraries_read_the_same_records,
+            records_of_javas_own_libraries_are_served
     ]
 }
 
@@ -144,14 +144,11 @@ async fn the_topic_is_created_compacted(ctx: Ctx) -> Result<()> {
 }
 
 async fn javas_own_libraries_read_the_same_records(ctx: Ctx) -> Result<()> {
-    let class_path = java::class_path().await?;
+    let class_path = java::class_path("java").await?;
     let cluster = ctx.cluster().await?;
     let writes = write_some(&cluster).await?;
-    let output = tokio::process::Command::new("java")
-        .args(["-XX:TieredStopAtLevel=1", "-cp", &class_path, "ReadTopic"])
+    let output = java::program(&class_path, "ReadTopic")
         .args([&cluster.topic.brokers, &cluster.topic.name])
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
         .output()
         .await
         .context("running ReadTopic")?;
@@ -183,6 +180,60 @@ async fn javas_own_libraries_read_the_same_records(ctx: Ctx) -> Result<()> {
             uuid: text("uuid")?.to_string(),
         };
         check(write, &decoded);
+    }
+    Ok(())
+}
+
+async fn records_of_javas_own_libraries_are_served(ctx: Ctx) -> Result<()> {
+    let class_path = java::class_path("java").await?;
+    let cluster = ctx.cluster().await?;
+    cluster.nodes[0].api().set("deleted by Java", "value").await?.expect(200);
+    let long = "clé ☃ 🦀 ".repeat(10_000);
+    let later = now_ms() + 3_600_000;
+    let records = [
+        ("plain", "value", 0, Some("value")),
+        ("empty", "", 0, Some("")),
+        (
+            "clé ☃ 🦀 e\u{301}",
+            "välue ☃ \u{10ffff} \"quoted\"\n\0",
+            0,
+            Some("välue ☃ \u{10ffff} \"quoted\"\n\0"),
+        ),
+        ("long", &long, 0, Some(long.as_str())),
+        ("for an hour", "value", later, Some("value")),
+        ("expired", "value", now_ms() - 1000, None),
+        ("deleted by Java", "", -1, None),
+    ];
+    let mut input = String::new();
+    for (number, (key, value, ttl, _)) in records.iter().enumerate() {
+        let record = json!({
+            "key": key, "value": value, "timestamp": number, "source": 3, "ttl": ttl, "uuid": format!("uuid {number}"),
+        });
+        input.push_str(&format!("{record}\n"));
+    }
+    let file = ctx.dir.join("records.json");
+    std::fs::write(&file, input).context("writing the records")?;
+    let output = java::program(&class_path, "WriteTopic")
+        .args([&cluster.topic.brokers, &cluster.topic.name])
+        .stdin(std::fs::File::open(&file).context("opening the records")?)
+        .output()
+        .await
+        .context("running WriteTopic")?;
+    ensure!(output.status.success(), "WriteTopic failed:\n{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).context("WriteTopic prints UTF-8")?;
+    let positions: Vec<&str> = text.lines().collect();
+    assert_eq!(positions.len(), records.len(), "a position a record: {text}");
+    for (number, (key, _, ttl, expected)) in records.iter().enumerate() {
+        cluster.all_have(key, *expected).await;
+        for node in &cluster.nodes {
+            let answer = node.api().get_own(key).await?;
+            let Position { partition, offset } = answer.position();
+            assert_eq!(format!("{partition}:{offset}"), positions[number], "the position of {key:?}");
+            if expected.is_some() {
+                assert_eq!(answer.json()["uuid"], format!("uuid {number}"), "{answer}");
+                assert_eq!(answer.json()["ttl"], *ttl, "{answer}");
+            }
+        }
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ import org.apache.kafka.common.utils.Utils;
 
 /** Prints every record of a topic as a line of JSON: {@code ReadTopic <brokers> <topic>}. */
 public class ReadTopic {
-  private static final Schema SCHEMA = new Schema.Parser().parse("""
+  static final Schema SCHEMA = new Schema.Parser().parse("""
       {"type": "record", "name": "KeyValueRawAvro", "namespace": "com.grayscaleconsulting.bitacora.rpc.avro",
        "fields": [{"name": "key", "type": "string"}, {"name": "value", "type": "string"},
                   {"name": "timestamp", "type": "long"}, {"name": "source", "type": "int"},
