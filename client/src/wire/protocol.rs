@@ -309,7 +309,10 @@ impl<'a> Types<'a> {
     fn resolve(&self, message: Message, declaration: &'a Value) -> Result<Parameters, String> {
         let count = list(declaration, "request").len();
         if count > MAX_PARAMETERS {
-            return Err(format!("{} has {count} parameters; at most {MAX_PARAMETERS} are read", message.name()));
+            return Err(format!(
+                "{} has {count} parameters; at most {MAX_PARAMETERS} are read",
+                message.name()
+            ));
         }
         let no_parameters = Vec::new();
         let ours = OURS.get(&message).unwrap_or(&no_parameters);
