@@ -4,13 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bitacora_client::{Client, Error, Operation, Outcome, Record, Scan, ScanPage, Written};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use crate::cli::Connection;
 use crate::http::Http;
-
-/// What dev serves, and a node with default settings.
-pub const DEFAULT_RPC: &str = "127.0.0.1:8081";
 
 /// What can go wrong with a call, as far as an exit code tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +69,24 @@ impl From<Error> for Failure {
     }
 }
 
+/// Says at once that no node is there, where the client would go on trying until its deadline.
+async fn one_listens(nodes: &[String], connection: &Connection) -> Result<(), Failure> {
+    let mut last = String::new();
+    for node in nodes {
+        match timeout(connection.timeout, TcpStream::connect(node)).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(error)) => last = format!("{node}: {error}"),
+            Err(_) => last = format!("{node}: no answer"),
+        }
+    }
+    let hint = if connection.rpc.is_empty() {
+        ", or say with --rpc, --zookeeper or --http where one is"
+    } else {
+        ""
+    };
+    Err(Failure::new(Kind::Unavailable, format!("no node can be reached ({last}); start one{hint}")))
+}
+
 /// What every command but `members` and `status` speaks with.
 pub enum Api {
     Rpc(Client),
@@ -78,20 +95,26 @@ pub enum Api {
 
 impl Api {
     pub async fn connect(connection: &Connection, connections_per_node: u32) -> Result<Arc<Self>, Failure> {
-        let rpc = |client: Client| Self::Rpc(client);
         let builder = Client::builder()
             .deadline(connection.timeout)
             .connections_per_node(connections_per_node as usize);
-        let api = if !connection.rpc.is_empty() {
-            rpc(builder.nodes(&connection.rpc).build().await?)
-        } else if let Some(zookeeper) = &connection.zookeeper {
-            rpc(builder.zookeeper(zookeeper.clone()).build().await?)
-        } else if !connection.http.is_empty() {
+        let api = if let Some(zookeeper) = &connection.zookeeper {
+            Self::Rpc(builder.zookeeper(zookeeper.clone()).build().await?)
+        } else if connection.rpc.is_empty() && !connection.http.is_empty() {
             Self::Http(Http::new(&connection.http, connection.timeout)?)
         } else {
-            rpc(builder.nodes([DEFAULT_RPC]).build().await?)
+            let nodes = connection.rpc_or_default();
+            one_listens(&nodes, connection).await?;
+            Self::Rpc(builder.nodes(nodes).build().await?)
         };
         Ok(Arc::new(api))
+    }
+
+    /// Takes leave of ZooKeeper, whose session would otherwise stay until it expires.
+    pub async fn close(&self) {
+        if let Self::Rpc(client) = self {
+            client.close().await;
+        }
     }
 
     /// The nodes that calls go to, for a report.

@@ -108,9 +108,10 @@ impl Limit {
     fn one_more(&self) -> bool {
         match self.until {
             Some(until) => Instant::now() < until,
-            None => {
-                self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
-            }
+            None => self
+                .left
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+                .is_ok(),
         }
     }
 }
@@ -118,7 +119,8 @@ impl Limit {
 pub async fn run(api: &Arc<Api>, arguments: &Bench, output: Option<Output>) -> Result<()> {
     let pipeline = match (&**api, arguments.pipeline) {
         (Api::Http(_), Some(2..)) => {
-            let sentence = "over HTTP a connection has one request under way; give --connections instead of --pipeline";
+            let sentence =
+                "over HTTP a connection has one request under way; give --connections instead of --pipeline";
             return Err(Failure::new(Kind::Usage, sentence).into());
         }
         (Api::Http(_), _) => 1,
@@ -231,7 +233,8 @@ async fn fill(api: &Arc<Api>, arguments: &Bench, value: &str) -> Result<()> {
     let starts = (0..arguments.keys).step_by(FILL_BATCH as usize);
     let fills = starts.map(|start| async move {
         let numbers = start..arguments.keys.min(start + FILL_BATCH);
-        let set = |number| bitacora_client::Operation::Set { key: key(number), value: value.to_owned(), ttl: None };
+        let set =
+            |number| bitacora_client::Operation::Set { key: key(number), value: value.to_owned(), ttl: None };
         let operations: Vec<_> = numbers.map(set).collect();
         api.batch(&operations).await?.into_iter().try_for_each(|result| result.map(|_| ()))
     });
@@ -256,10 +259,9 @@ impl Latency {
     fn of(latencies: &Histogram<u64>) -> Self {
         let [p50, p90, p99, p99_9, max] =
             PERCENTILES.map(|(_, percentile)| latencies.value_at_percentile(percentile));
-        let buckets = latencies.iter_log(64, 2.0).map(|step| Bucket {
-            up_to: step.value_iterated_to(),
-            count: step.count_since_last_iteration(),
-        });
+        let buckets = latencies
+            .iter_log(64, 2.0)
+            .map(|step| Bucket { up_to: step.value_iterated_to(), count: step.count_since_last_iteration() });
         let buckets = buckets.skip_while(|bucket| bucket.count == 0).collect();
         Self { mean: latencies.mean(), p50, p90, p99, p99_9, max, buckets }
     }
@@ -278,13 +280,12 @@ fn raw(report: &Report) -> [String; 8] {
 /// The report for the eye.
 fn page(report: &Report) -> String {
     let Report { requests, not_found, failed, seconds, requests_per_second, latency_us, .. } = report;
+    let failure = report.first_failure.as_ref().map(|failure| format!("the first failure: {failure}\n"));
     let mut text = format!(
-        "{requests} requests in {seconds:.1} s, {requests_per_second:.0} a second, {} under way; {not_found} not found, {failed} failed\n",
-        report.connections * report.pipeline
+        "{requests} requests in {seconds:.1} s, {requests_per_second:.0} a second, {} under way; {not_found} not found, {failed} failed\n{}",
+        report.connections * report.pipeline,
+        failure.unwrap_or_default()
     );
-    if let Some(failure) = &report.first_failure {
-        text += &format!("the first failure: {failure}\n");
-    }
     let percentiles = PERCENTILES.iter().zip(latency_us.percentiles());
     text += &output::table(
         Some(["LATENCY", "MS"]),

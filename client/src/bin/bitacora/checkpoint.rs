@@ -16,7 +16,10 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
         text => text.with_context(|| format!("the checkpoint {shown} can't be read"))?,
     };
     let state = serde_json::from_slice(&text);
-    Ok(Some(state.with_context(|| format!("{shown} is no checkpoint of this command; remove it to begin anew"))?))
+    Ok(Some(
+        state
+            .with_context(|| format!("{shown} is no checkpoint of this command; remove it to begin anew"))?,
+    ))
 }
 
 pub fn write(path: &Path, state: &impl Serialize) -> Result<()> {

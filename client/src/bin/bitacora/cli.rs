@@ -25,6 +25,9 @@ pub struct Cli {
     pub command: Command,
 }
 
+/// What dev serves, and a node with default settings.
+const DEFAULT_RPC: &str = "127.0.0.1:8081";
+
 const GLOBAL: &str = "Global options";
 const CONNECTION: &str = "Connection";
 
@@ -400,6 +403,10 @@ impl Given {
 }
 
 impl Connection {
+    pub fn rpc_or_default(&self) -> Vec<String> {
+        if self.rpc.is_empty() { vec![DEFAULT_RPC.to_owned()] } else { self.rpc.clone() }
+    }
+
     /// Leaves what counts: a flag makes the variables of the other two void.
     fn settle(&mut self, rpc: Given, zookeeper: Given, http: Given) -> Result<(), &'static str> {
         let flag = [rpc, zookeeper, http].contains(&Given::Flag);
@@ -414,7 +421,9 @@ impl Connection {
             self.http.clear();
         }
         if counts(rpc) && counts(zookeeper) {
-            return Err("--rpc (BITACORA_RPC) and --zookeeper (BITACORA_ZOOKEEPER) both say where the nodes are; give one");
+            return Err(
+                "--rpc (BITACORA_RPC) and --zookeeper (BITACORA_ZOOKEEPER) both say where the nodes are; give one",
+            );
         }
         Ok(())
     }
@@ -427,7 +436,10 @@ fn node(text: &str) -> Result<String, String> {
 fn http_url(text: &str) -> Result<Url, String> {
     let text = text.trim();
     if text.starts_with("https://") {
-        return Err("nodes speak plain HTTP, not https; end TLS before this program, for example with stunnel".to_owned());
+        return Err(
+            "nodes speak plain HTTP, not https; end TLS before this program, for example with stunnel"
+                .to_owned(),
+        );
     }
     let wrong = || format!("'{text}' is not a URL such as http://127.0.0.1:8080");
     let mut url = Url::parse(text).map_err(|_| wrong())?;
@@ -536,7 +548,7 @@ mod tests {
         assert_eq!(urls, ["http://h/base", "http://g:1/"]);
         for (wrong, names) in [
             ("--rpc a members", "'a' is not host:port"),
-                ("--http https://a members", "https"),
+            ("--http https://a members", "https"),
             ("--http a:1 members", "not a URL"),
             ("--http http://a?b members", "not a URL"),
             ("--zookeeper a members", "--zookeeper"),

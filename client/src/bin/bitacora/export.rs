@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use bitacora_client::Record;
+use bitacora_client::{Record, ScanPage};
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 use tokio::task::block_in_place;
 
 use crate::api::{Api, Failure, Kind};
@@ -85,36 +86,15 @@ pub async fn run(api: &Arc<Api>, arguments: &Export) -> Result<()> {
         output.write(header(format), 0)?;
     }
 
-    let bar = progress_bar();
     let (started, before) = (Instant::now(), output.records);
-    let mut saved = Instant::now();
-    let mut pages = api.pages(range.scan(arguments.page), resumed.map(|resumed| resumed.cursor));
-    let mut stop = std::pin::pin!(stop_signal()?);
-    let hint = if arguments.checkpoint.is_some() { "; run it again to go on" } else { "" };
-    loop {
-        let page = tokio::select! {
-            biased;
-            () = &mut stop => bail!("interrupted{hint}"),
-            page = pages.recv() => page,
-        };
-        let Some(page) = page else { break };
-        let page = page.map_err(|failure| Failure { sentence: format!("{failure}{hint}"), ..failure })?;
-        let text = encode(format, &page.records)?;
-        block_in_place(|| output.write(&text, page.records.len() as u64))?;
-        let rate = per_second(output.records - before, started.elapsed());
-        let (records, rate) = (HumanCount(output.records), HumanCount(rate as u64));
-        bar.set_message(format!("{records} records, {}, {rate}/s", HumanBytes(output.bytes)));
-        bar.tick();
-        if let (Some(path), Some(file), Some(cursor)) = (&arguments.checkpoint, &file, page.cursor)
-            && saved.elapsed() > CHECKPOINT_EVERY
-        {
-            file.sync_data()?;
-            let (bytes, records) = (output.bytes, output.records);
-            checkpoint::write(path, &Checkpoint { asked: asked.clone(), cursor, bytes, records })?;
-            saved = Instant::now();
-        }
+    let mut progress = Progress { asked, cursor: None, saved: started, file: file.as_ref() };
+    let pages = api.pages(range.scan(arguments.page), resumed.map(|resumed| resumed.cursor));
+    let outcome = copy(pages, arguments, format, &mut output, &mut progress).await;
+    if outcome.is_err() {
+        // What is written is not done again.
+        progress.save(arguments, &output)?;
     }
-    bar.finish_and_clear();
+    outcome?;
     if let Some(file) = file {
         let finish = || {
             file.sync_all()?;
@@ -138,10 +118,72 @@ pub async fn run(api: &Arc<Api>, arguments: &Export) -> Result<()> {
     Ok(())
 }
 
+/// What a checkpoint needs to know.
+struct Progress<'a> {
+    asked: Asked,
+    /// Of the last page that is written.
+    cursor: Option<String>,
+    saved: Instant,
+    file: Option<&'a File>,
+}
+
+impl Progress<'_> {
+    fn save(&mut self, arguments: &Export, output: &Output) -> Result<()> {
+        self.saved = Instant::now();
+        if let (Some(path), Some(file), Some(cursor)) = (&arguments.checkpoint, self.file, &self.cursor) {
+            file.sync_data()?;
+            let (asked, cursor, bytes, records) =
+                (self.asked.clone(), cursor.clone(), output.bytes, output.records);
+            checkpoint::write(path, &Checkpoint { asked, cursor, bytes, records })?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes page after page.
+async fn copy(
+    mut pages: mpsc::Receiver<Result<ScanPage, Failure>>,
+    arguments: &Export,
+    format: Format,
+    output: &mut Output,
+    progress: &mut Progress<'_>,
+) -> Result<()> {
+    let hint = if arguments.checkpoint.is_some() { "; run it again to go on" } else { "" };
+    let mut stop = std::pin::pin!(stop_signal()?);
+    let bar = progress_bar();
+    let (started, before) = (Instant::now(), output.records);
+    loop {
+        let page = tokio::select! {
+            biased;
+            () = &mut stop => bail!("interrupted{hint}"),
+            page = pages.recv() => page,
+        };
+        let page = page.context("the scan broke off")?;
+        let page = page.map_err(|failure| Failure { sentence: format!("{failure}{hint}"), ..failure })?;
+        let text = encode(format, &page.records)?;
+        block_in_place(|| output.write(&text, page.records.len() as u64))?;
+        progress.cursor = page.cursor;
+        if progress.saved.elapsed() > CHECKPOINT_EVERY {
+            progress.save(arguments, output)?;
+        }
+        let rate = per_second(output.records - before, started.elapsed());
+        let (records, rate) = (HumanCount(output.records), HumanCount(rate as u64));
+        bar.set_message(format!("{records} records, {}, {rate}/s", HumanBytes(output.bytes)));
+        bar.tick();
+        if progress.cursor.is_none() {
+            bar.finish_and_clear();
+            return Ok(());
+        }
+    }
+}
+
 fn resume(path: &Path, asked: &Asked) -> Result<Option<Checkpoint>> {
     let Some(resumed) = checkpoint::read::<Checkpoint>(path)? else { return Ok(None) };
     if resumed.asked != *asked {
-        bail!("the checkpoint {} is of another export (file, format or range); remove it to begin anew", path.display());
+        bail!(
+            "the checkpoint {} is of another export (file, format or range); remove it to begin anew",
+            path.display()
+        );
     }
     eprintln!("bitacora: going on after {} records", HumanCount(resumed.records));
     Ok(Some(resumed))

@@ -86,8 +86,8 @@ impl Http {
 
     pub async fn get(&self, key: &str) -> Result<Record, Failure> {
         let answer = self.ask(false, |url| self.request(Method::GET, url, "rpc", &[("key", key)])).await?;
-        let from = header(&answer, SOURCE_HEADER)?.to_owned();
-        record(Body { from: Some(from), ..self.body(&answer)? }).map_err(|why| answer.makes_no_sense(&why))
+        let (position, from) = (answer.header(POSITION_HEADER)?, answer.header(SOURCE_HEADER)?);
+        record(Body { position, from, ..answer.json()? }).map_err(|why| answer.makes_no_sense(&why))
     }
 
     pub async fn set(&self, key: &str, value: &str, ttl: Option<Duration>) -> Result<Written, Failure> {
@@ -100,12 +100,12 @@ impl Http {
                 request.header("content-type", "text/plain; charset=utf-8").body(value.to_owned())
             })
             .await?;
-        self.written(&answer)
+        answer.written()
     }
 
     pub async fn delete(&self, key: &str) -> Result<Written, Failure> {
         let answer = self.ask(true, |url| self.request(Method::DELETE, url, "rpc", &[("key", key)])).await?;
-        self.written(&answer)
+        answer.written()
     }
 
     pub async fn batch(&self, operations: &[Operation]) -> Result<Vec<Result<Outcome, Failure>>, Failure> {
@@ -155,7 +155,7 @@ impl Http {
                 .filter(|(_, value)| !value.is_empty()),
         );
         let answer = self.ask(false, |url| self.request(Method::GET, url, "rpc/scan", &query)).await?;
-        let page: Page = self.body(&answer)?;
+        let page: Page = answer.json()?;
         let records = page.records.into_iter().map(record).collect::<Result<_, _>>();
         Ok(ScanPage { records: records.map_err(|why| answer.makes_no_sense(&why))?, cursor: page.cursor })
     }
@@ -163,7 +163,7 @@ impl Http {
     /// A node's own account, as it wrote it.
     pub async fn status(&self, url: &Url) -> Result<serde_json::Value, Failure> {
         let answer = self.once(url, false, self.request(Method::GET, url, "status", &[])).await?;
-        self.body(&answer)
+        answer.json()
     }
 
     fn request(&self, method: Method, base: &Url, path: &str, query: &[(&str, &str)]) -> RequestBuilder {
@@ -222,30 +222,33 @@ impl Http {
             Err(failure) => Err(failure),
         }
     }
-
-    fn body<T: serde::de::DeserializeOwned>(&self, answer: &Answer) -> Result<T, Failure> {
-        serde_json::from_slice(&answer.body).map_err(|error| answer.makes_no_sense(&error.to_string()))
-    }
-
-    fn written(&self, answer: &Answer) -> Result<Written, Failure> {
-        let position = header(answer, POSITION_HEADER)?.to_owned();
-        written(Body { position: Some(position), ..self.body(answer)? })
-            .map_err(|why| answer.makes_no_sense(&why))
-    }
 }
 
 impl Answer {
+    fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T, Failure> {
+        serde_json::from_slice(&self.body).map_err(|error| self.makes_no_sense(&error.to_string()))
+    }
+
+    fn header(&self, name: &str) -> Result<Option<String>, Failure> {
+        let value = self.headers.get(name).and_then(|value| value.to_str().ok());
+        let value = value.ok_or_else(|| self.makes_no_sense(&format!("no header {name}")))?;
+        Ok(Some(value.to_owned()))
+    }
+
+    fn written(&self) -> Result<Written, Failure> {
+        let body = Body { position: self.header(POSITION_HEADER)?, ..self.json()? };
+        written(body).map_err(|why| self.makes_no_sense(&why))
+    }
+
     fn makes_no_sense(&self, why: &str) -> Failure {
         Failure::new(
             Kind::Failed,
-            format!("{} does not answer as a node's HTTP API does ({why}); is it one, of this version?", self.url),
+            format!(
+                "{} does not answer as a node's HTTP API does ({why}); is it one, of this version?",
+                self.url
+            ),
         )
     }
-}
-
-fn header<'a>(answer: &'a Answer, name: &str) -> Result<&'a str, Failure> {
-    let value = answer.headers.get(name).and_then(|value| value.to_str().ok());
-    value.ok_or_else(|| answer.makes_no_sense(&format!("no header {name}")))
 }
 
 /// The one place where a status becomes a failure. A 503 to a write does not say in a way that a program can read whether
@@ -278,7 +281,9 @@ fn written(body: Body) -> Result<Written, String> {
 }
 
 fn position(text: Option<&str>) -> Result<Position, String> {
-    text.ok_or("no position")?.parse().map_err(|error: bitacora_client::wire::PositionError| error.to_string())
+    text.ok_or("no position")?
+        .parse()
+        .map_err(|error: bitacora_client::wire::PositionError| error.to_string())
 }
 
 /// A line of a batch's answer; the error is for a line that is none.

@@ -77,7 +77,7 @@ impl Counts {
 pub async fn run(api: &Arc<Api>, arguments: &Import) -> Result<()> {
     let (lines, input, resumed) = open(arguments)?;
     let size = input.as_ref().map(|input| input.bytes);
-    let mut ledger = Ledger::new(arguments, input, resumed, lines.place())?;
+    let mut ledger = Ledger::new(arguments, input, resumed.as_ref(), lines.place())?;
     let before = ledger.counts;
     let bar = progress_bar(size, ledger.place.offset);
 
@@ -97,8 +97,8 @@ pub async fn run(api: &Arc<Api>, arguments: &Import) -> Result<()> {
     match ledger.counts.rejected {
         0 => Ok(()),
         rejected => {
-            let where_ = arguments.rejects.as_ref().map(|path| format!("; see {}", path.display()));
-            let sentence = format!("{rejected} lines were rejected{}", where_.unwrap_or_default());
+            let see = arguments.rejects.as_ref().map(|path| format!("; see {}", path.display()));
+            let sentence = format!("{rejected} lines were rejected{}", see.unwrap_or_default());
             Err(Failure::new(Kind::Rejected, sentence).into())
         }
     }
@@ -110,9 +110,8 @@ type Source = Lines<Box<dyn Read + Send>>;
 fn open(arguments: &Import) -> Result<(Source, Option<Input>, Option<Checkpoint>)> {
     let path = &arguments.input;
     let usage = |sentence: &str| Err(Failure::new(Kind::Usage, sentence).into());
-    let format = match (arguments.format, Format::of(path)) {
-        (Some(format), _) | (None, Some(format)) => format,
-        (None, None) => return usage("the input's name ends in none of .csv, .ndjson, .jsonl and .json; give --format"),
+    let Some(format) = arguments.format.or_else(|| Format::of(path)) else {
+        return usage("the input's name ends in none of .csv, .ndjson, .jsonl and .json; give --format");
     };
     let max_line = arguments.max_line;
     let begin = |input: Box<dyn Read + Send>| -> Result<Source> {
@@ -129,7 +128,8 @@ fn open(arguments: &Import) -> Result<(Source, Option<Input>, Option<Checkpoint>
     let open = || File::open(path).with_context(|| format!("{} can't be opened", path.display()));
     let lines = begin(Box::new(open()?))?;
     let input = Input::of(open()?, format).with_context(|| format!("{} can't be read", path.display()))?;
-    let Some(resumed) = arguments.checkpoint.as_deref().map(checkpoint::read::<Checkpoint>).transpose()?.flatten()
+    let Some(resumed) =
+        arguments.checkpoint.as_deref().map(checkpoint::read::<Checkpoint>).transpose()?.flatten()
     else {
         return Ok((lines, Some(input), None));
     };
@@ -415,14 +415,18 @@ impl Ledger {
     fn new(
         arguments: &Import,
         input: Option<Input>,
-        resumed: Option<Checkpoint>,
+        resumed: Option<&Checkpoint>,
         place: Place,
     ) -> Result<Self> {
-        let counts = resumed.as_ref().map(|resumed| resumed.counts).unwrap_or_default();
-        let kept = resumed.as_ref().map_or(0, |resumed| resumed.rejects_bytes);
+        let counts = resumed.map(|resumed| resumed.counts).unwrap_or_default();
+        let kept = resumed.map_or(0, |resumed| resumed.rejects_bytes);
         let rejects = arguments.rejects.as_deref().map(|path| open_rejects(path, kept)).transpose()?;
         if resumed.is_some() {
-            eprintln!("bitacora: going on at line {}, {} before it are done", place.line, HumanCount(counts.all()));
+            eprintln!(
+                "bitacora: going on at line {}, {} before it are done",
+                place.line,
+                HumanCount(counts.all())
+            );
         }
         let checkpoint = arguments.checkpoint.clone().zip(input);
         let now = Instant::now();
@@ -519,13 +523,8 @@ impl Ledger {
     fn message(&self) -> String {
         let Counts { rejected, skipped, .. } = self.counts;
         let rate = per_second(self.counts.all() - self.resumed, self.started.elapsed());
-        let mut message = format!("{} records, {}/s", HumanCount(self.counts.all()), HumanCount(rate as u64));
-        for (count, what) in [(rejected, "rejected"), (skipped, "expired")] {
-            if count > 0 {
-                message += &format!(", {count} {what}");
-            }
-        }
-        message
+        let (all, rate) = (HumanCount(self.counts.all()), HumanCount(rate as u64));
+        format!("{all} records, {rate}/s, {rejected} rejected, {skipped} expired")
     }
 
     fn tell(&self, before: Counts, time: Duration) {

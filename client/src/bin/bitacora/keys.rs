@@ -45,7 +45,7 @@ pub async fn set(api: &Api, arguments: &Set, output: Option<Output>) -> Result<(
         _ => tokio::task::spawn_blocking(value_from_stdin).await??,
     };
     let written = api.set(&arguments.key, &value, arguments.ttl).await?;
-    print_written([(&arguments.key, &written)], output)
+    print_written([(arguments.key.as_str(), &written)], output)
 }
 
 fn value_from_stdin() -> Result<String> {
@@ -87,9 +87,7 @@ fn print_written<'a>(
             let rows = writes.map(|(key, written)| [output::shown(key), written.position.to_string()]);
             Ok(print(output::table(Some(["KEY", "POSITION"]), rows))?)
         }
-        Output::Raw => {
-            writes.try_for_each(|(_, written)| Ok(print(format!("OK {}\n", written.position))?))
-        }
+        Output::Raw => writes.try_for_each(|(_, written)| Ok(print(format!("OK {}\n", written.position))?)),
     }
 }
 

@@ -43,11 +43,6 @@ pub struct Line {
     pub entry: Result<Entry, String>,
 }
 
-pub fn cut(&self) -> String {
-        cut(&self.text)
-    }
-}
-
 pub fn cut(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
     let mut cut: String = text.chars().take(CUT).collect();
@@ -167,7 +162,8 @@ impl<R: Read> Lines<R> {
             Some(Piece::TooLong { head, length, newlines }) => {
                 let number = self.place.line;
                 self.place = Place { offset: self.place.offset + length, line: number + newlines };
-                let entry = Err(format!("it has {length} bytes; a line has at most {} (--max-line)", self.max_line));
+                let entry =
+                    Err(format!("it has {length} bytes; a line has at most {} (--max-line)", self.max_line));
                 let Place { offset: end, line: next_number } = self.place;
                 Ok(Some(vec![Line { number, end, next_number, text: head, entry }]))
             }
@@ -252,7 +248,7 @@ impl<R: Read> Lines<R> {
 }
 
 fn newlines(bytes: &[u8]) -> u64 {
-    bytes.iter().filter(|byte| **byte == b'\n').count() as u64
+    bytes.iter().map(|byte| u64::from(*byte == b'\n')).sum()
 }
 
 fn ndjson(start: Place, block: &Bytes, max_line: usize) -> Vec<Line> {
@@ -277,7 +273,8 @@ fn csv(start: Place, block: &Bytes, columns: &Columns, max_line: usize) -> io::R
     let mut lines = Vec::new();
     let mut record = ByteRecord::new();
     while reader.read_byte_record(&mut record).map_err(io::Error::other)? {
-        let (from, to) = (record.position().cloned().unwrap_or_default(), reader.position());
+        let to = reader.position();
+        let from = record.position().unwrap_or(to);
         let text = block.slice(from.byte() as usize..to.byte() as usize);
         let trimmed = text.trim_ascii();
         let entry = fits(trimmed.len(), max_line).and_then(|()| columns.entry(&record));
@@ -367,7 +364,10 @@ impl Columns {
                 _ => continue,
             };
             if slot.replace(at).is_some() {
-                return Err(format!("the CSV header names the column {} twice", String::from_utf8_lossy(name)));
+                return Err(format!(
+                    "the CSV header names the column {} twice",
+                    String::from_utf8_lossy(name)
+                ));
             }
         }
         match (key, value) {
@@ -396,7 +396,11 @@ impl Columns {
             .map(|ms| ms.parse().map_err(|_| format!("expires: '{ms}' is not a number of ms since 1970")))
             .transpose()?;
         let life = life(filled(self.ttl, "ttl")?, expires, filled(self.uuid, "uuid")?.is_some())?;
-        Ok(Entry { key: text(self.key, "key")?.to_owned(), value: text(self.value, "value")?.to_owned(), life })
+        Ok(Entry {
+            key: text(self.key, "key")?.to_owned(),
+            value: text(self.value, "value")?.to_owned(),
+            life,
+        })
     }
 }
 
@@ -440,7 +444,8 @@ mod tests {
         assert_eq!(life(r#"{"key":"k","value":"","ttl":1500}"#), Ok(Life::For(Duration::from_millis(1_500))));
         assert_eq!(life(r#"{"key":"k","value":"","ttl":null,"expires":17}"#), Ok(Life::Until(17)));
         // What scan and the API print.
-        let record = |ttl: i64| format!(r#"{{"key":"k","value":"","timestamp":1,"source":1,"ttl":{ttl},"uuid":"u"}}"#);
+        let record =
+            |ttl: i64| format!(r#"{{"key":"k","value":"","timestamp":1,"source":1,"ttl":{ttl},"uuid":"u"}}"#);
         assert_eq!(life(&record(0)), Ok(Life::ForEver));
         assert_eq!(life(&record(1_700_000_000_000)), Ok(Life::Until(1_700_000_000_000)));
         assert_eq!(life(&record(-1)), Ok(Life::Until(-1)), "a delete marker never lives");
@@ -467,7 +472,11 @@ mod tests {
         let lines = all(text, 5, Format::Ndjson, 100);
         let told: Vec<_> = lines.iter().map(|line| (line.number, line.end, line.next_number)).collect();
         assert_eq!(told, [(1, 25, 2), (4, text.len() as u64, 5)]);
-        assert!(lines.iter().all(|line| line.entry.is_ok() && line.text.starts_with(b"{") && line.text.ends_with(b"}")));
+        assert!(
+            lines
+                .iter()
+                .all(|line| line.entry.is_ok() && line.text.starts_with(b"{") && line.text.ends_with(b"}"))
+        );
     }
 
     #[test]
@@ -478,8 +487,10 @@ mod tests {
         assert_eq!(ok[0], &Entry { key: "k 1".into(), value: "a \"b\"\r\nc".into(), life: Life::ForEver });
         assert_eq!(ok[1].life, Life::For(Duration::from_secs(30)));
         assert_eq!((ok[1].value.as_str(), ok[2].value.as_str(), ok.len()), ("q\"q", "last", 3));
-        let errors: Vec<_> =
-            lines.iter().filter_map(|line| Some((line.number, line.entry.as_ref().err()?.as_str()))).collect();
+        let errors: Vec<_> = lines
+            .iter()
+            .filter_map(|line| Some((line.number, line.entry.as_ref().err()?.as_str())))
+            .collect();
         assert_eq!(errors[..2], [(6, "it has 2 fields, the header has 4"), (7, "the value is not UTF-8")]);
         assert!(errors[2].0 == 8 && errors[2].1.contains("not a time"), "{errors:?}");
     }
@@ -504,12 +515,16 @@ mod tests {
             let inner = if quote.is_empty() { "" } else { "\n9,9\n" };
             let text = format!("{head}{}{quote}{long}{inner}{quote}\n{}", line(1), line(2));
             let lines = all(text.as_bytes(), CHUNK, format, 1_000);
-            let keys: Vec<_> = lines.iter().filter_map(|line| Some(line.entry.as_ref().ok()?.key.as_str())).collect();
+            let keys: Vec<_> =
+                lines.iter().filter_map(|line| Some(line.entry.as_ref().ok()?.key.as_str())).collect();
             assert_eq!(keys, ["1", "2"]);
             let rejected = lines.iter().find(|line| line.entry.is_err()).expect("the long one");
             assert!(rejected.text.len() <= 4 * CUT && cut(&rejected.text).chars().count() == CUT + 1);
             let first = 2 + newlines(head.as_bytes());
-            assert_eq!((rejected.number, rejected.next_number), (first, first + 1 + newlines(inner.as_bytes())));
+            assert_eq!(
+                (rejected.number, rejected.next_number),
+                (first, first + 1 + newlines(inner.as_bytes()))
+            );
         }
     }
 

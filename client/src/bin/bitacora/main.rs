@@ -19,6 +19,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use clap::CommandFactory as _;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 use tracing_subscriber::EnvFilter;
 
 use crate::api::{Api, Failure};
@@ -57,14 +58,27 @@ async fn run(cli: Cli) -> Result<()> {
     start_logging(&log_level)?;
     let (connection, output) = (&connection, output);
     match &command {
-        Command::Get(arguments) => over(connection, 1, async |api| keys::get(&api, arguments, output).await).await,
-        Command::Set(arguments) => over(connection, 1, async |api| keys::set(&api, arguments, output).await).await,
-        Command::Del(arguments) => over(connection, 1, async |api| keys::del(&api, arguments, output).await).await,
-        Command::Scan(arguments) => over(connection, 1, async |api| keys::scan(&api, arguments, output).await).await,
-        Command::Import(arguments) => over(connection, 2, async |api| import::run(&api, arguments).await).await,
-        Command::Export(arguments) => over(connection, 1, async |api| export::run(&api, arguments).await).await,
+        Command::Get(arguments) => {
+            over(connection, 1, async |api| keys::get(&api, arguments, output).await).await
+        }
+        Command::Set(arguments) => {
+            over(connection, 1, async |api| keys::set(&api, arguments, output).await).await
+        }
+        Command::Del(arguments) => {
+            over(connection, 1, async |api| keys::del(&api, arguments, output).await).await
+        }
+        Command::Scan(arguments) => {
+            over(connection, 1, async |api| keys::scan(&api, arguments, output).await).await
+        }
+        Command::Import(arguments) => {
+            over(connection, 2, async |api| import::run(&api, arguments).await).await
+        }
+        Command::Export(arguments) => {
+            over(connection, 1, async |api| export::run(&api, arguments).await).await
+        }
         Command::Bench(arguments) => {
-            over(connection, arguments.connections, async |api| bench::run(&api, arguments, output).await).await
+            over(connection, arguments.connections, async |api| bench::run(&api, arguments, output).await)
+                .await
         }
         Command::Members => members::members(connection, output).await,
         Command::Status(arguments) => members::status(connection, arguments, output).await,
@@ -97,11 +111,20 @@ fn start_logging(level: &str) -> Result<()> {
     Ok(())
 }
 
-/// Completes on SIGTERM or SIGINT, which then no longer end the process by themselves.
+/// Completes on SIGTERM or SIGINT; a second one ends the process at once.
 fn stop_signal() -> Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be handled")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be handled")?;
-    Ok(async move {
+    let (tell, told) = oneshot::channel();
+    tokio::spawn(async move {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        let _ = tell.send(());
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        std::process::exit(1);
+    });
+    Ok(async move {
+        if told.await.is_err() {
+            std::future::pending().await
+        }
     })
 }

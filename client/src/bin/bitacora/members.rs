@@ -11,7 +11,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 use zookeeper_async::{ZkError, ZooKeeper};
 
-use crate::api::{DEFAULT_RPC, Failure, Kind};
+use crate::api::{Failure, Kind};
 use crate::cli::{Connection, Output, Status, http_node};
 use crate::http::Http;
 use crate::output::{self, json_line, print, raw_line};
@@ -55,7 +55,8 @@ struct State {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Partition {
-    partition: i32,
+    #[serde(rename = "partition")]
+    number: i32,
     applied: i64,
     high_watermark: Option<i64>,
     lag: Option<u64>,
@@ -98,7 +99,11 @@ pub async fn members(connection: &Connection, output: Option<Output>) -> Result<
         [node.clone(), yes(*ready), yes(*caught_up), lag, version.clone(), reason]
     };
     match Output::of_list(output) {
-        Output::Json => lines.iter().try_for_each(|member| Ok::<_, anyhow::Error>(print(json_line(member)?)?))?,
+        Output::Json => {
+            for member in &lines {
+                print(json_line(member)?)?;
+            }
+        }
         Output::Table => {
             let header = ["MEMBER", "READY", "CAUGHT UP", "LAG", "VERSION", ""];
             print(output::table(Some(header), lines.iter().map(fields)))?;
@@ -178,14 +183,19 @@ async fn ask_all(connection: &Connection) -> Result<Vec<Answer>, Failure> {
         };
         let names = names.map_err(|reason| {
             let hosts = zookeeper.hosts().join(",");
-            Failure::new(Kind::Unavailable, format!("ZooKeeper at {hosts} (--zookeeper) can't say who the members are: {reason}"))
+            Failure::new(
+                Kind::Unavailable,
+                format!("ZooKeeper at {hosts} (--zookeeper) can't say who the members are: {reason}"),
+            )
         })?;
-        return Ok(ask(&http, names.into_iter().filter_map(|name| Some((name.clone(), http_node(&name).ok()?)))).await);
+        return Ok(ask(
+            &http,
+            names.into_iter().filter_map(|name| Some((name.clone(), http_node(&name).ok()?))),
+        )
+        .await);
     }
     let (given, derived) = if connection.http.is_empty() {
-        let rpc: Vec<_> = connection.rpc.iter().map(String::as_str).collect();
-        let rpc = if rpc.is_empty() { vec![DEFAULT_RPC] } else { rpc };
-        (rpc.into_iter().filter_map(one_port_below).collect(), true)
+        (connection.rpc_or_default().iter().filter_map(|node| one_port_below(node)).collect(), true)
     } else {
         (connection.http.clone(), false)
     };
@@ -196,16 +206,22 @@ async fn ask_all(connection: &Connection) -> Result<Vec<Answer>, Failure> {
             // The name that the others know it by.
             Ok(status) => answer.name = Shown::of(status).node,
             Err(failure) if derived => {
-                failure.sentence += "; a node's HTTP port is taken to be one below its RPC port: if it is not, give --http";
+                failure.sentence +=
+                    "; a node's HTTP port is taken to be one below its RPC port: if it is not, give --http";
             }
             Err(_) => {}
         }
     }
-    let known = answers.iter().filter_map(|answer| answer.status.as_ref().ok()).flat_map(|status| Shown::of(status).members);
+    let known = answers
+        .iter()
+        .filter_map(|answer| answer.status.as_ref().ok())
+        .flat_map(|status| Shown::of(status).members);
     let mut others: Vec<_> = known.filter(|name| answers.iter().all(|answer| answer.name != *name)).collect();
     others.sort();
     others.dedup();
-    answers.extend(ask(&http, others.into_iter().filter_map(|name| Some((name.clone(), http_node(&name).ok()?)))).await);
+    answers.extend(
+        ask(&http, others.into_iter().filter_map(|name| Some((name.clone(), http_node(&name).ok()?)))).await,
+    );
     answers.sort_by(|a, b| a.name.cmp(&b.name));
     // Two ways to one node.
     answers.dedup_by(|a, b| a.name == b.name);
@@ -240,7 +256,8 @@ async fn registered(connect: &ConnectString, patience: Duration) -> Result<Vec<S
     if addresses.is_empty() {
         return Err(unresolved);
     }
-    let zookeeper = ZooKeeper::connect(&addresses.join(","), patience.max(Duration::from_secs(2)), |_| {}).await;
+    let zookeeper =
+        ZooKeeper::connect(&addresses.join(","), patience.max(Duration::from_secs(2)), |_| {}).await;
     let zookeeper = zookeeper.map_err(|error| error.to_string())?;
     let children = zookeeper.get_children(&format!("{}{SERVERS}", connect.chroot()), false).await;
     // The process ends soon; a session that stays until it expires harms nobody.
@@ -268,9 +285,9 @@ impl Shown {
 impl Partition {
     fn fields(&self) -> [String; 4] {
         let known = |number: Option<String>| number.unwrap_or_else(|| "-".to_owned());
-        let Self { partition, applied, high_watermark, lag } = self;
+        let Self { number, applied, high_watermark, lag } = self;
         let end = known(high_watermark.map(|end| end.to_string()));
-        [partition.to_string(), applied.to_string(), end, known(lag.map(|lag| lag.to_string()))]
+        [number.to_string(), applied.to_string(), end, known(lag.map(|lag| lag.to_string()))]
     }
 }
 

@@ -138,6 +138,9 @@ mod tests {
         let table = table(Some(["KEY", "VALUE"]), rows);
         assert_eq!(table, "KEY   VALUE\na     x\\ny\\u{1b}[31m\nbcd\n");
         assert_eq!(shown(&"ü".repeat(61)), "ü".repeat(60) + "…");
-        assert_eq!([-1, 119_999, 120_000, 7_200_000, 999_999_999].map(rough), ["0s", "119s", "2m", "2h", "11d"]);
+        assert_eq!(
+            [-1, 119_999, 120_000, 7_200_000, 999_999_999].map(rough),
+            ["0s", "119s", "2m", "2h", "11d"]
+        );
     }
 }
