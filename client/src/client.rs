@@ -349,7 +349,12 @@ impl Client {
     }
 
     pub(crate) fn call(&self, is_write: bool) -> Result<Call<'_>, Error> {
-        Call::new(&self.inner, self.deadline, is_write)
+        let now = Instant::now();
+        // A time that does not fit is meant to be for ever.
+        let ends = now.checked_add(self.deadline).unwrap_or_else(|| now + Duration::from_secs(1 << 30));
+        let call = Call::new(&self.inner, self.deadline, ends, is_write);
+        // In this order: either this sees that the client is closed, or closing it sees this call.
+        if self.inner.closed.load(Ordering::SeqCst) { Err(Error::Closed) } else { Ok(call) }
     }
 
     pub(crate) fn check_size(&self, bytes: usize) -> Result<(), Error> {
@@ -400,31 +405,25 @@ pub(crate) struct Call<'a> {
     inner: &'a Inner,
     deadline: Duration,
     ends: Instant,
-    is_write: bool,
+    /// Whether it, as it is now, changes keys.
+    pub(crate) is_write: bool,
     failures: u32,
     timeouts: u32,
-    /// Where it failed last.
-    avoid: Option<Arc<Node>>,
+    /// Who was asked last; another one is better for the next attempt.
+    node: Option<Arc<Node>>,
     /// An attempt may have taken effect.
     ambiguous: Option<Error>,
 }
 
 impl<'a> Call<'a> {
-    fn new(inner: &'a Inner, deadline: Duration, is_write: bool) -> Result<Self, Error> {
-        let now = Instant::now();
-        // "For ever" is what is meant by a time that does not fit.
-        let ends = now.checked_add(deadline).unwrap_or_else(|| now + Duration::from_secs(1 << 30));
+    fn new(inner: &'a Inner, deadline: Duration, ends: Instant, is_write: bool) -> Self {
         inner.calls.fetch_add(1, Ordering::SeqCst);
-        let call =
-            Self { inner, deadline, ends, is_write, failures: 0, timeouts: 0, avoid: None, ambiguous: None };
-        if inner.closed.load(Ordering::SeqCst) { Err(Error::Closed) } else { Ok(call) }
+        Self { inner, deadline, ends, is_write, failures: 0, timeouts: 0, node: None, ambiguous: None }
     }
 
-    /// Of a part that is sent by itself, within the same deadline.
-    pub(crate) fn part(&self, is_write: bool) -> Self {
-        self.inner.calls.fetch_add(1, Ordering::SeqCst);
-        let Self { inner, deadline, ends, .. } = *self;
-        Self { inner, deadline, ends, is_write, failures: 0, timeouts: 0, avoid: None, ambiguous: None }
+    /// A part that is sent by itself, within the same deadline.
+    pub(crate) fn part(&self) -> Self {
+        Self::new(self.inner, self.deadline, self.ends, self.is_write)
     }
 
     /// Whether an attempt that may have taken effect may be repeated.
@@ -435,94 +434,101 @@ impl<'a> Call<'a> {
     /// Tries until there is a reply, or an error that is final, or the deadline is over.
     pub(crate) async fn send(&mut self, request: &Request<'_>) -> Result<Reply, Error> {
         loop {
-            let error = match self.attempt(request).await {
-                Ok(reply) => return Ok(reply),
-                Err((error, retry)) => {
-                    if retry && self.pause().await {
-                        if error.may_have_taken_effect() {
-                            self.ambiguous = Some(error);
-                        }
-                        continue;
-                    }
-                    error
+            let (error, retry) = match self.attempt(request).await {
+                Ok(reply) => {
+                    self.ambiguous = None;
+                    return Ok(reply);
                 }
+                Err(failed) => failed,
             };
-            return Err(self.ambiguous.take().unwrap_or(error));
+            if error.may_have_taken_effect() {
+                self.ambiguous = Some(error.clone());
+            }
+            if !(retry && self.pause().await) {
+                return Err(self.ambiguous.take().unwrap_or(error));
+            }
         }
     }
 
     /// The error comes with whether to try again.
     async fn attempt(&mut self, request: &Request<'_>) -> Result<Reply, (Error, bool)> {
         let pool = &self.inner.pool;
-        let Some(node) = pool.pick(self.avoid.as_ref()) else {
+        let Some(node) = pool.pick(self.node.as_ref()) else {
             let look = lock(&self.inner.discovery).as_ref().and_then(|it| it.0.borrow().clone().err());
             return Err((Error::NoNode { last: look }, true));
         };
+        let now = Instant::now();
+        if now >= self.ends {
+            return Err((self.timed_out(false, None), false));
+        }
         let mut until = self.ends;
         if self.is_repeatable() && self.timeouts < SHORT_ATTEMPTS && pool.len() > 1 {
-            until = until.min(Instant::now() + self.deadline / ATTEMPT);
+            until = until.min(now + self.deadline / ATTEMPT);
         }
         let mut sent = false;
-        let judged = match timeout_at(until, node.call(request, &mut sent)).await {
-            Ok(Ok(reply)) => return Ok(reply),
-            Ok(Err(failure)) => self.judge(&node, failure),
+        let answered = timeout_at(until, node.call(request, &mut sent)).await;
+        let node = &*self.node.insert(node);
+        match answered {
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(failure)) => Err(self.judge(failure)),
             Err(_) => {
                 node.timed_out();
                 self.timeouts += 1;
-                let last = Some(format!("no answer from {}", node.address()));
-                let may_have_taken_effect = self.is_write && sent;
-                let error = Error::TimedOut { may_have_taken_effect, after: self.deadline, last };
-                (error, self.is_repeatable())
-            }
-        };
-        self.avoid = Some(node);
-        Err(judged)
-    }
-
-    fn judge(&self, node: &Arc<Node>, failure: Failure) -> (Error, bool) {
-        let address = node.address().to_owned();
-        let unsent = |reason: String| Error::NoNode { last: Some(format!("{}: {reason}", node.address())) };
-        match failure {
-            Failure::Unreachable(reason) | Failure::Gone(reason) | Failure::Lost { sent: false, reason } => {
-                (unsent(reason), true)
-            }
-            Failure::Lost { reason, .. } if self.is_write => {
-                (Error::Unacknowledged { node: address, reason }, self.is_repeatable())
-            }
-            Failure::Lost { reason, .. } => (Error::Node(self.failed(node, reason, true)), true),
-            Failure::Nonsense { sent, reason } => (Error::Protocol(self.failed(node, reason, sent)), false),
-            Failure::Answered(wire::Failure::Text(reason)) => {
-                (Error::Protocol(self.failed(node, reason, true)), false)
-            }
-            Failure::Answered(wire::Failure::Declared(error)) => {
-                if matches!(error.code, ErrorCode::NotReady | ErrorCode::Internal) {
-                    node.refused(&error.message);
-                }
-                self.judge_answer(node, error)
+                let last = Some(format!("no answer from {}", self.address()));
+                Err((self.timed_out(sent, last), self.is_repeatable()))
             }
         }
     }
 
-    fn failed(&self, node: &Node, reason: String, sent: bool) -> NodeFailure {
-        NodeFailure { node: node.address().to_owned(), reason, may_have_taken_effect: self.is_write && sent }
+    fn timed_out(&self, sent: bool, last: Option<String>) -> Error {
+        Error::TimedOut { may_have_taken_effect: self.is_write && sent, after: self.deadline, last }
+    }
+
+    /// What a failed attempt means, and whether to try again.
+    fn judge(&self, failure: Failure) -> (Error, bool) {
+        match failure {
+            Failure::Unreachable(reason) | Failure::Gone(reason) | Failure::Lost { sent: false, reason } => {
+                (Error::NoNode { last: Some(format!("{}: {reason}", self.address())) }, true)
+            }
+            Failure::Lost { reason, .. } if self.is_write => {
+                (Error::Unacknowledged { node: self.address(), reason }, self.is_repeatable())
+            }
+            Failure::Lost { reason, .. } => (Error::Node(self.failed(reason, true)), true),
+            Failure::Nonsense { sent, reason } => (Error::Protocol(self.failed(reason, sent)), false),
+            Failure::Answered(wire::Failure::Text(reason)) => {
+                (Error::Protocol(self.failed(reason, true)), false)
+            }
+            Failure::Answered(wire::Failure::Declared(error)) => self.judge_answer(error),
+        }
     }
 
     /// What a node's error means, and whether to try again.
-    fn judge_answer(&self, node: &Node, error: RequestError) -> (Error, bool) {
+    pub(crate) fn judge_answer(&self, error: RequestError) -> (Error, bool) {
         let RequestError { code, message: reason } = error;
-        let address = node.address().to_owned();
+        if let (ErrorCode::NotReady | ErrorCode::Internal, Some(node)) = (code, &self.node) {
+            node.refused(&reason);
+        }
         match code {
             ErrorCode::BadRequest => (Error::Refused { refusal: Refusal::BadRequest, reason }, false),
             ErrorCode::TooLarge => (Error::Refused { refusal: Refusal::TooLarge, reason }, false),
-            ErrorCode::NotReady => (Error::NotReady { node: address, reason }, true),
-            ErrorCode::NotTaken => (Error::NotTaken { node: Some(address), reason }, true),
+            ErrorCode::NotReady => (Error::NotReady { node: self.address(), reason }, true),
+            ErrorCode::NotTaken => (Error::NotTaken { node: Some(self.address()), reason }, true),
             ErrorCode::MayTakeEffect if self.is_write => {
-                (Error::Unacknowledged { node: address, reason }, self.is_repeatable())
+                (Error::Unacknowledged { node: self.address(), reason }, self.is_repeatable())
             }
             ErrorCode::MayTakeEffect | ErrorCode::Internal => {
-                (Error::Node(self.failed(node, reason, true)), self.is_repeatable())
+                (Error::Node(self.failed(reason, true)), self.is_repeatable())
             }
         }
+    }
+
+    /// Of the node that was asked last.
+    fn address(&self) -> String {
+        self.node.as_ref().map(|node| node.address().to_owned()).unwrap_or_default()
+    }
+
+    pub(crate) fn failed(&self, reason: String, sent: bool) -> NodeFailure {
+        NodeFailure { node: self.address(), reason, may_have_taken_effect: self.is_write && sent }
     }
 
     /// Waits before the next attempt; false if there is no time for one.

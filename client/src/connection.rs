@@ -44,12 +44,14 @@ pub(crate) enum Reply {
 
 pub(crate) type Found = Result<Record, Missing>;
 
+#[derive(Clone)]
 pub(crate) struct Missing {
     pub position: Position,
     pub timestamp: Option<i64>,
     pub served_from: ServedFrom,
 }
 
+#[derive(Clone)]
 pub(crate) enum BatchReply {
     Read(Found),
     Written(Written),
