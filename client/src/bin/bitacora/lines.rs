@@ -313,6 +313,9 @@ enum JsonTtl {
 }
 
 fn entry_of_json(line: &[u8]) -> Result<Entry, String> {
+    if !line.starts_with(b"{") {
+        return Err("it is not a JSON object".to_owned());
+    }
     let Json { key, value, ttl, expires, uuid } = serde_json::from_slice(line).map_err(|error| {
         let told = error.to_string();
         // It counts lines of its own.
@@ -437,7 +440,7 @@ mod tests {
 
     #[test]
     fn lines_of_json() {
-        let life = |line| entry(line).map(|entry| entry.life);
+        let life = |line: &str| entry(line).map(|entry| entry.life);
         let plain = Entry { key: "k".into(), value: "ü\n".into(), life: Life::ForEver };
         assert_eq!(entry(r#"{"value":"ü\n","key":"k","more":[1]}"#), Ok(plain));
         assert_eq!(life(r#"{"key":"k","value":"","ttl":"30s"}"#), Ok(Life::For(Duration::from_secs(30))));
@@ -450,9 +453,9 @@ mod tests {
         assert_eq!(life(&record(1_700_000_000_000)), Ok(Life::Until(1_700_000_000_000)));
         assert_eq!(life(&record(-1)), Ok(Life::Until(-1)), "a delete marker never lives");
         for (wrong, names) in [
-            ("", "EOF"),
+            ("", "not a JSON object"),
             ("{", "EOF"),
-            ("[]", "key"),
+            (r#"["k","v"]"#, "not a JSON object"),
             (r#"{"key":"k"}"#, "missing field `value`"),
             (r#"{"key":"k","value":1}"#, "expected a string, at character 20"),
             (r#"{"key":"k","value":"v"} x"#, "trailing"),
