@@ -145,7 +145,13 @@ impl Node {
         } else {
             NodeState::Healthy
         };
-        NodeStatus { address: self.address.clone(), state, under_way: self.under_way.load(Ordering::Relaxed) }
+        let is_open = |link: &&Mutex<Link>| matches!(&*lock(link), Link::Open(open) if !open.is_lost());
+        NodeStatus {
+            address: self.address.clone(),
+            state,
+            under_way: self.under_way.load(Ordering::Relaxed),
+            connections: self.links.iter().filter(is_open).count(),
+        }
     }
 
     /// 0: healthy.

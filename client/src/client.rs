@@ -43,6 +43,25 @@ const OVERHEAD: usize = 128;
 ///
 /// A write whose fate is unknown is not sent again, unless [`ClientBuilder::retry_ambiguous_writes`] says so; its error
 /// [tells](Error::may_have_taken_effect).
+///
+/// ```
+/// # mod support { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/mod.rs")); }
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), bitacora_client::Error> {
+/// # let node = support::FakeNode::start().await.address();
+/// use std::time::Duration;
+/// use bitacora_client::{Client, Error};
+///
+/// # let (one, other) = (node, support::FakeNode::start().await.address());
+/// let client = Client::builder().nodes([one, other]).deadline(Duration::from_secs(1)).build().await?;
+/// match client.set("greeting", "hello").await {
+///     Ok(written) => println!("at {}", written.position),
+///     Err(error) if error.may_have_taken_effect() => println!("perhaps: {error}"),
+///     Err(error) => println!("certainly not: {error}"),
+/// }
+/// # assert_eq!(client.nodes().len(), 2);
+/// # Ok(()) }
+/// ```
 pub struct Client {
     inner: Arc<Inner>,
     deadline: Duration,
@@ -218,6 +237,23 @@ impl Client {
     /// The record of a key, as the node that is asked has it: *eventual* consistency. A write that was acknowledged a moment
     /// ago may not be there yet.
     ///
+    /// ```
+    /// # mod support { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/mod.rs")); }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bitacora_client::Error> {
+    /// # let node = support::FakeNode::start().await.address();
+    /// # let client = bitacora_client::Client::builder().nodes([node]).build().await?;
+    /// client.set("greeting", "hello").await?;
+    /// match client.get("greeting").await {
+    ///     Ok(record) => println!("{} ({})", record.value, record.position),
+    ///     Err(error) if error.is_not_found() => println!("no greeting"),
+    ///     Err(error) => return Err(error),
+    /// }
+    /// # assert_eq!(client.get("greeting").await?.value, "hello");
+    /// # assert!(client.get("none").await.is_err_and(|error| error.is_not_found()));
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::NotFound`] if there is no such key; any other but those of writes.
     pub async fn get(&self, key: &str) -> Result<Record, Error> {
@@ -229,6 +265,18 @@ impl Client {
 
     /// Writes a key that lives for ever; returns when the log has acknowledged it.
     ///
+    /// ```
+    /// # mod support { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/mod.rs")); }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bitacora_client::Error> {
+    /// # let node = support::FakeNode::start().await.address();
+    /// # let client = bitacora_client::Client::builder().nodes([node]).build().await?;
+    /// let written = client.set("greeting", "hello").await?;
+    /// println!("at {} in the log", written.position);
+    /// # assert_eq!(client.get("greeting").await?.position, written.position);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// Any but [`Error::NotFound`]; see [`Error::may_have_taken_effect`].
     pub async fn set(&self, key: &str, value: &str) -> Result<Written, Error> {
@@ -236,6 +284,19 @@ impl Client {
     }
 
     /// Writes a key that expires `ttl` after the log took it; counted in ms, at least one.
+    ///
+    /// ```
+    /// # mod support { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/mod.rs")); }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bitacora_client::Error> {
+    /// # let node = support::FakeNode::start().await.address();
+    /// # let client = bitacora_client::Client::builder().nodes([node]).build().await?;
+    /// use std::time::Duration;
+    ///
+    /// let written = client.set_with_ttl("session", "42", Duration::from_secs(1800)).await?;
+    /// assert_eq!(written.ttl, written.timestamp + 1_800_000);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Client::set`]; [`Error::Refused`] if `ttl` is zero.
@@ -248,6 +309,18 @@ impl Client {
     }
 
     /// Deletes a key, whether or not it exists; returns when the log has acknowledged it.
+    ///
+    /// ```
+    /// # mod support { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/mod.rs")); }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bitacora_client::Error> {
+    /// # let node = support::FakeNode::start().await.address();
+    /// # let client = bitacora_client::Client::builder().nodes([node]).build().await?;
+    /// client.set("greeting", "hello").await?;
+    /// client.delete("greeting").await?;
+    /// assert!(client.get("greeting").await.is_err_and(|error| error.is_not_found()));
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`Client::set`].
@@ -270,6 +343,26 @@ impl Client {
     /// is for all of it. Each operation is retried as if it were called alone, except that a write is given up if other writes
     /// of its key in this batch make their order uncertain.
     ///
+    /// ```
+    /// # mod support { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/mod.rs")); }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bitacora_client::Error> {
+    /// # let node = support::FakeNode::start().await.address();
+    /// # let client = bitacora_client::Client::builder().nodes([node]).build().await?;
+    /// use bitacora_client::{Operation, Outcome};
+    ///
+    /// let set = |key: &str| Operation::Set { key: key.into(), value: "v".into(), ttl: None };
+    /// client.batch(&[set("a"), set("b")]).await?;
+    /// for result in client.batch(&[Operation::Get { key: "a".into() }, Operation::Delete { key: "b".into() }]).await? {
+    ///     match result? {
+    ///         Outcome::Read(record) => println!("{} = {}", record.key, record.value),
+    ///         Outcome::Written(written) => println!("written at {}", written.position),
+    ///     }
+    /// }
+    /// # assert!(client.get("b").await.is_err_and(|error| error.is_not_found()));
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// Only [`Error::Closed`]. What happens to operations is told by their results.
     pub async fn batch(&self, operations: &[Operation]) -> Result<Vec<Result<Outcome, Error>>, Error> {
@@ -278,6 +371,24 @@ impl Client {
 
     /// One page of a scan: `cursor` is `None` for the first one, then [`ScanPage::cursor`] of the page before. Pages of one
     /// scan may come from different nodes, and a cursor stays valid whatever is written in between.
+    ///
+    /// ```
+    /// # mod support { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/mod.rs")); }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bitacora_client::Error> {
+    /// # let node = support::FakeNode::start().await.address();
+    /// # let client = bitacora_client::Client::builder().nodes([node]).build().await?;
+    /// use bitacora_client::Scan;
+    ///
+    /// for key in ["a", "b", "c"] {
+    ///     client.set(key, "v").await?;
+    /// }
+    /// let scan = Scan::all().page(2);
+    /// let first = client.scan_page(&scan, None).await?;
+    /// let second = client.scan_page(&scan, first.cursor.as_deref()).await?;
+    /// assert_eq!((first.records.len(), second.records.len(), second.cursor), (2, 1, None));
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`Error::Refused`] if the cursor is none; any other but those of writes and of single keys.
@@ -300,6 +411,27 @@ impl Client {
     /// an error.
     ///
     /// It is no snapshot: what is written while it runs shows or does not, by where the scan is.
+    ///
+    /// ```
+    /// # mod support { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/mod.rs")); }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bitacora_client::Error> {
+    /// # let node = support::FakeNode::start().await.address();
+    /// # let client = bitacora_client::Client::builder().nodes([node]).build().await?;
+    /// use bitacora_client::Scan;
+    /// use futures_util::TryStreamExt;
+    ///
+    /// for key in ["user:1", "user:2", "other"] {
+    ///     client.set(key, "v").await?;
+    /// }
+    /// let mut users = std::pin::pin!(client.scan(Scan::prefix("user:")));
+    /// let mut keys = Vec::new();
+    /// while let Some(record) = users.try_next().await? {
+    ///     keys.push(record.key);
+    /// }
+    /// assert_eq!(keys, ["user:1", "user:2"]);
+    /// # Ok(()) }
+    /// ```
     pub fn scan(&self, scan: Scan) -> impl Stream<Item = Result<Record, Error>> + Send + 'static {
         let client = self.clone();
         let pages = stream::try_unfold(Some(String::new()), move |cursor| {
@@ -314,12 +446,38 @@ impl Client {
     }
 
     /// What the client knows of each node, in the order of their addresses.
+    ///
+    /// ```
+    /// # mod support { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/mod.rs")); }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bitacora_client::Error> {
+    /// # let node = support::FakeNode::start().await.address();
+    /// # let client = bitacora_client::Client::builder().nodes([node]).build().await?;
+    /// for node in client.nodes() {
+    ///     println!("{} {:?}: {} under way", node.address, node.state, node.under_way);
+    /// }
+    /// # assert_eq!(client.nodes().len(), 1);
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn nodes(&self) -> Vec<NodeStatus> {
         self.inner.pool.status()
     }
 
     /// The same client with another deadline for each call.
+    ///
+    /// ```
+    /// # mod support { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/mod.rs")); }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bitacora_client::Error> {
+    /// # let node = support::FakeNode::start().await.address();
+    /// # let client = bitacora_client::Client::builder().nodes([node]).build().await?;
+    /// use std::time::Duration;
+    ///
+    /// client.with_deadline(Duration::from_millis(200)).set("greeting", "hello").await?;
+    /// # client.get("greeting").await?;
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn with_deadline(&self, deadline: Duration) -> Client {
         Client { inner: Arc::clone(&self.inner), deadline }
@@ -329,6 +487,18 @@ impl Client {
     /// come later fail with [`Error::Closed`]. This is for all clones.
     ///
     /// A client that is dropped with its last clone closes its connections as well.
+    ///
+    /// ```
+    /// # mod support { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/mod.rs")); }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bitacora_client::Error> {
+    /// # let node = support::FakeNode::start().await.address();
+    /// # let client = bitacora_client::Client::builder().nodes([node]).build().await?;
+    /// client.set("greeting", "hello").await?;
+    /// client.close().await;
+    /// assert_eq!(client.get("greeting").await, Err(bitacora_client::Error::Closed));
+    /// # Ok(()) }
+    /// ```
     pub async fn close(&self) {
         let inner = &*self.inner;
         inner.closed.store(true, Ordering::SeqCst);
@@ -540,7 +710,7 @@ impl<'a> Call<'a> {
             return false;
         }
         sleep(pause).await;
-        true
+        Instant::now() < self.ends
     }
 }
 

@@ -170,6 +170,8 @@ pub struct NodeStatus {
     pub state: NodeState,
     /// Requests that wait for its answer.
     pub under_way: usize,
+    /// Open connections.
+    pub connections: usize,
 }
 
 /// Whether a node gets requests.
