@@ -320,17 +320,18 @@ fn an_import_reports_what_it_rejects_and_goes_on() {
     let (node, folder) = (FakeNode::start(), Folder::new());
     let past = now_ms() - 1_000;
     let future = now_ms() + 3_600_000;
-    let mut input = format!(
+    let long = "x".repeat(600_000);
+    let input = format!(
         "{{\"key\":\"a\",\"value\":\"1\"}}\n\
          not json\n\
          {{\"key\":\"bad\",\"value\":\"refused\"}}\n\
          \n\
          {{\"key\":\"gone\",\"value\":\"x\",\"expires\":{past}}}\n\
          {{\"key\":\"b\",\"value\":\"2\",\"ttl\":\"1h\"}}\n\
-         {{\"key\":\"c\",\"value\":\"3\",\"timestamp\":1,\"source\":1,\"ttl\":{future},\"uuid\":\"u\",\"position\":\"0:1\"}}\n"
+         {{\"key\":\"c\",\"value\":\"3\",\"timestamp\":1,\"source\":1,\"ttl\":{future},\"uuid\":\"u\",\"position\":\"0:1\"}}\n\
+         {{\"key\":\"long\",\"value\":\"{long}\"}}\n\
+         {{\"key\":\"a\",\"value\":\"last\"}}"
     );
-    input += &format!("{{\"key\":\"long\",\"value\":\"{}\"}}\n", "x".repeat(600_000));
-    input += "{\"key\":\"a\",\"value\":\"last\"}";
     let (file, rejects) = (folder.with("in.ndjson", input), folder.path("rejects"));
     // What fails for a while is sent again.
     node.fail(2);

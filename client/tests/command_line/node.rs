@@ -233,7 +233,7 @@ impl State {
             ("DELETE", "/rpc") => single(self.delete(&query("key"))),
             ("POST", "/rpc/batch") => {
                 let lines = asked.body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-                let lines: Vec<_> = lines.map(|line| self.line(line).to_string() + "\n").collect();
+                let lines: Vec<_> = lines.map(|line| self.line(line)).collect();
                 (200, String::new(), lines.concat())
             }
             ("GET", "/rpc/scan") => plain(200, self.scan(&query)),
@@ -275,15 +275,18 @@ impl State {
         json!({"key": key, "value": "", "timestamp": 1, "source": 3, "ttl": -1, "uuid": "u", "status": 200, "position": format!("0:{}", self.offset)})
     }
 
-    fn line(&mut self, line: &[u8]) -> Value {
+    /// A line of a batch, and its answer; a write's lacks the value.
+    fn line(&mut self, line: &[u8]) -> String {
         let line: Value = serde_json::from_slice(line).expect("the program sends JSON");
         let text = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
-        match line["op"].as_str() {
-            Some("get") => self.get(&text("key")),
+        let mut answer = match line["op"].as_str() {
+            Some("get") => return self.get(&text("key")).to_string() + "\n",
             Some("set") => self.set(&text("key"), text("value"), line["ttl"].as_i64()),
             Some("delete") => self.delete(&text("key")),
             _ => panic!("no operation: {line}"),
-        }
+        };
+        answer.as_object_mut().expect("an object").remove("value");
+        answer.to_string() + "\n"
     }
 
     fn scan(&self, query: &impl Fn(&str) -> String) -> Value {
@@ -314,11 +317,9 @@ impl State {
 fn single(mut body: Value) -> Answer {
     let fields = body.as_object_mut().expect("an object");
     let status = fields.remove("status").and_then(|status| status.as_u64()).expect("a status");
-    let mut headers = String::new();
-    for (field, header) in [("position", "Bitacora-Position"), ("from", "Bitacora-Source")] {
-        if let Some(value) = fields.remove(field) {
-            headers += &format!("{header}: {}\r\n", value.as_str().expect("text"));
-        }
-    }
-    (status as u16, headers, body.to_string())
+    let headers = [("position", "Bitacora-Position"), ("from", "Bitacora-Source")].map(|(field, header)| {
+        let value = fields.remove(field);
+        value.map(|value| format!("{header}: {}\r\n", value.as_str().expect("text"))).unwrap_or_default()
+    });
+    (status as u16, headers.concat(), body.to_string())
 }

@@ -495,6 +495,7 @@ fn bytes(text: &str) -> Result<usize, String> {
 
 #[cfg(test)]
 mod tests {
+    use super::Given::{Flag, Not, Variable};
     use super::*;
 
     fn read(arguments: &str) -> Result<Cli, String> {
@@ -532,7 +533,6 @@ mod tests {
                 (!connection.rpc.is_empty(), connection.zookeeper.is_some(), !connection.http.is_empty())
             })
         };
-        use Given::{Flag, Not, Variable};
         assert_eq!(settled(Variable, Not, Flag), Ok((false, false, true)));
         assert_eq!(settled(Variable, Flag, Variable), Ok((false, true, false)));
         assert_eq!(settled(Flag, Variable, Flag), Ok((true, false, true)));

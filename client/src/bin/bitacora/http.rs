@@ -17,7 +17,7 @@ pub struct Http {
     next: AtomicUsize,
 }
 
-/// An answer's body: a record, alone or in a batch or a page.
+/// A record's JSON, alone or in a batch or a page.
 #[derive(Deserialize)]
 struct Body {
     key: String,
@@ -28,6 +28,15 @@ struct Body {
     uuid: String,
     position: Option<String>,
     from: Option<String>,
+}
+
+/// An acknowledged write's.
+#[derive(Deserialize)]
+struct Wrote {
+    timestamp: i64,
+    ttl: i64,
+    uuid: String,
+    position: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -236,8 +245,8 @@ impl Answer {
     }
 
     fn written(&self) -> Result<Written, Failure> {
-        let body = Body { position: self.header(POSITION_HEADER)?, ..self.json()? };
-        written(body).map_err(|why| self.makes_no_sense(&why))
+        let wrote = Wrote { position: self.header(POSITION_HEADER)?, ..self.json()? };
+        written(wrote).map_err(|why| self.makes_no_sense(&why))
     }
 
     fn makes_no_sense(&self, why: &str) -> Failure {
@@ -275,9 +284,9 @@ fn record(body: Body) -> Result<Record, String> {
     Ok(Record { key, value, timestamp, source, ttl, uuid, position, served_from })
 }
 
-fn written(body: Body) -> Result<Written, String> {
-    let position = position(body.position.as_deref())?;
-    Ok(Written { position, timestamp: body.timestamp, ttl: body.ttl, uuid: body.uuid })
+fn written(wrote: Wrote) -> Result<Written, String> {
+    let Wrote { timestamp, ttl, uuid, position: place } = wrote;
+    Ok(Written { position: position(place.as_deref())?, timestamp, ttl, uuid })
 }
 
 fn position(text: Option<&str>) -> Result<Position, String> {
@@ -295,8 +304,11 @@ fn outcome(operation: &Operation, line: &[u8]) -> Result<Result<Outcome, Failure
         let message = message.unwrap_or_else(|| format!("status {status}"));
         return Ok(Err(failure(status, operation.is_write(), message)));
     }
-    let body = serde_json::from_slice(line).map_err(parse)?;
-    Ok(Ok(if operation.is_write() { Outcome::Written(written(body)?) } else { Outcome::Read(record(body)?) }))
+    Ok(Ok(if operation.is_write() {
+        Outcome::Written(written(serde_json::from_slice(line).map_err(parse)?)?)
+    } else {
+        Outcome::Read(record(serde_json::from_slice(line).map_err(parse)?)?)
+    }))
 }
 
 /// What reqwest's sentences hide: the reason.
@@ -320,6 +332,8 @@ mod tests {
         let read = outcome(&get, line);
         let Ok(Ok(Outcome::Read(record))) = read else { panic!("a read, not {read:?}") };
         assert_eq!((record.position, record.served_from, record.timestamp), (position, ServedFrom::Cache, 7));
+        let line =
+            br#"{"status":200,"position":"2:5","key":"k","timestamp":7,"source":3,"ttl":-1,"uuid":"u"}"#;
         let write = outcome(&delete, line);
         let Ok(Ok(Outcome::Written(written))) = write else { panic!("a write, not {write:?}") };
         assert_eq!((written.position, written.uuid.as_str()), (position, "u"));

@@ -123,8 +123,6 @@ fn stop_signal() -> Result<impl Future<Output = ()>> {
         std::process::exit(1);
     });
     Ok(async move {
-        if told.await.is_err() {
-            std::future::pending().await
-        }
+        let _ = told.await;
     })
 }
