@@ -129,7 +129,7 @@ pub async fn run(api: &Arc<Api>, arguments: &Bench, output: Option<Output>) -> R
     };
     let value: Arc<str> = "x".repeat(arguments.value_size).into();
     let nodes = api.nodes();
-    eprintln!("bitacora: {:?} on {}", arguments.operation, nodes.join(", "));
+    eprintln!("bitacora: this loads {}", nodes.join(", "));
     if arguments.operation != Operation::Set {
         fill(api, arguments, &value).await?;
     }

@@ -104,6 +104,7 @@ pub async fn members(connection: &Connection, output: Option<Output>) -> Result<
                 print(json_line(member)?)?;
             }
         }
+        Output::Table if lines.is_empty() => {}
         Output::Table => {
             let header = ["MEMBER", "READY", "CAUGHT UP", "LAG", "VERSION", ""];
             print(output::table(Some(header), lines.iter().map(fields)))?;
