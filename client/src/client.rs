@@ -633,7 +633,7 @@ impl<'a> Call<'a> {
         }
         let mut until = self.ends;
         if self.is_repeatable() && self.timeouts < SHORT_ATTEMPTS && pool.len() > 1 {
-            until = until.min(now + self.deadline / ATTEMPT);
+            until = now.checked_add(self.deadline / ATTEMPT).map_or(until, |short| short.min(until));
         }
         let mut sent = false;
         let answered = timeout_at(until, node.call(request, &mut sent)).await;
