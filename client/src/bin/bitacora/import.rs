@@ -270,7 +270,7 @@ async fn deal(
                 lanes[lane].busy = false;
                 bytes_ahead -= bytes;
                 let fates = fates.map_err(|failure| Failure {
-                    sentence: format!("gave up after {:?} (--retry-for): {failure}{}", arguments.retry_for, arguments.hint()),
+                    sentence: format!("gave up: {failure}{}", arguments.hint()),
                     ..failure
                 })?;
                 for (number, fate) in fates {
@@ -362,7 +362,8 @@ async fn send(api: &Api, mut jobs: Vec<Job>, patience: Duration) -> Result<Vec<(
                 }
             }
         };
-        if started.elapsed() + pause > patience {
+        let passes = matches!(last.kind, Kind::Unclear | Kind::Unavailable);
+        if !passes || started.elapsed() + pause > patience {
             return Err(last);
         }
         tracing::info!(error = %last, "sending {} records again", jobs.len());
