@@ -1,6 +1,34 @@
-//! What Bitacora's nodes and clients agree on: the record of the log, positions, and the JSON of the HTTP API.
+//! Bitacora's client: a cluster of replicated in-memory key-value stores, used as if it were one.
 //!
-//! The node uses [`wire`] too, so that both sides of every connection share one definition.
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use bitacora_client::Client;
+//!
+//! let client = Client::builder().zookeeper("127.0.0.1:2181".parse()?).build().await?;
+//! client.set("greeting", "hello").await?;
+//! assert_eq!(client.get("greeting").await?.value, "hello");
+//! # Ok(()) }
+//! ```
+//!
+//! The node uses [`wire`] and [`discovery::ConnectString`] too, so that both sides share one definition.
 #![warn(missing_docs)]
 
+mod balance;
+mod batch;
+mod client;
+mod connection;
+pub mod discovery;
+mod error;
+mod types;
 pub mod wire;
+
+pub use client::{Client, ClientBuilder};
+pub use error::{Error, NodeFailure, Refusal};
+pub use types::{
+    NodeState, NodeStatus, Operation, Outcome, Position, Record, Scan, ScanPage, ServedFrom, Written,
+};
+
+/// A panic elsewhere does not make what a lock protects unusable here.
+fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

@@ -2,6 +2,8 @@
 //!
 //! Written by hand, as the record is: a node reads and writes hundreds of thousands a second and borrows from the bytes.
 
+use serde::Serialize;
+
 use super::avro::{DecodeError, Input, put_long, put_string};
 use super::protocol::{ForeignProtocol, Kind, Message, Parameters};
 use super::{KeyValue, Position};
@@ -87,7 +89,8 @@ pub enum Answer<'a> {
 }
 
 /// Where the answer to a read came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ServedFrom {
     /// The node's memory.
     Cache,

@@ -1,6 +1,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Serialize, Serializer};
+
 /// A place in the log, written `partition:offset`: the record there and all before it in that partition.
 ///
 /// Inclusive, unlike Kafka's *next offset* and *high watermark*. Offset -1 means "nothing of that partition yet".
@@ -15,6 +17,13 @@ pub struct Position {
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.partition, self.offset)
+    }
+}
+
+/// As the text `partition:offset`.
+impl Serialize for Position {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -44,6 +53,7 @@ mod tests {
         for position in [Position { partition: 0, offset: -1 }, Position { partition: 12, offset: i64::MAX }]
         {
             assert_eq!(position.to_string().parse(), Ok(position));
+            assert_eq!(serde_json::json!(position), position.to_string());
         }
     }
 

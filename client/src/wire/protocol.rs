@@ -168,6 +168,12 @@ impl ForeignProtocol {
         })
     }
 
+    /// Whether the other side declares the message with the request that [`PROTOCOL`] has.
+    #[must_use]
+    pub fn declares(&self, message: Message) -> bool {
+        self.declared(message.name()).is_ok_and(|declared| declared.parameters == Parameters::AsOurs)
+    }
+
     pub(super) fn declared(&self, name: &str) -> Result<&Declared, String> {
         match self.messages.get(name) {
             Some(declared) => declared.as_ref().map_err(Clone::clone),
@@ -422,6 +428,10 @@ mod tests {
         for message in ["getValue", "setValue"] {
             assert_eq!(parameters(ORIGINAL, message).as_deref(), Ok("AsOurs"));
         }
+        let original = ForeignProtocol::parse(ORIGINAL).expect("it is a protocol");
+        let declared: Vec<_> =
+            Message::ALL.into_iter().filter(|message| original.declares(*message)).collect();
+        assert_eq!(declared, [Message::GetValue, Message::SetValue]);
         assert_eq!(parameters(ORIGINAL, "scan"), Err("No such remote message: scan".to_owned()));
         assert_eq!(
             parameters(ORIGINAL, "missing"),

@@ -1,0 +1,338 @@
+//! Which node gets a call: the less loaded of two that are chosen at random among the healthy ones.
+//!
+//! A node that fails is ejected and tried again later, by one connection. If all are ejected, the least bad is used anyway.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::connection::{Connection, Failure, Reply};
+use crate::lock;
+use crate::types::{NodeState, NodeStatus};
+use crate::wire::Request;
+
+/// Failures in a row, other than of the connection, after which a node is ejected.
+const STRIKES: u32 = 3;
+/// How long a node is out the first time, and at most.
+const FIRST_EJECTION: Duration = Duration::from_millis(200);
+const LONGEST_EJECTION: Duration = Duration::from_secs(10);
+
+pub(crate) struct Pool {
+    nodes: RwLock<Vec<Arc<Node>>>,
+    connect_timeout: Duration,
+    connections_per_node: usize,
+}
+
+pub(crate) struct Node {
+    address: String,
+    connect_timeout: Duration,
+    links: Box<[Mutex<Link>]>,
+    under_way: AtomicUsize,
+    /// Failures in a row.
+    strikes: AtomicU32,
+    ejected: AtomicBool,
+    health: Mutex<Health>,
+}
+
+struct Health {
+    /// Why it is ejected, or was.
+    reason: String,
+    /// Ejections on top of each other.
+    times: u32,
+    /// When it came back.
+    since: Instant,
+    /// A task tries it again and again.
+    probed: bool,
+}
+
+/// A connection, or the way to it.
+enum Link {
+    Idle,
+    /// Who waits for it.
+    Opening(Vec<oneshot::Sender<Result<Arc<Connection>, String>>>),
+    Open(Arc<Connection>),
+}
+
+impl Pool {
+    pub(crate) fn new(connect_timeout: Duration, connections_per_node: usize) -> Self {
+        Self { nodes: RwLock::default(), connect_timeout, connections_per_node }
+    }
+
+    fn nodes(&self) -> impl std::ops::Deref<Target = Vec<Arc<Node>>> + '_ {
+        self.nodes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in who is new. Who is gone gets no more calls; its connections close when those under way have ended.
+    pub(crate) fn set(&self, mut addresses: Vec<String>) {
+        addresses.sort();
+        addresses.dedup();
+        if self.nodes().iter().map(|node| &node.address).eq(&addresses) {
+            return;
+        }
+        tracing::info!(?addresses, "the nodes of the cluster");
+        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        let known = std::mem::take(&mut *nodes);
+        *nodes = addresses
+            .into_iter()
+            .map(|address| match known.iter().find(|node| node.address == address) {
+                Some(node) => Arc::clone(node),
+                None => Arc::new(Node::new(address, self)),
+            })
+            .collect();
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.nodes().len()
+    }
+
+    /// A node for the next call, rather not the one to avoid; `None` if there is no node at all.
+    pub(crate) fn pick(&self, avoid: Option<&Arc<Node>>) -> Option<Arc<Node>> {
+        let nodes = self.nodes();
+        let healthy = || {
+            nodes.iter().filter(|node| {
+                !node.ejected.load(Ordering::Relaxed) && avoid.is_none_or(|avoid| !Arc::ptr_eq(node, avoid))
+            })
+        };
+        let load = |node: &&Arc<Node>| node.under_way.load(Ordering::Relaxed);
+        // It may change between two looks, so nothing here counts on what was seen before.
+        let node = match healthy().count() {
+            0 => None,
+            1 => healthy().next(),
+            count => {
+                let one = fastrand::usize(..count);
+                let other = (one + fastrand::usize(1..count)) % count;
+                healthy().nth(one).into_iter().chain(healthy().nth(other)).min_by_key(load)
+            }
+        };
+        let least_bad = || nodes.iter().min_by_key(|node| (node.badness(), load(node), fastrand::u32(..)));
+        node.or_else(least_bad).map(Arc::clone)
+    }
+
+    pub(crate) fn status(&self) -> Vec<NodeStatus> {
+        self.nodes().iter().map(|node| node.status()).collect()
+    }
+}
+
+impl Node {
+    fn new(address: String, pool: &Pool) -> Self {
+        Self {
+            address,
+            connect_timeout: pool.connect_timeout,
+            links: (0..pool.connections_per_node).map(|_| Mutex::new(Link::Idle)).collect(),
+            under_way: AtomicUsize::new(0),
+            strikes: AtomicU32::new(0),
+            ejected: AtomicBool::new(false),
+            health: Mutex::new(Health {
+                reason: String::new(),
+                times: 0,
+                since: Instant::now(),
+                probed: false,
+            }),
+        }
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    fn status(&self) -> NodeStatus {
+        let health = lock(&self.health);
+        let state = if self.ejected.load(Ordering::Relaxed) {
+            NodeState::Ejected { reason: health.reason.clone() }
+        } else {
+            NodeState::Healthy
+        };
+        let is_open = |link: &&Mutex<Link>| matches!(&*lock(link), Link::Open(open) if !open.is_lost());
+        NodeStatus {
+            address: self.address.clone(),
+            state,
+            under_way: self.under_way.load(Ordering::Relaxed),
+            connections: self.links.iter().filter(is_open).count(),
+        }
+    }
+
+    /// 0: healthy.
+    fn badness(&self) -> u32 {
+        if self.ejected.load(Ordering::Relaxed) { lock(&self.health).times } else { 0 }
+    }
+
+    /// `sent` becomes true when the node may have got the request; the future may be dropped at any time.
+    pub(crate) async fn call(
+        self: &Arc<Self>,
+        request: &Request<'_>,
+        sent: &mut bool,
+    ) -> Result<Reply, Failure> {
+        let _under_way = UnderWay::new(self);
+        let mut connection = self.connection(self.any_link()).await.map_err(Failure::Unreachable)?;
+        let mut result = connection.call(request, sent).await;
+        if matches!(result, Err(Failure::Gone(_))) {
+            // A node may close a connection that is idle.
+            connection = self.connection(self.any_link()).await.map_err(Failure::Unreachable)?;
+            result = connection.call(request, sent).await;
+        }
+        match &result {
+            Ok(_) => self.succeeded(),
+            Err(Failure::Lost { reason, .. } | Failure::Gone(reason)) => self.lost(&connection, reason),
+            // What an answer says is for the caller to judge.
+            Err(_) => {}
+        }
+        result
+    }
+
+    fn any_link(&self) -> usize {
+        fastrand::usize(..self.links.len())
+    }
+
+    /// The connection of a link; everyone who needs one waits for the same try.
+    async fn connection(self: &Arc<Self>, link: usize) -> Result<Arc<Connection>, String> {
+        let (sender, opened) = oneshot::channel();
+        {
+            let mut state = lock(&self.links[link]);
+            match &mut *state {
+                Link::Open(connection) if !connection.is_lost() => return Ok(Arc::clone(connection)),
+                Link::Opening(waiting) => waiting.push(sender),
+                _ => {
+                    *state = Link::Opening(vec![sender]);
+                    tokio::spawn(Arc::clone(self).open(link));
+                }
+            }
+        }
+        opened.await.unwrap_or_else(|_| Err("the client is being dropped".to_owned()))
+    }
+
+    async fn open(self: Arc<Self>, link: usize) {
+        let opened = match timeout(self.connect_timeout, Connection::open(&self.address)).await {
+            Ok(opened) => opened.map(Arc::new),
+            Err(_) => Err(format!("no connection within {:?}", self.connect_timeout)),
+        };
+        match &opened {
+            Ok(_) => self.restore(),
+            Err(reason) => self.eject(reason),
+        }
+        let now = opened.as_ref().map_or(Link::Idle, |connection| Link::Open(Arc::clone(connection)));
+        let before = std::mem::replace(&mut *lock(&self.links[link]), now);
+        if let Link::Opening(waiting) = before {
+            for sender in waiting {
+                // Who does not wait any more does not mind.
+                let _ = sender.send(opened.clone());
+            }
+        }
+    }
+
+    fn succeeded(&self) {
+        if self.strikes.load(Ordering::Relaxed) > 0 {
+            self.strikes.store(0, Ordering::Relaxed);
+        }
+        self.restore();
+    }
+
+    /// A connection broke while it was used. Only the first of its calls that says so counts.
+    fn lost(self: &Arc<Self>, connection: &Arc<Connection>, reason: &str) {
+        let was_ours = self.links.iter().any(|link| {
+            let mut link = lock(link);
+            let is_it = matches!(&*link, Link::Open(open) if Arc::ptr_eq(open, connection));
+            if is_it {
+                *link = Link::Idle;
+            }
+            is_it
+        });
+        if was_ours {
+            self.retire();
+            self.eject(reason);
+        }
+    }
+
+    /// It answered that it can't.
+    pub(crate) fn refused(self: &Arc<Self>, reason: &str) {
+        if self.strike() {
+            self.eject(reason);
+        }
+    }
+
+    /// It did not answer in time.
+    pub(crate) fn timed_out(self: &Arc<Self>) {
+        if self.strike() {
+            self.retire();
+            self.eject("no answer in time");
+        }
+    }
+
+    fn strike(&self) -> bool {
+        self.strikes.fetch_add(1, Ordering::Relaxed) + 1 >= STRIKES
+    }
+
+    /// The calls on its connections go on; the next ones get new connections.
+    fn retire(&self) {
+        for link in &self.links {
+            let mut link = lock(link);
+            if matches!(&*link, Link::Open(_)) {
+                *link = Link::Idle;
+            }
+        }
+    }
+
+    fn eject(self: &Arc<Self>, reason: &str) {
+        let mut health = lock(&self.health);
+        health.reason = reason.to_owned();
+        if self.ejected.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        health.times = if health.since.elapsed() > LONGEST_EJECTION { 1 } else { health.times + 1 };
+        tracing::warn!(node = self.address, reason, "ejected");
+        if !std::mem::replace(&mut health.probed, true) {
+            tokio::spawn(probe(Arc::downgrade(self), ejection(health.times)));
+        }
+    }
+
+    fn restore(&self) {
+        if self.ejected.load(Ordering::Relaxed) {
+            let mut health = lock(&self.health);
+            health.since = Instant::now();
+            self.strikes.store(0, Ordering::Relaxed);
+            self.ejected.store(false, Ordering::Relaxed);
+            tracing::info!(node = self.address, "back");
+        }
+    }
+}
+
+/// Half of it is chance, so that clients don't come back all at once.
+fn ejection(times: u32) -> Duration {
+    let longest = FIRST_EJECTION.saturating_mul(1 << times.saturating_sub(1).min(16)).min(LONGEST_EJECTION);
+    longest.mul_f64(f64::midpoint(1.0, fastrand::f64()))
+}
+
+/// Tries an ejected node again and again, until it is back or nobody wants it any more.
+async fn probe(node: Weak<Node>, mut delay: Duration) {
+    loop {
+        sleep(delay).await;
+        let Some(node) = node.upgrade() else { return };
+        if node.ejected.load(Ordering::Relaxed) && node.connection(0).await.is_ok() {
+            node.restore();
+        }
+        let mut health = lock(&node.health);
+        if !node.ejected.load(Ordering::Relaxed) {
+            health.probed = false;
+            return;
+        }
+        health.times += 1;
+        delay = ejection(health.times);
+    }
+}
+
+struct UnderWay<'a>(&'a Node);
+
+impl<'a> UnderWay<'a> {
+    fn new(node: &'a Node) -> Self {
+        node.under_way.fetch_add(1, Ordering::Relaxed);
+        Self(node)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,186 @@
+//! A cluster, over RPC or over HTTP, and the one type of failure that decides the exit code.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bitacora_client::{Client, Error, Operation, Outcome, Record, Scan, ScanPage, Written};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::cli::Connection;
+use crate::http::Http;
+
+/// What can go wrong with a call, as far as an exit code tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The request is wrong and stays so.
+    Refused,
+    NotFound,
+    /// No answer in time, or a write that may still take effect.
+    Unclear,
+    /// No node could be reached, or none is ready.
+    Unavailable,
+    /// Lines of an import.
+    Rejected,
+    /// The command line makes no sense.
+    Usage,
+    Failed,
+}
+
+/// A sentence, and what kind of failure it tells.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{sentence}")]
+pub struct Failure {
+    pub kind: Kind,
+    pub sentence: String,
+}
+
+impl Failure {
+    pub fn new(kind: Kind, sentence: impl Into<String>) -> Self {
+        Self { kind, sentence: sentence.into() }
+    }
+
+    /// As `--help` lists them.
+    pub fn exit_code(&self) -> u8 {
+        match self.kind {
+            Kind::Refused | Kind::Failed => 1,
+            Kind::Usage => 2,
+            Kind::NotFound => 3,
+            Kind::Unclear => 4,
+            Kind::Unavailable => 5,
+            Kind::Rejected => 6,
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let kind = match &error {
+            Error::NotFound { .. } => Kind::NotFound,
+            Error::Refused { .. } => Kind::Refused,
+            Error::TimedOut { .. } => Kind::Unclear,
+            error if error.may_have_taken_effect() => Kind::Unclear,
+            Error::NotReady { .. } | Error::NotTaken { .. } | Error::NoNode { .. } => Kind::Unavailable,
+            Error::Settings(_) => Kind::Usage,
+            _ => Kind::Failed,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+/// Says at once that no node is there, where the client would go on trying until its deadline.
+async fn one_listens(nodes: &[String], connection: &Connection) -> Result<(), Failure> {
+    let mut last = String::new();
+    for node in nodes {
+        match timeout(connection.timeout, TcpStream::connect(node)).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(error)) => last = format!("{node}: {error}"),
+            Err(_) => last = format!("{node}: no answer"),
+        }
+    }
+    let hint = if connection.rpc.is_empty() {
+        ", or say with --rpc, --zookeeper or --http where one is"
+    } else {
+        ""
+    };
+    Err(Failure::new(Kind::Unavailable, format!("no node can be reached ({last}); start one{hint}")))
+}
+
+/// What every command but `members` and `status` speaks with.
+pub enum Api {
+    Rpc(Client),
+    Http(Http),
+}
+
+impl Api {
+    pub async fn connect(connection: &Connection, connections_per_node: u32) -> Result<Arc<Self>, Failure> {
+        let builder = Client::builder()
+            .deadline(connection.timeout)
+            .connections_per_node(connections_per_node as usize);
+        let api = if let Some(zookeeper) = &connection.zookeeper {
+            Self::Rpc(builder.zookeeper(zookeeper.clone()).build().await?)
+        } else if connection.rpc.is_empty() && !connection.http.is_empty() {
+            Self::Http(Http::new(&connection.http, connection.timeout)?)
+        } else {
+            let nodes = connection.rpc_or_default();
+            one_listens(&nodes, connection).await?;
+            Self::Rpc(builder.nodes(nodes).build().await?)
+        };
+        Ok(Arc::new(api))
+    }
+
+    /// Takes leave of ZooKeeper, whose session would otherwise stay until it expires.
+    pub async fn close(&self) {
+        if let Self::Rpc(client) = self {
+            client.close().await;
+        }
+    }
+
+    /// The nodes that calls go to, for a report.
+    pub fn nodes(&self) -> Vec<String> {
+        match self {
+            Self::Rpc(client) => client.nodes().into_iter().map(|node| node.address).collect(),
+            Self::Http(http) => http.urls().map(ToString::to_string).collect(),
+        }
+    }
+
+    pub async fn get(&self, key: &str) -> Result<Record, Failure> {
+        match self {
+            Self::Rpc(client) => Ok(client.get(key).await?),
+            Self::Http(http) => http.get(key).await,
+        }
+    }
+
+    pub async fn set(&self, key: &str, value: &str, ttl: Option<Duration>) -> Result<Written, Failure> {
+        match (self, ttl) {
+            (Self::Rpc(client), None) => Ok(client.set(key, value).await?),
+            (Self::Rpc(client), Some(ttl)) => Ok(client.set_with_ttl(key, value, ttl).await?),
+            (Self::Http(http), ttl) => http.set(key, value, ttl).await,
+        }
+    }
+
+    pub async fn delete(&self, key: &str) -> Result<Written, Failure> {
+        match self {
+            Self::Rpc(client) => Ok(client.delete(key).await?),
+            Self::Http(http) => http.delete(key).await,
+        }
+    }
+
+    pub async fn batch(&self, operations: &[Operation]) -> Result<Vec<Result<Outcome, Failure>>, Failure> {
+        match self {
+            Self::Rpc(client) => {
+                let results = client.batch(operations).await?;
+                Ok(results.into_iter().map(|result| result.map_err(Failure::from)).collect())
+            }
+            Self::Http(http) => http.batch(operations).await,
+        }
+    }
+
+    pub async fn scan_page(&self, scan: &Scan, cursor: Option<&str>) -> Result<ScanPage, Failure> {
+        match self {
+            Self::Rpc(client) => Ok(client.scan_page(scan, cursor).await?),
+            Self::Http(http) => http.scan_page(scan, cursor).await,
+        }
+    }
+
+    /// The pages from `cursor` on; the next is asked for while the last is used.
+    pub fn pages(
+        self: &Arc<Self>,
+        scan: Scan,
+        mut cursor: Option<String>,
+    ) -> mpsc::Receiver<Result<ScanPage, Failure>> {
+        let (pages, receiver) = mpsc::channel(1);
+        let api = Arc::clone(self);
+        tokio::spawn(async move {
+            loop {
+                let page = api.scan_page(&scan, cursor.as_deref()).await;
+                cursor = page.as_ref().ok().and_then(|page| page.cursor.clone());
+                if pages.send(page).await.is_err() || cursor.is_none() {
+                    return;
+                }
+            }
+        });
+        receiver
+    }
+}

@@ -1,0 +1,303 @@
+//! `export`: the next page is asked for while the last is written; a file has its name when it is whole.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Seek as _, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use bitacora_client::{Record, ScanPage};
+use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio::task::block_in_place;
+
+use crate::api::{Api, Failure, Kind};
+use crate::checkpoint::{self, with_suffix};
+use crate::cli::{Export, Format};
+use crate::output::per_second;
+use crate::stop_signal;
+
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
+
+/// How far an export is: what the cursor follows is in the file's first `bytes`.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Checkpoint {
+    asked: Asked,
+    cursor: String,
+    bytes: u64,
+    records: u64,
+}
+
+/// What has to be the same for an export to go on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Asked {
+    file: PathBuf,
+    format: Format,
+    prefix: String,
+    start: String,
+    end: String,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    key: &'a str,
+    value: &'a str,
+    /// Ms since the epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires: Option<i64>,
+}
+
+pub async fn run(api: &Arc<Api>, arguments: &Export) -> Result<()> {
+    let path = &arguments.file;
+    let to_stdout = path == Path::new("-");
+    let Some(format) = arguments.format.or_else(|| Format::of(path)) else {
+        let sentence = "the file's name ends in none of .csv, .ndjson, .jsonl and .json; give --format";
+        return Err(Failure::new(Kind::Usage, sentence).into());
+    };
+    if to_stdout && arguments.checkpoint.is_some() {
+        let sentence = "--checkpoint needs a file: what went to stdout can't be taken back";
+        return Err(Failure::new(Kind::Usage, sentence).into());
+    }
+    let range = &arguments.range;
+    let asked = Asked {
+        file: path.clone(),
+        format,
+        prefix: range.prefix.clone(),
+        start: range.start.clone(),
+        end: range.end.clone(),
+    };
+    let resumed = match &arguments.checkpoint {
+        Some(checkpoint) => resume(checkpoint, &asked)?,
+        None => None,
+    };
+    let part = with_suffix(path, ".part");
+    let file = (!to_stdout).then(|| open(&part, resumed.as_ref())).transpose()?;
+    let mut output = Output {
+        out: match &file {
+            Some(file) => Box::new(file.try_clone()?) as Box<dyn Write + Send>,
+            None => Box::new(io::stdout()),
+        },
+        bytes: resumed.as_ref().map_or(0, |resumed| resumed.bytes),
+        records: resumed.as_ref().map_or(0, |resumed| resumed.records),
+    };
+    if output.bytes == 0 {
+        output.write(header(format), 0)?;
+    }
+
+    let (started, before) = (Instant::now(), output.records);
+    let mut progress = Progress { asked, cursor: None, saved: started, file: file.as_ref() };
+    let pages = api.pages(range.scan(arguments.page), resumed.map(|resumed| resumed.cursor));
+    let outcome = copy(pages, arguments, format, &mut output, &mut progress).await;
+    if outcome.is_err() {
+        // What is written is not done again.
+        progress.save(arguments, &output)?;
+    }
+    outcome?;
+    if let Some(file) = file {
+        let finish = || {
+            file.sync_all()?;
+            fs::rename(&part, path)
+        };
+        finish().with_context(|| format!("{} can't be renamed to {}", part.display(), path.display()))?;
+    }
+    if let Some(checkpoint) = &arguments.checkpoint
+        && checkpoint.exists()
+    {
+        fs::remove_file(checkpoint)
+            .with_context(|| format!("{} can't be removed; the export is whole", checkpoint.display()))?;
+    }
+    let (time, rate) = (started.elapsed(), per_second(output.records - before, started.elapsed()));
+    eprintln!(
+        "bitacora: {} records, {}; {:.1} s, {rate:.0} records/s",
+        output.records,
+        HumanBytes(output.bytes),
+        time.as_secs_f64()
+    );
+    Ok(())
+}
+
+/// What a checkpoint needs to know.
+struct Progress<'a> {
+    asked: Asked,
+    /// Of the last page that is written.
+    cursor: Option<String>,
+    saved: Instant,
+    file: Option<&'a File>,
+}
+
+impl Progress<'_> {
+    fn save(&mut self, arguments: &Export, output: &Output) -> Result<()> {
+        self.saved = Instant::now();
+        if let (Some(path), Some(file), Some(cursor)) = (&arguments.checkpoint, self.file, &self.cursor) {
+            file.sync_data()?;
+            let (asked, cursor, bytes, records) =
+                (self.asked.clone(), cursor.clone(), output.bytes, output.records);
+            checkpoint::write(path, &Checkpoint { asked, cursor, bytes, records })?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes page after page.
+async fn copy(
+    mut pages: mpsc::Receiver<Result<ScanPage, Failure>>,
+    arguments: &Export,
+    format: Format,
+    output: &mut Output,
+    progress: &mut Progress<'_>,
+) -> Result<()> {
+    let hint = if arguments.checkpoint.is_some() { "; run it again to go on" } else { "" };
+    let mut stop = std::pin::pin!(stop_signal()?);
+    let bar = progress_bar();
+    let (started, before) = (Instant::now(), output.records);
+    loop {
+        let page = tokio::select! {
+            biased;
+            () = &mut stop => bail!("interrupted{hint}"),
+            page = pages.recv() => page,
+        };
+        let page = page.context("the scan broke off")?;
+        let page = page.map_err(|failure| Failure { sentence: format!("{failure}{hint}"), ..failure })?;
+        let text = encode(format, &page.records)?;
+        block_in_place(|| output.write(&text, page.records.len() as u64))?;
+        progress.cursor = page.cursor;
+        if progress.saved.elapsed() > CHECKPOINT_EVERY {
+            progress.save(arguments, output)?;
+        }
+        let rate = per_second(output.records - before, started.elapsed());
+        let (records, rate) = (HumanCount(output.records), HumanCount(rate as u64));
+        bar.set_message(format!("{records} records, {}, {rate}/s", HumanBytes(output.bytes)));
+        bar.tick();
+        if progress.cursor.is_none() {
+            bar.finish_and_clear();
+            return Ok(());
+        }
+    }
+}
+
+fn resume(path: &Path, asked: &Asked) -> Result<Option<Checkpoint>> {
+    let Some(resumed) = checkpoint::read::<Checkpoint>(path)? else { return Ok(None) };
+    if resumed.asked != *asked {
+        bail!(
+            "the checkpoint {} is of another export (file, format or range); remove it to begin anew",
+            path.display()
+        );
+    }
+    eprintln!("bitacora: going on after {} records", HumanCount(resumed.records));
+    Ok(Some(resumed))
+}
+
+/// The file that grows, cut to what the checkpoint tells of.
+fn open(part: &Path, resumed: Option<&Checkpoint>) -> Result<File> {
+    let keep = resumed.map_or(0, |resumed| resumed.bytes);
+    let open = || {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(part)?;
+        let length = file.metadata()?.len();
+        if length >= keep {
+            file.set_len(keep)?;
+            file.seek(SeekFrom::End(0))?;
+        }
+        Ok::<_, io::Error>((file, length))
+    };
+    let (file, length) = open().with_context(|| format!("{} can't be written", part.display()))?;
+    if length < keep {
+        bail!(
+            "{} has {length} bytes, and the checkpoint tells of {keep}; remove the checkpoint to begin anew",
+            part.display()
+        );
+    }
+    Ok(file)
+}
+
+struct Output {
+    out: Box<dyn Write + Send>,
+    bytes: u64,
+    records: u64,
+}
+
+impl Output {
+    fn write(&mut self, text: &[u8], records: u64) -> Result<()> {
+        // The error stays what it is, so that a closed pipe can be told from a full disk.
+        self.out.write_all(text).and_then(|()| self.out.flush()).context("the output can't be written")?;
+        self.bytes += text.len() as u64;
+        self.records += records;
+        Ok(())
+    }
+}
+
+fn header(format: Format) -> &'static [u8] {
+    match format {
+        Format::Ndjson => b"",
+        Format::Csv => b"key,value,expires\n",
+    }
+}
+
+fn encode(format: Format, records: &[Record]) -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    match format {
+        Format::Ndjson => {
+            for record in records {
+                let Record { key, value, ttl, .. } = record;
+                serde_json::to_writer(&mut text, &Line { key, value, expires: (*ttl != 0).then_some(*ttl) })?;
+                text.push(b'\n');
+            }
+        }
+        Format::Csv => {
+            let mut writer = csv::Writer::from_writer(BufWriter::new(&mut text));
+            for record in records {
+                let expires = if record.ttl == 0 { String::new() } else { record.ttl.to_string() };
+                writer.write_record([&record.key, &record.value, &expires])?;
+            }
+            writer.flush()?;
+        }
+    }
+    Ok(text)
+}
+
+/// On stderr, if that is a terminal.
+fn progress_bar() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lines::{Entry, Life, Lines};
+    use bitacora_client::{Position, ServedFrom};
+
+    #[test]
+    fn what_is_exported_is_imported() {
+        let record = |key: &str, value: &str, ttl| Record {
+            key: key.into(),
+            value: value.into(),
+            timestamp: 1,
+            source: 1,
+            ttl,
+            uuid: "u".into(),
+            position: Position { partition: 0, offset: 0 },
+            served_from: ServedFrom::Store,
+        };
+        let records =
+            [record("a", "", 0), record("ü \"b\",\n", "\r\n\t\\", 1_900_000_000_000), record("\r", "c,", 0)];
+        for format in [Format::Ndjson, Format::Csv] {
+            let text = [header(format).to_vec(), encode(format, &records).expect("encoded")].concat();
+            let mut lines = Lines::new(&text[..], format, 1_000).expect("readable").expect("a header");
+            let mut entries = Vec::new();
+            while let Some(block) = lines.next().expect("readable") {
+                entries.extend(block.into_iter().map(|line| line.entry.expect("valid")));
+            }
+            let expected = records.iter().map(|record| Entry {
+                key: record.key.clone(),
+                value: record.value.clone(),
+                life: if record.ttl == 0 { Life::ForEver } else { Life::Until(record.ttl) },
+            });
+            assert_eq!(entries, expected.collect::<Vec<_>>(), "{format:?}");
+        }
+    }
+}

@@ -1,0 +1,485 @@
+//! One connection to a node: many calls under way, answered in any order.
+//!
+//! A call writes its frame straight into the buffer that goes out next; the writer's task sends what has gathered there in
+//! one write. The reader's task decodes answers in place and hands them over. A serial is an index into the slots of the
+//! calls under way; a slot is free again only when the node has answered, so a late answer never meets another call.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{Notify, oneshot};
+use tokio::task::AbortHandle;
+
+use crate::lock;
+use crate::types::{Record, ScanPage, Written};
+use crate::wire::{
+    self, Answer, BatchResult, ForeignProtocol, FrameLimits, FrameReader, HandshakeMatch, HandshakeRequest,
+    HandshakeResponse, KeyValue, Message, PROTOCOL, PROTOCOL_HASH, Position, ReadAnswer, Request,
+    RequestError, ServedFrom, WriteAnswer, put_frame,
+};
+
+/// Of what nodes send. Java's encoder fills buffers of 8 KiB.
+const LIMITS: FrameLimits = FrameLimits { bytes: 64 << 20, buffers: 16 << 10 };
+/// Calls under way on a connection; more wait.
+const MAX_CALLS: usize = 4096;
+/// Bytes that wait to be written; when there are more, calls wait.
+const MAX_UNWRITTEN: usize = 4 << 20;
+/// Calls that nobody waits for any more and that the node has not answered; with more it is useless.
+const MAX_ABANDONED: usize = MAX_CALLS / 4;
+/// A buffer that grew beyond this is not kept.
+const KEPT_BUFFER: usize = 1 << 20;
+const READ: usize = 64 << 10;
+
+/// What a node answered.
+pub(crate) enum Reply {
+    Read(Found),
+    Written(Written),
+    Batch(Vec<BatchReply>),
+    Page(ScanPage),
+}
+
+pub(crate) type Found = Result<Record, Missing>;
+
+#[derive(Clone)]
+pub(crate) struct Missing {
+    pub position: Position,
+    pub timestamp: Option<i64>,
+    pub served_from: ServedFrom,
+}
+
+#[derive(Clone)]
+pub(crate) enum BatchReply {
+    Read(Found),
+    Written(Written),
+    Failed(RequestError),
+}
+
+/// Why there is no reply.
+#[derive(Clone, Debug)]
+pub(crate) enum Failure {
+    /// No connection was there, and none could be made.
+    Unreachable(String),
+    /// The connection was lost already. The call was not sent.
+    Gone(String),
+    /// The connection broke. `sent`: the call was handed to the socket before.
+    Lost { sent: bool, reason: String },
+    /// The node's own words.
+    Answered(wire::Failure),
+    /// The node does not know the call, or the answer can't be read.
+    Nonsense { sent: bool, reason: String },
+}
+
+/// Closes when dropped.
+pub(crate) struct Connection(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    lost: AtomicBool,
+    /// There is something to write.
+    write: Notify,
+    /// There may be room for another call.
+    room: Notify,
+    /// What the node declares, where it is not our protocol.
+    foreign: Option<ForeignProtocol>,
+}
+
+#[derive(Default)]
+struct State {
+    unwritten: Vec<u8>,
+    slots: Vec<Slot>,
+    free: Vec<usize>,
+    /// Calls so far, and how many of them were handed to the socket.
+    calls: u64,
+    written: u64,
+    abandoned: usize,
+    /// Calls that wait for room.
+    waiting: usize,
+    lost: Option<String>,
+    tasks: Vec<AbortHandle>,
+}
+
+enum Slot {
+    Free,
+    /// `call`: its number, as [`State::calls`] counts them.
+    Waiting {
+        call: u64,
+        message: Message,
+        answer: oneshot::Sender<Result<Reply, Failure>>,
+    },
+    Abandoned,
+}
+
+impl Connection {
+    /// Connects and shakes hands. The caller bounds the time.
+    pub(crate) async fn open(address: &str) -> Result<Self, String> {
+        let mut socket = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+        socket.set_nodelay(true).map_err(|error| error.to_string())?;
+        let foreign = handshake(&mut socket).await?;
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            lost: AtomicBool::new(false),
+            write: Notify::new(),
+            room: Notify::new(),
+            foreign,
+        });
+        let (read_half, write_half) = socket.into_split();
+        // Neither task can end the connection before both are known to it.
+        let mut state = lock(&shared.state);
+        let tasks = [
+            tokio::spawn(read(Arc::clone(&shared), read_half)).abort_handle(),
+            tokio::spawn(write(Arc::clone(&shared), write_half)).abort_handle(),
+        ];
+        state.tasks.extend(tasks);
+        drop(state);
+        Ok(Self(shared))
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        self.0.lost.load(Ordering::Acquire)
+    }
+
+    /// `sent` becomes true when the request is on its way to the socket; the future may be dropped at any time.
+    pub(crate) async fn call(&self, request: &Request<'_>, sent: &mut bool) -> Result<Reply, Failure> {
+        let shared = &*self.0;
+        let message = request.message();
+        if shared.foreign.as_ref().is_some_and(|foreign| !foreign.declares(message)) {
+            let reason = format!("it does not know the message {}", message.name());
+            return Err(Failure::Nonsense { sent: false, reason });
+        }
+        let mut ticket = match shared.submit(request)? {
+            Some(ticket) => ticket,
+            None => shared.submit_when_there_is_room(request).await?,
+        };
+        *sent = true;
+        ticket.answer().await
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.lose("closed by this client");
+    }
+}
+
+impl Shared {
+    /// `None`: there is no room.
+    fn submit(&self, request: &Request<'_>) -> Result<Option<Ticket<'_>>, Failure> {
+        let mut guard = lock(&self.state);
+        let state = &mut *guard;
+        if let Some(reason) = &state.lost {
+            return Err(Failure::Gone(reason.clone()));
+        }
+        if state.slots.len() - state.free.len() >= MAX_CALLS || state.unwritten.len() >= MAX_UNWRITTEN {
+            return Ok(None);
+        }
+        let index = state.free.pop().unwrap_or_else(|| {
+            state.slots.push(Slot::Free);
+            state.slots.len() - 1
+        });
+        state.calls += 1;
+        let call = state.calls;
+        let (answer, receiver) = oneshot::channel();
+        state.slots[index] = Slot::Waiting { call, message: request.message(), answer };
+        let first = state.unwritten.is_empty();
+        // Far below 2^31.
+        put_frame(&mut state.unwritten, index as i32, |out| request.encode(out));
+        drop(guard);
+        if first {
+            self.write.notify_one();
+        }
+        Ok(Some(Ticket { shared: self, index, call, receiver, done: false }))
+    }
+
+    async fn submit_when_there_is_room(&self, request: &Request<'_>) -> Result<Ticket<'_>, Failure> {
+        let _waiter = Waiter::new(self);
+        loop {
+            let room = self.room.notified();
+            if let Some(ticket) = self.submit(request)? {
+                // There may be room for one more.
+                self.room.notify_one();
+                return Ok(ticket);
+            }
+            room.await;
+        }
+    }
+
+    /// Exchanges what has gathered for an empty buffer.
+    fn take_unwritten(&self, bytes: &mut Vec<u8>) {
+        let mut state = lock(&self.state);
+        std::mem::swap(&mut state.unwritten, bytes);
+        state.written = state.calls;
+        let room = state.waiting > 0;
+        drop(state);
+        if room {
+            self.room.notify_one();
+        }
+    }
+
+    /// Hands an answer over; the error says that the node answers what nobody asked.
+    fn answer(&self, serial: i32, bytes: &[u8]) -> Result<(), String> {
+        let mut state = lock(&self.state);
+        let index = usize::try_from(serial).unwrap_or(usize::MAX);
+        let slot = state.slots.get_mut(index).map(|slot| std::mem::replace(slot, Slot::Free));
+        let waiting = match slot {
+            None | Some(Slot::Free) => return Err(format!("it answered a call {serial} that was not made")),
+            Some(Slot::Abandoned) => {
+                state.abandoned -= 1;
+                None
+            }
+            Some(Slot::Waiting { message, answer, .. }) => Some((message, answer)),
+        };
+        state.free.push(index);
+        let room = state.waiting > 0;
+        drop(state);
+        if room {
+            self.room.notify_one();
+        }
+        if let Some((message, answer)) = waiting {
+            // Nobody may wait for it any more.
+            let _ = answer.send(reply(message, bytes));
+        }
+        Ok(())
+    }
+
+    /// Ends the connection, and with it every call on it.
+    fn lose(&self, reason: &str) {
+        let mut state = lock(&self.state);
+        if state.lost.is_some() {
+            return;
+        }
+        state.lost = Some(reason.to_owned());
+        self.lost.store(true, Ordering::Release);
+        state.unwritten = Vec::new();
+        let (slots, written) = (std::mem::take(&mut state.slots), state.written);
+        state.free = Vec::new();
+        for task in &state.tasks {
+            task.abort();
+        }
+        drop(state);
+        self.room.notify_waiters();
+        for slot in slots {
+            if let Slot::Waiting { call, answer, .. } = slot {
+                let _ = answer.send(Err(Failure::Lost { sent: call <= written, reason: reason.to_owned() }));
+            }
+        }
+    }
+}
+
+/// A call under way.
+struct Ticket<'a> {
+    shared: &'a Shared,
+    index: usize,
+    call: u64,
+    receiver: oneshot::Receiver<Result<Reply, Failure>>,
+    done: bool,
+}
+
+impl Ticket<'_> {
+    async fn answer(&mut self) -> Result<Reply, Failure> {
+        let answer = (&mut self.receiver).await;
+        self.done = true;
+        let ended = |_| Err(Failure::Lost { sent: true, reason: "its task ended".to_owned() });
+        answer.unwrap_or_else(ended)
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        let mut state = lock(&self.shared.state);
+        // The answer may have come meanwhile, and the slot be another call's.
+        match state.slots.get_mut(self.index) {
+            Some(slot) if matches!(slot, &mut Slot::Waiting { call, .. } if call == self.call) => {
+                *slot = Slot::Abandoned;
+            }
+            _ => return,
+        }
+        state.abandoned += 1;
+        if state.abandoned > MAX_ABANDONED {
+            drop(state);
+            self.shared.lose("too many calls without an answer");
+        }
+    }
+}
+
+struct Waiter<'a>(&'a Shared);
+
+impl<'a> Waiter<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        lock(&shared.state).waiting += 1;
+        Self(shared)
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.state).waiting -= 1;
+    }
+}
+
+async fn write(shared: Arc<Shared>, mut socket: OwnedWriteHalf) {
+    let mut bytes = Vec::new();
+    loop {
+        shared.write.notified().await;
+        loop {
+            // Callers that are ready to run put their calls into this write too.
+            tokio::task::yield_now().await;
+            shared.take_unwritten(&mut bytes);
+            if bytes.is_empty() {
+                break;
+            }
+            if let Err(error) = socket.write_all(&bytes).await {
+                return shared.lose(&error.to_string());
+            }
+            bytes.clear();
+            bytes.shrink_to(KEPT_BUFFER);
+        }
+    }
+}
+
+async fn read(shared: Arc<Shared>, mut socket: OwnedReadHalf) {
+    let mut frames = Frames::new();
+    let ended = loop {
+        match frames.next(&mut socket, |serial, message| shared.answer(serial, message)).await {
+            Ok(()) => {}
+            Err(reason) => break reason,
+        }
+    };
+    shared.lose(&ended);
+}
+
+/// Reads frames, and gives each to a function.
+struct Frames {
+    reader: FrameReader,
+    buffer: BytesMut,
+    scratch: Vec<u8>,
+}
+
+impl Frames {
+    fn new() -> Self {
+        Self { reader: FrameReader::new(LIMITS), buffer: BytesMut::with_capacity(READ), scratch: Vec::new() }
+    }
+
+    /// Waits for bytes, and gives away all whole frames that they hold; perhaps none.
+    async fn next(
+        &mut self,
+        socket: &mut (impl AsyncReadExt + Unpin),
+        mut give: impl FnMut(i32, &[u8]) -> Result<(), String>,
+    ) -> Result<(), String> {
+        match socket.read_buf(&mut self.buffer).await {
+            Ok(0) => return Err("the node closed the connection".to_owned()),
+            Ok(_) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+        while let Some(frame) =
+            self.reader.next(&self.buffer, &mut self.scratch).map_err(|error| error.to_string())?
+        {
+            give(frame.serial, frame.message)?;
+            let length = frame.length;
+            self.buffer.advance(length);
+        }
+        if self.buffer.is_empty() && self.buffer.capacity() > KEPT_BUFFER {
+            self.buffer = BytesMut::new();
+        }
+        self.scratch.clear();
+        self.scratch.shrink_to(KEPT_BUFFER);
+        let wanted = self.reader.wants(&self.buffer).saturating_sub(self.buffer.len());
+        self.buffer.reserve(wanted.max(READ));
+        Ok(())
+    }
+}
+
+/// Shakes hands with a call without a name, which has no answer of its own. Returns the node's protocol, if it is not ours.
+async fn handshake(socket: &mut TcpStream) -> Result<Option<ForeignProtocol>, String> {
+    let (mut client_protocol, mut server_hash, mut foreign) = (None, *PROTOCOL_HASH, None);
+    let mut frames = Frames::new();
+    loop {
+        let request = HandshakeRequest { client_hash: *PROTOCOL_HASH, client_protocol, server_hash };
+        let mut bytes = Vec::new();
+        put_frame(&mut bytes, 0, |out| {
+            request.encode(out);
+            // No metadata, no name.
+            out.extend_from_slice(&[0, 0]);
+        });
+        socket.write_all(&bytes).await.map_err(|error| error.to_string())?;
+        let mut matched = None;
+        while matched.is_none() {
+            let greet = |_, message: &[u8]| {
+                let (response, _) =
+                    HandshakeResponse::decode(message).map_err(|error| format!("the handshake: {error}"))?;
+                server_hash = response.server_hash.unwrap_or(server_hash);
+                if let Some(text) = response.server_protocol {
+                    let is_ours = server_hash == *PROTOCOL_HASH;
+                    foreign = if is_ours { None } else { Some(text.to_owned()) };
+                }
+                matched = Some(response.matched);
+                Ok(())
+            };
+            frames.next(socket, greet).await?;
+        }
+        match matched {
+            Some(HandshakeMatch::None) if client_protocol.is_none() => client_protocol = Some(&**PROTOCOL),
+            Some(HandshakeMatch::None) => return Err("the node refuses this client's protocol".to_owned()),
+            _ => break,
+        }
+    }
+    foreign.map(|text| ForeignProtocol::parse(&text).map_err(|error| error.to_string())).transpose()
+}
+
+fn reply(message: Message, bytes: &[u8]) -> Result<Reply, Failure> {
+    let nonsense = |reason: String| Failure::Nonsense { sent: true, reason };
+    let answer = Answer::decode(message, bytes).map_err(|error| nonsense(format!("its answer: {error}")))?;
+    Ok(match answer.map_err(Failure::Answered)? {
+        Answer::Read(answer) => Reply::Read(found(&answer)),
+        Answer::Written(answer) => Reply::Written(written(&answer)),
+        Answer::Batch(results) => {
+            let results = results.into_iter().map(|result| match result {
+                BatchResult::Read(answer) => BatchReply::Read(found(&answer)),
+                BatchResult::Written(answer) => BatchReply::Written(written(&answer)),
+                BatchResult::Failed(error) => BatchReply::Failed(error),
+            });
+            Reply::Batch(results.collect())
+        }
+        Answer::Page(page) => Reply::Page(ScanPage {
+            records: page
+                .records
+                .iter()
+                .map(|(entry, position)| record(entry, *position, ServedFrom::Store))
+                .collect(),
+            cursor: Some(page.cursor.to_owned()).filter(|cursor| !cursor.is_empty()),
+        }),
+        Answer::Value(_) | Answer::Null => return Err(nonsense("not asked for".to_owned())),
+    })
+}
+
+fn found(answer: &ReadAnswer<'_>) -> Found {
+    let ReadAnswer { record: entry, position, timestamp, served_from } = *answer;
+    match entry {
+        Some(entry) => Ok(record(&entry, position, served_from)),
+        None => Err(Missing { position, timestamp, served_from }),
+    }
+}
+
+fn record(entry: &KeyValue<'_>, position: Position, served_from: ServedFrom) -> Record {
+    Record {
+        key: entry.key.to_owned(),
+        value: entry.value.to_owned(),
+        timestamp: entry.timestamp,
+        source: entry.source,
+        ttl: entry.ttl,
+        uuid: entry.uuid.to_owned(),
+        position,
+        served_from,
+    }
+}
+
+fn written(answer: &WriteAnswer<'_>) -> Written {
+    let WriteAnswer { position, timestamp, ttl, uuid } = *answer;
+    Written { position, timestamp, ttl, uuid: uuid.to_owned() }
+}

@@ -1,0 +1,146 @@
+//! Follows the znodes that nodes register, `/bitacora/sockets/<host>:<AVRO_PORT>`.
+//!
+//! Watches only make it look earlier: it looks once a second in any case, so that no event that gets lost between two
+//! connections or sessions matters.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
+use zookeeper_async::{WatchedEvent, Watcher, ZkError, ZkResult, ZooKeeper};
+
+use super::{ConnectString, host_port};
+use crate::balance::Pool;
+
+/// ZooKeeper's members are looked at this often, if no watch or state change asks for it earlier.
+const LOOK: Duration = Duration::from_secs(1);
+/// Between two tries to reach a server.
+const RETRY: Duration = Duration::from_millis(300);
+const SOCKETS: &str = "/bitacora/sockets";
+
+/// What the last look at ZooKeeper was like; the error is a sentence.
+pub(crate) type Look = Result<(), String>;
+
+/// Dropping it ends the session.
+pub(crate) struct Discovery(pub(crate) watch::Receiver<Look>);
+
+/// Keeps the pool's nodes as they are registered.
+pub(crate) fn follow(connect: ConnectString, session_timeout: Duration, pool: &Arc<Pool>) -> Discovery {
+    let (look, looks) = watch::channel(Err("not reached yet".to_owned()));
+    tokio::spawn(run(connect, session_timeout, Arc::downgrade(pool), look));
+    Discovery(looks)
+}
+
+/// Wakes the task on every event of the session and of its watches.
+struct Wake(Arc<Notify>);
+
+impl Watcher for Wake {
+    fn handle(&self, _: WatchedEvent) {
+        self.0.notify_one();
+    }
+}
+
+async fn run(
+    connect: ConnectString,
+    session_timeout: Duration,
+    pool: Weak<Pool>,
+    looks: watch::Sender<Look>,
+) {
+    let wake = Arc::new(Notify::new());
+    let zookeeper = loop {
+        match open(connect.hosts(), session_timeout, &wake).await {
+            Ok(zookeeper) => break zookeeper,
+            Err(reason) => tell(&looks, Err(reason)),
+        }
+        if timeout(RETRY, looks.closed()).await.is_ok() {
+            return;
+        }
+    };
+    let folder = format!("{}{SOCKETS}", connect.chroot());
+    while !looks.is_closed() {
+        let look = match timeout(session_timeout.max(LOOK), members(&zookeeper, &folder)).await {
+            // Nodes that all lost their sessions at once are more likely to be there than not.
+            Ok(Ok(members)) if members.is_empty() => Err(format!("no node is registered below {folder}")),
+            Ok(Ok(members)) => {
+                let Some(pool) = pool.upgrade() else { break };
+                pool.set(members);
+                Ok(())
+            }
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("no answer in time".to_owned()),
+        };
+        tell(&looks, look);
+        // What happened meanwhile makes this return at once.
+        let _ = timeout(LOOK, async {
+            tokio::select! {
+                () = wake.notified() => {}
+                () = looks.closed() => {}
+            }
+        })
+        .await;
+    }
+    // A client of ZooKeeper that is merely dropped keeps its session alive.
+    let closed = timeout(LOOK, zookeeper.close()).await;
+    tracing::debug!(?closed, "left ZooKeeper");
+}
+
+fn tell(looks: &watch::Sender<Look>, look: Look) {
+    looks.send_if_modified(|last| {
+        let changed = *last != look;
+        if changed {
+            match &look {
+                Ok(()) => tracing::debug!("ZooKeeper answers"),
+                Err(reason) => tracing::warn!(reason, "going on with the nodes last known"),
+            }
+            *last = look;
+        }
+        changed
+    });
+}
+
+async fn open(hosts: &[String], session_timeout: Duration, wake: &Arc<Notify>) -> Result<ZooKeeper, String> {
+    // ZooKeeper's client resolves names once and fails if a single one is unknown; so it gets addresses, of those that
+    // are known.
+    let mut addresses: Vec<SocketAddr> = Vec::new();
+    let mut unresolved = String::new();
+    for host in hosts {
+        match tokio::net::lookup_host(host).await {
+            Ok(found) => addresses.extend(found.take(1)),
+            Err(error) => unresolved = format!("{host}: {error}"),
+        }
+    }
+    if addresses.is_empty() {
+        return Err(unresolved);
+    }
+    let addresses = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let connecting =
+        ZooKeeper::connect_with_retry_time(&addresses, session_timeout, Wake(Arc::clone(wake)), RETRY);
+    // It tries for ever by itself, without telling; a try of ours ends.
+    match timeout(session_timeout, connecting).await {
+        Ok(Ok(zookeeper)) => {
+            let wake = Arc::clone(wake);
+            zookeeper.add_listener(move |_| wake.notify_one());
+            Ok(zookeeper)
+        }
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("ZooKeeper: no answer from {}", hosts.join(","))),
+    }
+}
+
+async fn members(zookeeper: &ZooKeeper, folder: &str) -> ZkResult<Vec<String>> {
+    let mut members = match zookeeper.get_children(folder, true).await {
+        // Made by the first node that registers; no watch was left.
+        Err(ZkError::NoNode) => Vec::new(),
+        members => members?,
+    };
+    members.retain(|member| match host_port(member) {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::warn!(error, "a znode of {folder} is no node");
+            false
+        }
+    });
+    Ok(members)
+}
