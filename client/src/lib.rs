@@ -10,7 +10,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! The node uses [`wire`] and [`discovery::ConnectString`] too, so that both sides share one definition.
+//! The node uses [`wire`], [`units`] and [`discovery::ConnectString`] too, so that both sides share one definition.
 #![warn(missing_docs)]
 
 mod balance;
@@ -20,6 +20,7 @@ mod connection;
 pub mod discovery;
 mod error;
 mod types;
+pub mod units;
 pub mod wire;
 
 pub use client::{Client, ClientBuilder};

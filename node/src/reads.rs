@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use bitacora_client::wire::{KeyValue, OwnedKeyValue, Position, source};
 
-use crate::now_ms;
 use crate::peers::{PeerAnswer, Peers};
 use crate::progress::Progress;
 use crate::settings::PeerReads;
@@ -55,7 +54,7 @@ pub enum Found {
     /// A record of this node's store; it is live, so it can be decoded.
     Local(Entry),
     /// A record of another member.
-    Peer(OwnedKeyValue),
+    Peer(Box<OwnedKeyValue>),
     /// Deleted or expired, by a record with this write timestamp.
     Gone { timestamp: i64 },
     /// No record.
@@ -111,7 +110,7 @@ impl Reads {
                 Ok(answer)
             }
             (_, PeerAnswer::Found { record, position }) => {
-                Ok(Answer { found: Found::Peer(record), position, from: From::Peer })
+                Ok(Answer { found: Found::Peer(Box::new(record)), position, from: From::Peer })
             }
             (_, PeerAnswer::Gone { timestamp, position }) => {
                 Ok(Answer { found: Found::Gone { timestamp }, position, from: From::Peer })
@@ -158,7 +157,7 @@ impl Reads {
     fn local(&self, key: &str) -> Result<Option<Answer>, StoreError> {
         let Some((entry, tier)) = self.store.get(key.as_bytes())? else { return Ok(None) };
         let position = entry.position();
-        let found = match entry.state(now_ms()) {
+        let found = match entry.state_now() {
             State::Live => Found::Local(entry),
             State::Deleted | State::Expired => Found::Gone { timestamp: entry.timestamp() },
         };

@@ -48,7 +48,9 @@ impl Replica {
     ) -> anyhow::Result<Self> {
         // Known before the log answers: a warm store serves reads while Kafka is away.
         let checkpoint = store.checkpoint()?;
-        progress.begin(&checkpoint.next, checkpoint.restored);
+        // But not another topic's keys.
+        let same_topic = checkpoint.identity.as_ref().is_some_and(|identity| identity.topic == log.topic());
+        progress.begin(&checkpoint.next, checkpoint.restored && same_topic);
         let stop = Arc::new(AtomicBool::new(false));
         let learner = std::thread::Builder::new().name("watermarks".into()).spawn({
             let (log, progress, stop) = (Arc::clone(&log), Arc::clone(&progress), Arc::clone(&stop));

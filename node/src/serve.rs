@@ -4,12 +4,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
+use bitacora_client::discovery::ConnectString;
 use tokio::net::{TcpListener, UdpSocket};
 
 use crate::data_dir::DataDir;
 use crate::log::kafka::{KafkaLog, KafkaSettings};
 use crate::membership::Address;
-use crate::membership::zookeeper::{ConnectString, ZooKeeperMembership};
+use crate::membership::zookeeper::ZooKeeperMembership;
 use crate::node::{self, Node, Parts};
 use crate::settings::ServeSettings;
 use crate::writes::{MAX_KEY_BYTES, RECORD_OVERHEAD_BYTES};
@@ -38,7 +39,7 @@ pub async fn run(settings: ServeSettings, stop: impl Future<Output = ()>) -> Res
     let log = KafkaLog::new(kafka_settings(&settings, &address, properties)?)
         .map_err(|error| anyhow!("KAFKA_PROPERTIES: librdkafka refuses its configuration: {error}"))?;
     let membership = ZooKeeperMembership::start(
-        settings.zookeeper_hosts.clone(),
+        &settings.zookeeper_hosts,
         settings.zookeeper_session_timeout,
         address.clone(),
     );

@@ -5,12 +5,12 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bitacora_client::discovery::{ConnectString, host_port};
+use bitacora_client::units::{bytes, duration, positive_duration};
 use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::log::kafka::RESERVED_PROPERTIES;
-use crate::membership::host_port;
-use crate::membership::zookeeper::ConnectString;
 
 /// A node of Bitacora: a replicated in-memory key-value store whose write-ahead log is a compacted Kafka topic.
 #[derive(Debug, Parser)]
@@ -303,53 +303,10 @@ fn replication_factor(text: &str) -> Result<i32, String> {
     }
 }
 
-/// A time: `500ms`, `30s`, `5m`, `2h`, `7d`, or a number of ms.
-///
-/// # Errors
-/// A sentence.
-pub fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("'{text}' is not a time such as 500ms, 30s, 5m, 2h, 7d or a number of ms");
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
-    let unit = match &text[digits..] {
-        "" | "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return Err(wrong()),
-    };
-    number.checked_mul(unit).map(Duration::from_millis).ok_or_else(|| format!("'{text}' is too long a time"))
-}
-
-/// As [`duration`], but not zero.
-///
-/// # Errors
-/// A sentence.
-pub fn positive_duration(text: &str) -> Result<Duration, String> {
-    duration(text)
-        .and_then(|time| if time.is_zero() { Err("it must be above 0".to_owned()) } else { Ok(time) })
-}
-
 fn session_timeout(text: &str) -> Result<Duration, String> {
     // The client pings after two thirds of it, and counts whole seconds.
     let time = duration(text)?;
     if time < Duration::from_secs(2) { Err("it must be 2s or more".to_owned()) } else { Ok(time) }
-}
-
-/// A size: `1000`, `64KiB`, `256MiB`, `1GiB` (also `K`, `M`, `G`).
-fn bytes(text: &str) -> Result<u64, String> {
-    let wrong = || format!("'{text}' is not a size such as 1000, 64KiB, 256MiB or 1GiB");
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
-    let shift = match text[digits..].trim() {
-        "" | "B" => 0,
-        "K" | "KiB" => 10,
-        "M" | "MiB" => 20,
-        "G" | "GiB" => 30,
-        _ => return Err(wrong()),
-    };
-    number.checked_mul(1 << shift).ok_or_else(wrong)
 }
 
 fn value_bytes(text: &str) -> Result<u64, String> {

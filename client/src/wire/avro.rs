@@ -17,6 +17,7 @@ pub enum DecodeError {
     Trailing(usize),
 }
 
+#[inline]
 pub(crate) fn put_long(out: &mut Vec<u8>, value: i64) {
     // Zigzag, then 7 bits a byte, the lowest first.
     let mut rest = ((value << 1) ^ (value >> 63)).cast_unsigned();
@@ -27,11 +28,13 @@ pub(crate) fn put_long(out: &mut Vec<u8>, value: i64) {
     out.push(rest as u8);
 }
 
+#[inline]
 pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     put_long(out, bytes.len().cast_signed() as i64);
     out.extend_from_slice(bytes);
 }
 
+#[inline]
 pub(crate) fn put_string(out: &mut Vec<u8>, text: &str) {
     put_bytes(out, text.as_bytes());
 }
@@ -41,7 +44,19 @@ pub(crate) fn put_string(out: &mut Vec<u8>, text: &str) {
 pub(crate) struct Input<'a>(pub &'a [u8]);
 
 impl<'a> Input<'a> {
+    #[inline]
     pub(crate) fn long(&mut self, field: &'static str) -> Result<i64, DecodeError> {
+        // Most numbers are lengths below 64.
+        if let Some((&byte, rest)) = self.0.split_first()
+            && byte < 0x80
+        {
+            self.0 = rest;
+            return Ok(i64::from(byte >> 1) ^ -i64::from(byte & 1));
+        }
+        self.long_of_many(field)
+    }
+
+    fn long_of_many(&mut self, field: &'static str) -> Result<i64, DecodeError> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
             let (&byte, rest) = self.0.split_first().ok_or(DecodeError::Truncated(field))?;
@@ -58,16 +73,19 @@ impl<'a> Input<'a> {
         Err(DecodeError::OutOfRange(field))
     }
 
+    #[inline]
     pub(crate) fn int(&mut self, field: &'static str) -> Result<i32, DecodeError> {
         self.long(field)?.try_into().map_err(|_| DecodeError::OutOfRange(field))
     }
 
     /// The index of a union's branch or an enum's symbol, below `count`.
+    #[inline]
     pub(crate) fn index(&mut self, count: usize, field: &'static str) -> Result<usize, DecodeError> {
         let index = usize::try_from(self.long(field)?).map_err(|_| DecodeError::OutOfRange(field))?;
         if index < count { Ok(index) } else { Err(DecodeError::OutOfRange(field)) }
     }
 
+    #[inline]
     pub(crate) fn boolean(&mut self, field: &'static str) -> Result<bool, DecodeError> {
         match self.take(1, field)? {
             [0] => Ok(false),
@@ -76,18 +94,21 @@ impl<'a> Input<'a> {
         }
     }
 
+    #[inline]
     pub(crate) fn take(&mut self, length: usize, field: &'static str) -> Result<&'a [u8], DecodeError> {
         let (bytes, rest) = self.0.split_at_checked(length).ok_or(DecodeError::Truncated(field))?;
         self.0 = rest;
         Ok(bytes)
     }
 
+    #[inline]
     pub(crate) fn bytes(&mut self, field: &'static str) -> Result<&'a [u8], DecodeError> {
         let length = self.long(field)?;
         let length = usize::try_from(length).map_err(|_| DecodeError::OutOfRange(field))?;
         self.take(length, field)
     }
 
+    #[inline]
     pub(crate) fn string(&mut self, field: &'static str) -> Result<&'a str, DecodeError> {
         std::str::from_utf8(self.bytes(field)?).map_err(|_| DecodeError::NotUtf8(field))
     }

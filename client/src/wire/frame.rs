@@ -154,11 +154,13 @@ fn gather(frame: &[u8], message: &mut Vec<u8>) {
 }
 
 /// Appends a frame of one buffer to `out`, whose content `write` appends.
+#[inline]
 pub fn put_frame<T>(out: &mut Vec<u8>, serial: i32, write: impl FnOnce(&mut Vec<u8>) -> T) -> T {
-    out.extend_from_slice(&serial.to_be_bytes());
-    out.extend_from_slice(&1i32.to_be_bytes());
-    let at = out.len();
-    out.extend_from_slice(&[0; LENGTH]);
+    let mut head = [0; HEADER + LENGTH];
+    head[..4].copy_from_slice(&serial.to_be_bytes());
+    head[4..8].copy_from_slice(&1i32.to_be_bytes());
+    out.extend_from_slice(&head);
+    let at = out.len() - LENGTH;
     let result = write(out);
     // No message here comes near 2 GiB: frames are limited, and pages of answers too.
     let length = i32::try_from(out.len() - at - LENGTH).unwrap_or(i32::MAX);

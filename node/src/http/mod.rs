@@ -9,6 +9,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bitacora_client::units;
 use bitacora_client::wire::ScanRequest;
 use bytes::Buf;
 use futures_util::{Stream, StreamExt};
@@ -24,7 +25,6 @@ use crate::membership::MembershipState;
 use crate::metrics::Snapshot;
 use crate::progress::{PartitionStatus, Phase, RestoreStatus};
 use crate::reads::Found;
-use crate::settings;
 use crate::writes::{MAX_TTL, check_key};
 
 /// The API, `contract.md` section 6.
@@ -374,7 +374,7 @@ fn check_consistency(
         parsed.map_err(|error| ApiError::BadRequest(error.to_string()))?;
     }
     if let Some(text) = timeout {
-        settings::duration(text).map_err(|error| ApiError::BadRequest(format!("timeout: {error}")))?;
+        units::duration(text).map_err(|error| ApiError::BadRequest(format!("timeout: {error}")))?;
     }
     match level.unwrap_or("eventual") {
         "eventual" => Ok(()),
@@ -439,7 +439,7 @@ fn form_fields(body: &str) -> Option<Params> {
 }
 
 fn parse_ttl(text: &str) -> Result<Duration, String> {
-    let ttl = settings::positive_duration(text)
+    let ttl = units::positive_duration(text)
         .map_err(|error| format!("ttl: {error}; leave it out to keep the key for ever"))?;
     if ttl > MAX_TTL {
         return Err(format!(

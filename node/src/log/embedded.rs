@@ -213,6 +213,10 @@ fn parse(bytes: &[u8]) -> Option<Stored<'_>> {
 }
 
 impl Log for EmbeddedLog {
+    fn topic(&self) -> &str {
+        &self.shared.identity.topic
+    }
+
     fn open(&self) -> Result<LogInfo, OpenError> {
         let partitions = lock(&self.shared.ends).iter().map(|end| 0..*end).collect();
         Ok(LogInfo { identity: self.shared.identity.clone(), partitions })

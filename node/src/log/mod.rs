@@ -24,6 +24,9 @@ use crate::position::{HighWatermark, NextOffset, Position};
 /// 3. Offsets of a partition only grow; there may be holes. A position once read never holds another record, while
 ///    [`LogIdentity`] stays the same.
 pub trait Log: Send + Sync + 'static {
+    /// The topic's name, as it is known before the log answers.
+    fn topic(&self) -> &str;
+
     /// Connects to the log, creates it where it is missing and checks that it is fit for use. Blocks, for seconds at
     /// most; called again after a failure that may pass, and after a reader has failed.
     ///

@@ -68,15 +68,3 @@ fn join(host: &str, port: u16) -> String {
         format!("{host}:{port}")
     }
 }
-
-/// Checks `host:port`.
-///
-/// # Errors
-/// A sentence.
-pub(crate) fn host_port(text: &str) -> Result<(), String> {
-    let wrong = || format!("'{text}' is not host:port");
-    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
-    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    let plausible = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || "/@?#".contains(c));
-    if plausible && port.parse::<u16>().is_ok_and(|port| port > 0) { Ok(()) } else { Err(wrong()) }
-}

@@ -8,13 +8,14 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bitacora_client::discovery::ConnectString;
 use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use zookeeper_async::{Acl, CreateMode, WatchedEvent, Watcher, ZkError, ZkResult, ZooKeeper};
 
-use super::{Address, Membership, MembershipState, host_port};
+use super::{Address, Membership, MembershipState};
 
 /// ZooKeeper's members are looked at this often, if no watch or state change asks for it earlier.
 const LOOK: Duration = Duration::from_secs(1);
@@ -22,37 +23,6 @@ const LOOK: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(300);
 const SERVERS: &str = "/bitacora/servers";
 const SOCKETS: &str = "/bitacora/sockets";
-
-/// `host:port,…` and the path under which everything is kept, `""` or `/a/b`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConnectString {
-    hosts: Vec<String>,
-    chroot: String,
-}
-
-impl std::str::FromStr for ConnectString {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (hosts, chroot) = text.find('/').map_or((text, ""), |at| text.split_at(at));
-        let chroot = chroot.trim_end_matches('/');
-        if chroot.contains("//") || chroot.contains(char::is_whitespace) {
-            return Err(format!("'{chroot}' is not a path of ZooKeeper"));
-        }
-        let hosts: Vec<_> = hosts.split(',').map(|host| host.trim().to_owned()).collect();
-        for host in &hosts {
-            host_port(host)?;
-        }
-        Ok(Self { hosts, chroot: chroot.to_owned() })
-    }
-}
-
-impl ConnectString {
-    /// `host:port` of each server.
-    pub fn hosts(&self) -> &[String] {
-        &self.hosts
-    }
-}
 
 pub struct ZooKeeperMembership {
     shared: Arc<Shared>,
@@ -85,15 +55,20 @@ enum Wanted {
 impl ZooKeeperMembership {
     /// Starts to follow the cluster; `session_timeout` is what ZooKeeper is asked for, which it may raise.
     #[must_use]
-    pub fn start(connect: ConnectString, session_timeout: Duration, address: Address) -> Self {
+    pub fn start(connect: &ConnectString, session_timeout: Duration, address: Address) -> Self {
         let state = MembershipState::Disconnected { reason: "not reached yet".into() };
         let shared = Arc::new(Shared {
-            chroot: connect.chroot,
+            chroot: connect.chroot().to_owned(),
             wanted: watch::Sender::new(Wanted::Watching),
             look: Notify::new(),
             known: Mutex::new(Known { members: Arc::new([]), state, told: false }),
         });
-        let task = tokio::spawn(run(Arc::clone(&shared), connect.hosts, session_timeout, address.clone()));
+        let task = tokio::spawn(run(
+            Arc::clone(&shared),
+            connect.hosts().to_vec(),
+            session_timeout,
+            address.clone(),
+        ));
         Self { shared, address, task: Mutex::new(Some(task)) }
     }
 }
@@ -308,21 +283,5 @@ async fn members(zookeeper: &ZooKeeper, chroot: &str) -> ZkResult<Vec<String>> {
         }
         Err(ZkError::NoNode) => Ok(Vec::new()),
         Err(error) => Err(error),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn connect_strings() {
-        let parse = |text: &str| text.parse::<ConnectString>();
-        let expected = ConnectString { hosts: vec!["a:2181".into(), "b:2182".into()], chroot: "/x/y".into() };
-        assert_eq!(parse("a:2181, b:2182/x/y"), Ok(expected));
-        assert_eq!(parse("a:1/").map(|c| c.chroot), Ok(String::new()));
-        for wrong in ["", "a", "a:", "a:b", "a:1,,b:1", "a:1//x", "a:1/x y", "a:99999", "http://a:1"] {
-            assert!(parse(wrong).is_err(), "{wrong:?} was accepted");
-        }
     }
 }

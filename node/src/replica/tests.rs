@@ -18,6 +18,7 @@ enum Step {
 }
 
 struct Scripted {
+    topic: &'static str,
     identity: &'static str,
     range: std::ops::Range<i64>,
     high_watermark: Mutex<i64>,
@@ -28,11 +29,15 @@ struct Scripted {
 }
 
 impl Log for Scripted {
+    fn topic(&self) -> &str {
+        self.topic
+    }
+
     fn open(&self) -> Result<LogInfo, OpenError> {
         if let Some(reason) = self.refuses {
             return Err(OpenError::Refused(reason.to_owned()));
         }
-        let identity = LogIdentity { cluster: self.identity.to_owned(), topic: "t".to_owned() };
+        let identity = LogIdentity { cluster: self.identity.to_owned(), topic: self.topic.to_owned() };
         Ok(LogInfo { identity, partitions: vec![self.range.clone()] })
     }
 
@@ -89,17 +94,19 @@ struct Bench {
 
 impl Bench {
     fn start(dir: &std::path::Path, identity: &'static str, range: std::ops::Range<i64>) -> Self {
-        Self::start_with(dir, identity, range, None)
+        Self::start_with(dir, "t", identity, range, None)
     }
 
     fn start_with(
         dir: &std::path::Path,
+        topic: &'static str,
         identity: &'static str,
         range: std::ops::Range<i64>,
         refuses: Option<&'static str>,
     ) -> Self {
         let (steps, script) = channel();
         let log = Arc::new(Scripted {
+            topic,
             identity,
             high_watermark: Mutex::new(range.end),
             range,
@@ -258,7 +265,22 @@ fn a_reader_that_fails_is_replaced_by_one_that_goes_on_and_nothing_is_lost() {
 #[test]
 fn a_log_that_refuses_turns_readiness_red_with_its_sentence() {
     let dir = folder();
-    let bench = Bench::start_with(dir.path(), "c", 0..0, Some("not compacted"));
+    let bench = Bench::start_with(dir.path(), "t", "c", 0..0, Some("not compacted"));
     bench.wait("failed", |bench| bench.progress.unready().as_deref() == Some("not compacted"));
     assert!(matches!(bench.progress.phase(), Phase::Failed(_)));
+}
+
+#[test]
+fn another_topics_keys_are_not_served_even_before_the_log_answers() {
+    let dir = folder();
+    let bench = Bench::start(dir.path(), "c", 0..1);
+    bench.set(0, "a", "stale");
+    bench.wait("ready", |bench| bench.progress.unready().is_none());
+    drop(bench);
+    let away = Some("it does not answer");
+    let bench = Bench::start_with(dir.path(), "t", "c", 0..1, away);
+    assert!(bench.progress.restored(), "its own topic's are");
+    drop(bench);
+    let bench = Bench::start_with(dir.path(), "another", "c", 0..1, away);
+    assert!(!bench.progress.restored());
 }

@@ -227,7 +227,8 @@ impl Connection {
 
     /// Those that are done by now leave in the same write.
     fn take_finished(&mut self) {
-        while self.out.len() < WRITE_BYTES
+        while !self.under_way.is_empty()
+            && self.out.len() < WRITE_BYTES
             && let Some(Some(finished)) = self.under_way.next().now_or_never()
         {
             self.put(finished);

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use bitacora_client::wire::{KeyValue, source, ttl};
 
+use crate::now_ms;
 use crate::position::Position;
 
 /// A record as the store holds it: a header of fixed size, then the record's Avro bytes as they came from the log.
@@ -75,6 +76,16 @@ impl Entry {
             ttl if ttl < 0 => State::Deleted,
             ttl if ttl <= now => State::Expired,
             _ => State::Live,
+        }
+    }
+
+    /// As [`Entry::state`], now; most entries never expire and need no clock.
+    #[must_use]
+    pub fn state_now(&self) -> State {
+        match self.ttl() {
+            ttl::FOR_EVER => State::Live,
+            ttl if ttl < 0 => State::Deleted,
+            _ => self.state(now_ms()),
         }
     }
 

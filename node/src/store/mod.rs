@@ -343,7 +343,7 @@ fn clear(
 }
 
 /// A key in the cache's table. A short one lies in its slot: a lookup is as fast as it misses few lines of memory.
-type CacheKey = SmallVec<[u8; 32]>;
+type CacheKey = SmallVec<[u8; 24]>;
 
 /// A key to look for, which is not copied.
 #[derive(PartialEq, Eq, Hash)]

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bitacora_client::discovery::{ConnectString, host_port};
+use bitacora_client::units::{bytes, duration, positive_duration};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -263,7 +264,7 @@ pub struct Import {
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
     pub retry_for: Duration,
     /// A longer line is rejected
-    #[arg(long, value_name = "BYTES", default_value = "8MiB", value_parser = bytes)]
+    #[arg(long, value_name = "BYTES", default_value = "8MiB", value_parser = size)]
     pub max_line: usize,
 }
 
@@ -334,7 +335,7 @@ pub struct Bench {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub requests: Option<u64>,
     /// Bytes of a value
-    #[arg(long, value_name = "BYTES", default_value = "100", value_parser = bytes)]
+    #[arg(long, value_name = "BYTES", default_value = "100", value_parser = size)]
     pub value_size: usize,
     /// How many different keys
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
@@ -457,40 +458,9 @@ pub fn http_node(text: &str) -> Result<Url, String> {
     if text.contains("://") { http_url(text) } else { http_url(&format!("http://{}", node(text)?)) }
 }
 
-/// A time: `500ms`, `30s`, `5m`, `2h`, `7d`, or a number of ms, as the nodes' settings and the API have it.
-pub fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("'{text}' is not a time such as 500ms, 30s, 5m, 2h, 7d or a number of ms");
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
-    let unit = match &text[digits..] {
-        "" | "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return Err(wrong()),
-    };
-    let ms = number.checked_mul(unit).filter(|ms| i64::try_from(*ms).is_ok());
-    ms.map(Duration::from_millis).ok_or_else(|| format!("'{text}' is too long a time"))
-}
-
-pub fn positive_duration(text: &str) -> Result<Duration, String> {
-    duration(text)
-        .and_then(|time| if time.is_zero() { Err("it must be above 0".to_owned()) } else { Ok(time) })
-}
-
-fn bytes(text: &str) -> Result<usize, String> {
-    let wrong = || format!("'{text}' is not a size such as 1000, 64KiB, 8MiB, between 1 and 1GiB");
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let number: usize = text[..digits].parse().map_err(|_| wrong())?;
-    let shift = match text[digits..].trim() {
-        "" | "B" => 0,
-        "K" | "KiB" => 10,
-        "M" | "MiB" => 20,
-        "G" | "GiB" => 30,
-        _ => return Err(wrong()),
-    };
-    number.checked_mul(1 << shift).filter(|size| (1..=1 << 30).contains(size)).ok_or_else(wrong)
+fn size(text: &str) -> Result<usize, String> {
+    let size = usize::try_from(bytes(text)?).ok().filter(|size| (1..=1 << 30).contains(size));
+    size.ok_or_else(|| "it must be between 1 and 1GiB".to_owned())
 }
 
 #[cfg(test)]
@@ -568,14 +538,8 @@ mod tests {
     }
 
     #[test]
-    fn times_and_sizes() {
-        assert_eq!(duration("250"), Ok(Duration::from_millis(250)));
-        for wrong in ["", "-5", "1.5s", "s", "10x", "99999999999999999999", "9999999999999999d", "1 s", "٣s"]
-        {
-            assert!(duration(wrong).is_err(), "{wrong:?} was accepted");
-        }
-        assert!(positive_duration("0").is_err());
-        assert_eq!(bytes("64KiB"), Ok(65_536));
-        assert!(bytes("0").is_err() && bytes("2G").is_err() && bytes("-1").is_err());
+    fn sizes() {
+        assert_eq!(size("64KiB"), Ok(65_536));
+        assert!(size("0").is_err() && size("2G").is_err() && size("-1").is_err());
     }
 }

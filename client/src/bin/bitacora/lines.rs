@@ -7,7 +7,8 @@ use bytes::{Bytes, BytesMut};
 use csv::{ByteRecord, ReaderBuilder};
 use serde::Deserialize;
 
-use crate::cli::{Format, positive_duration};
+use crate::cli::Format;
+use bitacora_client::units::positive_duration;
 
 /// Read at a time. Long enough that a block fills several requests.
 const CHUNK: usize = 256 << 10;

@@ -133,6 +133,10 @@ fn set_default(config: &mut ClientConfig, name: &str, value: &str) {
 }
 
 impl Log for KafkaLog {
+    fn topic(&self) -> &str {
+        &self.settings.topic
+    }
+
     fn open(&self) -> Result<LogInfo, OpenError> {
         let info = topic::open(&self.queries, &self.settings)?;
         let _ = self.partitions.set(info.partitions.len());

@@ -1,0 +1,70 @@
+//! Times and sizes as people write them: in settings, on the command line and in the API.
+
+use std::time::Duration;
+
+/// A time: `500ms`, `30s`, `5m`, `2h`, `7d`, or a number of ms.
+///
+/// # Errors
+/// A sentence.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("'{text}' is not a time such as 500ms, 30s, 5m, 2h, 7d or a number of ms");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
+    let unit = match &text[digits..] {
+        "" | "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err(wrong()),
+    };
+    // The log counts ms in 63 bits.
+    let ms = number.checked_mul(unit).filter(|ms| i64::try_from(*ms).is_ok());
+    ms.map(Duration::from_millis).ok_or_else(|| format!("'{text}' is too long a time"))
+}
+
+/// As [`duration`], but not zero.
+///
+/// # Errors
+/// A sentence.
+pub fn positive_duration(text: &str) -> Result<Duration, String> {
+    duration(text)
+        .and_then(|time| if time.is_zero() { Err("it must be above 0".to_owned()) } else { Ok(time) })
+}
+
+/// A size in bytes: `1000`, `64KiB`, `256MiB`, `1GiB` (also `K`, `M`, `G`).
+///
+/// # Errors
+/// A sentence.
+pub fn bytes(text: &str) -> Result<u64, String> {
+    let wrong = || format!("'{text}' is not a size such as 1000, 64KiB, 256MiB or 1GiB");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
+    let shift = match text[digits..].trim() {
+        "" | "B" => 0,
+        "K" | "KiB" => 10,
+        "M" | "MiB" => 20,
+        "G" | "GiB" => 30,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_sizes() {
+        assert_eq!(duration("250"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("2h"), Ok(Duration::from_secs(7_200)));
+        assert_eq!(bytes("64KiB"), Ok(65_536));
+        for wrong in ["", "ms", "1 s", "-1s", "1.5s", "1w", "99999999999999999999", "999999999999999d"] {
+            assert!(duration(wrong).is_err(), "{wrong:?} was accepted");
+        }
+        assert!(positive_duration("0").is_err());
+        for wrong in ["", "KiB", "-1", "1.5MiB", "1TiB", "99999999999999999999", "99999999999999G"] {
+            assert!(bytes(wrong).is_err(), "{wrong:?} was accepted");
+        }
+    }
+}
