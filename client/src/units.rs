@@ -59,7 +59,8 @@ mod tests {
         assert_eq!(duration("250"), Ok(Duration::from_millis(250)));
         assert_eq!(duration("2h"), Ok(Duration::from_secs(7_200)));
         assert_eq!(bytes("64KiB"), Ok(65_536));
-        for wrong in ["", "ms", "1 s", "-1s", "1.5s", "1w", "99999999999999999999", "999999999999999d"] {
+        for wrong in ["", "ms", "1 s", "-1s", "1.5s", "1w", "99999999999999999999", "999999999999999d", "٣s"]
+        {
             assert!(duration(wrong).is_err(), "{wrong:?} was accepted");
         }
         assert!(positive_duration("0").is_err());

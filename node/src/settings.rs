@@ -327,18 +327,6 @@ mod tests {
     }
 
     #[test]
-    fn times_and_sizes() {
-        assert_eq!(duration("250"), Ok(Duration::from_millis(250)));
-        assert_eq!(duration("2h"), Ok(Duration::from_secs(7_200)));
-        for wrong in ["", "-5", "1.5s", "s", "10x", "99999999999999999999", "9999999999999999d", "1 s", "٣s"]
-        {
-            assert!(duration(wrong).is_err(), "{wrong:?} was accepted");
-        }
-        assert_eq!(bytes("64KiB"), Ok(65_536));
-        assert!(bytes("1.5G").is_err() && bytes("-1").is_err() && bytes("99999999999G").is_err());
-    }
-
-    #[test]
     fn properties_come_from_text_and_files_and_never_touch_what_correctness_rests_on() {
         assert_eq!(property("ssl.ca.location = /a=b"), Ok(("ssl.ca.location".into(), "/a=b".into())));
         assert!(property("acks=0").expect_err("reserved").contains("'acks'"));
