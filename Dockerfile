@@ -1,7 +1,7 @@
-# The image of a Bitacora node.
+# The image of a Bitacora node, with the command line `bitacora` beside it.
 #
 #   docker build -t bitacora .
-#   docker build --target symbols -o out .     # the binary's debug symbols, as out/bitacora-node.debug
+#   docker build --target symbols -o out .     # the binaries' debug symbols, as out/*.debug
 
 ARG RUST_IMAGE=rust:1.95-slim-bookworm
 ARG RUNTIME_IMAGE=debian:bookworm-slim
@@ -28,21 +28,23 @@ RUN for member in client e2e node; do \
      && mkdir -p "$member/src" && touch "$member/src/lib.rs" || exit 1; \
     done \
  && echo 'fn main() {}' > node/src/main.rs \
- && cargo build --locked --release -p bitacora-node \
+ && cargo build --locked --release -p bitacora-node -p bitacora-client \
  && cargo clean --locked --release -p bitacora-node -p bitacora-client
 
-# --- The node. The end-to-end crate stays empty: its sources are no part of the image.
+# --- The node and the command line. The end-to-end crate stays empty: its sources are no part of the image.
 FROM dependencies AS build
 COPY client client
 COPY node node
-# The line tables go to a file of their own, which the stripped binary names.
-RUN cargo build --locked --release -p bitacora-node \
+# The line tables go to files of their own, which the stripped binaries name.
+RUN cargo build --locked --release -p bitacora-node -p bitacora-client \
  && mkdir /out && cd /out \
- && objcopy --only-keep-debug /src/target/release/bitacora-node bitacora-node.debug \
- && objcopy --strip-all --add-gnu-debuglink=bitacora-node.debug /src/target/release/bitacora-node bitacora-node
+ && for program in bitacora-node bitacora; do \
+        objcopy --only-keep-debug "/src/target/release/$program" "$program.debug" \
+     && objcopy --strip-all --add-gnu-debuglink="$program.debug" "/src/target/release/$program" "$program" || exit 1; \
+    done
 
 FROM scratch AS symbols
-COPY --from=build /out/bitacora-node.debug /
+COPY --from=build /out/*.debug /
 
 # --- What runs.
 FROM ${RUNTIME_IMAGE}
@@ -51,7 +53,7 @@ RUN groupadd --gid 10001 bitacora \
  && install -d -o 10001 -g 10001 -m 0750 /var/lib/bitacora
 # The roots that librdkafka trusts when brokers are reached over TLS.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
-COPY --from=build /out/bitacora-node /usr/local/bin/
+COPY --from=build /out/bitacora-node /out/bitacora /usr/local/bin/
 
 ENV API_PORT=8080 AVRO_PORT=8081 DATA_DIR=/var/lib/bitacora
 # By number: an orchestrator can then see that it isn't root.

@@ -41,6 +41,9 @@ async fn scenario(deployment: &Deployment) -> Result<()> {
         node.set(&format!("by node {i}"), "value").await?.expect(200);
         reads(&balancer, &format!("by node {i}"), Some("value")).await?;
     }
+    // The command line is in the image, and finds the node next to it.
+    let read = ["exec", "-T", "node-1", "bitacora", "get", "by node 0"];
+    assert_eq!(deployment.compose(&read).await?, "value\n");
     balancer.delete("one").await?.expect(200);
     for node in &nodes {
         reads(node, "one", None).await?;
