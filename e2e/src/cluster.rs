@@ -360,8 +360,8 @@ impl Node {
         Ok(())
     }
 
-    pub fn resident_bytes(&self) -> Option<u64> {
-        self.with_process(Process::resident_bytes).flatten()
+    pub fn peak_resident_bytes(&self) -> Option<u64> {
+        self.with_process(Process::peak_resident_bytes).flatten()
     }
 
     pub fn log_tail(&self, lines: usize) -> String {

@@ -114,17 +114,17 @@ impl Process {
         }
     }
 
-    /// Resident memory, in bytes.
+    /// The most resident memory that it had so far, in bytes.
     #[cfg(target_os = "linux")]
-    pub fn resident_bytes(&self) -> Option<u64> {
+    pub fn peak_resident_bytes(&self) -> Option<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
-        let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+        let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
         let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
         Some(kib * 1024)
     }
 
     #[cfg(not(target_os = "linux"))]
-    pub fn resident_bytes(&self) -> Option<u64> {
+    pub fn peak_resident_bytes(&self) -> Option<u64> {
         None
     }
 }

@@ -286,7 +286,7 @@ async fn a_slow_header_is_given_up(ctx: Ctx) -> Result<()> {
 async fn an_endless_body_is_cut_off(ctx: Ctx) -> Result<()> {
     let cluster = node_with_canary(&ctx, Options::new()).await?;
     let node = &cluster.nodes[0];
-    let before = node.resident_bytes();
+    let before = node.peak_resident_bytes();
     let mut connection = RawConnection::open(node.api_port).await?;
     connection
         .write(b"POST /rpc?key=canary HTTP/1.1\r\nHost: node\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -298,7 +298,7 @@ async fn an_endless_body_is_cut_off(ctx: Ctx) -> Result<()> {
         let mut sent = 0_u64;
         while writer.write_all(&chunk).await.is_ok() {
             sent += 1;
-            most = most.max(node.resident_bytes().unwrap_or(0));
+            most = most.max(node.peak_resident_bytes().unwrap_or(0));
         }
         sent
     };

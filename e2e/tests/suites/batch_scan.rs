@@ -129,7 +129,7 @@ async fn send_chunked(
 async fn a_line_without_end_costs_its_own_result_only(ctx: Ctx) -> Result<()> {
     let cluster = one_node(&ctx, Options::new()).await?;
     let node = &cluster.nodes[0];
-    let before = node.resident_bytes().context("Linux tells")?;
+    let before = node.peak_resident_bytes().context("Linux tells")?;
     let (mut read, mut write) = RawConnection::open(node.api_port).await?.split();
     // 100 MB in one line, between two good ones.
     let mut piece = 0;
@@ -159,7 +159,7 @@ async fn a_line_without_end_costs_its_own_result_only(ctx: Ctx) -> Result<()> {
     let statuses: Vec<Value> =
         results(&lines.join("\n"))?.iter().map(|result| result["status"].clone()).collect();
     assert_eq!(statuses, [200, 413, 200], "{text}");
-    let more = node.resident_bytes().context("Linux tells")?.saturating_sub(before) >> 20;
+    let more = node.peak_resident_bytes().context("Linux tells")?.saturating_sub(before) >> 20;
     ensure!(more < 60, "{more} MiB more");
     node.has("after", Some("v")).await;
     Ok(())
@@ -171,7 +171,7 @@ async fn a_batch_that_nobody_reads_is_given_up(ctx: Ctx) -> Result<()> {
     let large = "v".repeat(1 << 20);
     node.api().set("large", &large).await?.expect(200);
     node.has("large", Some(&large)).await;
-    let before = node.resident_bytes().context("Linux tells")?;
+    let before = node.peak_resident_bytes().context("Linux tells")?;
     let (_unread, mut write) = RawConnection::open(node.api_port).await?.split();
     let started = Instant::now();
     // It ends when the node closes the connection.
@@ -179,7 +179,7 @@ async fn a_batch_that_nobody_reads_is_given_up(ctx: Ctx) -> Result<()> {
     let ended = tokio::time::timeout(START, endless).await.context("the node takes in the batch for ever")?;
     ensure!(ended.is_err(), "it was taken in whole");
     ensure!(started.elapsed() > Duration::from_secs(1), "closed after {:?}", started.elapsed());
-    let more = node.resident_bytes().context("Linux tells")?.saturating_sub(before) >> 20;
+    let more = node.peak_resident_bytes().context("Linux tells")?.saturating_sub(before) >> 20;
     ensure!(more < 100, "{more} MiB more");
     node.api().get("large").await?.expect(200);
     Ok(())

@@ -350,7 +350,7 @@ async fn a_client_that_never_reads_costs_no_memory(ctx: Ctx) -> Result<()> {
     let large = "v".repeat(1 << 20);
     node.api().set("large", &large).await?.expect(200);
     node.has("large", Some(&large)).await;
-    let before = node.resident_bytes().context("Linux tells")?;
+    let before = node.peak_resident_bytes().context("Linux tells")?;
     // Four gigabytes of answers, which nobody takes.
     let mut greedy = Vec::new();
     for _ in 0..4 {
@@ -360,7 +360,7 @@ async fn a_client_that_never_reads_costs_no_memory(ctx: Ctx) -> Result<()> {
     }
     // The node gives up on them; until then they cost what their sockets hold.
     wait::until("they are closed", START, || async {
-        let now = node.resident_bytes().unwrap_or(u64::MAX);
+        let now = node.peak_resident_bytes().unwrap_or(u64::MAX);
         assert!(now < before + (100 << 20), "{} MiB more", (now - before) >> 20);
         match node.api().metric("bitacora_rpc_connections").await {
             Ok(0.0) => Ok(()),
