@@ -107,7 +107,8 @@ pub struct ProtocolError(String);
 /// other but fitting types, or more of them (Avro specification, "Schema Resolution").
 #[derive(Debug)]
 pub struct ForeignProtocol {
-    messages: HashMap<String, Result<Declared, String>>,
+    /// Of our messages alone: what else a client declares costs nothing.
+    messages: HashMap<Message, Result<Declared, String>>,
 }
 
 #[derive(Debug)]
@@ -151,34 +152,33 @@ impl ForeignProtocol {
             .get("messages")
             .and_then(Value::as_object)
             .ok_or_else(|| ProtocolError("it has no messages".to_owned()))?;
-        let declared = |name: &String, declaration: &Value| {
-            let message =
-                Message::named(name).ok_or_else(|| format!("No message named {name} on this server"))?;
+        let declared = |message: Message, declaration: &Value| {
             if declaration.get("one-way").and_then(Value::as_bool) == Some(true) {
-                return Err(format!("Not both one-way: {name}"));
+                return Err(format!("Not both one-way: {}", message.name()));
             }
             let parameters = types.resolve(message, declaration)?;
             Ok(Declared { message, parameters })
         };
-        Ok(Self {
-            messages: messages
-                .iter()
-                .map(|(name, message)| (name.clone(), declared(name, message)))
-                .collect(),
-        })
+        let ours = Message::ALL.into_iter().filter_map(|message| {
+            let declaration = messages.get(message.name())?;
+            Some((message, declared(message, declaration)))
+        });
+        Ok(Self { messages: ours.collect() })
+    }
+
+    pub(super) fn declared(&self, name: &str) -> Result<&Declared, String> {
+        let message =
+            Message::named(name).ok_or_else(|| format!("No message named {name} on this server"))?;
+        match self.messages.get(&message) {
+            Some(declared) => declared.as_ref().map_err(Clone::clone),
+            None => Err(format!("No such remote message: {name}")),
+        }
     }
 
     /// Whether the other side declares the message with the request that [`PROTOCOL`] has.
     #[must_use]
     pub fn declares(&self, message: Message) -> bool {
         self.declared(message.name()).is_ok_and(|declared| declared.parameters == Parameters::AsOurs)
-    }
-
-    pub(super) fn declared(&self, name: &str) -> Result<&Declared, String> {
-        match self.messages.get(name) {
-            Some(declared) => declared.as_ref().map_err(Clone::clone),
-            None => Err(format!("No such remote message: {name}")),
-        }
     }
 }
 
