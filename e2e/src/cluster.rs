@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -19,25 +19,46 @@ use crate::{ports, wait};
 /// From a process to a node that is ready, on two busy cores and in a debug build.
 pub const START: Duration = Duration::from_secs(30);
 
-/// Builds the node once, in the profile of the tests, and returns its path. `E2E_NODE_BINARY` names another.
-pub async fn node_binary() -> Result<&'static Path> {
-    static BINARY: OnceCell<PathBuf> = OnceCell::const_new();
-    let binary = BINARY.get_or_try_init(async || {
-        if let Some(given) = std::env::var_os("E2E_NODE_BINARY") {
-            return Ok(PathBuf::from(given));
-        }
-        build_node().await
-    });
-    Ok(binary.await?)
+/// The programs under test.
+struct Binaries {
+    node: PathBuf,
+    cli: PathBuf,
 }
 
-async fn build_node() -> Result<PathBuf> {
+/// Builds both programs once, with one call of cargo, in the profile of the tests.
+async fn binaries() -> Result<&'static Binaries> {
+    static BINARIES: OnceCell<Binaries> = OnceCell::const_new();
+    BINARIES.get_or_try_init(build).await
+}
+
+/// The path of the node, built if need be. `E2E_NODE_BINARY` names another.
+pub async fn node_binary() -> Result<&'static Path> {
+    static GIVEN: LazyLock<Option<PathBuf>> =
+        LazyLock::new(|| std::env::var_os("E2E_NODE_BINARY").map(PathBuf::from));
+    match GIVEN.as_deref() {
+        Some(given) => Ok(given),
+        None => Ok(&binaries().await?.node),
+    }
+}
+
+/// The path of the command line, built if need be. `E2E_CLI_BINARY` names another.
+pub async fn cli_binary() -> Result<&'static Path> {
+    static GIVEN: LazyLock<Option<PathBuf>> =
+        LazyLock::new(|| std::env::var_os("E2E_CLI_BINARY").map(PathBuf::from));
+    match GIVEN.as_deref() {
+        Some(given) => Ok(given),
+        None => Ok(&binaries().await?.cli),
+    }
+}
+
+async fn build() -> Result<Binaries> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = tokio::process::Command::new(cargo);
     // With this package selected too, the dependencies' features are those that the tests were built with, and nothing
     // is built twice.
     command.args(["build", "--message-format=json-render-diagnostics", "-p", "e2e", "-p", "bitacora-node"]);
-    command.args(["--bin", "bitacora-node"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    command.args(["-p", "bitacora-client", "--bin", "bitacora-node", "--bin", "bitacora"]);
+    command.current_dir(env!("CARGO_MANIFEST_DIR"));
     if !cfg!(debug_assertions) {
         command.arg("--release");
     }
@@ -51,15 +72,18 @@ async fn build_node() -> Result<PathBuf> {
     }
     let output = command.stdin(Stdio::null()).kill_on_drop(true).output().await.context("running cargo")?;
     let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "building bitacora-node failed:\n{stderr}");
-    output
+    ensure!(output.status.success(), "building the programs failed:\n{stderr}");
+    let messages: Vec<Value> = output
         .stdout
         .split(|byte| *byte == b'\n')
         .filter_map(|line| serde_json::from_slice::<Value>(line).ok())
-        .filter(|message| message["target"]["name"] == "bitacora-node")
-        .filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?)))
-        .next_back()
-        .with_context(|| format!("cargo names no executable of bitacora-node:\n{stderr}"))
+        .collect();
+    let executable = |name: &str| {
+        let built = messages.iter().filter(|message| message["target"]["name"] == name);
+        let mut paths = built.filter_map(|message| Some(PathBuf::from(message["executable"].as_str()?)));
+        paths.next_back().with_context(|| format!("cargo names no executable of {name}:\n{stderr}"))
+    };
+    Ok(Binaries { node: executable("bitacora-node")?, cli: executable("bitacora")? })
 }
 
 /// How a cluster differs from the usual one.
@@ -198,6 +222,11 @@ impl Cluster {
         }
     }
 
+    /// `host:port` of every node's Avro RPC, running or not.
+    pub fn rpc_addresses(&self) -> Vec<String> {
+        self.nodes.iter().map(Node::rpc_address).collect()
+    }
+
     pub async fn zk(&self) -> ZkClient {
         ZkClient::connect(&self.zookeeper_hosts).await.expect("the suites' ZooKeeper answers")
     }
@@ -228,7 +257,7 @@ impl Node {
     /// A node that is not started; `env` goes over what every node of the suites has.
     pub async fn new(ctx: &Ctx, env: Vec<(String, String)>) -> Result<Node> {
         let binary = node_binary().await?;
-        let (api_port, avro_port) = (ports::free(), ports::free());
+        let (api_port, avro_port) = ports::pair();
         let name = format!("node-{api_port}");
         let data_dir = ctx.dir.join(&name);
         let mut all: Vec<(String, String)> = [
@@ -254,6 +283,19 @@ impl Node {
             process: Mutex::new(None),
             api: Mutex::new(Api::new(api_port)),
         })
+    }
+
+    pub fn rpc_address(&self) -> String {
+        format!("127.0.0.1:{}", self.avro_port)
+    }
+
+    pub fn http_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.api_port)
+    }
+
+    /// Its process while it runs, or after its end.
+    pub fn pid(&self) -> Option<u32> {
+        self.with_process(Process::pid)
     }
 
     /// Changes a setting from the next start on.

@@ -3,6 +3,7 @@
 
 pub mod backends;
 pub mod cluster;
+pub mod command_line;
 pub mod deployment;
 pub mod http;
 pub mod java;

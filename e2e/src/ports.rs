@@ -22,3 +22,13 @@ pub fn free() -> u16 {
     }
     panic!("no free port between {FIRST} and {}", FIRST + COUNT);
 }
+
+/// Two neighbours, as a node's ports are by default.
+pub fn pair() -> (u16, u16) {
+    loop {
+        let (first, second) = (free(), free());
+        if second == first + 1 {
+            return (first, second);
+        }
+    }
+}

@@ -61,6 +61,13 @@ impl ZkClient {
     }
 }
 
+/// How many clients are connected to the ZooKeeper at `address`, this question included.
+pub async fn connections(address: &str) -> Result<usize, String> {
+    let status = status_word(address).await.map_err(|error| error.to_string())?;
+    let count = status.lines().find_map(|line| line.strip_prefix("Connections: ")?.parse().ok());
+    count.ok_or_else(|| format!("srvr answers {status:?}"))
+}
+
 /// Whether a ZooKeeper at `address` serves requests.
 pub async fn answers(address: &str) -> Result<(), String> {
     // Its own status word first: a session's client would go on retrying in the background where nobody answers, and

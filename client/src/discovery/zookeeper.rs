@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use zookeeper_async::{WatchedEvent, Watcher, ZkError, ZkResult, ZooKeeper};
 
@@ -23,14 +24,27 @@ const SOCKETS: &str = "/bitacora/sockets";
 /// What the last look at ZooKeeper was like; the error is a sentence.
 pub(crate) type Look = Result<(), String>;
 
-/// Dropping it ends the session.
-pub(crate) struct Discovery(pub(crate) watch::Receiver<Look>);
+/// Dropping it ends the session, in the background.
+pub(crate) struct Discovery {
+    pub(crate) looks: watch::Receiver<Look>,
+    task: JoinHandle<()>,
+}
+
+impl Discovery {
+    /// Ends the session, and waits for that, but not for long.
+    pub(crate) async fn close(self) {
+        drop(self.looks);
+        if timeout(LOOK, self.task).await.is_err() {
+            tracing::debug!("left ZooKeeper without its answer");
+        }
+    }
+}
 
 /// Keeps the pool's nodes as they are registered.
 pub(crate) fn follow(connect: ConnectString, session_timeout: Duration, pool: &Arc<Pool>) -> Discovery {
     let (look, looks) = watch::channel(Err("not reached yet".to_owned()));
-    tokio::spawn(run(connect, session_timeout, Arc::downgrade(pool), look));
-    Discovery(looks)
+    let task = tokio::spawn(run(connect, session_timeout, Arc::downgrade(pool), look));
+    Discovery { looks, task }
 }
 
 /// Wakes the task on every event of the session and of its watches.
@@ -50,7 +64,11 @@ async fn run(
 ) {
     let wake = Arc::new(Notify::new());
     let zookeeper = loop {
-        match open(connect.hosts(), session_timeout, &wake).await {
+        let opened = tokio::select! {
+            opened = open(connect.hosts(), session_timeout, &wake) => opened,
+            () = looks.closed() => return,
+        };
+        match opened {
             Ok(zookeeper) => break zookeeper,
             Err(reason) => tell(&looks, Err(reason)),
         }
@@ -60,7 +78,11 @@ async fn run(
     };
     let folder = format!("{}{SOCKETS}", connect.chroot());
     while !looks.is_closed() {
-        let look = match timeout(session_timeout.max(LOOK), members(&zookeeper, &folder)).await {
+        let members = tokio::select! {
+            members = timeout(session_timeout.max(LOOK), members(&zookeeper, &folder)) => members,
+            () = looks.closed() => break,
+        };
+        let look = match members {
             // Nodes that all lost their sessions at once are more likely to be there than not.
             Ok(Ok(members)) if members.is_empty() => Err(format!("no node is registered below {folder}")),
             Ok(Ok(members)) => {

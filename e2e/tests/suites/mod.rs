@@ -3,6 +3,8 @@ mod bad_input;
 mod bad_start;
 mod batch_scan;
 mod broker_outage;
+mod client;
+mod command_line;
 mod compose;
 mod dev;
 mod foreign_records;
@@ -23,6 +25,8 @@ pub fn all() -> Vec<Test> {
         // The longest first, so that no thread is left alone with one at the end.
         compose::tests(),
         real_data::tests(),
+        client::tests(),
+        command_line::tests(),
         broker_outage::tests(),
         peers::tests(),
         membership::tests(),

@@ -184,7 +184,7 @@ impl Http {
         self.client.request(method, url)
     }
 
-    /// Asks one node after the other, until one was reached and, for a read, ready.
+    /// Asks one node after the other, until one was reached and could do it.
     async fn ask(&self, write: bool, request: impl Fn(&Url) -> RequestBuilder) -> Result<Answer, Failure> {
         let first = self.next.fetch_add(1, Ordering::Relaxed);
         let mut last = None;
@@ -260,12 +260,14 @@ impl Answer {
     }
 }
 
-/// The one place where a status becomes a failure. A 503 to a write does not say in a way that a program can read whether
-/// it was taken, so it may have been.
+/// What a node says of a write that the log did not take. Without it a write that was answered 503 may take effect.
+const NOT_TAKEN: &str = "it has not taken effect";
+
+/// The one place where a status becomes a failure.
 fn failure(status: StatusCode, write: bool, message: String) -> Failure {
     let kind = match status {
         StatusCode::NOT_FOUND => Kind::NotFound,
-        StatusCode::SERVICE_UNAVAILABLE if write => Kind::Unclear,
+        StatusCode::SERVICE_UNAVAILABLE if write && !message.contains(NOT_TAKEN) => Kind::Unclear,
         StatusCode::SERVICE_UNAVAILABLE => Kind::Unavailable,
         status if status.is_client_error() => Kind::Refused,
         _ => Kind::Failed,
@@ -342,6 +344,11 @@ mod tests {
             (&get, r#"{"status":404,"message":"Key k not found","position":"0:1"}"#, Kind::NotFound),
             (&get, r#"{"status":503,"message":"restoring"}"#, Kind::Unavailable),
             (&delete, r#"{"status":503,"message":"may still"}"#, Kind::Unclear),
+            (
+                &delete,
+                r#"{"status":503,"message":"the log did not take the write (timed out); it has not taken effect and can be sent again"}"#,
+                Kind::Unavailable,
+            ),
             (&delete, r#"{"status":413}"#, Kind::Refused),
             (&delete, r#"{"status":500}"#, Kind::Failed),
         ] {
