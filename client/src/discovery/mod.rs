@@ -2,6 +2,7 @@
 
 mod zookeeper;
 
+pub use zookeeper::open_session;
 pub(crate) use zookeeper::{Discovery, follow};
 
 use std::str::FromStr;

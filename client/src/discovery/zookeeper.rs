@@ -47,15 +47,6 @@ pub(crate) fn follow(connect: ConnectString, session_timeout: Duration, pool: &A
     Discovery { looks, task }
 }
 
-/// Wakes the task on every event of the session and of its watches.
-struct Wake(Arc<Notify>);
-
-impl Watcher for Wake {
-    fn handle(&self, _: WatchedEvent) {
-        self.0.notify_one();
-    }
-}
-
 async fn run(
     connect: ConnectString,
     session_timeout: Duration,
@@ -65,12 +56,12 @@ async fn run(
     let wake = Arc::new(Notify::new());
     let zookeeper = loop {
         let opened = tokio::select! {
-            opened = open(connect.hosts(), session_timeout, &wake) => opened,
+            opened = open_session(&connect, session_timeout, &wake) => opened,
             () = looks.closed() => return,
         };
         match opened {
             Ok(zookeeper) => break zookeeper,
-            Err(reason) => tell(&looks, Err(reason)),
+            Err(reason) => tell(&looks, Err(format!("ZooKeeper: {reason}"))),
         }
         if timeout(RETRY, looks.closed()).await.is_ok() {
             return;
@@ -122,12 +113,30 @@ fn tell(looks: &watch::Sender<Look>, look: Look) {
     });
 }
 
-async fn open(hosts: &[String], session_timeout: Duration, wake: &Arc<Notify>) -> Result<ZooKeeper, String> {
+/// Wakes on every event of a session and of its watches.
+struct Wake(Arc<Notify>);
+
+impl Watcher for Wake {
+    fn handle(&self, _: WatchedEvent) {
+        self.0.notify_one();
+    }
+}
+
+/// Opens a session with the servers of a connect string. `wake` is notified of every event of the session and of its
+/// watches. The session lives until it is closed, even if what is returned is dropped.
+///
+/// # Errors
+/// A sentence, when no server answers within the session timeout.
+pub async fn open_session(
+    connect: &ConnectString,
+    session_timeout: Duration,
+    wake: &Arc<Notify>,
+) -> Result<ZooKeeper, String> {
     // ZooKeeper's client resolves names once and fails if a single one is unknown; so it gets addresses, of those that
     // are known.
     let mut addresses: Vec<SocketAddr> = Vec::new();
     let mut unresolved = String::new();
-    for host in hosts {
+    for host in connect.hosts() {
         match tokio::net::lookup_host(host).await {
             Ok(found) => addresses.extend(found.take(1)),
             Err(error) => unresolved = format!("{host}: {error}"),
@@ -139,7 +148,7 @@ async fn open(hosts: &[String], session_timeout: Duration, wake: &Arc<Notify>) -
     let addresses = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let connecting =
         ZooKeeper::connect_with_retry_time(&addresses, session_timeout, Wake(Arc::clone(wake)), RETRY);
-    // It tries for ever by itself, without telling; a try of ours ends.
+    // It tries for ever by itself, without telling; a try of ours ends, so that it can be told.
     match timeout(session_timeout, connecting).await {
         Ok(Ok(zookeeper)) => {
             let wake = Arc::clone(wake);
@@ -147,7 +156,7 @@ async fn open(hosts: &[String], session_timeout: Duration, wake: &Arc<Notify>) -
             Ok(zookeeper)
         }
         Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("ZooKeeper: no answer from {}", hosts.join(","))),
+        Err(_) => Err(format!("no answer from {}", connect.hosts().join(","))),
     }
 }
 

@@ -4,16 +4,15 @@
 //! looks at this node's znodes and at the list of members. So it does not matter which event was lost: a new session,
 //! an expired one, a znode that a dying session left or took away all mend themselves by the same few steps.
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bitacora_client::discovery::ConnectString;
+use bitacora_client::discovery::{ConnectString, open_session};
 use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use zookeeper_async::{Acl, CreateMode, WatchedEvent, Watcher, ZkError, ZkResult, ZooKeeper};
+use zookeeper_async::{Acl, CreateMode, ZkError, ZkResult, ZooKeeper};
 
 use super::{Address, Membership, MembershipState};
 
@@ -34,7 +33,7 @@ struct Shared {
     chroot: String,
     wanted: watch::Sender<Wanted>,
     /// Something happened at ZooKeeper's side.
-    look: Notify,
+    look: Arc<Notify>,
     known: Mutex<Known>,
 }
 
@@ -60,15 +59,10 @@ impl ZooKeeperMembership {
         let shared = Arc::new(Shared {
             chroot: connect.chroot().to_owned(),
             wanted: watch::Sender::new(Wanted::Watching),
-            look: Notify::new(),
+            look: Arc::default(),
             known: Mutex::new(Known { members: Arc::new([]), state, told: false }),
         });
-        let task = tokio::spawn(run(
-            Arc::clone(&shared),
-            connect.hosts().to_vec(),
-            session_timeout,
-            address.clone(),
-        ));
+        let task = tokio::spawn(run(Arc::clone(&shared), connect.clone(), session_timeout, address.clone()));
         Self { shared, address, task: Mutex::new(Some(task)) }
     }
 }
@@ -142,22 +136,13 @@ impl Shared {
     }
 }
 
-/// Wakes the task on every event of the session and of its watches.
-struct Wake(Arc<Shared>);
-
-impl Watcher for Wake {
-    fn handle(&self, _: WatchedEvent) {
-        self.0.look.notify_one();
-    }
-}
-
-async fn run(shared: Arc<Shared>, hosts: Vec<String>, session_timeout: Duration, address: Address) {
+async fn run(shared: Arc<Shared>, connect: ConnectString, session_timeout: Duration, address: Address) {
     let mut wanted = shared.wanted.subscribe();
     let zookeeper = loop {
         if *wanted.borrow() == Wanted::Gone {
             return;
         }
-        match connect(&shared, &hosts, session_timeout).await {
+        match open_session(&connect, session_timeout, &shared.look).await {
             Ok(zookeeper) => break zookeeper,
             Err(reason) => shared.disconnected(reason),
         }
@@ -191,38 +176,6 @@ async fn run(shared: Arc<Shared>, hosts: Vec<String>, session_timeout: Duration,
             }
         })
         .await;
-    }
-}
-
-async fn connect(
-    shared: &Arc<Shared>,
-    hosts: &[String],
-    session_timeout: Duration,
-) -> Result<ZooKeeper, String> {
-    // The client resolves names once and fails if a single one is unknown; so it gets addresses, of those that are known.
-    let mut addresses: Vec<SocketAddr> = Vec::new();
-    let mut unresolved = String::new();
-    for host in hosts {
-        match tokio::net::lookup_host(host).await {
-            Ok(found) => addresses.extend(found.take(1)),
-            Err(error) => unresolved = format!("{host}: {error}"),
-        }
-    }
-    if addresses.is_empty() {
-        return Err(unresolved);
-    }
-    let addresses = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-    let connecting =
-        ZooKeeper::connect_with_retry_time(&addresses, session_timeout, Wake(Arc::clone(shared)), RETRY);
-    // It tries for ever by itself, without telling; a try of ours ends, so that `/status` and the log can say so.
-    match timeout(session_timeout, connecting).await {
-        Ok(Ok(zookeeper)) => {
-            let wake = Arc::clone(shared);
-            zookeeper.add_listener(move |_| wake.look.notify_one());
-            Ok(zookeeper)
-        }
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("no answer from {}", hosts.join(","))),
     }
 }
 

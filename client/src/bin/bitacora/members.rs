@@ -1,15 +1,16 @@
 //! `members` and `status`: who the nodes are, and what each says of itself. Always over HTTP.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use bitacora_client::discovery::ConnectString;
+use bitacora_client::discovery::{ConnectString, open_session};
 use futures_util::{StreamExt as _, stream};
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::time::timeout;
-use zookeeper_async::{ZkError, ZooKeeper};
+use zookeeper_async::ZkError;
 
 use crate::api::{Failure, Kind};
 use crate::cli::{Connection, Output, Status, http_node};
@@ -246,20 +247,8 @@ fn one_port_below(rpc: &str) -> Option<Url> {
 }
 
 async fn registered(connect: &ConnectString, patience: Duration) -> Result<Vec<String>, String> {
-    // The client resolves names once and fails if a single one is unknown; so it gets addresses, of those that are known.
-    let (mut addresses, mut unresolved) = (Vec::new(), String::new());
-    for host in connect.hosts() {
-        match tokio::net::lookup_host(host).await {
-            Ok(mut found) => addresses.extend(found.next().map(|address| address.to_string())),
-            Err(error) => unresolved = format!("{host}: {error}"),
-        }
-    }
-    if addresses.is_empty() {
-        return Err(unresolved);
-    }
-    let zookeeper =
-        ZooKeeper::connect(&addresses.join(","), patience.max(Duration::from_secs(2)), |_| {}).await;
-    let zookeeper = zookeeper.map_err(|error| error.to_string())?;
+    let session_timeout = patience.max(Duration::from_secs(2));
+    let zookeeper = open_session(connect, session_timeout, &Arc::default()).await?;
     let children = zookeeper.get_children(&format!("{}{SERVERS}", connect.chroot()), false).await;
     // The process ends soon; a session that stays until it expires harms nobody.
     let _ = timeout(Duration::from_millis(500), zookeeper.close()).await;
