@@ -222,6 +222,22 @@ impl Cluster {
         }
     }
 
+    /// Waits until every running node's own store has applied the write of `timestamp` and says that the key is gone.
+    pub async fn all_lost(&self, key: &str, timestamp: i64) {
+        for node in self.nodes.iter().filter(|node| node.is_running()) {
+            wait::until(&format!("{:?} is gone from {}", key, node.name), START, || async {
+                let answer = node.api().get_own(key).await.map_err(|error| format!("{error:#}"))?;
+                let of = answer.header("bitacora-timestamp");
+                if answer.status == 404 && of == Some(&timestamp.to_string()) {
+                    Ok(())
+                } else {
+                    Err(answer.to_string())
+                }
+            })
+            .await;
+        }
+    }
+
     /// `host:port` of every node's Avro RPC, running or not.
     pub fn rpc_addresses(&self) -> Vec<String> {
         self.nodes.iter().map(Node::rpc_address).collect()

@@ -100,13 +100,13 @@ async fn every_call_agrees_with_http(ctx: Ctx) -> Result<()> {
         ensure!((lasting.ttl - lasting.timestamp - 3_600_000).abs() < 60_000, "{lasting:?}");
         cluster.all_have(&key("lasting"), Some("v")).await;
         agrees(&client.get(&key("lasting")).await?, &over_http(&cluster.nodes[0], &key("lasting")).await?)?;
-        client.set_with_ttl(&key("brief"), "v", Duration::from_millis(300)).await?;
-        cluster.all_have(&key("brief"), None).await;
+        let brief = client.set_with_ttl(&key("brief"), "v", Duration::from_millis(300)).await?;
+        cluster.all_lost(&key("brief"), brief.timestamp).await;
 
         client.set(&key("deleted"), "v").await?;
         let deleted = client.delete(&key("deleted")).await?;
         assert_eq!(deleted.ttl, -1);
-        cluster.all_have(&key("deleted"), None).await;
+        cluster.all_lost(&key("deleted"), deleted.timestamp).await;
         for (name, trace) in [("deleted", Some(deleted.position)), ("brief", None), ("never", None)] {
             match client.get(&key(name)).await {
                 Err(Error::NotFound { key: told, position, timestamp, .. }) => {
