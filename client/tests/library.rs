@@ -559,7 +559,7 @@ async fn a_node_whose_connection_breaks_under_a_call_is_ejected() {
 #[tokio::test]
 async fn a_node_that_hangs_is_ejected_and_tried_by_one_connection_at_a_time() {
     let (_, node, other) = two().await;
-    let client = builder(&[&node, &other]).deadline(SHORT).connect_timeout(SHORT / 8).connections_per_node(4);
+    let client = builder(&[&node, &other]).deadline(5 * SHORT).connect_timeout(SHORT).connections_per_node(4);
     let client = client.build().await.expect("the settings are right");
     client.set("k", "v").await.expect("it is written");
     node.script(|_, _| Reaction::Never);
@@ -709,9 +709,11 @@ async fn close_waits_for_the_calls_under_way() {
     assert!(poll_immediate(&mut close).await.is_none());
     assert_eq!(client.get("k").await, Err(Error::Closed));
     assert_eq!(client.batch(&[get("k")]).await, Err(Error::Closed));
+    let start = Instant::now();
     permits.add_permits(1);
     call.await.expect("it ends in peace");
     close.await;
+    assert!(start.elapsed() < PATIENCE / 2, "it waits no longer than it has to");
     until("its connection is closed", || node.inner.open.load(Ordering::SeqCst) == 0).await;
     assert!(client.nodes().is_empty());
 }
