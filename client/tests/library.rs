@@ -994,7 +994,10 @@ async fn zookeepers_nodes_are_followed() {
     until("it is drained", || one.inner.open.load(Ordering::SeqCst) == 0).await;
 
     // That there is none at all is not believed; nor does it matter when ZooKeeper is away.
+    let looks = zookeeper.seen.looks.load(Ordering::SeqCst);
     zookeeper.set(Vec::new());
+    until("it was seen, and looked at again", || zookeeper.seen.looks.load(Ordering::SeqCst) > looks + 1)
+        .await;
     let third = FakeNode::of(&store).await;
     let address = zookeeper.kill().await;
     client.get("k").await.expect("the other node is known still");
@@ -1010,7 +1013,7 @@ async fn zookeepers_nodes_are_followed() {
     assert_eq!(other.inner.accepted.load(Ordering::SeqCst), connections);
 
     client.close().await;
-    until("the session is closed", || *lock(&zookeeper.closed_sessions) == 1).await;
+    until("the session is closed", || zookeeper.seen.closed_sessions.load(Ordering::SeqCst) == 1).await;
 }
 
 #[tokio::test]
@@ -1022,7 +1025,7 @@ async fn without_a_node_in_zookeeper_there_is_no_client() {
         matches!(&error, Error::NoNode { last: Some(last) } if last.contains("/test/bitacora/sockets")),
         "{error}"
     );
-    until("the session is closed", || *lock(&zookeeper.closed_sessions) == 1).await;
+    until("the session is closed", || zookeeper.seen.closed_sessions.load(Ordering::SeqCst) == 1).await;
     let connect = zookeeper.connect();
     zookeeper.kill().await;
     let error = build(connect).await.expect_err("ZooKeeper is not there");
