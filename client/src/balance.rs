@@ -166,24 +166,18 @@ impl Node {
         sent: &mut bool,
     ) -> Result<Reply, Failure> {
         let _under_way = UnderWay::new(self);
-        let mut connection = self.connection(self.any_link()).await.map_err(Failure::Unreachable)?;
-        let mut result = connection.call(request, sent).await;
-        if matches!(result, Err(Failure::Gone(_))) {
-            // A node may close a connection that is idle.
-            connection = self.connection(self.any_link()).await.map_err(Failure::Unreachable)?;
-            result = connection.call(request, sent).await;
-        }
+        let link = fastrand::usize(..self.links.len());
+        let connection = self.connection(link).await.map_err(Failure::Unreachable)?;
+        let result = connection.call(request, sent).await;
         match &result {
             Ok(_) => self.succeeded(),
-            Err(Failure::Lost { reason, .. } | Failure::Gone(reason)) => self.lost(&connection, reason),
+            Err(Failure::Lost { reason, .. }) => self.lost(&connection, reason),
+            // It was idle, and a node may close that; but not again and again.
+            Err(Failure::Gone(reason)) => self.refused(reason),
             // What an answer says is for the caller to judge.
             Err(_) => {}
         }
         result
-    }
-
-    fn any_link(&self) -> usize {
-        fastrand::usize(..self.links.len())
     }
 
     /// The connection of a link; everyone who needs one waits for the same try.

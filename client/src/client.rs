@@ -607,6 +607,7 @@ impl<'a> Call<'a> {
 
     /// Tries until there is a reply, or an error that is final, or the deadline is over.
     pub(crate) async fn send(&mut self, request: &Request<'_>) -> Result<Reply, Error> {
+        let mut before = None;
         loop {
             let (error, retry) = match self.attempt(request).await {
                 Ok(reply) => {
@@ -619,8 +620,12 @@ impl<'a> Call<'a> {
                 self.ambiguous = Some(error.clone());
             }
             if !(retry && self.pause().await) {
+                // An attempt that was cut short says less than the one before.
+                let cut_short = matches!(error, Error::TimedOut { may_have_taken_effect: false, .. });
+                let error = before.filter(|_| cut_short).unwrap_or(error);
                 return Err(self.ambiguous.take().unwrap_or(error));
             }
+            before = Some(error);
         }
     }
 

@@ -8,9 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 
@@ -119,13 +118,7 @@ impl Connection {
         let mut socket = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
         socket.set_nodelay(true).map_err(|error| error.to_string())?;
         let foreign = handshake(&mut socket).await?;
-        let shared = Arc::new(Shared {
-            state: Mutex::default(),
-            lost: AtomicBool::new(false),
-            write: Notify::new(),
-            room: Notify::new(),
-            foreign,
-        });
+        let shared = Arc::new(Shared::new(foreign));
         let (read_half, write_half) = socket.into_split();
         // Neither task can end the connection before both are known to it.
         let mut state = lock(&shared.state);
@@ -166,6 +159,16 @@ impl Drop for Connection {
 }
 
 impl Shared {
+    fn new(foreign: Option<ForeignProtocol>) -> Self {
+        Self {
+            state: Mutex::default(),
+            lost: AtomicBool::new(false),
+            write: Notify::new(),
+            room: Notify::new(),
+            foreign,
+        }
+    }
+
     /// `None`: there is no room.
     fn submit(&self, request: &Request<'_>) -> Result<Option<Ticket<'_>>, Failure> {
         let mut guard = lock(&self.state);
@@ -323,7 +326,7 @@ impl Drop for Waiter<'_> {
     }
 }
 
-async fn write(shared: Arc<Shared>, mut socket: OwnedWriteHalf) {
+async fn write(shared: Arc<Shared>, mut socket: impl AsyncWrite + Unpin) {
     let mut bytes = Vec::new();
     loop {
         shared.write.notified().await;
@@ -343,7 +346,7 @@ async fn write(shared: Arc<Shared>, mut socket: OwnedWriteHalf) {
     }
 }
 
-async fn read(shared: Arc<Shared>, mut socket: OwnedReadHalf) {
+async fn read(shared: Arc<Shared>, mut socket: impl AsyncRead + Unpin) {
     let mut frames = Frames::new();
     let ended = loop {
         match frames.next(&mut socket, |serial, message| shared.answer(serial, message)).await {
@@ -369,7 +372,7 @@ impl Frames {
     /// Waits for bytes, and gives away all whole frames that they hold; perhaps none.
     async fn next(
         &mut self,
-        socket: &mut (impl AsyncReadExt + Unpin),
+        socket: &mut (impl AsyncRead + Unpin),
         mut give: impl FnMut(i32, &[u8]) -> Result<(), String>,
     ) -> Result<(), String> {
         match socket.read_buf(&mut self.buffer).await {
@@ -482,4 +485,63 @@ fn record(entry: &KeyValue<'_>, position: Position, served_from: ServedFrom) -> 
 fn written(answer: &WriteAnswer<'_>) -> Written {
     let WriteAnswer { position, timestamp, ttl, uuid } = *answer;
     Written { position, timestamp, ttl, uuid: uuid.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+    use std::sync::atomic::AtomicUsize;
+    use std::task::{Context, Poll};
+
+    use super::*;
+
+    /// Takes everything, and counts how often.
+    struct Counting(Arc<AtomicUsize>);
+
+    impl AsyncWrite for Counting {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<std::io::Result<usize>> {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// With tokio's usual scheduler, which runs the writer's task as soon as the first call has woken it.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn calls_made_at_the_same_time_leave_in_one_write() {
+        let shared = Arc::new(Shared::new(None));
+        let writes = Arc::new(AtomicUsize::new(0));
+        tokio::spawn(write(Arc::clone(&shared), Counting(Arc::clone(&writes))));
+        let connection = Arc::new(Connection(shared));
+        let callers = Arc::clone(&connection);
+        let spawned = tokio::spawn(async move {
+            let calls = (0..100).map(|_| {
+                let connection = Arc::clone(&callers);
+                tokio::spawn(async move {
+                    let _ = connection.call(&Request::GetRecord { key: "k" }, &mut false).await;
+                })
+            });
+            calls.collect::<Vec<_>>()
+        });
+        let calls = spawned.await.expect("no panic");
+        while lock(&connection.0.state).written < 100 {
+            tokio::task::yield_now().await;
+        }
+        assert!(writes.load(Ordering::SeqCst) <= 3, "{writes:?}");
+        connection.0.lose("the test is over");
+        for call in calls {
+            call.await.expect("no panic");
+        }
+    }
 }

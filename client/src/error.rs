@@ -24,7 +24,7 @@ pub enum Error {
         /// Where the node had it from.
         served_from: ServedFrom,
     },
-    /// No node knew yet, and the deadline is over: nodes are restoring, or can't tell whether the key exists.
+    /// No node knew before the deadline was over: nodes are restoring, or can't tell whether the key exists.
     #[error("not ready: {reason} ({node})")]
     NotReady {
         /// The last node that was asked.

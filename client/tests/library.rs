@@ -173,26 +173,14 @@ async fn answers_come_in_any_order_and_go_to_their_calls() {
     assert_eq!(node.inner.accepted.load(Ordering::SeqCst), 1);
 }
 
-/// With tokio's usual scheduler, which runs the writer's task as soon as the first call has woken it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn calls_made_at_the_same_time_leave_in_one_write() {
+#[tokio::test]
+async fn callers_share_the_making_of_a_connection() {
     let node = FakeNode::start().await;
     let client = client(&[&node]).await;
-    client.set("k", "v").await.expect("it is written");
-    let reads = node.inner.reads.load(Ordering::SeqCst);
-    let calls = tokio::spawn(async move {
-        let calls = (0..100).map(|_| {
-            let client = client.clone();
-            tokio::spawn(async move { client.get("k").await })
-        });
-        join_all(calls.collect::<Vec<_>>()).await
-    });
-    for call in calls.await.expect("no panic") {
-        call.expect("no panic").expect("it is there");
+    for result in join_all((0..20).map(|_| client.set("k", "v"))).await {
+        result.expect("it is written");
     }
-    let writes = node.inner.reads.load(Ordering::SeqCst) - reads;
-    assert_eq!(node.calls(), 101);
-    assert!(writes <= 10, "{writes}");
+    assert_eq!(node.inner.accepted.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]
@@ -376,6 +364,12 @@ async fn a_read_that_no_node_can_answer_says_why() {
         assert!(error.is_retryable() && error.to_string().contains(expected), "{error}");
         assert!(node.calls() > 1, "it was tried again");
     }
+    // An attempt that the deadline cuts short does not hide it.
+    let node = FakeNode::start().await;
+    node.script(|number, _| if number == 0 { Reaction::Fail(ErrorCode::NotReady) } else { Reaction::Never });
+    let error = client(&[&node]).await.with_deadline(SHORT).get("k").await.expect_err("it hangs");
+    assert!(matches!(error, Error::NotReady { .. }), "{error}");
+    assert_eq!(node.calls(), 2);
 }
 
 #[tokio::test]
@@ -565,7 +559,7 @@ async fn a_node_whose_connection_breaks_under_a_call_is_ejected() {
 #[tokio::test]
 async fn a_node_that_hangs_is_ejected_and_tried_by_one_connection_at_a_time() {
     let (_, node, other) = two().await;
-    let client = builder(&[&node, &other]).deadline(SHORT).connect_timeout(SHORT / 8).connections_per_node(4);
+    let client = builder(&[&node, &other]).deadline(5 * SHORT).connect_timeout(SHORT).connections_per_node(4);
     let client = client.build().await.expect("the settings are right");
     client.set("k", "v").await.expect("it is written");
     node.script(|_, _| Reaction::Never);
@@ -594,8 +588,8 @@ async fn a_single_timeout_ejects_nobody() {
     for _ in 0..10 {
         // Each fails two times of four, but never three times in a row.
         let _ = client.with_deadline(SHORT).set("k", "v").await;
+        assert!(client.nodes().iter().all(|node| node.state == NodeState::Healthy), "{client:?}");
     }
-    assert!(client.nodes().iter().all(|node| node.state == NodeState::Healthy), "{client:?}");
 }
 
 #[tokio::test]
@@ -609,6 +603,18 @@ async fn a_node_that_is_not_ready_is_left_alone_until_it_is() {
     until("it is back", || ejected(&client, &node.address()).is_none()).await;
     // Nothing was wrong with its connection.
     assert_eq!(node.inner.accepted.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_retry_goes_to_another_node() {
+    let (_, bad, good) = two().await;
+    bad.script(|_, _| Reaction::Fail(ErrorCode::NotReady));
+    for _ in 0..20 {
+        let before = bad.calls();
+        client(&[&bad, &good]).await.set("k", "v").await.expect("the other node takes it");
+        assert!(bad.calls() <= before + 1);
+    }
+    assert!(bad.calls() > 0);
 }
 
 #[tokio::test]
@@ -703,9 +709,11 @@ async fn close_waits_for_the_calls_under_way() {
     assert!(poll_immediate(&mut close).await.is_none());
     assert_eq!(client.get("k").await, Err(Error::Closed));
     assert_eq!(client.batch(&[get("k")]).await, Err(Error::Closed));
+    let start = Instant::now();
     permits.add_permits(1);
     call.await.expect("it ends in peace");
     close.await;
+    assert!(start.elapsed() < PATIENCE / 2, "it waits no longer than it has to");
     until("its connection is closed", || node.inner.open.load(Ordering::SeqCst) == 0).await;
     assert!(client.nodes().is_empty());
 }
@@ -986,16 +994,26 @@ async fn zookeepers_nodes_are_followed() {
     until("it is drained", || one.inner.open.load(Ordering::SeqCst) == 0).await;
 
     // That there is none at all is not believed; nor does it matter when ZooKeeper is away.
+    let looks = zookeeper.seen.looks.load(Ordering::SeqCst);
     zookeeper.set(Vec::new());
+    until("it was seen, and looked at again", || zookeeper.seen.looks.load(Ordering::SeqCst) > looks + 1)
+        .await;
     let third = FakeNode::of(&store).await;
     let address = zookeeper.kill().await;
     client.get("k").await.expect("the other node is known still");
     assert_eq!(members(), [other.address()]);
+    let connections = other.inner.accepted.load(Ordering::SeqCst);
     let zookeeper = FakeZooKeeper::at(&address, Some(vec![other.address(), third.address()])).await;
     until("ZooKeeper is back", || members().len() == 2).await;
+    // Who stays keeps its connections.
+    for _ in 0..50 {
+        client.get("k").await.expect("both have it");
+    }
+    assert!(third.calls() > 0 && other.calls() > 0);
+    assert_eq!(other.inner.accepted.load(Ordering::SeqCst), connections);
 
     client.close().await;
-    until("the session is closed", || *lock(&zookeeper.closed_sessions) == 1).await;
+    until("the session is closed", || zookeeper.seen.closed_sessions.load(Ordering::SeqCst) == 1).await;
 }
 
 #[tokio::test]
@@ -1007,7 +1025,7 @@ async fn without_a_node_in_zookeeper_there_is_no_client() {
         matches!(&error, Error::NoNode { last: Some(last) } if last.contains("/test/bitacora/sockets")),
         "{error}"
     );
-    until("the session is closed", || *lock(&zookeeper.closed_sessions) == 1).await;
+    until("the session is closed", || zookeeper.seen.closed_sessions.load(Ordering::SeqCst) == 1).await;
     let connect = zookeeper.connect();
     zookeeper.kill().await;
     let error = build(connect).await.expect_err("ZooKeeper is not there");

@@ -1,6 +1,7 @@
 //! As much of ZooKeeper as the client uses: sessions, and the children of one znode with their watches.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bitacora_client::discovery::ConnectString;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -8,16 +9,21 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::lock;
-
 const PATH: &str = "/test/bitacora/sockets";
 
 pub struct FakeZooKeeper {
     pub address: String,
     /// `None`: the znode does not exist.
     children: watch::Sender<Option<Vec<String>>>,
-    pub closed_sessions: Arc<Mutex<usize>>,
+    pub seen: Arc<Seen>,
     task: JoinHandle<()>,
+}
+
+#[derive(Default)]
+pub struct Seen {
+    pub closed_sessions: AtomicUsize,
+    /// How often somebody asked for the children.
+    pub looks: AtomicUsize,
 }
 
 impl FakeZooKeeper {
@@ -28,9 +34,9 @@ impl FakeZooKeeper {
     pub async fn at(address: &str, children: Option<Vec<String>>) -> Self {
         let listener = TcpListener::bind(address).await.expect("the port is free");
         let address = listener.local_addr().expect("it is bound").to_string();
-        let (children, closed_sessions) = (watch::Sender::new(children), Arc::default());
-        let task = tokio::spawn(accept(listener, children.clone(), Arc::clone(&closed_sessions)));
-        Self { address, children, closed_sessions, task }
+        let (children, seen) = (watch::Sender::new(children), Arc::default());
+        let task = tokio::spawn(accept(listener, children.clone(), Arc::clone(&seen)));
+        Self { address, children, seen, task }
     }
 
     pub fn connect(&self) -> ConnectString {
@@ -48,17 +54,13 @@ impl FakeZooKeeper {
     }
 }
 
-async fn accept(
-    listener: TcpListener,
-    children: watch::Sender<Option<Vec<String>>>,
-    closed_sessions: Arc<Mutex<usize>>,
-) {
+async fn accept(listener: TcpListener, children: watch::Sender<Option<Vec<String>>>, seen: Arc<Seen>) {
     let mut connections = JoinSet::new();
     while let Ok((socket, _)) = listener.accept().await {
-        let (children, closed_sessions) = (children.subscribe(), Arc::clone(&closed_sessions));
+        let (children, seen) = (children.subscribe(), Arc::clone(&seen));
         connections.spawn(async move {
-            if serve(socket, children).await.is_none() {
-                *lock(&closed_sessions) += 1;
+            if serve(socket, children, &seen).await.is_none() {
+                seen.closed_sessions.fetch_add(1, Ordering::SeqCst);
             }
         });
     }
@@ -68,6 +70,7 @@ async fn accept(
 async fn serve(
     mut socket: TcpStream,
     mut children: watch::Receiver<Option<Vec<String>>>,
+    seen: &Seen,
 ) -> Option<std::io::Error> {
     let connected = async {
         frame(&mut socket).await?;
@@ -104,6 +107,7 @@ async fn serve(
             8 => {
                 let path = &request[12..request.len() - 1];
                 assert_eq!(path, PATH.as_bytes());
+                seen.looks.fetch_add(1, Ordering::SeqCst);
                 match &*children.borrow_and_update() {
                     None => error = -101,
                     Some(names) => {
