@@ -102,6 +102,8 @@ impl Api {
         let http = reqwest::Client::builder()
             .no_proxy()
             .timeout(Duration::from_secs(60))
+            // Below what the suites set as IDLE_TIMEOUT: a connection that the node closes at this moment is not used.
+            .pool_idle_timeout(Duration::from_secs(1))
             .build()
             .expect("an HTTP client without TLS can be built");
         Api { port, http }

@@ -90,13 +90,13 @@ impl Node {
             stopping: false.into(),
         });
         let replica = Replica::start(Arc::clone(&log), store, Arc::clone(&progress), metrics)?;
-        let http = http::Server::start(listener, &door, settings.max_connections);
+        let http = http::Server::start(listener, &door, settings.max_connections, settings.idle_timeout);
         let limits = Limits {
             connections: settings.max_connections as usize,
             frame_bytes: usize::try_from(settings.max_frame_bytes)
                 .context("MAX_FRAME_BYTES")?
                 .max(max_value_bytes + FRAME_OVERHEAD_BYTES),
-            idle: settings.rpc_idle_timeout,
+            idle: settings.idle_timeout,
         };
         let rpc = rpc::Server::start(rpc_listener, Arc::clone(&door), limits);
         let announcer = tokio::spawn(announce(progress, Arc::clone(&membership)));

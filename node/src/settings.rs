@@ -125,7 +125,7 @@ pub struct NodeSettings {
     /// The largest value that is taken
     #[arg(long, env, value_name = "BYTES", default_value = "1MiB", value_parser = value_bytes, help_heading = "Network")]
     pub max_value_bytes: u64,
-    /// How long a client may take to send a request's head, and then its body; an idle connection is closed after it too
+    /// How long a client may take to send the body of a request or the rest of a frame, and go without reading its answers
     #[arg(long, env, value_name = "TIME", default_value = "30s", value_parser = positive_duration, help_heading = "Network")]
     pub request_timeout: Duration,
     /// Connections at a time, of each of the two ports; further ones wait (HTTP) or are closed (Avro RPC)
@@ -134,9 +134,9 @@ pub struct NodeSettings {
     /// The largest frame of the Avro RPC; no less than a value and 64 KiB
     #[arg(long, env, value_name = "BYTES", default_value = "4MiB", value_parser = value_bytes, help_heading = "Network")]
     pub max_frame_bytes: u64,
-    /// How long a connection of the Avro RPC may lie idle
-    #[arg(long, env, value_name = "TIME", default_value = "10m", value_parser = positive_duration, help_heading = "Network")]
-    pub rpc_idle_timeout: Duration,
+    /// How long a connection may lie idle, or take over the head of a request; longer than the balancer before it keeps one
+    #[arg(long, env, value_name = "TIME", default_value = "2m", value_parser = positive_duration, help_heading = "Network")]
+    pub idle_timeout: Duration,
     /// How long a node that is told to stop still serves, unready, so that load balancers see it first
     #[arg(long, env, value_name = "TIME", default_value = "0s", value_parser = duration, help_heading = "Network")]
     pub drain_delay: Duration,

@@ -276,7 +276,7 @@ async fn a_slow_body_is_given_up(ctx: Ctx) -> Result<()> {
 }
 
 async fn a_slow_header_is_given_up(ctx: Ctx) -> Result<()> {
-    let cluster = node_with_canary(&ctx, Options::new().env("REQUEST_TIMEOUT", "1500")).await?;
+    let cluster = node_with_canary(&ctx, Options::new().env("IDLE_TIMEOUT", "1500")).await?;
     let port = cluster.nodes[0].api_port;
     let head = b"GET /rpc?key=canary HTTP/1.1\r\nHost: node\r\nX-Slow: a";
     dribble(port, "a header", head, Duration::from_millis(1500 + 3000)).await?;

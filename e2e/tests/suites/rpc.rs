@@ -327,7 +327,7 @@ async fn frames_are_limited(ctx: Ctx) -> Result<()> {
 }
 
 async fn idle_and_half_sent_connections_are_closed(ctx: Ctx) -> Result<()> {
-    let options = Options::new().env("REQUEST_TIMEOUT", "1s").env("RPC_IDLE_TIMEOUT", "2s");
+    let options = Options::new().env("REQUEST_TIMEOUT", "1s").env("IDLE_TIMEOUT", "2s");
     let cluster = one_node(&ctx, options).await?;
     let port = cluster.nodes[0].avro_port;
     let mut silent = RpcConnection::open(port).await?;

@@ -22,9 +22,9 @@ pub struct Server {
 
 impl Server {
     #[must_use]
-    pub fn start(listener: TcpListener, door: &Arc<Door>, max_connections: u32) -> Self {
+    pub fn start(listener: TcpListener, door: &Arc<Door>, max_connections: u32, idle: Duration) -> Self {
         let (stop, stopped) = oneshot::channel();
-        let task = door.keep_open("HTTP", run(listener, Arc::clone(door), max_connections, stopped));
+        let task = door.keep_open("HTTP", run(listener, Arc::clone(door), max_connections, idle, stopped));
         Self { stop, task }
     }
 
@@ -39,6 +39,7 @@ async fn run(
     listener: TcpListener,
     door: Arc<Door>,
     max_connections: u32,
+    idle: Duration,
     stopped: oneshot::Receiver<Duration>,
 ) {
     let open = door.metrics.connections.clone();
@@ -47,7 +48,8 @@ async fn run(
     let mut http = http1::Builder::new();
     // Not `pipeline_flush`: it holds back an answer while unread bytes of the client's are in the buffer, also the answer
     // that closes the connection.
-    http.timer(TokioTimer::new()).header_read_timeout(door.request_timeout);
+    // hyper's time for a head begins when the answer before it has left: it is the time that a connection may lie idle.
+    http.timer(TokioTimer::new()).header_read_timeout(idle);
     let write_timeout = door.request_timeout;
     let service = warp::service(super::routes(door));
     let mut stopped = std::pin::pin!(stopped);
