@@ -20,7 +20,7 @@ use crate::backends::{self, Backends, Server};
 use crate::process::{self, tail};
 use crate::{cluster, deployment, java};
 
-/// No test may take longer; the longest takes a third of it on two slow cores.
+/// No test may take longer, unless it says so; the longest takes a third of it on two slow cores.
 const TEST_DEADLINE: Duration = Duration::from_secs(300);
 const LOG_LINES: usize = 30;
 
@@ -42,6 +42,7 @@ pub struct Test {
     /// `suite::guarantee`.
     name: String,
     needs: Needs,
+    deadline: Duration,
     run: Box<dyn FnOnce(Ctx) -> Outcome + Send>,
 }
 
@@ -52,7 +53,18 @@ impl Test {
         Fut: Future<Output = Result<()>> + 'static,
     {
         let suite = module.rsplit("::").next().unwrap_or(module);
-        Test { name: format!("{suite}::{name}"), needs, run: Box::new(|ctx| Box::pin(run(ctx))) }
+        Test {
+            name: format!("{suite}::{name}"),
+            needs,
+            deadline: TEST_DEADLINE,
+            run: Box::new(|ctx| Box::pin(run(ctx))),
+        }
+    }
+
+    /// For a test that goes on for as long as it is told to.
+    #[must_use]
+    pub fn within(self, deadline: Duration) -> Test {
+        Test { deadline, ..self }
     }
 }
 
@@ -171,8 +183,8 @@ fn run_test(runtime: &Runtime, run: &Arc<Run>, test: Test) -> Result<(), String>
                 // Outside the deadline: the first test waits for a build and for servers.
                 run.servers().await?;
             }
-            let limited = tokio::time::timeout(TEST_DEADLINE, (test.run)(ctx));
-            limited.await.with_context(|| format!("it did not end within {TEST_DEADLINE:?}"))?
+            let limited = tokio::time::timeout(test.deadline, (test.run)(ctx));
+            limited.await.with_context(|| format!("it did not end within {:?}", test.deadline))?
         })
     }));
     let panicked = PANIC.take().unwrap_or_default();
