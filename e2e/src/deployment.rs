@@ -12,6 +12,8 @@ use crate::topic::Topic;
 /// The owner's process id follows; so a later run finds what a killed one left.
 const PREFIX: &str = "bitacora-e2e-";
 const IMAGE: &str = "bitacora:e2e";
+/// Of `Dockerfile.aws`.
+pub const AWS_IMAGE: &str = "bitacora-aws:e2e";
 
 /// Whether `docker compose` is there; an engine alone does not mean so.
 pub fn available() -> bool {
@@ -20,13 +22,17 @@ pub fn available() -> bool {
     version.status().is_ok_and(|status| status.success())
 }
 
-/// Builds the nodes' image, once a run. Minutes, where no layer of it is cached.
+/// Builds the nodes' images, once a run. Minutes, where no layer of it is cached.
 pub async fn build() -> Result<()> {
     static BUILT: OnceCell<Result<(), String>> = OnceCell::const_new();
     let built = BUILT.get_or_init(async || {
         let built = tokio::task::spawn_blocking(|| {
             let mut command = Command::new("docker");
             command.args(["compose", "build", "node-1"]).env("BITACORA_IMAGE", IMAGE);
+            run(command)?;
+            let mut command = Command::new("docker");
+            command.args(["build", "--quiet", "--file", "Dockerfile.aws", "--tag", AWS_IMAGE]);
+            command.arg("--build-arg").arg(format!("BASE={IMAGE}")).arg(".");
             run(command)
         });
         match built.await {
@@ -87,6 +93,16 @@ impl Deployment {
     pub fn topic(&self) -> Topic {
         let brokers = format!("127.0.0.1:{}", self.port("KAFKA_PORT"));
         Topic { brokers, name: "bitacora".to_string() }
+    }
+
+    /// The network that its containers are on.
+    pub fn network(&self) -> String {
+        format!("{}_default", self.project)
+    }
+
+    /// A name for a container beside it.
+    pub fn container(&self, name: &str) -> String {
+        format!("{}-{name}", self.project)
     }
 
     fn command(&self, arguments: &[&str]) -> Command {

@@ -186,9 +186,9 @@ struct Container {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
 struct Network {
-    network_mode: String,
+    #[serde(rename = "NetworkMode")]
+    mode: String,
     #[serde(default, rename = "IPv4Addresses")]
     v4: Vec<String>,
     #[serde(default, rename = "IPv6Addresses")]
@@ -208,7 +208,7 @@ impl Container {
     /// Its own address, or `None` for its instance's, and the ports there.
     fn reached(&self, own: Ports) -> Result<(Option<String>, Ports), String> {
         let network = self.networks.first().ok_or("they name no network yet")?;
-        let mode = network.network_mode.as_str();
+        let mode = network.mode.as_str();
         let reached = match mode {
             "awsvpc" => {
                 let own_address = network.v4.iter().chain(&network.v6).next();
@@ -223,7 +223,9 @@ impl Container {
                 (None, ports)
             }
             other => {
-                return Err(format!("with the network mode '{other}' nobody can; use awsvpc, bridge or host"));
+                return Err(format!(
+                    "with the network mode '{other}' nobody can; use awsvpc, bridge or host"
+                ));
             }
         };
         tracing::info!(mode, "network of the ECS task");
