@@ -237,8 +237,8 @@ pub fn document(path: &str) -> Result<Value> {
     serde_json::from_slice(&text).with_context(|| format!("parsing {}", file.display()))
 }
 
-/// The options of `docker run` that start a container as ECS does from a container's definition, without its secrets;
-/// `env` goes over the definition's variables. Ports are published only where the definition gives host ports.
+/// The options of `docker run` that start a container as ECS does from a container's definition, without its secrets
+/// and its limits, which not every engine may raise; `env` goes over the definition's variables. Ports are published only where the definition gives host ports.
 pub fn run_options(container: &Value, env: &[(&str, String)]) -> Vec<String> {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
     let mut options: Vec<String> = Vec::new();
@@ -258,10 +258,6 @@ pub fn run_options(container: &Value, env: &[(&str, String)]) -> Vec<String> {
     }
     for mount in container["mountPoints"].as_array().into_iter().flatten() {
         option("--volume", text(&mount["containerPath"]));
-    }
-    for limit in container["ulimits"].as_array().into_iter().flatten() {
-        let (soft, hard) = (&limit["softLimit"], &limit["hardLimit"]);
-        option("--ulimit", format!("{}={soft}:{hard}", text(&limit["name"])));
     }
     for capability in container["linuxParameters"]["capabilities"]["drop"].as_array().into_iter().flatten() {
         option("--cap-drop", text(capability));
