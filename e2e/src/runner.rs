@@ -18,7 +18,7 @@ use tokio::sync::OnceCell;
 
 use crate::backends::{self, Backends, Server};
 use crate::process::{self, tail};
-use crate::{cluster, deployment, java};
+use crate::{aws, cluster, deployment, java};
 
 /// No test may take longer, unless it says so; the longest takes a third of it on two slow cores.
 const TEST_DEADLINE: Duration = Duration::from_secs(300);
@@ -33,6 +33,8 @@ pub enum Needs {
     ServersAndJava,
     /// Docker with Compose, and the nodes' image.
     Deployment,
+    /// Python, for a check against botocore.
+    Python,
 }
 
 /// Runs on the thread that began it, so it need not be `Send`.
@@ -179,7 +181,7 @@ fn run_test(runtime: &Runtime, run: &Arc<Run>, test: Test) -> Result<(), String>
         runtime.block_on(async {
             if test.needs == Needs::Deployment {
                 deployment::build().await?;
-            } else if test.needs != Needs::Nothing {
+            } else if test.needs != Needs::Nothing && test.needs != Needs::Python {
                 // Outside the deadline: the first test waits for a build and for servers.
                 run.servers().await?;
             }
@@ -266,14 +268,16 @@ fn supervise(arguments: &Arguments, runtime: Runtime, run: Run, tests: Vec<Test>
     let root = run.root.clone();
     let run = Arc::new(run);
     let has_java = runtime.block_on(java::available());
+    let has_python = runtime.block_on(aws::python_available());
     let has_compose = backends == Backends::Docker && deployment::available();
     let registered = tests.len();
-    let needing = tests.iter().filter(|test| test.needs != Needs::Nothing).count();
+    let needs_servers = |needs: Needs| !matches!(needs, Needs::Nothing | Needs::Python);
+    let needing = tests.iter().filter(|test| needs_servers(test.needs)).count();
     let trials = tests.into_iter().map(|test| {
         let name = test.name.clone();
         let (runtime, run) = (runtime.clone(), run.clone());
         Trial::ignorable_test(name, move || {
-            if test.needs != Needs::Nothing && backends == Backends::None {
+            if needs_servers(test.needs) && backends == Backends::None {
                 return Ok(Completion::ignored_with("no Docker engine, no Java with Maven"));
             }
             if test.needs == Needs::Deployment && !has_compose {
@@ -281,6 +285,9 @@ fn supervise(arguments: &Arguments, runtime: Runtime, run: Run, tests: Vec<Test>
             }
             if test.needs == Needs::ServersAndJava && !has_java {
                 return Ok(Completion::ignored_with("no Java with Maven for the check by Java's libraries"));
+            }
+            if test.needs == Needs::Python && !has_python {
+                return Ok(Completion::ignored_with("no python3 with venv for the check against botocore"));
             }
             run_test(&runtime, &run, test)?;
             Ok(Completion::Completed)
@@ -307,7 +314,7 @@ fn supervise(arguments: &Arguments, runtime: Runtime, run: Run, tests: Vec<Test>
     let everything = arguments.filter.is_none() && arguments.skip.is_empty() && !arguments.ignored;
     if everything {
         complete &= ran + conclusion.num_ignored as usize == registered;
-        if backends != Backends::None && has_java && has_compose {
+        if backends != Backends::None && has_java && has_compose && has_python {
             complete &= ran == registered;
         }
     }
@@ -326,6 +333,9 @@ fn supervise(arguments: &Arguments, runtime: Runtime, run: Run, tests: Vec<Test>
     }
     if !has_java && backends != Backends::None {
         println!("e2e: the checks by Java's own libraries did not run: there is no Java with Maven");
+    }
+    if !has_python {
+        println!("e2e: compose/aws was not checked against botocore: there is no python3 with venv");
     }
     if !complete {
         eprintln!(

@@ -17,7 +17,7 @@ use testcontainers::{ContainerAsync, ContainerRequest, GenericImage, ImageExt};
 use super::{KAFKA_VERSION, Kind, ZOOKEEPER_VERSION};
 
 /// Every container carries the pid of the run that started it, so that a later run can tell orphans.
-const LABEL: &str = "bitacora.e2e";
+pub(crate) const LABEL: &str = "bitacora.e2e";
 
 async fn engine() -> Result<Docker> {
     docker_client_instance().await.context("reaching the Docker engine")

@@ -14,6 +14,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use crate::{deployment, ports, wait, zookeeper};
 
+pub(crate) use docker::LABEL as CONTAINER_LABEL;
+
 /// Also the versions in `servers/*/pom.xml`.
 pub const KAFKA_VERSION: &str = "4.3.1";
 pub const ZOOKEEPER_VERSION: &str = "3.9.5";

@@ -7,6 +7,7 @@ mod client;
 mod command_line;
 mod compose;
 mod dev;
+mod ecs;
 mod faults;
 mod foreign_records;
 mod membership;
@@ -27,6 +28,7 @@ pub fn all() -> Vec<Test> {
         // The longest first, so that no thread is left alone with one at the end.
         faults::tests(),
         compose::tests(),
+        ecs::tests(),
         real_data::tests(),
         client::tests(),
         command_line::tests(),
