@@ -277,7 +277,8 @@ pub struct Container {
 }
 
 impl Container {
-    pub async fn run(name: &str, image: &str, options: &[String]) -> Result<Container> {
+    /// `command` goes to the image's entry point; none for the image's own.
+    pub async fn run(name: &str, image: &str, options: &[String], command: &[&str]) -> Result<Container> {
         let container = Container { name: name.to_string() };
         let label = format!("{CONTAINER_LABEL}={}", std::process::id());
         let gateway = format!("{HOST}:host-gateway");
@@ -288,6 +289,7 @@ impl Container {
         }
         arguments.extend(options.iter().map(String::as_str));
         arguments.push(image);
+        arguments.extend(command);
         docker(&arguments).await?;
         Ok(container)
     }

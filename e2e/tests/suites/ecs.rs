@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::aws::{Container, HOST, Instance, MetadataServer, document, inspect, run_options, validate};
+use e2e::backends::KAFKA_VERSION;
 use e2e::cluster::{Node, Options, START, node_binary};
 use e2e::deployment::{AWS_IMAGE, Deployment};
 use e2e::runner::{Ctx, Test};
@@ -19,7 +20,8 @@ pub fn tests() -> Vec<Test> {
     tests![
         Deployment: awsvpc_nodes_are_reached_by_their_own_addresses,
             bridge_nodes_are_reached_by_their_instance_and_dynamic_ports,
-            nodes_on_ec2_alone_are_reached_by_their_instances, the_image_without_metadata_stops_and_says_why;
+            nodes_on_ec2_alone_are_reached_by_their_instances, the_image_without_metadata_stops_and_says_why,
+            the_examples_properties_log_in_by_scram;
         Servers: host_mode_is_the_instance_with_own_ports_and_a_given_address_wins;
         Nothing: missing_or_useless_metadata_stop_the_node_and_it_says_why,
             the_examples_agree_with_the_node_and_with_each_other;
@@ -189,7 +191,7 @@ async fn start(
     }
     let mut options = run_options(&container, &[&servers[..], &of_the_task, env].concat());
     options.extend(["--network".to_string(), deployment.network()]);
-    Container::run(&name, AWS_IMAGE, &options).await
+    Container::run(&name, AWS_IMAGE, &options, &[]).await
 }
 
 /// Waits until ZooKeeper has exactly these below `folder`.
@@ -212,7 +214,7 @@ async fn registers(zk: &ZkClient, folder: &str, expected: &[String]) -> Result<(
 async fn the_image_without_metadata_stops_and_says_why(_: Ctx) -> Result<()> {
     let name = Deployment::new().container("alone");
     let options = ["--network", "none"].map(str::to_string);
-    let container = Container::run(&name, AWS_IMAGE, &options).await?;
+    let container = Container::run(&name, AWS_IMAGE, &options, &[]).await?;
     let code = container.ended(GIVES_UP).await?;
     let words = container.logs().await;
     println!("ecs, no metadata: exit code {code}: {}", words.trim());
@@ -309,6 +311,80 @@ async fn missing_or_useless_metadata_stop_the_node_and_it_says_why(ctx: Ctx) -> 
     // Version 1 would have told the address.
     let v1 = metadata.requests().into_iter().filter(|request| request.starts_with("GET /v1/")).count();
     assert_eq!(v1, 0, "IMDSv1 was asked: {:?}", metadata.requests());
+    Ok(())
+}
+
+/// A broker that takes SCRAM-SHA-512 alone, as MSK does, but without TLS. `PORT` is where it is advertised.
+const SCRAM_BROKER: &str = r#"
+cat > /tmp/scram.properties <<END
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:9093
+controller.listener.names=CONTROLLER
+inter.broker.listener.name=CLIENTS
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,CLIENTS:SASL_PLAINTEXT
+listeners=CLIENTS://:9092,CONTROLLER://127.0.0.1:9093
+advertised.listeners=CLIENTS://127.0.0.1:$PORT
+sasl.enabled.mechanisms=SCRAM-SHA-512
+sasl.mechanism.inter.broker.protocol=SCRAM-SHA-512
+listener.name.clients.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required username="bitacora" password="s3;cret";
+log.dirs=/tmp/scram
+offsets.topic.replication.factor=1
+auto.create.topics.enable=false
+END
+cd /opt/kafka/bin
+./kafka-storage.sh format --cluster-id 5L6g3nShT-eMCtK--X86sw --config /tmp/scram.properties \
+  --add-scram 'SCRAM-SHA-512=[name=bitacora,password="s3;cret"]'
+exec ./kafka-server-start.sh /tmp/scram.properties
+"#;
+
+async fn the_examples_properties_log_in_by_scram(ctx: Ctx) -> Result<()> {
+    let port = ports::free();
+    let options = [
+        "--entrypoint=bash".to_string(),
+        format!("--env=PORT={port}"),
+        format!("--publish=127.0.0.1:{port}:9092"),
+        "--env=KAFKA_HEAP_OPTS=-Xmx512m -XX:TieredStopAtLevel=1".to_string(),
+    ];
+    let image = format!("apache/kafka:{KAFKA_VERSION}");
+    let name = Deployment::new().container("scram");
+    let broker = Container::run(&name, &image, &options, &["-c", SCRAM_BROKER]).await?;
+    let definition = document("fargate/task-definition.json")?;
+    let environment =
+        definition["containerDefinitions"][0]["environment"].as_array().context("environment")?;
+    let properties = environment.iter().find(|variable| variable["name"] == "KAFKA_PROPERTIES");
+    let properties =
+        properties.and_then(|variable| variable["value"].as_str()).context("KAFKA_PROPERTIES")?;
+    // TLS apart, as the example has them.
+    let properties = properties.replace("SASL_SSL", "SASL_PLAINTEXT");
+    ensure!(properties.contains("SASL_PLAINTEXT"), "{properties}");
+    let options = Options::new()
+        .brokers(format!("127.0.0.1:{port}"))
+        .env("KAFKA_PROPERTIES", properties)
+        .env("KAFKA_USERNAME", "bitacora")
+        .env("KAFKA_PASSWORD", "s3;cret");
+    let mut cluster = ctx.no_nodes(options).await?;
+    let node = cluster.add().await?;
+    node.spawn()?;
+    let set = wait::try_until(Duration::from_secs(90), || async {
+        let answer = node.api().set("key", "value").await.map_err(|error| format!("{error:#}"))?;
+        if answer.status == 200 { Ok(()) } else { Err(answer.to_string()) }
+    });
+    if let Err(seen) = set.await {
+        anyhow::bail!("{seen}\n{}", broker.logs().await);
+    }
+    node.ready().await;
+    node.has("key", Some("value")).await;
+
+    let stranger = cluster.add().await?;
+    stranger.set_env("KAFKA_PASSWORD", "another");
+    stranger.spawn()?;
+    wait::until("it says that it is not let in", START, || async {
+        let words = stranger.log_tail(50);
+        if words.to_lowercase().contains("authentication") { Ok(()) } else { Err(words) }
+    })
+    .await;
+    stranger.api().health().await?.expect(503);
     Ok(())
 }
 
