@@ -1,6 +1,6 @@
 # The image of a Bitacora node, with the command line `bitacora` beside it.
 #
-#   docker build -t bitacora .
+#   docker build -t bitacora --build-arg REVISION="$(git rev-parse --short HEAD)" .
 #   docker build --target symbols -o out .     # the binaries' debug symbols, as out/*.debug
 
 ARG RUST_IMAGE=rust:1.95-slim-bookworm
@@ -35,8 +35,10 @@ RUN for member in client e2e node; do \
 FROM dependencies AS build
 COPY client client
 COPY node node
+# For `bitacora_build_info`.
+ARG REVISION=unknown
 # The line tables go to files of their own, which the stripped binaries name.
-RUN cargo build --locked --release -p bitacora-node -p bitacora-client \
+RUN BITACORA_REVISION="$REVISION" cargo build --locked --release -p bitacora-node -p bitacora-client \
  && mkdir /out && cd /out \
  && for program in bitacora-node bitacora; do \
         objcopy --only-keep-debug "/src/target/release/$program" "$program.debug" \

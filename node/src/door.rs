@@ -10,6 +10,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::task::JoinHandle;
 
+use crate::log::Log;
 use crate::membership::{Address, Membership};
 use crate::metrics::Metrics;
 use crate::progress::{Phase, Progress};
@@ -22,6 +23,7 @@ pub struct Door {
     pub reads: Arc<Reads>,
     pub writes: Writes,
     pub scans: Scans,
+    pub log: Arc<dyn Log>,
     pub store: Arc<Store>,
     pub progress: Arc<Progress>,
     pub membership: Arc<dyn Membership>,

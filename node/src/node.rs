@@ -62,6 +62,7 @@ impl Node {
     pub fn start(parts: Parts) -> Result<Self> {
         let Parts { log, membership, data_dir, listener, rpc_listener, address, settings } = parts;
         let metrics = Arc::new(Metrics::new()?);
+        metrics.connections_limit.set(settings.max_connections.into());
         let store = Arc::new(Store::open(&data_dir.path().join("store"), settings.cache_bytes)?);
         let progress = Arc::new(Progress::default());
         let peers = Peers::new(
@@ -79,7 +80,8 @@ impl Node {
                 settings.peer_reads,
             )),
             scans: Scans::new(Arc::clone(&store), Arc::clone(&progress)),
-            writes: Writes::new(Arc::clone(&log), max_value_bytes),
+            writes: Writes::new(Arc::clone(&log), max_value_bytes, Arc::clone(&metrics)),
+            log: Arc::clone(&log),
             store: Arc::clone(&store),
             progress: Arc::clone(&progress),
             membership: Arc::clone(&membership),

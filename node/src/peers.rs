@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bitacora_client::wire::{OwnedKeyValue, POSITION_HEADER, Position, TIMESTAMP_HEADER};
 use futures_util::StreamExt;
@@ -107,6 +107,7 @@ impl Peers {
 
 impl Inner {
     async fn ask_all(&self, key: &str) -> PeerAnswer {
+        let started = Instant::now();
         let mut best = PeerAnswer::Unknown;
         let asked = tokio::time::timeout(self.timeout, async {
             let Ok(_permit) = self.permits.acquire().await else { return };
@@ -128,6 +129,7 @@ impl Inner {
             PeerAnswer::Unknown => "no_answer",
         };
         self.metrics.peer_reads.with_label_values(&[outcome]).inc();
+        self.metrics.peer_read_seconds.observe(started.elapsed().as_secs_f64());
         best
     }
 

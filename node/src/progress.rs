@@ -33,12 +33,23 @@ struct Inner {
     heartbeat: Instant,
     /// Next offsets when the reading began, for the restore's progress.
     from: Vec<NextOffset>,
+    /// When that was.
+    began: Instant,
 }
 
 #[derive(Clone, Copy)]
 struct Partition {
     next: NextOffset,
     high_watermark: Option<(HighWatermark, Instant)>,
+    /// Since when there has been something known that is not applied.
+    behind_since: Option<Instant>,
+}
+
+impl Partition {
+    fn note_lag(&mut self, now: Instant) {
+        let behind = self.high_watermark.is_some_and(|(end, _)| self.next.lag(end) > 0);
+        self.behind_since = behind.then(|| self.behind_since.unwrap_or(now));
+    }
 }
 
 /// What the replica is doing.
@@ -61,6 +72,8 @@ pub struct PartitionStatus {
     pub high_watermark: Option<i64>,
     /// Offsets between the two; an upper bound of the records to come.
     pub lag: Option<u64>,
+    /// Time since everything that was then known had been applied, in seconds; 0 while it is.
+    pub lag_seconds: Option<f64>,
     /// Age of `high_watermark` in ms.
     pub high_watermark_age_ms: Option<u64>,
 }
@@ -73,6 +86,8 @@ pub struct RestoreStatus {
     pub seconds: Option<f64>,
     /// Of the offsets to read at the start, the part that has been read, 0 to 1; `None` until they are known.
     pub fraction: Option<f64>,
+    /// Estimate of the time left, from the speed so far; `None` unless restoring, and until there is a speed.
+    pub remaining_seconds: Option<f64>,
 }
 
 impl Default for Progress {
@@ -86,6 +101,7 @@ impl Default for Progress {
             restored_after: None,
             heartbeat: now,
             from: Vec::new(),
+            began: now,
         };
         Self { inner: Mutex::new(inner), restored: AtomicBool::new(false), changed: watch::Sender::new(0) }
     }
@@ -119,17 +135,21 @@ impl Progress {
         self.change(|inner| {
             self.restored.store(restored, Ordering::Release);
             inner.from = next.to_vec();
-            inner.partitions =
-                next.iter().map(|next| Partition { next: *next, high_watermark: None }).collect();
+            inner.began = Instant::now();
+            let unknown =
+                |next: &NextOffset| Partition { next: *next, high_watermark: None, behind_since: None };
+            inner.partitions = next.iter().map(unknown).collect();
         });
     }
 
     pub(crate) fn applied(&self, next: &[(i32, NextOffset)]) {
         self.change(|inner| {
-            inner.heartbeat = Instant::now();
+            let now = Instant::now();
+            inner.heartbeat = now;
             for (partition, next) in next {
                 if let Some(known) = inner.partitions.get_mut(*partition as usize) {
                     known.next = *next;
+                    known.note_lag(now);
                 }
             }
         });
@@ -153,6 +173,7 @@ impl Progress {
         self.change(|inner| {
             for (known, learnt) in inner.partitions.iter_mut().zip(high_watermarks) {
                 known.high_watermark = Some((*learnt, asked));
+                known.note_lag(asked);
             }
         });
     }
@@ -219,6 +240,12 @@ impl Progress {
         inner.partitions.get(partition as usize).map_or(NextOffset(0), |p| p.next).applied(partition)
     }
 
+    /// Time since the replica last showed a sign of life.
+    #[must_use]
+    pub fn heartbeat_age(&self) -> Duration {
+        self.lock().heartbeat.elapsed()
+    }
+
     #[must_use]
     pub fn partitions(&self) -> Vec<PartitionStatus> {
         let inner = self.lock();
@@ -227,6 +254,9 @@ impl Progress {
             applied: known.next.applied(partition).offset,
             high_watermark: known.high_watermark.map(|(value, _)| value.0),
             lag: known.high_watermark.map(|(value, _)| known.next.lag(value)),
+            lag_seconds: known
+                .high_watermark
+                .map(|_| known.behind_since.map_or(0.0, |at| at.elapsed().as_secs_f64())),
             high_watermark_age_ms: known.high_watermark.map(|(_, at)| at.elapsed().as_millis() as u64),
         };
         (0..).zip(&inner.partitions).map(status).collect()
@@ -235,10 +265,15 @@ impl Progress {
     #[must_use]
     pub fn restore(&self) -> RestoreStatus {
         let inner = self.lock();
+        let fraction = inner.fraction();
+        let remaining = fraction
+            .filter(|read| *read > 0.0 && !self.restored())
+            .map(|read| inner.began.elapsed().as_secs_f64() * (1.0 - read) / read);
         RestoreStatus {
             done: self.restored(),
             seconds: inner.restored_after.map(|d| d.as_secs_f64()),
-            fraction: inner.fraction(),
+            fraction,
+            remaining_seconds: remaining,
         }
     }
 }
@@ -281,9 +316,31 @@ mod tests {
         progress.applied(&[(0, NextOffset(2))]);
         assert!(progress.caught_up());
         assert_eq!(progress.restore().fraction, Some(1.0));
+        assert_eq!(progress.partitions()[0].lag_seconds, Some(0.0));
         let stale = Instant::now().checked_sub(FRESH * 2).expect("the machine has been up for two seconds");
         progress.learnt(&[HighWatermark(2), HighWatermark(5)], stale);
         assert!(!progress.caught_up(), "learnt too long ago");
+    }
+
+    #[test]
+    fn lag_in_seconds_runs_from_the_moment_at_which_a_partition_fell_behind() {
+        let progress = Progress::default();
+        progress.begin(&[NextOffset(0)], false);
+        let lag = || progress.partitions()[0].lag_seconds;
+        assert_eq!(lag(), None, "nothing is known yet");
+        let asked =
+            Instant::now().checked_sub(Duration::from_secs(10)).expect("the machine has been up that long");
+        progress.learnt(&[HighWatermark(4)], asked);
+        progress.learnt(&[HighWatermark(6)], Instant::now());
+        progress.applied(&[(0, NextOffset(5))]);
+        assert!(lag().expect("known") >= 10.0, "still behind: {:?}", lag());
+        let restore = progress.restore();
+        assert_eq!(restore.fraction, Some(5.0 / 6.0));
+        assert!(restore.remaining_seconds.is_some(), "{restore:?}");
+        progress.applied(&[(0, NextOffset(6))]);
+        assert_eq!(lag(), Some(0.0));
+        progress.set_restored();
+        assert_eq!(progress.restore().remaining_seconds, None);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod compose;
 mod dev;
 mod foreign_records;
 mod membership;
+mod metrics;
 mod peers;
 mod real_data;
 mod replication;
@@ -39,6 +40,7 @@ pub fn all() -> Vec<Test> {
         bad_input::tests(),
         rpc::tests(),
         batch_scan::tests(),
+        metrics::tests(),
         shutdown::tests(),
         dev::tests(),
         back_ends::tests(),

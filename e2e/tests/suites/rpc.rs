@@ -362,7 +362,7 @@ async fn a_client_that_never_reads_costs_no_memory(ctx: Ctx) -> Result<()> {
     wait::until("they are closed", START, || async {
         let now = node.peak_resident_bytes().unwrap_or(u64::MAX);
         assert!(now < before + (100 << 20), "{} MiB more", (now - before) >> 20);
-        match node.api().metric("bitacora_rpc_connections").await {
+        match node.api().metric("bitacora_connections{interface=\"rpc\"}").await {
             Ok(0.0) => Ok(()),
             other => Err(format!("{other:?} are open")),
         }

@@ -301,8 +301,8 @@ impl Door {
         let snapshot = Snapshot {
             progress: &self.progress,
             store: self.store.stats().ok(),
-            members: self.membership.members().len(),
-            membership_connected: !matches!(self.membership.state(), MembershipState::Disconnected { .. }),
+            log: self.log.statistics(),
+            membership: &*self.membership,
             ready: self.unready().is_none(),
         };
         answers::text(

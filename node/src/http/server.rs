@@ -42,7 +42,7 @@ async fn run(
     idle: Duration,
     stopped: oneshot::Receiver<Duration>,
 ) {
-    let open = door.metrics.connections.clone();
+    let open = door.metrics.connections.with_label_values(&["http"]);
     let connections = Arc::new(Semaphore::new(max_connections as usize));
     let graceful = GracefulShutdown::new();
     let mut http = http1::Builder::new();

@@ -53,6 +53,11 @@ pub trait Log: Send + Sync + 'static {
     /// [`ReadError::Unavailable`] when the log did not answer.
     fn high_watermarks(&self) -> Result<Vec<HighWatermark>, ReadError>;
 
+    /// What the client of the log tells about itself, for metrics only.
+    fn statistics(&self) -> LogStatistics {
+        LogStatistics::default()
+    }
+
     /// Waits until what was appended is acknowledged or given up, no longer than `deadline`. Blocks.
     fn flush(&self, deadline: Duration);
 }
@@ -67,6 +72,46 @@ pub trait LogReader: Send {
 
     /// Tells the log how far this node has applied it, for the eyes of operators only. Never blocks, never fails.
     fn applied(&mut self, next: &[NextOffset]);
+}
+
+/// Figures of the log's client; `None` and empty where there are none.
+#[derive(Clone, Debug, Default)]
+pub struct LogStatistics {
+    /// Appends that wait for their acknowledgement.
+    pub producer_queue: Option<Queue>,
+    /// Records fetched that nobody has polled yet.
+    pub reader_queue: Option<Queue>,
+    pub clients: Vec<ClientStatistics>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queue {
+    pub records: u64,
+    pub bytes: u64,
+    /// It holds no more bytes; 0 if that is not known.
+    pub limit_bytes: u64,
+}
+
+/// Totals are since the client was made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClientStatistics {
+    pub client: &'static str,
+    pub sent_bytes: u64,
+    pub received_bytes: u64,
+    pub brokers: Vec<BrokerStatistics>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct BrokerStatistics {
+    /// `host:port`
+    pub broker: String,
+    pub up: bool,
+    /// Mean of the last interval, in seconds; `None` if there was no request.
+    pub rtt: Option<f64>,
+    /// Mean of the last interval, in seconds.
+    pub throttle: f64,
+    pub errors: u64,
+    pub request_timeouts: u64,
 }
 
 /// Tells one log from another: a store built from the one says nothing about the other.

@@ -26,6 +26,14 @@ impl Membership for FixedMembership {
         MembershipState::Fixed
     }
 
+    fn registered(&self) -> bool {
+        true
+    }
+
+    fn sessions(&self) -> u64 {
+        0
+    }
+
     fn announce(&self) {}
 
     fn leave(&self) -> BoxFuture<'_, ()> {

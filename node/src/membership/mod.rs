@@ -19,6 +19,12 @@ pub trait Membership: Send + Sync + 'static {
     /// How the source of the above is doing.
     fn state(&self) -> MembershipState;
 
+    /// Whether the source answers and holds this node's own entries.
+    fn registered(&self) -> bool;
+
+    /// Sessions with the source under which this node has registered: more than one, and a session was lost.
+    fn sessions(&self) -> u64;
+
     /// Makes this node a member, now or as soon as the source answers, and again whenever it was forgotten.
     fn announce(&self);
 

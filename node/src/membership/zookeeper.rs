@@ -40,6 +40,8 @@ struct Shared {
 struct Known {
     members: Arc<[String]>,
     state: MembershipState,
+    registered: bool,
+    sessions: u64,
     /// Whether the log says already that ZooKeeper does not answer.
     told: bool,
 }
@@ -60,7 +62,13 @@ impl ZooKeeperMembership {
             chroot: connect.chroot().to_owned(),
             wanted: watch::Sender::new(Wanted::Watching),
             look: Arc::default(),
-            known: Mutex::new(Known { members: Arc::new([]), state, told: false }),
+            known: Mutex::new(Known {
+                members: Arc::new([]),
+                state,
+                registered: false,
+                sessions: 0,
+                told: false,
+            }),
         });
         let task = tokio::spawn(run(Arc::clone(&shared), connect.clone(), session_timeout, address.clone()));
         Self { shared, address, task: Mutex::new(Some(task)) }
@@ -77,6 +85,14 @@ impl Membership for ZooKeeperMembership {
             return MembershipState::Disconnected { reason: "left the cluster".into() };
         }
         lock(&self.shared.known).state.clone()
+    }
+
+    fn registered(&self) -> bool {
+        lock(&self.shared.known).registered
+    }
+
+    fn sessions(&self) -> u64 {
+        lock(&self.shared.known).sessions
     }
 
     fn announce(&self) {
@@ -111,8 +127,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    fn connected(&self, members: Vec<String>) {
+    fn connected(&self, members: Vec<String>, registration: &Registration) {
         let mut known = lock(&self.known);
+        known.registered = registration.owner.is_some();
+        known.sessions = registration.sessions;
         if known.state != MembershipState::Connected {
             tracing::info!(members = members.len(), "ZooKeeper answers");
         }
@@ -132,6 +150,7 @@ impl Shared {
             );
         }
         known.told = true;
+        known.registered = false;
         known.state = MembershipState::Disconnected { reason };
     }
 }
@@ -148,12 +167,13 @@ async fn run(shared: Arc<Shared>, connect: ConnectString, session_timeout: Durat
         }
         let _ = timeout(RETRY, wanted.wait_for(|wanted| *wanted == Wanted::Gone)).await;
     };
-    let mut registration = Registration { address, owner: None };
+    let mut registration = Registration { address, owner: None, sessions: 0 };
     loop {
         let want = *wanted.borrow_and_update();
         if want == Wanted::Gone {
             // Closing the session removes its ephemeral znodes at once; a client that is merely dropped keeps it alive.
             let closed = timeout(LOOK, zookeeper.close()).await;
+            lock(&shared.known).registered = false;
             tracing::debug!(?closed, "left ZooKeeper");
             return;
         }
@@ -164,7 +184,7 @@ async fn run(shared: Arc<Shared>, connect: ConnectString, session_timeout: Durat
             members(&zookeeper, &shared.chroot).await
         };
         match timeout(session_timeout.max(LOOK), look).await {
-            Ok(Ok(members)) => shared.connected(members),
+            Ok(Ok(members)) => shared.connected(members, &registration),
             Ok(Err(error)) => shared.disconnected(error.to_string()),
             Err(_) => shared.disconnected("no answer in time".into()),
         }
@@ -184,6 +204,8 @@ struct Registration {
     address: Address,
     /// The session that created them.
     owner: Option<i64>,
+    /// How many have.
+    sessions: u64,
 }
 
 impl Registration {
@@ -208,7 +230,9 @@ impl Registration {
             let data = name.clone().into_bytes();
             let (_, stat) =
                 zookeeper.create2(&path, data, Acl::open_unsafe().clone(), CreateMode::Ephemeral).await?;
-            self.owner = Some(stat.ephemeral_owner);
+            if self.owner.replace(stat.ephemeral_owner) != Some(stat.ephemeral_owner) {
+                self.sessions += 1;
+            }
             tracing::info!(path, "registered");
         }
         Ok(())

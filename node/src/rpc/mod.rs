@@ -98,7 +98,7 @@ async fn run(listener: TcpListener, shared: Arc<Shared>, mut closed: watch::Rece
         }
         let socket = Socket::new(stream, shared.door.request_timeout);
         let connection = Connection::new(socket, Arc::clone(&shared), closed.clone());
-        let open = metrics.rpc_connections.clone();
+        let open = metrics.connections.with_label_values(&["rpc"]);
         connections.spawn(async move {
             open.inc();
             let ended = connection.serve().await;

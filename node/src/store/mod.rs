@@ -5,13 +5,14 @@ mod entry;
 
 use std::ops::Bound;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use heed::byteorder::BigEndian;
 use heed::types::{Bytes as RawBytes, Str, U32};
 use heed::{Database, Env, EnvOpenOptions, RwTxn};
 use quick_cache::sync::{Cache, GuardResult};
-use quick_cache::{Equivalent, Weighter};
+use quick_cache::{DefaultHashBuilder, Equivalent, Lifecycle, Weighter};
 use smallvec::SmallVec;
 
 pub use self::entry::{Entry, State};
@@ -56,7 +57,8 @@ pub struct Store {
     positions: Database<U32<BigEndian>, heed::types::I64<BigEndian>>,
     /// `format`, `identity`, `restored`.
     meta: Database<Str, Str>,
-    cache: Cache<CacheKey, Entry, EntryWeight>,
+    cache: Cache<CacheKey, Entry, EntryWeight, DefaultHashBuilder, Evictions>,
+    evictions: Evictions,
     cache_hits: AtomicU64,
     cache_misses: AtomicU64,
 }
@@ -79,11 +81,27 @@ pub struct StoreStats {
     pub records: u64,
     /// Size of LMDB's file.
     pub bytes: u64,
+    /// It can't grow beyond this.
+    pub map_bytes: u64,
+    /// Pages of the file that hold something, and those that will be used again.
+    pub used_pages: u64,
+    pub free_pages: u64,
+    pub page_bytes: u64,
+    /// Of the file system: what is free for this process, and all; `None` if the system doesn't tell.
+    pub disk: Option<Disk>,
     pub cache_records: u64,
     pub cache_bytes: u64,
     pub cache_capacity_bytes: u64,
     pub cache_hits: u64,
     pub cache_misses: u64,
+    pub cache_evictions: u64,
+}
+
+/// A file system, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Disk {
+    pub free: u64,
+    pub size: u64,
 }
 
 impl Store {
@@ -105,9 +123,11 @@ impl Store {
         txn.commit()?;
         // Without an estimate of their number the cache can't size its shards; a kilobyte each is a guess, not a limit.
         let estimate = usize::try_from(cache_bytes / 1024).unwrap_or(usize::MAX).clamp(64, 1 << 20);
-        let cache = Cache::with_weighter(estimate, cache_bytes, EntryWeight);
+        let evictions = Evictions::default();
+        let hashes = DefaultHashBuilder::default();
+        let cache = Cache::with(estimate, cache_bytes, EntryWeight, hashes, evictions.clone());
         let (cache_hits, cache_misses) = Default::default();
-        Ok(Self { env, records, positions, meta, cache, cache_hits, cache_misses })
+        Ok(Self { env, records, positions, meta, cache, evictions, cache_hits, cache_misses })
     }
 
     /// The newest record of a key, delete markers included. Takes microseconds; a page that the system has dropped
@@ -298,14 +318,30 @@ impl Store {
     /// When LMDB fails.
     pub fn stats(&self) -> Result<StoreStats, StoreError> {
         let txn = self.env.read_txn()?;
+        let (info, records) = (self.env.info(), self.records.stat(&txn)?);
+        let used =
+            |stat: &heed::DatabaseStat| (stat.branch_pages + stat.leaf_pages + stat.overflow_pages) as u64;
+        let used_pages =
+            [&records, &self.positions.stat(&txn)?, &self.meta.stat(&txn)?].into_iter().map(used).sum();
+        // Pages are counted from 0, and the first two are LMDB's own.
+        let pages = (info.last_page_number as u64).saturating_sub(1);
         Ok(StoreStats {
-            records: self.records.len(&txn)?,
+            records: records.entries as u64,
             bytes: self.env.real_disk_size()?,
+            map_bytes: info.map_size as u64,
+            used_pages,
+            free_pages: pages.saturating_sub(used_pages),
+            page_bytes: u64::from(records.page_size),
+            disk: rustix::fs::statvfs(self.env.path()).ok().map(|disk| Disk {
+                free: disk.f_bavail * disk.f_frsize,
+                size: disk.f_blocks * disk.f_frsize,
+            }),
             cache_records: self.cache.len() as u64,
             cache_bytes: self.cache.weight(),
             cache_capacity_bytes: self.cache.capacity(),
             cache_hits: self.cache_hits.load(Ordering::Relaxed),
             cache_misses: self.cache_misses.load(Ordering::Relaxed),
+            cache_evictions: self.evictions.0.load(Ordering::Relaxed),
         })
     }
 }
@@ -352,6 +388,18 @@ struct KeyRef<'a>(&'a [u8]);
 impl Equivalent<CacheKey> for KeyRef<'_> {
     fn equivalent(&self, key: &CacheKey) -> bool {
         self.0 == key.as_slice()
+    }
+}
+
+/// Counts what leaves the cache for want of room.
+#[derive(Clone, Default)]
+struct Evictions(Arc<AtomicU64>);
+
+impl Lifecycle<CacheKey, Entry> for Evictions {
+    type RequestState = ();
+
+    fn on_evict(&self, (): &mut (), _: CacheKey, _: Entry) {
+        self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
 

@@ -31,6 +31,8 @@ pub(super) enum Event {
     OutOfRange {
         partition: i32,
     },
+    /// librdkafka's statistics, as JSON.
+    Statistics(Vec<u8>),
     /// Nothing that the log's order depends on: a commit's result, a connection that comes back by itself.
     Other,
     Fatal(String),
@@ -89,6 +91,7 @@ impl ConsumerQueue {
             match sys::rd_kafka_event_type(event) {
                 sys::RD_KAFKA_EVENT_FETCH => fetched(event, batch),
                 sys::RD_KAFKA_EVENT_ERROR => error(event),
+                sys::RD_KAFKA_EVENT_STATS => statistics(event),
                 _ => Event::Other,
             }
         }
@@ -119,6 +122,19 @@ unsafe fn fetched(event: *mut sys::rd_kafka_event_t, batch: &mut Batch) -> Event
                 key: bytes(message.key, message.key_len),
                 value: bytes(message.payload, message.len),
             });
+        }
+    }
+}
+
+/// SAFETY: `event` is alive and of the type STATS.
+unsafe fn statistics(event: *mut sys::rd_kafka_event_t) -> Event {
+    // SAFETY: the text ends with a zero and lives as long as the event.
+    unsafe {
+        let json = sys::rd_kafka_event_stats(event);
+        if json.is_null() {
+            Event::Other
+        } else {
+            Event::Statistics(CStr::from_ptr(json).to_bytes().to_vec())
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The log on Kafka: one compacted topic, through librdkafka.
 
 mod events;
+mod statistics;
 mod topic;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -13,11 +14,13 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::statistics::Statistics;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::oneshot;
 
 use self::events::Event;
-use super::{AppendError, Appended, Batch, Log, LogInfo, LogReader, OpenError, ReadError};
+use self::statistics::Collected;
+use super::{AppendError, Appended, Batch, Log, LogInfo, LogReader, LogStatistics, OpenError, ReadError};
 use crate::position::{HighWatermark, NextOffset, Position};
 
 /// How long a question to a broker may take.
@@ -26,6 +29,8 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 const WATERMARK_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often the group's offsets are committed: for operators' eyes, so a second is soon enough.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
+/// How often librdkafka tells its statistics.
+const STATISTICS_INTERVAL_MS: &str = "5000";
 
 /// Properties that the node's correctness rests on; they can't be passed through.
 pub const RESERVED_PROPERTIES: [&str; 11] = [
@@ -71,6 +76,7 @@ pub struct KafkaLog {
     /// Asks for metadata and high watermarks; reads nothing.
     queries: BaseConsumer<Quiet>,
     partitions: OnceLock<usize>,
+    statistics: Arc<Collected>,
 }
 
 impl KafkaLog {
@@ -89,10 +95,15 @@ impl KafkaLog {
         // A record waits for others to share its request only while earlier requests are under way.
         set_default(&mut producer, "linger.ms", "0");
         set_default(&mut producer, "queue.buffering.max.kbytes", "131072");
-        let quiet = Quiet::default();
-        let producer = ThreadedProducer::from_config_and_context(&producer, Acknowledgements(quiet.clone()))?;
-        let queries = BaseConsumer::from_config_and_context(&client_config(&settings), quiet)?;
-        Ok(Self { settings, producer, queries, partitions: OnceLock::new() })
+        set_default(&mut producer, "statistics.interval.ms", STATISTICS_INTERVAL_MS);
+        let (quiet, statistics) = (Quiet::default(), Arc::<Collected>::default());
+        let context = Acknowledgements { quiet: quiet.clone(), statistics: Arc::clone(&statistics) };
+        let producer = ThreadedProducer::from_config_and_context(&producer, context)?;
+        let mut queries = client_config(&settings);
+        // Nobody polls this client, so that they would pile up.
+        queries.set("statistics.interval.ms", "0");
+        let queries = BaseConsumer::from_config_and_context(&queries, quiet)?;
+        Ok(Self { settings, producer, queries, partitions: OnceLock::new(), statistics })
     }
 
     fn send(&self, key: &str, value: &[u8]) -> Result<oneshot::Receiver<Acknowledged>, AppendError> {
@@ -162,6 +173,7 @@ impl Log for KafkaLog {
             .set("auto.offset.reset", "error")
             // The end of a partition is told by the broker, not guessed from the last record: see `Event::End`.
             .set("enable.partition.eof", "true");
+        set_default(&mut config, "statistics.interval.ms", STATISTICS_INTERVAL_MS);
         set_default(&mut config, "fetch.queue.backoff.ms", "10");
         set_default(&mut config, "fetch.error.backoff.ms", "100");
         let consumer: BaseConsumer<Quiet> =
@@ -176,7 +188,8 @@ impl Log for KafkaLog {
         let queue = events::ConsumerQueue::new(consumer)
             .ok_or_else(|| ReadError::Unavailable("librdkafka gave the consumer no queue".to_owned()))?;
         let topic = self.settings.topic.clone();
-        Ok(Box::new(Reader { queue, topic, committed: None, last_commit: Instant::now() }))
+        let statistics = Arc::clone(&self.statistics);
+        Ok(Box::new(Reader { queue, topic, statistics, committed: None, last_commit: Instant::now() }))
     }
 
     fn high_watermarks(&self) -> Result<Vec<HighWatermark>, ReadError> {
@@ -189,6 +202,10 @@ impl Log for KafkaLog {
             .map_err(|error| ReadError::Unavailable(error.to_string()))
     }
 
+    fn statistics(&self) -> LogStatistics {
+        self.statistics.summary(u64::try_from(self.producer.in_flight_count()).unwrap_or(0))
+    }
+
     fn flush(&self, deadline: Duration) {
         if let Err(error) = self.producer.flush(deadline) {
             tracing::warn!(%error, "not every write was acknowledged before the producer was closed");
@@ -199,15 +216,22 @@ impl Log for KafkaLog {
 type Acknowledged = Result<Appended, AppendError>;
 
 /// The producer's context: hands each acknowledgement to the append that waits for it.
-struct Acknowledgements(Quiet);
+struct Acknowledgements {
+    quiet: Quiet,
+    statistics: Arc<Collected>,
+}
 
 impl ClientContext for Acknowledgements {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
-        self.0.log(level, facility, line);
+        self.quiet.log(level, facility, line);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.0.error(error, reason);
+        self.quiet.error(error, reason);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        self.statistics.producer(statistics);
     }
 }
 
@@ -271,6 +295,7 @@ impl ConsumerContext for Quiet {}
 struct Reader {
     queue: events::ConsumerQueue,
     topic: String,
+    statistics: Arc<Collected>,
     /// The last offsets committed to the group.
     committed: Option<Vec<NextOffset>>,
     last_commit: Instant,
@@ -288,6 +313,7 @@ impl LogReader for Reader {
                     wait = Duration::ZERO;
                 }
                 Event::OutOfRange { partition } => return Err(ReadError::OutOfRange { partition }),
+                Event::Statistics(json) => self.statistics.reader(&json),
                 Event::End { .. } | Event::Other => wait = Duration::ZERO,
                 Event::Fatal(reason) => return Err(ReadError::Unavailable(reason)),
             }
