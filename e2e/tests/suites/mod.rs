@@ -10,6 +10,7 @@ mod dev;
 mod foreign_records;
 mod membership;
 mod metrics;
+mod monitoring;
 mod peers;
 mod real_data;
 mod replication;
@@ -24,6 +25,7 @@ use e2e::runner::Test;
 pub fn all() -> Vec<Test> {
     [
         // The longest first, so that no thread is left alone with one at the end.
+        monitoring::tests(),
         compose::tests(),
         real_data::tests(),
         client::tests(),
