@@ -274,7 +274,9 @@ async fn load(cluster: &Cluster) -> Result<()> {
             let line = format!("{{\"op\":\"get\",\"key\":\"{key}\"}}\n");
             api.send(Method::POST, "/rpc/batch", &[], line.into_bytes()).await?.expect(200);
         }
-        client.set("over rpc", &round.to_string()).await?;
+        let value = round.to_string();
+        client.set("over rpc", &value).await?;
+        cluster.all_have("over rpc", Some(&value)).await;
         client.get("over rpc").await?;
         client.delete("not there").await?;
     }
@@ -379,7 +381,9 @@ async fn every_panel_has_data_on_a_real_cluster(ctx: Ctx) -> Result<()> {
         let mut asked = 0;
         for rule in &loaded {
             ensure!(rule["health"] == "ok", "{rule}");
-            ensure!(rule["state"] == "inactive", "it fires on a cluster that is well: {rule}");
+            // The disk is this machine's own, and may well be full.
+            let silent = rule["state"] == "inactive" || rule["name"] == "BitacoraDiskNearlyFull";
+            ensure!(silent, "it fires on a cluster that is well: {rule}");
             // A misspelt name or job would only ever be silent.
             let expression = rule["query"].as_str().context("an expression")?;
             for name in metrics_in(expression) {
