@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Creates the topic that is Bitacora's log, or checks the one that exists. Run as often as you like.
 set -euo pipefail
-: "${BOOTSTRAP:?}" "${TOPIC:?}" "${PARTITIONS:?}"
+: "${BOOTSTRAP:?}" "${TOPIC:?}" "${PARTITIONS:?}" "${REPLICATION_FACTOR:=1}" "${MIN_INSYNC_REPLICAS:=1}"
 bin=/opt/kafka/bin
 
 # compact: the newest record of each key stays for ever, and nothing else has to.
@@ -11,6 +11,7 @@ bin=/opt/kafka/bin
 #   a gigabyte per partition of old values for every new node to read, and deleted values stay on disk for a week.
 # delete.retention.ms: no tombstone may vanish before a node that was away for less than the delete grace has seen it.
 #   Keep it at or above the nodes' DELETE_RETENTION; Kafka's default is one day.
+# min.insync.replicas: so many brokers have a write before it is acknowledged.
 configs=(
   cleanup.policy=compact
   message.timestamp.type=LogAppendTime
@@ -18,12 +19,13 @@ configs=(
   segment.bytes=134217728
   segment.ms=86400000
   delete.retention.ms=604800000
+  "min.insync.replicas=$MIN_INSYNC_REPLICAS"
 )
 
 # A broker answers a moment before it may host partitions, so early failures are tried again.
 deadline=$((SECONDS + 60))
 until message=$("$bin/kafka-topics.sh" --bootstrap-server "$BOOTSTRAP" --create --if-not-exists --topic "$TOPIC" \
-  --partitions "$PARTITIONS" --replication-factor 1 "${configs[@]/#/--config=}" 2>&1); do
+  --partitions "$PARTITIONS" --replication-factor "$REPLICATION_FACTOR" "${configs[@]/#/--config=}" 2>&1); do
   if ((SECONDS >= deadline)); then
     echo "The topic $TOPIC could not be created: $message" >&2
     exit 1

@@ -1,7 +1,8 @@
-//! The repository's own Compose deployment, as users start it, from images that are built from this checkout.
+//! The repository's own Compose deployments, as users start it, from images that are built from this checkout.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::LazyLock;
 
 use anyhow::{Context, Result, ensure};
 use tokio::sync::OnceCell;
@@ -11,7 +12,16 @@ use crate::topic::Topic;
 
 /// The owner's process id follows; so a later run finds what a killed one left.
 const PREFIX: &str = "bitacora-e2e-";
-const IMAGE: &str = "bitacora:e2e";
+/// The end of the name of one that has three of everything.
+const HA: &str = "-ha";
+const HA_FILE: &str = "compose/ha.yaml";
+
+/// The nodes' image: built from this checkout, unless `E2E_IMAGE` names one.
+static GIVEN: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("E2E_IMAGE").ok());
+
+fn image() -> &'static str {
+    GIVEN.as_deref().unwrap_or("bitacora:e2e")
+}
 
 /// Whether `docker compose` is there; an engine alone does not mean so.
 pub fn available() -> bool {
@@ -23,10 +33,13 @@ pub fn available() -> bool {
 /// Builds the nodes' image, once a run. Minutes, where no layer of it is cached.
 pub async fn build() -> Result<()> {
     static BUILT: OnceCell<Result<(), String>> = OnceCell::const_new();
+    if GIVEN.is_some() {
+        return Ok(());
+    }
     let built = BUILT.get_or_init(async || {
         let built = tokio::task::spawn_blocking(|| {
             let mut command = Command::new("docker");
-            command.args(["compose", "build", "node-1"]).env("BITACORA_IMAGE", IMAGE);
+            command.args(["compose", "build", "node-1"]).env("BITACORA_IMAGE", image());
             run(command)
         });
         match built.await {
@@ -40,6 +53,14 @@ pub async fn build() -> Result<()> {
 
 fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// `docker …`; an error has all that it printed.
+pub async fn docker(arguments: &[&str]) -> Result<String> {
+    let mut command = Command::new("docker");
+    command.args(arguments);
+    let output = tokio::task::spawn_blocking(move || run(command)).await.context("docker panicked")??;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn run(mut command: Command) -> Result<Output> {
@@ -59,6 +80,8 @@ fn run(mut command: Command) -> Result<Output> {
 /// A deployment of its own name, ports and volumes; gone with its volumes when dropped.
 pub struct Deployment {
     project: String,
+    /// `None` for the one that `.env` names.
+    file: Option<&'static str>,
     /// Names as in `.env`.
     ports: Vec<(&'static str, u16)>,
 }
@@ -76,7 +99,27 @@ impl Deployment {
             "PROMETHEUS_PORT",
             "HAPROXY_STATS_PORT",
         ];
-        Deployment { project, ports: names.map(|name| (name, ports::free())).to_vec() }
+        Deployment { project, file: None, ports: names.map(|name| (name, ports::free())).to_vec() }
+    }
+
+    /// The one that has three of everything.
+    pub fn ha() -> Deployment {
+        let project = format!("{PREFIX}{}-{}{HA}", std::process::id(), ports::free());
+        let names = [
+            "BITACORA_PORT",
+            "NODE_1_PORT",
+            "NODE_2_PORT",
+            "NODE_3_PORT",
+            "KAFKA_1_PORT",
+            "KAFKA_2_PORT",
+            "KAFKA_3_PORT",
+            "ZOOKEEPER_1_PORT",
+            "ZOOKEEPER_2_PORT",
+            "ZOOKEEPER_3_PORT",
+            "PROMETHEUS_PORT",
+            "HAPROXY_STATS_PORT",
+        ];
+        Deployment { project, file: Some(HA_FILE), ports: names.map(|name| (name, ports::free())).to_vec() }
     }
 
     pub fn port(&self, name: &str) -> u16 {
@@ -85,14 +128,17 @@ impl Deployment {
     }
 
     pub fn topic(&self) -> Topic {
-        let brokers = format!("127.0.0.1:{}", self.port("KAFKA_PORT"));
-        Topic { brokers, name: "bitacora".to_string() }
+        let brokers = self.ports.iter().filter(|(name, _)| name.starts_with("KAFKA"));
+        let brokers: Vec<_> = brokers.map(|(_, port)| format!("127.0.0.1:{port}")).collect();
+        Topic { brokers: brokers.join(","), name: "bitacora".to_string() }
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("docker");
-        command.args(["compose", "--project-name", &self.project]).args(arguments);
-        command.env("BITACORA_IMAGE", IMAGE);
+        command.args(["compose", "--project-name", &self.project]);
+        command.args(self.file.iter().flat_map(|file| ["--file", file]));
+        command.args(arguments);
+        command.env("BITACORA_IMAGE", image());
         command.envs(self.ports.iter().map(|(name, port)| (name, port.to_string())));
         command
     }
@@ -102,6 +148,12 @@ impl Deployment {
         let command = self.command(arguments);
         let output = tokio::task::spawn_blocking(move || run(command)).await.context("docker panicked")??;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// A service's container, by its id.
+    pub async fn container(&self, service: &str) -> Result<String> {
+        let id = self.compose(&["ps", "--all", "--quiet", service]).await?;
+        Ok(id.trim().to_owned())
     }
 
     /// What is running, and the last lines of every service; for a failure's report.
@@ -131,16 +183,11 @@ impl Drop for Deployment {
 
 fn remove(project: &str) {
     let mut command = Command::new("docker");
-    command.args([
-        "compose",
-        "--project-name",
-        project,
-        "down",
-        "--volumes",
-        "--remove-orphans",
-        "--timeout",
-        "1",
-    ]);
+    command.args(["compose", "--project-name", project]);
+    if project.ends_with(HA) {
+        command.args(["--file", HA_FILE]);
+    }
+    command.args(["down", "--volumes", "--remove-orphans", "--timeout", "1"]);
     if let Err(error) = run(command) {
         eprintln!("e2e: {error:#}");
     }

@@ -22,7 +22,7 @@ use crate::prometheus::{self, Prometheus};
 use crate::proxy::Proxy;
 use crate::{cluster, deployment, java, npm};
 
-/// No test may take longer; the longest takes a third of it on two slow cores.
+/// No test may take longer, unless it says so; the longest takes a third of it on two slow cores.
 const TEST_DEADLINE: Duration = Duration::from_secs(300);
 const LOG_LINES: usize = 30;
 
@@ -94,6 +94,7 @@ pub struct Test {
     /// `suite::guarantee`.
     name: String,
     needs: Needs,
+    deadline: Duration,
     run: Box<dyn FnOnce(Ctx) -> Outcome + Send>,
 }
 
@@ -104,7 +105,18 @@ impl Test {
         Fut: Future<Output = Result<()>> + 'static,
     {
         let suite = module.rsplit("::").next().unwrap_or(module);
-        Test { name: format!("{suite}::{name}"), needs, run: Box::new(|ctx| Box::pin(run(ctx))) }
+        Test {
+            name: format!("{suite}::{name}"),
+            needs,
+            deadline: TEST_DEADLINE,
+            run: Box::new(|ctx| Box::pin(run(ctx))),
+        }
+    }
+
+    /// For a test that goes on for as long as it is told to.
+    #[must_use]
+    pub fn within(self, deadline: Duration) -> Test {
+        Test { deadline, ..self }
     }
 }
 
@@ -238,8 +250,8 @@ fn run_test(runtime: &Runtime, run: &Arc<Run>, test: Test) -> Result<(), String>
                 // Outside the deadline: the first test waits for a build and for servers.
                 run.servers().await?;
             }
-            let limited = tokio::time::timeout(TEST_DEADLINE, (test.run)(ctx));
-            limited.await.with_context(|| format!("it did not end within {TEST_DEADLINE:?}"))?
+            let limited = tokio::time::timeout(test.deadline, (test.run)(ctx));
+            limited.await.with_context(|| format!("it did not end within {:?}", test.deadline))?
         })
     }));
     let panicked = PANIC.take().unwrap_or_default();

@@ -7,6 +7,7 @@ mod client;
 mod command_line;
 mod compose;
 mod dev;
+mod faults;
 mod foreign_records;
 mod membership;
 mod metrics;
@@ -25,6 +26,7 @@ use e2e::runner::Test;
 pub fn all() -> Vec<Test> {
     [
         // The longest first, so that no thread is left alone with one at the end.
+        faults::tests(),
         monitoring::tests(),
         compose::tests(),
         real_data::tests(),
