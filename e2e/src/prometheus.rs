@@ -144,27 +144,39 @@ impl Prometheus {
         Ok(self.get(&path).await?["result"].as_array().cloned().unwrap_or_default())
     }
 
-    /// Waits until an alert fires whose labels hold `labels`; how long that took, and the alert.
+    /// The alert of that name whose labels hold `labels`, if it is pending or firing.
+    async fn alert(&self, name: &str, labels: &[(&str, &str)]) -> Result<Option<Value>, String> {
+        let data = self.get("/api/v1/alerts").await.map_err(|error| format!("{error:#}"))?;
+        let alerts = data["alerts"].as_array().cloned().unwrap_or_default();
+        let meant = |one: &Value| {
+            let of = &one["labels"];
+            of["alertname"] == name && labels.iter().all(|(label, value)| of[label] == *value)
+        };
+        Ok(alerts.into_iter().find(meant))
+    }
+
+    /// Waits until an alert fires; when that was seen, and the alert.
     pub async fn fires(
         &self,
-        alert: &str,
+        name: &str,
         labels: &[(&str, &str)],
-        since: Instant,
         deadline: Duration,
-    ) -> Result<(Duration, Value)> {
+    ) -> Result<(Instant, Value)> {
         let fires = wait::try_until(deadline, || async {
-            let data = self.get("/api/v1/alerts").await.map_err(|error| format!("{error:#}"))?;
-            let alerts = data["alerts"].as_array().cloned().unwrap_or_default();
-            let meant = |one: &&Value| {
-                one["labels"]["alertname"] == alert
-                    && labels.iter().all(|(name, value)| one["labels"][name] == *value)
-            };
-            match alerts.iter().find(meant) {
-                Some(one) if one["state"] == "firing" => Ok((since.elapsed(), one.clone())),
-                _ => Err(format!("{alerts:?}")),
+            match self.alert(name, labels).await? {
+                Some(alert) if alert["state"] == "firing" => Ok((Instant::now(), alert)),
+                other => Err(format!("{other:?}")),
             }
         });
-        fires.await.map_err(anyhow::Error::msg).with_context(|| format!("{alert} {labels:?} fires"))
+        fires.await.map_err(anyhow::Error::msg).with_context(|| format!("{name} {labels:?} fires"))
+    }
+
+    /// Waits until an alert neither fires nor is about to.
+    pub async fn is_silent(&self, name: &str, labels: &[(&str, &str)], deadline: Duration) -> Result<()> {
+        let silent = wait::try_until(deadline, || async {
+            self.alert(name, labels).await?.map_or(Ok(()), |alert| Err(alert.to_string()))
+        });
+        silent.await.map_err(anyhow::Error::msg).with_context(|| format!("{name} {labels:?} is silent"))
     }
 }
 
