@@ -320,6 +320,12 @@ impl Node {
         env.push((name.to_string(), value.to_string()));
     }
 
+    /// Leaves a setting to its default from the next start on.
+    pub fn unset_env(&self, name: &str) {
+        let mut env = self.env.lock().unwrap_or_else(PoisonError::into_inner);
+        env.retain(|(set, _)| set != name);
+    }
+
     /// A client of it. Connections are not shared across a restart.
     pub fn api(&self) -> Api {
         self.api.lock().unwrap_or_else(PoisonError::into_inner).clone()

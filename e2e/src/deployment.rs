@@ -23,6 +23,9 @@ fn image() -> &'static str {
     GIVEN.as_deref().unwrap_or("bitacora:e2e")
 }
 
+/// Of `Dockerfile.aws`.
+pub const AWS_IMAGE: &str = "bitacora-aws:e2e";
+
 /// Whether `docker compose` is there; an engine alone does not mean so.
 pub fn available() -> bool {
     let mut version = Command::new("docker");
@@ -30,16 +33,19 @@ pub fn available() -> bool {
     version.status().is_ok_and(|status| status.success())
 }
 
-/// Builds the nodes' image, once a run. Minutes, where no layer of it is cached.
+/// Builds the nodes' images, once a run. Minutes, where no layer of it is cached.
 pub async fn build() -> Result<()> {
     static BUILT: OnceCell<Result<(), String>> = OnceCell::const_new();
-    if GIVEN.is_some() {
-        return Ok(());
-    }
     let built = BUILT.get_or_init(async || {
         let built = tokio::task::spawn_blocking(|| {
             let mut command = Command::new("docker");
-            command.args(["compose", "build", "node-1"]).env("BITACORA_IMAGE", image());
+            if GIVEN.is_none() {
+                command.args(["compose", "build", "node-1"]).env("BITACORA_IMAGE", image());
+                run(command)?;
+                command = Command::new("docker");
+            }
+            command.args(["build", "--quiet", "--file", "Dockerfile.aws", "--tag", AWS_IMAGE]);
+            command.arg("--build-arg").arg(format!("BASE={}", image())).arg(".");
             run(command)
         });
         match built.await {
@@ -133,6 +139,16 @@ impl Deployment {
         Topic { brokers: brokers.join(","), name: "bitacora".to_string() }
     }
 
+    /// The network that its containers are on.
+    pub fn network(&self) -> String {
+        format!("{}_default", self.project)
+    }
+
+    /// A name for a container beside it.
+    pub fn container(&self, name: &str) -> String {
+        format!("{}-{name}", self.project)
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new("docker");
         command.args(["compose", "--project-name", &self.project]);
@@ -150,8 +166,8 @@ impl Deployment {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// A service's container, by its id.
-    pub async fn container(&self, service: &str) -> Result<String> {
+    /// The id of a service's container.
+    pub async fn container_of(&self, service: &str) -> Result<String> {
         let id = self.compose(&["ps", "--all", "--quiet", service]).await?;
         Ok(id.trim().to_owned())
     }

@@ -1,6 +1,7 @@
 //! The harness of the end-to-end suites: a real Kafka and a real ZooKeeper (in Docker, or as local processes),
 //! real `bitacora-node` processes on them, faults, and waits that say what they last saw.
 
+pub mod aws;
 pub mod backends;
 pub mod cluster;
 pub mod command_line;

@@ -124,7 +124,7 @@ impl<'a> Nemesis<'a> {
 
     /// One side throws away what it would send to the other: no connection between the two gets on.
     async fn route(&self, change: &str, a: &str, b: &str) -> Result<()> {
-        let (a, b) = tokio::try_join!(self.deployment.container(a), self.deployment.container(b))?;
+        let (a, b) = tokio::try_join!(self.deployment.container_of(a), self.deployment.container_of(b))?;
         let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
         let address = docker(&["inspect", "--format", format, &b]).await?;
         let network = format!("container:{a}");

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::backends::{Backends, LABEL};
+use crate::backends::{Backends, CONTAINER_LABEL};
 use crate::http::{Api, encode};
 use crate::process::{Process, tail};
 use crate::{ports, wait};
@@ -45,7 +45,14 @@ fn program(backends: Backends, name: &str, dirs: &[&Path], container: Option<&st
         return Command::new(name);
     }
     let mut command = Command::new("docker");
-    command.args(["run", "--rm", "--network", "host", "--label", &format!("{LABEL}={}", std::process::id())]);
+    command.args([
+        "run",
+        "--rm",
+        "--network",
+        "host",
+        "--label",
+        &format!("{CONTAINER_LABEL}={}", std::process::id()),
+    ]);
     // The image's own user can't read a private temporary folder.
     command.args(["--user", "0:0", "--entrypoint", name]);
     for dir in dirs {

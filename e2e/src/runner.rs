@@ -20,7 +20,7 @@ use crate::backends::{self, Backends, Server};
 use crate::process::{self, tail};
 use crate::prometheus::{self, Prometheus};
 use crate::proxy::Proxy;
-use crate::{cluster, deployment, java, npm};
+use crate::{aws, cluster, deployment, java, npm};
 
 /// No test may take longer, unless it says so; the longest takes a third of it on two slow cores.
 const TEST_DEADLINE: Duration = Duration::from_secs(300);
@@ -39,11 +39,13 @@ pub enum Needs {
     Npm,
     /// Docker with Compose, and the nodes' image.
     Deployment,
+    /// Python, for a check against botocore.
+    Python,
 }
 
 impl Needs {
     fn servers(self) -> bool {
-        !matches!(self, Needs::Nothing | Needs::Npm | Needs::Deployment)
+        !matches!(self, Needs::Nothing | Needs::Npm | Needs::Python | Needs::Deployment)
     }
 }
 
@@ -55,6 +57,7 @@ struct Has {
     compose: bool,
     prometheus: bool,
     npm: bool,
+    python: bool,
 }
 
 impl Has {
@@ -65,7 +68,13 @@ impl Has {
             compose: backends == Backends::Docker && deployment::available(),
             prometheus: prometheus::available(backends),
             npm: npm::available().await,
+            python: aws::python_available().await,
         }
+    }
+
+    /// All that any test needs beside the servers.
+    fn everything(self) -> bool {
+        self.java && self.compose && self.prometheus && self.npm && self.python
     }
 
     /// Why a test can't run here.
@@ -82,6 +91,7 @@ impl Has {
                 Some("no Docker engine, no prometheus and promtool")
             }
             Needs::Npm if !self.npm => Some("no Node with npm for the check by Grafana's types"),
+            Needs::Python if !self.python => Some("no python3 with venv for the check against botocore"),
             _ => None,
         }
     }
@@ -334,7 +344,8 @@ fn supervise(arguments: &Arguments, runtime: Runtime, run: Run, tests: Vec<Test>
     let run = Arc::new(run);
     let has = runtime.block_on(Has::look(backends));
     let registered = tests.len();
-    let needing = tests.iter().filter(|test| !matches!(test.needs, Needs::Nothing | Needs::Npm)).count();
+    let needs_engine = |needs: Needs| needs.servers() || needs == Needs::Deployment;
+    let needing = tests.iter().filter(|test| needs_engine(test.needs)).count();
     let trials = tests.into_iter().map(|test| {
         let name = test.name.clone();
         let (runtime, run) = (runtime.clone(), run.clone());
@@ -367,7 +378,7 @@ fn supervise(arguments: &Arguments, runtime: Runtime, run: Run, tests: Vec<Test>
     let everything = arguments.filter.is_none() && arguments.skip.is_empty() && !arguments.ignored;
     if everything {
         complete &= ran + conclusion.num_ignored as usize == registered;
-        if backends != Backends::None && has.java && has.compose && has.prometheus && has.npm {
+        if backends != Backends::None && has.everything() {
             complete &= ran == registered;
         }
     }
@@ -394,6 +405,9 @@ fn supervise(arguments: &Arguments, runtime: Runtime, run: Run, tests: Vec<Test>
     }
     if !has.npm {
         println!("e2e: the dashboards were not held against Grafana's types: there is no Node with npm");
+    }
+    if !has.python {
+        println!("e2e: compose/aws was not checked against botocore: there is no python3 with venv");
     }
     if !complete {
         eprintln!(

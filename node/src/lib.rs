@@ -1,5 +1,6 @@
 //! A node of Bitacora. `ARCHITECTURE.md` in the repository's root is the map.
 
+pub mod aws;
 pub mod data_dir;
 pub mod dev;
 pub mod door;

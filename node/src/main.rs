@@ -74,13 +74,14 @@ fn stop_signal() -> Result<impl Future<Output = ()>> {
 }
 
 async fn health(settings: &HealthSettings) -> Result<()> {
-    let url = format!("http://127.0.0.1:{}/health/ready", settings.api_port);
-    let client = reqwest::Client::builder().timeout(Duration::from_secs(2)).build()?;
+    let (path, missing) = if settings.live { ("live", "alive") } else { ("ready", "ready") };
+    let url = format!("http://127.0.0.1:{}/health/{path}", settings.api_port);
+    let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build()?;
     let answer = client.get(&url).send().await.with_context(|| format!("no answer from {url}"))?;
     let (status, body) = (answer.status(), answer.text().await.unwrap_or_default());
     print!("{body}");
     if !status.is_success() {
-        bail!("the node is not ready");
+        bail!("the node is not {missing}");
     }
     Ok(())
 }

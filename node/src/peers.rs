@@ -76,6 +76,7 @@ impl Peers {
     ) -> anyhow::Result<Self> {
         let http = reqwest::Client::builder()
             .tcp_nodelay(true)
+            .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .build()?;
         let (asking, permits) = (Mutex::default(), Semaphore::new(CONCURRENT));

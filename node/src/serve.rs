@@ -1,18 +1,20 @@
 //! `serve`: a node on Kafka and ZooKeeper.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
 use bitacora_client::discovery::ConnectString;
 use tokio::net::{TcpListener, UdpSocket};
 
+use crate::aws;
 use crate::data_dir::DataDir;
 use crate::log::kafka::{KafkaLog, KafkaSettings};
 use crate::membership::Address;
 use crate::membership::zookeeper::ZooKeeperMembership;
 use crate::node::{self, Node, Parts};
-use crate::settings::ServeSettings;
+use crate::settings::{AddressSource, ServeSettings};
 use crate::writes::{MAX_KEY_BYTES, RECORD_OVERHEAD_BYTES};
 
 /// Runs a node until `stop` completes.
@@ -31,11 +33,11 @@ pub async fn run(settings: ServeSettings, stop: impl Future<Output = ()>) -> Res
     let data_dir = DataDir::open(&settings.data_dir)?;
     let listener = listen(settings.bind_address, settings.api_port, "API_PORT").await?;
     let rpc_listener = listen(settings.bind_address, avro_port, "AVRO_PORT").await?;
-    let host = match &settings.node_address {
-        Some(host) => host.clone(),
-        None => own_address(&settings.zookeeper_hosts).await.to_string(),
+    let mut stop = pin!(stop);
+    let address = tokio::select! {
+        address = address(&settings, avro_port) => address?,
+        () = &mut stop => return Ok(()),
     };
-    let address = Address { host, api_port: settings.api_port, avro_port };
     let log = KafkaLog::new(kafka_settings(&settings, &address, properties)?)
         .map_err(|error| anyhow!("KAFKA_PROPERTIES: librdkafka refuses its configuration: {error}"))?;
     let membership = ZooKeeperMembership::start(
@@ -63,11 +65,21 @@ pub async fn run(settings: ServeSettings, stop: impl Future<Output = ()>) -> Res
     })?;
     let progress = node.progress();
     let outcome = tokio::select! {
-        () = stop => Ok(()),
+        () = &mut stop => Ok(()),
         reason = node::failed(&progress) => Err(anyhow!(reason)),
     };
     node.stop().await;
     outcome
+}
+
+/// What others reach this node by.
+async fn address(settings: &ServeSettings, avro_port: u16) -> Result<Address> {
+    let host = match (&settings.node_address, settings.address_source) {
+        (Some(host), _) => host.clone(),
+        (None, AddressSource::Route) => own_address(&settings.zookeeper_hosts).await.to_string(),
+        (None, AddressSource::Aws) => return aws::address(settings.api_port, avro_port).await,
+    };
+    Ok(Address { host, api_port: settings.api_port, avro_port })
 }
 
 fn kafka_settings(

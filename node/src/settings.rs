@@ -60,7 +60,7 @@ pub struct ServeSettings {
     /// Consumer group that the node commits its offsets to, for Kafka's tools to see [default: bitacora-<address>]
     #[arg(long, env, value_name = "NAME", help_heading = "Kafka")]
     pub kafka_group: Option<String>,
-    /// Properties for librdkafka, name=value, separated by ';' (SASL, SSL, …); name=@FILE reads the value from a file
+    /// Properties for librdkafka, name=value, separated by ';' (SASL, SSL, …); name=@FILE and name=$VARIABLE read the value
     #[arg(
         long,
         env,
@@ -83,9 +83,12 @@ pub struct ServeSettings {
     /// How long ZooKeeper keeps a silent node a member (its servers allow no less than two of their ticks)
     #[arg(long, env, value_name = "TIME", default_value = "2500ms", value_parser = session_timeout, help_heading = "Cluster")]
     pub zookeeper_session_timeout: Duration,
-    /// Name or address that the others reach this node by [default: the address that this machine has towards ZooKeeper]
+    /// Name or address that the others reach this node by [default: as `ADDRESS_SOURCE` says]
     #[arg(long, env, value_name = "HOST", value_parser = node_address, help_heading = "Cluster")]
     pub node_address: Option<String>,
+    /// Where the node learns its address, unless `NODE_ADDRESS` says it
+    #[arg(long, env, value_name = "SOURCE", default_value = "route", help_heading = "Cluster")]
+    pub address_source: AddressSource,
 
     /// Port of the HTTP API
     #[arg(long, env, value_name = "PORT", default_value_t = 8080, value_parser = clap::value_parser!(u16).range(1..), help_heading = "Network")]
@@ -108,6 +111,14 @@ pub struct ServeSettings {
     pub node: NodeSettings,
     #[command(flatten)]
     pub logging: LogSettings,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AddressSource {
+    /// the address that this machine has towards ZooKeeper
+    Route,
+    /// the metadata of the ECS task or of the EC2 instance, with the ports that a bridge maps
+    Aws,
 }
 
 /// What a node of `serve` and one of `dev` have in common.
@@ -189,6 +200,9 @@ pub struct DevSettings {
 
 #[derive(Debug, Clone, Args)]
 pub struct HealthSettings {
+    /// Ask whether it is alive instead; a node that restores is alive, but not ready
+    #[arg(long)]
+    pub live: bool,
     /// Port of the HTTP API
     #[arg(long, env, value_name = "PORT", default_value_t = 8080)]
     pub api_port: u16,
@@ -258,12 +272,19 @@ fn property(text: &str) -> Result<(String, String), String> {
     if RESERVED_PROPERTIES.contains(&name) {
         return Err(format!("'{name}' is the node's own business and can't be set"));
     }
-    let value = match value.trim().strip_prefix('@') {
-        None => value.trim().to_owned(),
-        Some(path) => std::fs::read_to_string(path)
+    let value = value.trim();
+    let value = if let Some(path) = value.strip_prefix('@') {
+        std::fs::read_to_string(path)
             .map_err(|error| format!("the file of '{name}', {path}, can't be read: {error}"))?
             .trim_end_matches(['\n', '\r'])
-            .to_owned(),
+            .to_owned()
+    } else if let Some(variable) = value.strip_prefix('$') {
+        // Unnamed in the error: a secret that happens to begin with '$' looks the same.
+        std::env::var(variable).map_err(|_| {
+            format!("the variable of '{name}' is not set (a value that begins with '$' has to come from a file: @FILE)")
+        })?
+    } else {
+        value.to_owned()
     };
     Ok((name.to_owned(), value))
 }
@@ -337,6 +358,10 @@ mod tests {
             property(&format!("sasl.password=@{path}")),
             Ok(("sasl.password".into(), "s3cret".into()))
         );
+        let path = std::env::var("PATH").expect("tests run with a path");
+        assert_eq!(property("sasl.password = $PATH"), Ok(("sasl.password".into(), path)));
+        let error = property("sasl.password=$ecret").expect_err("no such variable");
+        assert!(error.contains("'sasl.password'") && !error.contains("ecret"), "{error}");
         let error = property("averylongsecretwithoutname").expect_err("no name");
         assert!(!error.contains("without"), "{error}");
         let cli = Cli::try_parse_from(["bitacora-node", "serve", "--kafka-properties", "a=b;acks=0"])

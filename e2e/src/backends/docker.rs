@@ -14,7 +14,7 @@ use testcontainers::core::{ContainerPort, IntoContainerPort};
 use testcontainers::runners::AsyncRunner;
 use testcontainers::{ContainerAsync, ContainerRequest, GenericImage, ImageExt};
 
-use super::{Detour, KAFKA_VERSION, Kind, LABEL, ZOOKEEPER_VERSION};
+use super::{CONTAINER_LABEL as LABEL, Detour, KAFKA_VERSION, Kind, ZOOKEEPER_VERSION};
 
 async fn engine() -> Result<Docker> {
     docker_client_instance().await.context("reaching the Docker engine")

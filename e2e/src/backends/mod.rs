@@ -100,7 +100,7 @@ impl Backends {
 }
 
 /// Every container carries the pid of the run that started it, so that a later run can tell orphans.
-pub(crate) const LABEL: &str = "bitacora.e2e";
+pub(crate) const CONTAINER_LABEL: &str = "bitacora.e2e";
 
 /// A second listener of a broker, that sends its clients to another port than its own.
 #[derive(Clone, Copy)]

@@ -24,8 +24,12 @@ const AT_ONCE: Duration = Duration::from_secs(10);
 
 /// The node ends by itself, not with success, and its last words name `what`.
 async fn gives_up(node: &Node, what: &[&str]) -> Result<()> {
+    gives_up_within(AT_ONCE, node, what).await
+}
+
+pub(super) async fn gives_up_within(deadline: Duration, node: &Node, what: &[&str]) -> Result<()> {
     node.spawn()?;
-    let (status, took) = node.ended(AT_ONCE).await;
+    let (status, took) = node.ended(deadline).await;
     let words = node.log_tail(30);
     assert!(!status.success(), "{}: ended with success: {words}", node.name);
     assert!(status.code().is_some(), "{}: ended by a signal, {status}, after {took:?}: {words}", node.name);
@@ -63,6 +67,7 @@ async fn a_wrong_setting_stops_the_node_and_is_named(ctx: Ctx) -> Result<()> {
         ("ZOOKEEPER_SESSION_TIMEOUT", "10"),
         ("LOG_FORMAT", "xml"),
         ("NODE_ADDRESS", "http://me"),
+        ("ADDRESS_SOURCE", "azure"),
         ("BIND_ADDRESS", "everywhere"),
     ];
     for (name, value) in wrong {

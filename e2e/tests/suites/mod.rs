@@ -7,6 +7,7 @@ mod client;
 mod command_line;
 mod compose;
 mod dev;
+mod ecs;
 mod faults;
 mod foreign_records;
 mod membership;
@@ -29,6 +30,7 @@ pub fn all() -> Vec<Test> {
         faults::tests(),
         monitoring::tests(),
         compose::tests(),
+        ecs::tests(),
         real_data::tests(),
         client::tests(),
         command_line::tests(),
