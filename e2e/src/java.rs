@@ -16,7 +16,7 @@ pub async fn available() -> bool {
     backends::java_and_maven().await
 }
 
-/// Where Maven's downloads and classes, and Python's, are kept between runs: `target/e2e-servers`, out of the source tree.
+/// Where downloads and classes are kept between runs: `target/e2e-servers`, out of the source tree.
 pub(crate) fn cache() -> PathBuf {
     // The test binary is target/<profile>/deps/e2e-<hash>, wherever the target directory is.
     let target = std::env::current_exe()

@@ -18,7 +18,9 @@ use tokio::sync::OnceCell;
 
 use crate::backends::{self, Backends, Server};
 use crate::process::{self, tail};
-use crate::{aws, cluster, deployment, java};
+use crate::prometheus::{self, Prometheus};
+use crate::proxy::Proxy;
+use crate::{aws, cluster, deployment, java, npm};
 
 /// No test may take longer, unless it says so; the longest takes a third of it on two slow cores.
 const TEST_DEADLINE: Duration = Duration::from_secs(300);
@@ -31,10 +33,68 @@ pub enum Needs {
     Servers,
     /// The servers, and Java with Maven for a check by Kafka's and Avro's own libraries.
     ServersAndJava,
+    /// The servers, and Prometheus with its promtool.
+    ServersAndPrometheus,
+    /// Node with npm, for a check by a JavaScript project's own library; no servers.
+    Npm,
     /// Docker with Compose, and the nodes' image.
     Deployment,
     /// Python, for a check against botocore.
     Python,
+}
+
+impl Needs {
+    fn servers(self) -> bool {
+        !matches!(self, Needs::Nothing | Needs::Npm | Needs::Python | Needs::Deployment)
+    }
+}
+
+/// What this machine has.
+#[derive(Clone, Copy)]
+struct Has {
+    backends: Backends,
+    java: bool,
+    compose: bool,
+    prometheus: bool,
+    npm: bool,
+    python: bool,
+}
+
+impl Has {
+    async fn look(backends: Backends) -> Has {
+        Has {
+            backends,
+            java: java::available().await,
+            compose: backends == Backends::Docker && deployment::available(),
+            prometheus: prometheus::available(backends),
+            npm: npm::available().await,
+            python: aws::python_available().await,
+        }
+    }
+
+    /// All that any test needs beside the servers.
+    fn everything(self) -> bool {
+        self.java && self.compose && self.prometheus && self.npm && self.python
+    }
+
+    /// Why a test can't run here.
+    fn missing(self, needs: Needs) -> Option<&'static str> {
+        if self.backends == Backends::None && (needs.servers() || needs == Needs::Deployment) {
+            return Some("no Docker engine, no Java with Maven");
+        }
+        match needs {
+            Needs::Deployment if !self.compose => Some("no Docker engine with Compose"),
+            Needs::ServersAndJava if !self.java => {
+                Some("no Java with Maven for the check by Java's libraries")
+            }
+            Needs::ServersAndPrometheus if !self.prometheus => {
+                Some("no Docker engine, no prometheus and promtool")
+            }
+            Needs::Npm if !self.npm => Some("no Node with npm for the check by Grafana's types"),
+            Needs::Python if !self.python => Some("no python3 with venv for the check against botocore"),
+            _ => None,
+        }
+    }
 }
 
 /// Runs on the thread that began it, so it need not be `Send`.
@@ -135,6 +195,21 @@ impl Ctx {
         self.run.backends.broker(&self.dir.join("own-kafka")).await
     }
 
+    /// Such a broker, and a proxy in front of it: who begins at the proxy's address meets the broker through it only.
+    pub async fn own_broker_and_proxy(&self) -> Result<(Server, Proxy)> {
+        self.run.backends.broker_and_proxy(&self.dir.join("own-kafka")).await
+    }
+
+    /// A Prometheus with the repository's rules over `targets`, `host:port` each.
+    pub async fn prometheus(&self, targets: &[String]) -> Result<Prometheus> {
+        Prometheus::start(self.run.backends, &self.dir, targets).await
+    }
+
+    /// Runs promtool on files below `monitoring/prometheus`.
+    pub async fn promtool(&self, arguments: &[&str]) -> Result<String> {
+        prometheus::promtool(self.run.backends, arguments).await
+    }
+
     /// A ZooKeeper that only this test has, to stop and start.
     pub async fn own_zookeeper(&self) -> Result<Server> {
         self.run.backends.zookeeper(&self.dir.join("own-zookeeper")).await
@@ -181,7 +256,7 @@ fn run_test(runtime: &Runtime, run: &Arc<Run>, test: Test) -> Result<(), String>
         runtime.block_on(async {
             if test.needs == Needs::Deployment {
                 deployment::build().await?;
-            } else if test.needs != Needs::Nothing && test.needs != Needs::Python {
+            } else if test.needs.servers() {
                 // Outside the deadline: the first test waits for a build and for servers.
                 run.servers().await?;
             }
@@ -267,27 +342,16 @@ fn supervise(arguments: &Arguments, runtime: Runtime, run: Run, tests: Vec<Test>
     let backends = run.backends;
     let root = run.root.clone();
     let run = Arc::new(run);
-    let has_java = runtime.block_on(java::available());
-    let has_python = runtime.block_on(aws::python_available());
-    let has_compose = backends == Backends::Docker && deployment::available();
+    let has = runtime.block_on(Has::look(backends));
     let registered = tests.len();
-    let needs_servers = |needs: Needs| !matches!(needs, Needs::Nothing | Needs::Python);
-    let needing = tests.iter().filter(|test| needs_servers(test.needs)).count();
+    let needs_engine = |needs: Needs| needs.servers() || needs == Needs::Deployment;
+    let needing = tests.iter().filter(|test| needs_engine(test.needs)).count();
     let trials = tests.into_iter().map(|test| {
         let name = test.name.clone();
         let (runtime, run) = (runtime.clone(), run.clone());
         Trial::ignorable_test(name, move || {
-            if needs_servers(test.needs) && backends == Backends::None {
-                return Ok(Completion::ignored_with("no Docker engine, no Java with Maven"));
-            }
-            if test.needs == Needs::Deployment && !has_compose {
-                return Ok(Completion::ignored_with("no Docker engine with Compose"));
-            }
-            if test.needs == Needs::ServersAndJava && !has_java {
-                return Ok(Completion::ignored_with("no Java with Maven for the check by Java's libraries"));
-            }
-            if test.needs == Needs::Python && !has_python {
-                return Ok(Completion::ignored_with("no python3 with venv for the check against botocore"));
+            if let Some(missing) = has.missing(test.needs) {
+                return Ok(Completion::ignored_with(missing));
             }
             run_test(&runtime, &run, test)?;
             Ok(Completion::Completed)
@@ -314,7 +378,7 @@ fn supervise(arguments: &Arguments, runtime: Runtime, run: Run, tests: Vec<Test>
     let everything = arguments.filter.is_none() && arguments.skip.is_empty() && !arguments.ignored;
     if everything {
         complete &= ran + conclusion.num_ignored as usize == registered;
-        if backends != Backends::None && has_java && has_compose && has_python {
+        if backends != Backends::None && has.everything() {
             complete &= ran == registered;
         }
     }
@@ -328,13 +392,21 @@ fn supervise(arguments: &Arguments, runtime: Runtime, run: Run, tests: Vec<Test>
         None | Some(FormatSetting::Pretty | FormatSetting::Terse) => println!("{line}"),
         Some(_) => eprintln!("{line}"),
     }
-    if !has_compose && backends != Backends::None {
+    if !has.compose && backends != Backends::None {
         println!("e2e: the Compose deployment was not tried: there is no Docker engine with Compose");
     }
-    if !has_java && backends != Backends::None {
+    if !has.java && backends != Backends::None {
         println!("e2e: the checks by Java's own libraries did not run: there is no Java with Maven");
     }
-    if !has_python {
+    if !has.prometheus && backends != Backends::None {
+        println!(
+            "e2e: alerts and dashboards were not tried: there is neither a Docker engine nor Prometheus with promtool"
+        );
+    }
+    if !has.npm {
+        println!("e2e: the dashboards were not held against Grafana's types: there is no Node with npm");
+    }
+    if !has.python {
         println!("e2e: compose/aws was not checked against botocore: there is no python3 with venv");
     }
     if !complete {

@@ -14,10 +14,7 @@ use testcontainers::core::{ContainerPort, IntoContainerPort};
 use testcontainers::runners::AsyncRunner;
 use testcontainers::{ContainerAsync, ContainerRequest, GenericImage, ImageExt};
 
-use super::{KAFKA_VERSION, Kind, ZOOKEEPER_VERSION};
-
-/// Every container carries the pid of the run that started it, so that a later run can tell orphans.
-pub(crate) const LABEL: &str = "bitacora.e2e";
+use super::{CONTAINER_LABEL as LABEL, Detour, KAFKA_VERSION, Kind, ZOOKEEPER_VERSION};
 
 async fn engine() -> Result<Docker> {
     docker_client_instance().await.context("reaching the Docker engine")
@@ -59,9 +56,9 @@ pub(super) async fn reap(of: Of) -> Result<()> {
 pub(super) struct Container(ContainerAsync<GenericImage>);
 
 impl Container {
-    pub(super) async fn start(kind: Kind, port: u16) -> Result<Container> {
+    pub(super) async fn start(kind: Kind, port: u16, detour: Option<Detour>) -> Result<Container> {
         let request = match kind {
-            Kind::Kafka => kafka(port),
+            Kind::Kafka => kafka(port, detour),
             Kind::ZooKeeper => zookeeper(port),
         };
         let container = request
@@ -118,16 +115,22 @@ fn mapped(image: GenericImage, host: u16, container: ContainerPort) -> Container
     image.with_mapped_port(host, container)
 }
 
-fn kafka(port: u16) -> ContainerRequest<GenericImage> {
+fn kafka(port: u16, detour: Option<Detour>) -> ContainerRequest<GenericImage> {
     // Its own format and start rather than the image's: those render KAFKA_* variables in a Java process of its own.
     const CONFIG: &str = "/tmp/bitacora-e2e.properties";
-    let properties = super::kafka_properties(":9092", port, 9093, Path::new("/tmp/bitacora-e2e-data"));
+    let inside = detour.map(|detour| (":9094", detour.advertised));
+    let properties =
+        super::kafka_properties(":9092", port, 9093, Path::new("/tmp/bitacora-e2e-data"), inside);
     let start = format!(
         "cd /opt/kafka/bin && ./kafka-storage.sh format --ignore-formatted --cluster-id {} --config {CONFIG} \
          && exec ./kafka-server-start.sh {CONFIG}",
         super::CLUSTER_ID
     );
-    mapped(GenericImage::new("apache/kafka", KAFKA_VERSION), port, 9092.tcp())
+    let mut request = mapped(GenericImage::new("apache/kafka", KAFKA_VERSION), port, 9092.tcp());
+    if let Some(detour) = detour {
+        request = request.with_mapped_port(detour.port, 9094.tcp());
+    }
+    request
         .with_copy_to(CONFIG, properties.into_bytes())
         .with_env_var("KAFKA_HEAP_OPTS", "-Xms256m -Xmx512m -XX:TieredStopAtLevel=1")
         .with_cmd(["bash", "-c", &start])

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result, ensure};
 use tokio::sync::OnceCell;
 
-use super::Kind;
+use super::{Detour, Kind};
 use crate::java;
 use crate::ports;
 use crate::process::{Process, Signal, tail};
@@ -32,21 +32,23 @@ pub(super) struct Local {
 }
 
 impl Local {
-    pub(super) async fn start(kind: Kind, port: u16, dir: &Path) -> Result<Local> {
+    pub(super) async fn start(kind: Kind, port: u16, detour: Option<Detour>, dir: &Path) -> Result<Local> {
         let local =
             Local { kind, jars: jars(kind).await?, dir: dir.to_path_buf(), process: Mutex::new(None) };
         match kind {
-            Kind::Kafka => local.prepare_kafka(port).await?,
+            Kind::Kafka => local.prepare_kafka(port, detour).await?,
             Kind::ZooKeeper => local.prepare_zookeeper(port)?,
         }
         local.start_again()?;
         Ok(local)
     }
 
-    async fn prepare_kafka(&self, port: u16) -> Result<()> {
+    async fn prepare_kafka(&self, port: u16, detour: Option<Detour>) -> Result<()> {
         let controller = ports::free();
-        let properties =
-            super::kafka_properties(&format!("127.0.0.1:{port}"), port, controller, &self.dir.join("data"));
+        let second = detour.map(|detour| (format!("127.0.0.1:{}", detour.port), detour.advertised));
+        let second = second.as_ref().map(|(listen, advertised)| (listen.as_str(), *advertised));
+        let (listen, data) = (format!("127.0.0.1:{port}"), self.dir.join("data"));
+        let properties = super::kafka_properties(&listen, port, controller, &data, second);
         let config = self.dir.join("server.properties");
         std::fs::write(&config, properties).context("writing server.properties")?;
         let log = self.dir.join("kafka-format.log");

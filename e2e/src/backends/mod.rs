@@ -12,9 +12,8 @@ use anyhow::{Context, Result, bail};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
+use crate::proxy::Proxy;
 use crate::{deployment, ports, wait, zookeeper};
-
-pub(crate) use docker::LABEL as CONTAINER_LABEL;
 
 /// Also the versions in `servers/*/pom.xml`.
 pub const KAFKA_VERSION: &str = "4.3.1";
@@ -67,44 +66,76 @@ impl Backends {
 
     /// A broker of the caller's own, answering when this returns; gone when dropped. `dir` keeps its log.
     pub async fn broker(self, dir: &Path) -> Result<Server> {
-        let server = self.start(Kind::Kafka, dir).await?;
+        let server = self.start(Kind::Kafka, dir, None).await?;
         server.ready().await?;
         Ok(server)
+    }
+
+    /// As [`Backends::broker`], with a proxy: clients that begin at its address meet the broker through it only.
+    pub async fn broker_and_proxy(self, dir: &Path) -> Result<(Server, Proxy)> {
+        let port = ports::free();
+        let proxy = Proxy::start(port).await?;
+        let server = self.start(Kind::Kafka, dir, Some(Detour { port, advertised: proxy.port })).await?;
+        server.ready().await?;
+        Ok((server, proxy))
     }
 
     /// A ZooKeeper of the caller's own, answering when this returns; gone when dropped. `dir` keeps its log.
     pub async fn zookeeper(self, dir: &Path) -> Result<Server> {
-        let server = self.start(Kind::ZooKeeper, dir).await?;
+        let server = self.start(Kind::ZooKeeper, dir, None).await?;
         server.ready().await?;
         Ok(server)
     }
 
-    async fn start(self, kind: Kind, dir: &Path) -> Result<Server> {
+    async fn start(self, kind: Kind, dir: &Path, detour: Option<Detour>) -> Result<Server> {
         std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
         let port = ports::free();
         let engine = match self {
-            Backends::Docker => Engine::Docker(Box::new(docker::Container::start(kind, port).await?)),
-            Backends::Local => Engine::Local(Box::new(local::Local::start(kind, port, dir).await?)),
+            Backends::Docker => Engine::Docker(Box::new(docker::Container::start(kind, port, detour).await?)),
+            Backends::Local => Engine::Local(Box::new(local::Local::start(kind, port, detour, dir).await?)),
             Backends::None => bail!("there is neither a Docker engine nor Java with Maven"),
         };
         Ok(Server { kind, port, engine })
     }
 }
 
+/// Every container carries the pid of the run that started it, so that a later run can tell orphans.
+pub(crate) const CONTAINER_LABEL: &str = "bitacora.e2e";
+
+/// A second listener of a broker, that sends its clients to another port than its own.
+#[derive(Clone, Copy)]
+struct Detour {
+    port: u16,
+    advertised: u16,
+}
+
 /// Any; the same at every start on the same data.
 const CLUSTER_ID: &str = "5L6g3nShT-eMCtK--X86sw";
 
-/// A broker's settings. Clients are sent to the advertised port, so it must be known before the broker starts.
-fn kafka_properties(listen: &str, advertised: u16, controller: u16, data: &Path) -> String {
+/// A broker's settings. Clients are sent to the advertised port, so it must be known before the broker starts. `second`
+/// is another address to listen at, and the port that is advertised there.
+fn kafka_properties(
+    listen: &str,
+    advertised: u16,
+    controller: u16,
+    data: &Path,
+    second: Option<(&str, u16)>,
+) -> String {
+    let (mut listeners, mut addresses, mut protocols) = Default::default();
+    if let Some((listen, advertised)) = second {
+        listeners = format!(",SECOND://{listen}");
+        addresses = format!(",SECOND://127.0.0.1:{advertised}");
+        protocols = ",SECOND:PLAINTEXT";
+    }
     format!(
         "process.roles=broker,controller\n\
          node.id=1\n\
          controller.quorum.voters=1@127.0.0.1:{controller}\n\
          controller.listener.names=CONTROLLER\n\
          inter.broker.listener.name=PLAINTEXT\n\
-         listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT\n\
-         listeners=PLAINTEXT://{listen},CONTROLLER://127.0.0.1:{controller}\n\
-         advertised.listeners=PLAINTEXT://127.0.0.1:{advertised}\n\
+         listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT{protocols}\n\
+         listeners=PLAINTEXT://{listen},CONTROLLER://127.0.0.1:{controller}{listeners}\n\
+         advertised.listeners=PLAINTEXT://127.0.0.1:{advertised}{addresses}\n\
          log.dirs={data}\n\
          auto.create.topics.enable=false\n\
          offsets.topic.replication.factor=1\n\

@@ -54,6 +54,8 @@ async fn scenario(deployment: &Deployment) -> Result<()> {
     assert_eq!(topic["message.timestamp.type"], "LogAppendTime");
     scraped(deployment, "sum(up{job=\"bitacora\"})", "3").await?;
     scraped(deployment, "sum(bitacora_ready)", "3").await?;
+    // What the alert about the balancer looks at.
+    scraped(deployment, "haproxy_backend_active_servers{proxy=\"nodes\"}", "3").await?;
 
     let started = Instant::now();
     deployment.compose(&["stop", "node-2"]).await?;

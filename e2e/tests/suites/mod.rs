@@ -12,6 +12,7 @@ mod faults;
 mod foreign_records;
 mod membership;
 mod metrics;
+mod monitoring;
 mod peers;
 mod real_data;
 mod replication;
@@ -27,6 +28,7 @@ pub fn all() -> Vec<Test> {
     [
         // The longest first, so that no thread is left alone with one at the end.
         faults::tests(),
+        monitoring::tests(),
         compose::tests(),
         ecs::tests(),
         real_data::tests(),
