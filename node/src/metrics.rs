@@ -286,7 +286,7 @@ impl Scraped {
             lag_seconds: float_gauges(
                 r,
                 "lag_seconds",
-                "Time since everything then known of the partition was applied; 0 while it is.",
+                "Time since the log first reached what is still to be applied.",
                 partition,
             )?,
             caught_up: gauge(r, "caught_up", "1 when everything up to fresh high watermarks is applied.")?,

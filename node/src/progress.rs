@@ -1,6 +1,7 @@
 //! How far the replica is: the one place that knows. Readiness, lag, waits for a position, "caught up" and metrics all
 //! read it.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -37,18 +38,43 @@ struct Inner {
     began: Instant,
 }
 
-#[derive(Clone, Copy)]
 struct Partition {
     next: NextOffset,
     high_watermark: Option<(HighWatermark, Instant)>,
-    /// Since when there has been something known that is not applied.
-    behind_since: Option<Instant>,
+    /// High watermarks that are not reached yet, and when each was asked for; in order.
+    ahead: VecDeque<(HighWatermark, Instant)>,
 }
 
+/// So many high watermarks are remembered; of more, every second one is forgotten.
+const AHEAD: usize = 256;
+
 impl Partition {
-    fn note_lag(&mut self, now: Instant) {
-        let behind = self.high_watermark.is_some_and(|(end, _)| self.next.lag(end) > 0);
-        self.behind_since = behind.then(|| self.behind_since.unwrap_or(now));
+    fn new(next: NextOffset) -> Self {
+        Self { next, high_watermark: None, ahead: VecDeque::new() }
+    }
+
+    fn learnt(&mut self, end: HighWatermark, asked: Instant) {
+        self.high_watermark = Some((end, asked));
+        let newest = self.ahead.back().map_or(HighWatermark(self.next.0), |(newest, _)| *newest);
+        if end > newest {
+            self.ahead.push_back((end, asked));
+        }
+        if self.ahead.len() > AHEAD {
+            let mut kept = 0..;
+            self.ahead.retain(|_| kept.next().is_some_and(|index| index % 2 == 0));
+        }
+    }
+
+    fn applied(&mut self, next: NextOffset) {
+        self.next = next;
+        while self.ahead.front().is_some_and(|(end, _)| next.lag(*end) == 0) {
+            self.ahead.pop_front();
+        }
+    }
+
+    fn lag_seconds(&self) -> Option<f64> {
+        self.high_watermark?;
+        Some(self.ahead.front().map_or(0.0, |(_, asked)| asked.elapsed().as_secs_f64()))
     }
 }
 
@@ -72,7 +98,8 @@ pub struct PartitionStatus {
     pub high_watermark: Option<i64>,
     /// Offsets between the two; an upper bound of the records to come.
     pub lag: Option<u64>,
-    /// Time since everything that was then known had been applied, in seconds; 0 while it is.
+    /// Time since the log first reached what is still to be applied, as far as this node knows: how old its reads are, in
+    /// seconds; 0 when nothing is to be applied.
     pub lag_seconds: Option<f64>,
     /// Age of `high_watermark` in ms.
     pub high_watermark_age_ms: Option<u64>,
@@ -136,20 +163,16 @@ impl Progress {
             self.restored.store(restored, Ordering::Release);
             inner.from = next.to_vec();
             inner.began = Instant::now();
-            let unknown =
-                |next: &NextOffset| Partition { next: *next, high_watermark: None, behind_since: None };
-            inner.partitions = next.iter().map(unknown).collect();
+            inner.partitions = next.iter().map(|next| Partition::new(*next)).collect();
         });
     }
 
     pub(crate) fn applied(&self, next: &[(i32, NextOffset)]) {
         self.change(|inner| {
-            let now = Instant::now();
-            inner.heartbeat = now;
+            inner.heartbeat = Instant::now();
             for (partition, next) in next {
                 if let Some(known) = inner.partitions.get_mut(*partition as usize) {
-                    known.next = *next;
-                    known.note_lag(now);
+                    known.applied(*next);
                 }
             }
         });
@@ -172,8 +195,7 @@ impl Progress {
     pub(crate) fn learnt(&self, high_watermarks: &[HighWatermark], asked: Instant) {
         self.change(|inner| {
             for (known, learnt) in inner.partitions.iter_mut().zip(high_watermarks) {
-                known.high_watermark = Some((*learnt, asked));
-                known.note_lag(asked);
+                known.learnt(*learnt, asked);
             }
         });
     }
@@ -254,9 +276,7 @@ impl Progress {
             applied: known.next.applied(partition).offset,
             high_watermark: known.high_watermark.map(|(value, _)| value.0),
             lag: known.high_watermark.map(|(value, _)| known.next.lag(value)),
-            lag_seconds: known
-                .high_watermark
-                .map(|_| known.behind_since.map_or(0.0, |at| at.elapsed().as_secs_f64())),
+            lag_seconds: known.lag_seconds(),
             high_watermark_age_ms: known.high_watermark.map(|(_, at)| at.elapsed().as_millis() as u64),
         };
         (0..).zip(&inner.partitions).map(status).collect()
@@ -265,7 +285,8 @@ impl Progress {
     #[must_use]
     pub fn restore(&self) -> RestoreStatus {
         let inner = self.lock();
-        let fraction = inner.fraction();
+        // Its end moves on with every write, so that it would fall below again.
+        let fraction = if inner.caught_up_once { Some(1.0) } else { inner.fraction() };
         let remaining = fraction
             .filter(|read| *read > 0.0 && !self.restored())
             .map(|read| inner.began.elapsed().as_secs_f64() * (1.0 - read) / read);
@@ -323,24 +344,44 @@ mod tests {
     }
 
     #[test]
-    fn lag_in_seconds_runs_from_the_moment_at_which_a_partition_fell_behind() {
+    fn lag_in_seconds_is_the_age_of_the_first_end_that_is_not_reached() {
         let progress = Progress::default();
         progress.begin(&[NextOffset(0)], false);
         let lag = || progress.partitions()[0].lag_seconds;
         assert_eq!(lag(), None, "nothing is known yet");
-        let asked =
-            Instant::now().checked_sub(Duration::from_secs(10)).expect("the machine has been up that long");
-        progress.learnt(&[HighWatermark(4)], asked);
-        progress.learnt(&[HighWatermark(6)], Instant::now());
+        let ago =
+            |seconds| Instant::now().checked_sub(Duration::from_secs(seconds)).expect("up for that long");
+        progress.learnt(&[HighWatermark(4)], ago(3000));
+        progress.learnt(&[HighWatermark(4)], ago(2000));
+        progress.learnt(&[HighWatermark(6)], ago(1000));
+        progress.applied(&[(0, NextOffset(3))]);
+        assert!(lag().is_some_and(|lag| lag >= 3000.0), "{:?}", lag());
         progress.applied(&[(0, NextOffset(5))]);
-        assert!(lag().expect("known") >= 10.0, "still behind: {:?}", lag());
+        assert!(lag().is_some_and(|lag| (1000.0..2000.0).contains(&lag)), "{:?}", lag());
         let restore = progress.restore();
         assert_eq!(restore.fraction, Some(5.0 / 6.0));
         assert!(restore.remaining_seconds.is_some(), "{restore:?}");
         progress.applied(&[(0, NextOffset(6))]);
         assert_eq!(lag(), Some(0.0));
         progress.set_restored();
+        progress.learnt(&[HighWatermark(100)], Instant::now());
         assert_eq!(progress.restore().remaining_seconds, None);
+        assert_eq!(progress.restore().fraction, Some(1.0), "what is written later is no part of the restore");
+    }
+
+    #[test]
+    fn a_node_that_falls_behind_for_long_remembers_a_bounded_number_of_ends() {
+        let progress = Progress::default();
+        progress.begin(&[NextOffset(0)], false);
+        let start = Instant::now().checked_sub(Duration::from_secs(1000)).expect("up for that long");
+        for n in 0..10_000 {
+            progress.learnt(&[HighWatermark(n + 1)], start + Duration::from_millis(n as u64));
+        }
+        assert!(progress.lock().partitions[0].ahead.len() <= AHEAD);
+        let lag = || progress.partitions()[0].lag_seconds.expect("known");
+        assert!(lag() >= 1000.0, "the first is remembered: {}", lag());
+        progress.applied(&[(0, NextOffset(10_000))]);
+        assert!(lag() < f64::EPSILON);
     }
 
     #[test]

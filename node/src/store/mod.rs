@@ -398,7 +398,8 @@ struct Evictions(Arc<AtomicU64>);
 impl Lifecycle<CacheKey, Entry> for Evictions {
     type RequestState = ();
 
-    fn on_evict(&self, (): &mut (), _: CacheKey, _: Entry) {
+    // Not `on_evict`, which is told of values that are replaced too.
+    fn before_evict(&self, (): &mut (), _: &CacheKey, _: &mut Entry) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }

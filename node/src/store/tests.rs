@@ -192,3 +192,22 @@ fn a_page_of_a_scan_is_bounded_in_bytes_and_in_keys_looked_at() {
     let last = last.expect("there is more");
     assert_eq!(scan(&store, Bound::Excluded(&last), "", "", 9), (vec![], None));
 }
+
+#[test]
+fn evictions_are_of_records_for_which_there_is_no_room_not_of_those_that_are_replaced() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let store = Store::open(dir.path(), 50_000).expect("opened");
+    for offset in 0..1000 {
+        store.apply(&mut vec![(b"k".as_slice(), entry(P0, offset, 0, "value"))], &[]).expect("applied");
+        store.get(b"k").expect("read");
+    }
+    assert_eq!(store.stats().expect("told").cache_evictions, 0);
+    for offset in 1000..3000 {
+        let key = offset.to_string();
+        store.apply(&mut vec![(key.as_bytes(), entry(P0, offset, 0, "value"))], &[]).expect("applied");
+        store.get(key.as_bytes()).expect("read");
+    }
+    let stats = store.stats().expect("told");
+    assert!(stats.cache_evictions > 1000, "{stats:?}");
+    assert!(stats.used_pages > 0 && stats.map_bytes > stats.bytes && stats.disk.is_some(), "{stats:?}");
+}
