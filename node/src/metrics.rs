@@ -36,6 +36,12 @@ pub struct Metrics {
     cache_bytes: IntGauge,
     cache_hits: IntCounter,
     cache_misses: IntCounter,
+    pub keys_swept: IntCounter,
+    pub records_trimmed: IntCounter,
+    pub records_void: IntCounter,
+    pub tombstones_sent: IntCounter,
+    pub repairs_sent: IntCounter,
+    pub trimmer: IntGauge,
 }
 
 /// 10 µs to 5 s.
@@ -138,6 +144,20 @@ impl Metrics {
             cache_bytes: gauge(r, "cache_bytes", "Memory of the records in the cache.")?,
             cache_hits: counter(r, "cache_hits_total", "Reads answered by the cache.")?,
             cache_misses: counter(r, "cache_misses_total", "Reads that went to the store.")?,
+            keys_swept: counter(
+                r,
+                "keys_swept_total",
+                "Keys whose value was dropped since they expired, and other writers' tombstones forgotten.",
+            )?,
+            records_trimmed: counter(r, "records_trimmed_total", "Records that a tombstone of a trimmer removed.")?,
+            records_void: counter(
+                r,
+                "records_void_total",
+                "Records of trimmers that came too late and took no effect.",
+            )?,
+            tombstones_sent: counter(r, "trim_tombstones_sent_total", "Tombstones that this node sent as a trimmer.")?,
+            repairs_sent: counter(r, "trim_repairs_sent_total", "Records that this node sent once more, to repair.")?,
+            trimmer: gauge(r, "trimmer", "1 while this node is the one that trims the log.")?,
             registry,
         };
         let build = gauges(&metrics.registry, "build_info", "1, with the version.", &["version"])?;

@@ -7,8 +7,11 @@ use bitacora_client::wire::source;
 use futures_util::future::BoxFuture;
 
 use super::*;
-use crate::log::{AppendError, Appended, LogIdentity, LogReader};
+use crate::log::{AppendError, Appended, LogIdentity, LogReader, Tidy};
 use crate::position::{HighWatermark, Position};
+
+/// The scripted records are of 1970.
+const RETENTION: Duration = Duration::from_hours(100 * 365 * 24);
 
 /// What the reader finds next.
 enum Step {
@@ -45,6 +48,14 @@ impl Log for Scripted {
         unreachable!("these tests only read")
     }
 
+    fn tidy(&self, _: Tidy) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        unreachable!("these tests only read")
+    }
+
+    fn check_trimming(&self) -> Result<(), String> {
+        unreachable!("these tests only read")
+    }
+
     fn reader(&self, from: &[NextOffset]) -> Result<Box<dyn LogReader>, ReadError> {
         self.started.lock().expect("no panic").push(from[0].0);
         match self.steps.lock().expect("no panic").take() {
@@ -67,7 +78,8 @@ impl LogReader for ScriptedReader {
         match self.0.recv_timeout(wait) {
             Ok(Step::Record { offset, key, value }) => {
                 let position = Position { partition: 0, offset };
-                batch.push(LogRecord { position, timestamp: 1_000 + offset, key, value: value.as_deref() });
+                let (timestamp, value) = (1_000 + offset, value.as_deref());
+                batch.push(LogRecord { position, timestamp, key, value, condition: None });
                 Ok(())
             }
             Ok(Step::End(next)) => {
@@ -118,7 +130,8 @@ impl Bench {
         let (progress, metrics) =
             (Arc::new(Progress::default()), Arc::new(Metrics::new().expect("names differ")));
         let replica =
-            Replica::start(log.clone(), store.clone(), progress.clone(), metrics.clone()).expect("starts");
+            Replica::start(log.clone(), store.clone(), progress.clone(), metrics.clone(), RETENTION)
+                .expect("starts");
         Self { store, progress, metrics, log, steps, replica: Some(replica) }
     }
 

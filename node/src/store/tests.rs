@@ -28,8 +28,9 @@ fn records_and_positions_survive_together() {
     let store = open(dir.path());
     assert_eq!(store.checkpoint().expect("readable"), Checkpoint::default());
     store.reset(&identity(), &[NextOffset(0), NextOffset(7)]).expect("written");
-    let mut changes = vec![(b"a".as_slice(), entry(P0, 3, 10, "first")), (b"a", entry(P0, 4, 10, "second"))];
-    assert_eq!(store.apply(&mut changes, &[(P0, NextOffset(5))]).expect("applied"), 1);
+    let mut changes =
+        vec![(b"a".as_slice(), entry(P0, 3, 10, "first").into()), (b"a", entry(P0, 4, 10, "second").into())];
+    assert_eq!(store.apply(&mut changes, &[(P0, NextOffset(5))]).expect("applied").changed, 1);
     store.set_restored().expect("written");
     drop(store);
     let store = open(dir.path());
@@ -44,7 +45,8 @@ fn records_and_positions_survive_together() {
 fn nothing_is_applied_twice_and_the_newer_of_two_partitions_wins() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let store = open(dir.path());
-    let apply = |entry| store.apply(&mut vec![(b"k".as_slice(), entry)], &[]).expect("applied");
+    let apply =
+        |entry: Entry| store.apply(&mut vec![(b"k".as_slice(), entry.into())], &[]).expect("applied").changed;
     assert_eq!(apply(entry(P0, 5, 100, "five")), 1);
     assert_eq!(body(&store, "k").expect("there").0, "five");
     assert_eq!(apply(entry(P0, 5, 100, "again")), 0);
@@ -59,7 +61,7 @@ fn nothing_is_applied_twice_and_the_newer_of_two_partitions_wins() {
 fn a_reset_leaves_nothing_behind() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let store = open(dir.path());
-    store.apply(&mut vec![(b"k".as_slice(), entry(P0, 0, 1, "v"))], &[(P0, NextOffset(1))]).expect("applied");
+    store.apply(&mut vec![(b"k".as_slice(), entry(P0, 0, 1, "v").into())], &[(P0, NextOffset(1))]).expect("applied");
     store.set_restored().expect("written");
     assert!(body(&store, "k").is_some());
     store.reset(&identity(), &[NextOffset(0)]).expect("written");
@@ -73,13 +75,13 @@ fn a_reset_leaves_nothing_behind() {
 fn a_commit_invalidates_reads_under_way() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let store = open(dir.path());
-    store.apply(&mut vec![(b"k".as_slice(), entry(P0, 0, 1, "old"))], &[]).expect("applied");
+    store.apply(&mut vec![(b"k".as_slice(), entry(P0, 0, 1, "old").into())], &[]).expect("applied");
     let GuardResult::Guard(guard) = store.cache.get_value_or_guard(&CacheKey::from(b"k".as_slice()), None)
     else {
         panic!("nothing is cached yet")
     };
     let old = store.read(b"k").expect("readable").expect("there");
-    store.apply(&mut vec![(b"k".as_slice(), entry(P0, 1, 2, "new"))], &[]).expect("applied");
+    store.apply(&mut vec![(b"k".as_slice(), entry(P0, 1, 2, "new").into())], &[]).expect("applied");
     assert!(guard.insert(old).is_err(), "the stale record was cached");
     assert_eq!(body(&store, "k").expect("there").0, "new");
 }
@@ -102,7 +104,7 @@ fn readers_never_see_time_run_backwards_while_a_writer_commits() {
             });
         }
         for offset in 0..500 {
-            store.apply(&mut vec![(b"k".as_slice(), entry(P0, offset, 0, ""))], &[]).expect("applied");
+            store.apply(&mut vec![(b"k".as_slice(), entry(P0, offset, 0, "").into())], &[]).expect("applied");
         }
         done.store(true, Ordering::Relaxed);
     });
@@ -111,7 +113,7 @@ fn readers_never_see_time_run_backwards_while_a_writer_commits() {
 
 #[test]
 fn expiry_is_decided_by_the_clock() {
-    let at = |ttl, now| Entry::new(Position { partition: 0, offset: 0 }, 0, ttl, b"").state(now);
+    let at = |ttl, now| Entry::new(Position { partition: 0, offset: 0 }, 0, ttl, b"r").state(now);
     assert_eq!(at(0, i64::MAX), State::Live);
     assert_eq!(at(-1, 0), State::Deleted);
     assert_eq!(at(1_000, 999), State::Live);
@@ -131,7 +133,7 @@ fn filled(keys: &[&str]) -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let store = open(dir.path());
     store.reset(&identity(), &[NextOffset(0)]).expect("written");
-    let entries = keys.iter().zip(0..).map(|(key, offset)| (key.as_bytes(), entry(P0, offset, 1, key)));
+    let entries = keys.iter().zip(0..).map(|(key, offset)| (key.as_bytes(), entry(P0, offset, 1, key).into()));
     store.apply(&mut entries.collect(), &[]).expect("applied");
     (dir, store)
 }
@@ -176,7 +178,7 @@ fn a_page_of_a_scan_is_bounded_in_bytes_and_in_keys_looked_at() {
     let mut changes: Vec<_> = ["1", "2", "3", "4"]
         .iter()
         .zip(0..)
-        .map(|(key, at)| (key.as_bytes(), entry(P0, at, 1, &large)))
+        .map(|(key, at)| (key.as_bytes(), entry(P0, at, 1, &large).into()))
         .collect();
     store.apply(&mut changes, &[]).expect("applied");
     let (found, last) = scan(&store, Bound::Included(""), "", "", 9);
@@ -185,7 +187,7 @@ fn a_page_of_a_scan_is_bounded_in_bytes_and_in_keys_looked_at() {
     let keys: Vec<_> = (0..=SCAN_KEYS).map(|number| format!("{number:06}")).collect();
     let (_dir, store) = filled(&[]);
     let mut changes: Vec<_> =
-        keys.iter().zip(0..).map(|(key, at)| (key.as_bytes(), entry(P0, at, 1, "gone"))).collect();
+        keys.iter().zip(0..).map(|(key, at)| (key.as_bytes(), entry(P0, at, 1, "gone").into())).collect();
     store.apply(&mut changes, &[]).expect("applied");
     let (found, last) = scan(&store, Bound::Included(""), "", "", 9);
     assert_eq!((found.len(), last.as_ref()), (0, Some(&keys[SCAN_KEYS - 1])));

@@ -11,13 +11,13 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::oneshot;
 
 use self::events::Event;
-use super::{AppendError, Appended, Batch, Log, LogInfo, LogReader, OpenError, ReadError};
+use super::{AppendError, Appended, Batch, Condition, Log, LogInfo, LogReader, OpenError, ReadError, Tidy};
 use crate::position::{HighWatermark, NextOffset, Position};
 
 /// How long a question to a broker may take.
@@ -59,6 +59,8 @@ pub struct KafkaSettings {
     pub write_timeout: Duration,
     /// How long a node may be away and still see every delete: tombstones of others must stay as long.
     pub delete_retention: Duration,
+    /// For a topic that the node creates: how long records stay before a newer one may replace them in compaction.
+    pub min_compaction_lag: Duration,
     /// The largest record that the node sends, in bytes.
     pub max_record_bytes: usize,
     /// Passed to librdkafka as they are.
@@ -95,9 +97,21 @@ impl KafkaLog {
         Ok(Self { settings, producer, queries, partitions: OnceLock::new() })
     }
 
-    fn send(&self, key: &str, value: &[u8]) -> Result<oneshot::Receiver<Acknowledged>, AppendError> {
+    fn send(
+        &self,
+        key: &[u8],
+        value: Option<&[u8]>,
+        tidies: Option<(i32, Condition)>,
+    ) -> Result<oneshot::Receiver<Acknowledged>, AppendError> {
         let (done, acknowledged) = oneshot::channel();
-        let record = BaseRecord::with_opaque_to(&self.settings.topic, Box::new(done)).key(key).payload(value);
+        let mut record = BaseRecord::<[u8], [u8], _>::with_opaque_to(&self.settings.topic, Box::new(done));
+        record = record.key(key);
+        record.payload = value;
+        if let Some((partition, condition)) = tidies {
+            let (name, value) = condition.header();
+            let header = Header { key: name, value: Some(&value) };
+            record = record.partition(partition).headers(OwnedHeaders::new().insert(header));
+        }
         match self.producer.send(record) {
             Ok(()) => Ok(acknowledged),
             Err((KafkaError::MessageProduction(code), _)) if is_too_large(code) => {
@@ -144,11 +158,16 @@ impl Log for KafkaLog {
     }
 
     fn append(&self, key: &str, value: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        let sent = self.send(key, &value);
-        Box::pin(async move {
-            // librdkafka reports on every record it took, at the latest after `message.timeout.ms`.
-            sent?.await.unwrap_or_else(|_| Err(AppendError::Unknown("the producer was closed".into())))
-        })
+        acknowledgement(self.send(key.as_bytes(), Some(&value), None))
+    }
+
+    fn tidy(&self, tidy: Tidy) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        let Tidy { partition, key, value, condition } = tidy;
+        acknowledgement(self.send(&key, value.as_deref(), Some((partition, condition))))
+    }
+
+    fn check_trimming(&self) -> Result<(), String> {
+        topic::check_trimming(&self.settings)
     }
 
     fn reader(&self, from: &[NextOffset]) -> Result<Box<dyn LogReader>, ReadError> {
@@ -197,6 +216,15 @@ impl Log for KafkaLog {
 }
 
 type Acknowledged = Result<Appended, AppendError>;
+
+fn acknowledgement(
+    sent: Result<oneshot::Receiver<Acknowledged>, AppendError>,
+) -> BoxFuture<'static, Acknowledged> {
+    Box::pin(async move {
+        // librdkafka reports on every record it took, at the latest after `message.timeout.ms`.
+        sent?.await.unwrap_or_else(|_| Err(AppendError::Unknown("the producer was closed".into())))
+    })
+}
 
 /// The producer's context: hands each acknowledgement to the append that waits for it.
 struct Acknowledgements(Quiet);
