@@ -149,14 +149,26 @@ impl Metrics {
                 "keys_swept_total",
                 "Keys whose value was dropped since they expired, and other writers' tombstones forgotten.",
             )?,
-            records_trimmed: counter(r, "records_trimmed_total", "Records that a tombstone of a trimmer removed.")?,
+            records_trimmed: counter(
+                r,
+                "records_trimmed_total",
+                "Records that a tombstone of a trimmer removed.",
+            )?,
             records_void: counter(
                 r,
                 "records_void_total",
                 "Records of trimmers that came too late and took no effect.",
             )?,
-            tombstones_sent: counter(r, "trim_tombstones_sent_total", "Tombstones that this node sent as a trimmer.")?,
-            repairs_sent: counter(r, "trim_repairs_sent_total", "Records that this node sent once more, to repair.")?,
+            tombstones_sent: counter(
+                r,
+                "trim_tombstones_sent_total",
+                "Tombstones that this node sent as a trimmer.",
+            )?,
+            repairs_sent: counter(
+                r,
+                "trim_repairs_sent_total",
+                "Records that this node sent once more, to repair.",
+            )?,
             trimmer: gauge(r, "trimmer", "1 while this node is the one that trims the log.")?,
             registry,
         };

@@ -293,23 +293,28 @@ fn decode<'a>(record: &LogRecord<'a>, max_key_bytes: usize) -> Result<(&'a [u8],
         // One that claims to be newer than it is would make later writes void.
         if offset < at.offset { Ok(offset) } else { Err("its header names an offset that is not before it") }
     };
-    let (position, write_timestamp) = match (condition, record.value) {
-        (None, None) => return Ok((key, Entry::new(at, timestamp, ttl::DELETED, &[]).into())),
-        (Some(Condition::Trim { offset }), None) => {
+    let (position, write_timestamp) = match condition {
+        None => (at, timestamp),
+        Some(Condition::Trim { offset }) if record.value.is_none() => {
             return Ok((key, Change::Trim { at, timestamp, offset: earlier(offset)? }));
         }
-        (None, Some(_)) => (at, timestamp),
-        (Some(Condition::Repair { offset, timestamp }), Some(_)) => {
+        Some(Condition::Repair { offset, timestamp }) => {
             (Position { offset: earlier(offset)?, ..at }, timestamp)
         }
-        (Some(_), _) => return Err("its header makes no sense".to_owned()),
+        Some(Condition::Trim { .. } | Condition::Unreadable) => {
+            return Err("its header makes no sense".to_owned());
+        }
     };
-    let value = record.value.unwrap_or_default();
-    let decoded = KeyValue::decode(value).map_err(|error| error.to_string())?;
-    if decoded.key != text {
-        return Err("the key inside it is another than the record's".to_owned());
-    }
-    let entry = Entry::new(position, write_timestamp, decoded.ttl, value);
+    let entry = match record.value {
+        None => Entry::new(position, write_timestamp, ttl::DELETED, &[]),
+        Some(value) => {
+            let decoded = KeyValue::decode(value).map_err(|error| error.to_string())?;
+            if decoded.key != text {
+                return Err("the key inside it is another than the record's".to_owned());
+            }
+            Entry::new(position, write_timestamp, decoded.ttl, value)
+        }
+    };
     let change = if position == at { entry.into() } else { Change::Repair { at, timestamp, entry } };
     Ok((key, change))
 }

@@ -80,12 +80,14 @@ fn repair(Owed { key, entry, newest, .. }: Owed) -> Option<Tidy> {
     // There is always one: a condition is only not met by a newer record, which stays as long as the debt.
     let entry = entry?;
     let Position { partition, offset } = entry.position();
-    // What is dead, or replaced by another partition's record, needs not be said again.
-    if !newest || !entry.has_record() {
+    if !newest {
+        // What another partition's record replaced need not be said again.
         return Some(trim(key, entry.position()));
     }
     let condition = Condition::Repair { offset, timestamp: entry.timestamp() };
-    Some(Tidy { partition, key, value: Some(entry.record_bytes().to_vec()), condition })
+    // A tombstone's is one.
+    let value = entry.has_record().then(|| entry.record_bytes().to_vec());
+    Some(Tidy { partition, key, value, condition })
 }
 
 /// The thread that trims when it is this node's turn.

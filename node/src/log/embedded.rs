@@ -58,6 +58,7 @@ struct Append {
     partition: Option<i32>,
     key: Vec<u8>,
     value: Vec<u8>,
+    tombstone: bool,
     condition: Option<Condition>,
     done: oneshot::Sender<Result<Appended, AppendError>>,
 }
@@ -152,6 +153,9 @@ fn commit(shared: &Shared, group: &[Append]) -> heed::Result<Vec<Appended>> {
         let (kind, added): (u32, &[i64]) = match append.condition {
             None => (PLAIN, &[]),
             Some(Condition::Trim { offset }) => (TRIM, &[offset]),
+            Some(Condition::Repair { offset, timestamp }) if append.tombstone => {
+                (REPAIRED_TOMBSTONE, &[offset, timestamp])
+            }
             Some(Condition::Repair { offset, timestamp }) => (REPAIR, &[offset, timestamp]),
             Some(Condition::Unreadable) => (TRIM, &[-1]),
         };
@@ -237,6 +241,7 @@ struct Stored<'a> {
 const PLAIN: u32 = 0;
 const TRIM: u32 = 1;
 const REPAIR: u32 = 2;
+const REPAIRED_TOMBSTONE: u32 = 3;
 
 fn parse(bytes: &[u8]) -> Option<Stored<'_>> {
     let (timestamp, rest) = bytes.split_first_chunk()?;
@@ -250,11 +255,11 @@ fn parse(bytes: &[u8]) -> Option<Stored<'_>> {
     let condition = match kind_and_length >> 24 {
         PLAIN => None,
         TRIM => Some(Condition::Trim { offset: number(&mut rest)? }),
-        REPAIR => Some(Condition::Repair { offset: number(&mut rest)?, timestamp: number(&mut rest)? }),
+        REPAIR | REPAIRED_TOMBSTONE => Some(Condition::Repair { offset: number(&mut rest)?, timestamp: number(&mut rest)? }),
         _ => return None,
     };
     let (key, value) = rest.split_at_checked((kind_and_length & 0x00ff_ffff) as usize)?;
-    let value = Some(value).filter(|_| !matches!(condition, Some(Condition::Trim { .. })));
+    let value = Some(value).filter(|_| !matches!(kind_and_length >> 24, TRIM | REPAIRED_TOMBSTONE));
     Some(Stored { timestamp: i64::from_be_bytes(*timestamp), key, value, condition })
 }
 
@@ -269,7 +274,7 @@ impl Log for EmbeddedLog {
     }
 
     fn append(&self, key: &str, value: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        self.send(None, key.into(), value, None)
+        self.send(None, key.into(), Some(value), None)
     }
 
     fn tidy(&self, tidy: Tidy) -> BoxFuture<'static, Result<Appended, AppendError>> {
@@ -278,7 +283,7 @@ impl Log for EmbeddedLog {
             let reason = format!("there is no partition {partition}");
             return Box::pin(std::future::ready(Err(AppendError::NotTaken(reason))));
         }
-        self.send(Some(partition), key, value.unwrap_or_default(), Some(condition))
+        self.send(Some(partition), key, value, Some(condition))
     }
 
     fn check_trimming(&self) -> Result<(), String> {
@@ -308,11 +313,13 @@ impl EmbeddedLog {
         &self,
         partition: Option<i32>,
         key: Vec<u8>,
-        value: Vec<u8>,
+        value: Option<Vec<u8>>,
         condition: Option<Condition>,
     ) -> BoxFuture<'static, Result<Appended, AppendError>> {
         let (done, answer) = oneshot::channel();
-        let append = Append { partition, key, value, condition, done };
+        let tombstone = value.is_none();
+        let value = value.unwrap_or_default();
+        let append = Append { partition, key, value, tombstone, condition, done };
         let sent = match &*lock(&self.appends) {
             Some(queue) => queue.try_send(append).map_err(|_| "too many writes are waiting"),
             None => Err("the log is closing"),
@@ -428,6 +435,58 @@ mod tests {
         assert!(next.contains(&(partition, NextOffset(3))), "{next:?}");
         assert_eq!(log.high_watermarks().expect("known")[partition as usize], HighWatermark(3));
         assert_eq!(log.append("k", b"four".to_vec()).await.expect("acknowledged").position.offset, 3);
+    }
+
+    #[tokio::test]
+    async fn records_with_a_condition_survive_a_restart_and_compact_only_after_the_lag() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let log = open(dir.path());
+        log.append("k", b"one".to_vec()).await.expect("acknowledged");
+        let repair = Condition::Repair { offset: 0, timestamp: 7 };
+        let tidies = [
+            (Condition::Trim { offset: 0 }, None),
+            (repair, None),
+            (repair, Some(b"one".to_vec())),
+        ];
+        // Not the key's own partition.
+        let partition = 1 - partition_of(b"k", 2);
+        let mut positions = Vec::new();
+        for (condition, value) in tidies.clone() {
+            let tidy = Tidy { partition, key: b"k".to_vec(), value, condition };
+            positions.push(log.tidy(tidy).await.expect("acknowledged").position);
+        }
+        assert_eq!(positions, [0, 1, 2].map(|offset| Position { partition, offset }));
+        let nowhere = Tidy { partition: 2, key: b"k".to_vec(), value: None, condition: repair };
+        assert!(matches!(log.tidy(nowhere).await, Err(AppendError::NotTaken(_))));
+        drop(log);
+
+        let log = open(dir.path());
+        let read = |log: &EmbeddedLog| {
+            let mut batch = Batch::default();
+            let mut reader = log.reader(&[NextOffset(0); 2]).expect("readable");
+            reader.poll(Duration::from_secs(5), &mut batch).expect("readable");
+            let found = batch.records().filter_map(|r| Some((r.condition?, r.value.map(<[u8]>::to_vec))));
+            found.collect::<Vec<_>>()
+        };
+        assert_eq!(read(&log), tidies, "they are young");
+        let compact_at = |age| {
+            let mut txn = log.shared.env.write_txn().expect("writable");
+            compact(&mut txn, log.shared.records, 2, crate::now_ms() + age).expect("compacted");
+            txn.commit().expect("committed");
+        };
+        compact_at(COMPACTION_LAG);
+        assert_eq!(read(&log), tidies[2..]);
+        // A tombstone goes in the end, unless it is a partition's last record.
+        for key in [b"k", b"l"] {
+            let condition = Condition::Trim { offset: 1 };
+            let tidy = Tidy { partition, key: key.to_vec(), value: None, condition };
+            log.tidy(tidy).await.expect("acknowledged");
+        }
+        compact_at(COMPACTION_LAG);
+        assert_eq!(read(&log).len(), 2);
+        compact_at(TOMBSTONE_RETENTION);
+        assert_eq!(read(&log).len(), 1);
+        assert_eq!(log.high_watermarks().expect("known")[partition as usize], HighWatermark(5));
     }
 
     #[tokio::test]

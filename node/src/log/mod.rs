@@ -146,7 +146,7 @@ impl Condition {
 pub struct Tidy {
     pub partition: i32,
     pub key: Vec<u8>,
-    /// `None` for a [`Condition::Trim`].
+    /// `None` for a [`Condition::Trim`], and for the [`Condition::Repair`] of a tombstone.
     pub value: Option<Vec<u8>>,
     pub condition: Condition,
 }
@@ -307,7 +307,11 @@ mod tests {
             (Condition::REPAIR, "-1:5"),
             (Condition::REPAIR, "1:x"),
         ] {
-            assert_eq!(Condition::from_header(name, value.as_bytes()), Condition::Unreadable, "{name} {value}");
+            assert_eq!(
+                Condition::from_header(name, value.as_bytes()),
+                Condition::Unreadable,
+                "{name} {value}"
+            );
         }
         assert_eq!(Condition::from_header(Condition::TRIM, b"\xff"), Condition::Unreadable);
     }

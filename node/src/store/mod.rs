@@ -17,8 +17,8 @@ use quick_cache::{Equivalent, Weighter};
 use smallvec::SmallVec;
 
 pub use self::entry::{Entry, State};
-use self::key_state::{KeyState, Outcome, parse_debts, parse_others};
 pub use self::key_state::{Change, Debt};
+use self::key_state::{KeyState, Outcome, parse_debts, parse_others};
 pub use self::upkeep::Owed;
 use crate::log::LogIdentity;
 use crate::position::NextOffset;
@@ -139,7 +139,8 @@ impl Store {
         let estimate = usize::try_from(cache_bytes / 1024).unwrap_or(usize::MAX).clamp(64, 1 << 20);
         let cache = Cache::with_weighter(estimate, cache_bytes, EntryWeight);
         let (cache_hits, cache_misses) = Default::default();
-        let store = Self { env, records, others, debts, due, positions, meta, cache, cache_hits, cache_misses };
+        let store =
+            Self { env, records, others, debts, due, positions, meta, cache, cache_hits, cache_misses };
         store.check_format()?;
         Ok(store)
     }

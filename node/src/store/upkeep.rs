@@ -5,7 +5,7 @@ use std::ops::Bound;
 use bitacora_client::wire::ttl;
 
 use super::key_state::{Debt, parse_debts, parse_others};
-use super::{Entry, KeyRef, State, Store, StoreError};
+use super::{Entry, KeyRef, Store, StoreError};
 use crate::position::Position;
 
 /// Keys in one transaction of a sweep: a few ms, in which no records are applied.
@@ -51,7 +51,8 @@ impl Store {
             let Some(stored) = self.records.get(&txn, key)? else { continue };
             let entry = Entry::header_of(stored).ok_or(StoreError::Corrupt("records"))?;
             if stored.len() > entry.as_bytes().len() {
-                if entry.state(now) == State::Expired {
+                // Its time may be that of another record, which this one replaced.
+                if (1..=now).contains(&entry.ttl()) {
                     self.records.put(&mut txn, key, entry.as_bytes())?;
                     swept.push(key);
                 }

@@ -138,12 +138,8 @@ unsafe fn condition(message: &sys::rd_kafka_message_t) -> Option<Condition> {
         [(Condition::TRIM, c"bitacora-trim"), (Condition::REPAIR, c"bitacora-repair")].into_iter().find_map(
             |(name, c_name)| {
                 let (mut value, mut size) = (std::ptr::null(), 0);
-                let found = sys::rd_kafka_header_get_last(
-                    headers,
-                    c_name.as_ptr(),
-                    &raw mut value,
-                    &raw mut size,
-                );
+                let found =
+                    sys::rd_kafka_header_get_last(headers, c_name.as_ptr(), &raw mut value, &raw mut size);
                 if found != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
                     return None;
                 }

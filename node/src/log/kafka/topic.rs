@@ -186,7 +186,11 @@ fn trimmable(config: &Config, settings: &KafkaSettings) -> Result<(), String> {
     let (name, wanted, why) = if value("cleanup.policy") != "compact" {
         ("cleanup.policy", "compact".to_owned(), "Kafka must only remove what a newer record replaces")
     } else if value("message.timestamp.type") != "LogAppendTime" {
-        ("message.timestamp.type", "LogAppendTime".to_owned(), "writers' clocks don't tell how old a record is")
+        (
+            "message.timestamp.type",
+            "LogAppendTime".to_owned(),
+            "writers' clocks don't tell how old a record is",
+        )
     } else if below("min.compaction.lag.ms", lag) {
         ("min.compaction.lag.ms", lag.to_string(), "a write must not be compacted away before it is repaired")
     } else if below("delete.retention.ms", retention) {
