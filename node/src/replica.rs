@@ -218,6 +218,11 @@ impl Parts {
         let next: Vec<_> = (0..starts.len())
             .map(|p| checkpoint.next.get(p).map_or(starts[p], |n| (*n).max(starts[p])))
             .collect();
+        if next.len() > checkpoint.next.len() {
+            // The topic has grown. The store knows all partitions or none, whichever has records first.
+            let all: Vec<_> = (0..).zip(next.iter().copied()).collect();
+            self.store.apply(&mut Vec::new(), &all)?;
+        }
         self.progress.begin(&next, checkpoint.restored);
         Ok(next)
     }

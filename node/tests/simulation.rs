@@ -131,6 +131,8 @@ struct Replica {
     store: Arc<Store>,
     trimmer: Trimmer,
     up: bool,
+    /// Until when it can't be started.
+    away: i64,
     /// How many partitions it knows of.
     partitions: usize,
     /// The last time that it had read everything, or began to read from the start.
@@ -210,6 +212,7 @@ impl<'a> Simulation<'a> {
             store: Arc::clone(store),
             trimmer: Trimmer::new(Arc::clone(store), RETENTION),
             up: true,
+            away: now,
             partitions: log.len(),
             current: now,
             skew,
@@ -279,12 +282,19 @@ impl<'a> Simulation<'a> {
                 self.advance(minutes * MINUTE)?;
             }
             96..99 => {
-                let hours = self.random.between(1, 8);
+                let hours = self.random.between(1, 6);
                 self.advance(hours * HOUR)?;
+                self.catch_up(replica)?;
+                self.trim(replica)?;
+                for _ in 0..self.log.len() {
+                    self.compact();
+                }
             }
             _ => {
-                let hours = self.random.between(9, 40);
-                self.advance(hours * HOUR)?;
+                if self.random.one_in(3) {
+                    let hours = self.random.between(9, 40);
+                    self.advance(hours * HOUR)?;
+                }
             }
         }
         Ok(())
@@ -312,8 +322,12 @@ impl<'a> Simulation<'a> {
     }
 
     fn pay_debts(&mut self) -> Outcome {
-        let payer = self.random.index(REPLICAS);
+        let mut payer = self.random.index(REPLICAS);
         self.start(payer)?;
+        if !self.replicas[payer].up {
+            payer = (payer + 1) % REPLICAS;
+            self.start(payer)?;
+        }
         for _ in 0..100 {
             self.catch_up(payer)?;
             let Replica { trimmer, .. } = &self.replicas[payer];
@@ -464,13 +478,19 @@ impl<'a> Simulation<'a> {
             replica.trimmer = Trimmer::new(Arc::clone(&replica.store), RETENTION);
             self.counts.crashes += 1;
             note!(self, "replica {number} crashes");
+            // Some node is always at hand.
+            if self.random.one_in(4) && self.replicas.iter().all(|replica| replica.away <= self.now) {
+                let hours = self.random.between(1, 40);
+                self.replicas[number].away = self.now + hours * HOUR;
+                note!(self, "it is away for {hours} hours");
+            }
         }
     }
 
     fn start(&mut self, number: usize) -> Outcome {
         let known = self.log.len();
         let replica = &mut self.replicas[number];
-        if !replica.up {
+        if !replica.up && replica.away <= self.now {
             replica.up = true;
             learn_partitions(replica, known)?;
             note!(self, "replica {number} starts");
@@ -572,8 +592,8 @@ impl<'a> Simulation<'a> {
     }
 
     fn trim(&mut self, number: usize) -> Outcome {
-        // It may have been caught up a moment ago, and decide on what it saw then.
-        if !self.replicas[number].caught_up {
+        // It may have been caught up a moment ago, and decide on what it saw then. Of new partitions, the log would tell.
+        if !self.replicas[number].caught_up || self.replicas[number].partitions < self.log.len() {
             return Ok(());
         }
         let replica = &mut self.replicas[number];
@@ -660,6 +680,7 @@ impl<'a> Simulation<'a> {
     fn end(&mut self) -> Outcome {
         self.pass(DELAY);
         for number in 0..REPLICAS {
+            self.replicas[number].away = self.now;
             self.start(number)?;
             learn_partitions(&mut self.replicas[number], self.log.len())?;
             self.catch_up(number)?;
@@ -689,6 +710,7 @@ impl<'a> Simulation<'a> {
             store,
             trimmer,
             up: true,
+            away: self.now,
             partitions: self.log.len(),
             current: self.now,
             skew: 0,

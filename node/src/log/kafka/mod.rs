@@ -167,7 +167,7 @@ impl Log for KafkaLog {
     }
 
     fn check_trimming(&self) -> Result<(), String> {
-        topic::check_trimming(&self.settings)
+        topic::check_trimming(&self.queries, &self.settings, self.partitions.get().copied())
     }
 
     fn reader(&self, from: &[NextOffset]) -> Result<Box<dyn LogReader>, ReadError> {

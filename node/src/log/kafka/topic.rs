@@ -170,8 +170,25 @@ fn config(settings: &KafkaSettings) -> Result<Config, OpenError> {
 }
 
 /// Whether the topic keeps what trimming rests on: time to repair before compaction acts, tombstones for as long as a node
-/// may be away, and timestamps that tell how old a record is.
-pub(super) fn check_trimming(settings: &KafkaSettings) -> Result<(), String> {
+/// may be away, and timestamps that tell how old a record is. `read` is the number of partitions that this node reads: a
+/// delete in one may be all that hides a record in another.
+pub(super) fn check_trimming(
+    queries: &BaseConsumer<Quiet>,
+    settings: &KafkaSettings,
+    read: Option<usize>,
+) -> Result<(), String> {
+    let topic = &settings.topic;
+    match partitions(queries, topic) {
+        Ok(Some(found)) if read == Some(found) => {}
+        Ok(Some(found)) => {
+            let read = read.unwrap_or_default();
+            return Err(format!(
+                "the topic '{topic}' has {found} partitions now and this node reads {read}; restart the node"
+            ));
+        }
+        Ok(None) => return Err(format!("the topic '{topic}' is missing")),
+        Err(error) => return Err(format!("the topic '{topic}' can't be checked yet: {error}")),
+    }
     let config = config(settings).map_err(|error| error.to_string())?;
     trimmable(&config, settings)
 }
