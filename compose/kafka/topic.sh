@@ -11,6 +11,7 @@ bin=/opt/kafka/bin
 #   a gigabyte per partition of old values for every new node to read, and deleted values stay on disk for a week.
 # delete.retention.ms: no tombstone may vanish before a node that was away for less than the delete grace has seen it.
 #   Keep it at or above the nodes' DELETE_RETENTION; Kafka's default is one day.
+# min.compaction.lag.ms: a tombstone of the nodes that came later than a write must not cost it before a node repairs that.
 configs=(
   cleanup.policy=compact
   message.timestamp.type=LogAppendTime
@@ -18,6 +19,7 @@ configs=(
   segment.bytes=134217728
   segment.ms=86400000
   delete.retention.ms=604800000
+  min.compaction.lag.ms=3600000
 )
 
 # A broker answers a moment before it may host partitions, so early failures are tried again.

@@ -17,6 +17,7 @@ mod rpc;
 mod rpc_java;
 mod shutdown;
 mod topic_records;
+mod trimming;
 
 use e2e::runner::Test;
 
@@ -27,6 +28,7 @@ pub fn all() -> Vec<Test> {
         real_data::tests(),
         client::tests(),
         command_line::tests(),
+        trimming::tests(),
         broker_outage::tests(),
         peers::tests(),
         membership::tests(),

@@ -255,7 +255,9 @@ fn parse(bytes: &[u8]) -> Option<Stored<'_>> {
     let condition = match kind_and_length >> 24 {
         PLAIN => None,
         TRIM => Some(Condition::Trim { offset: number(&mut rest)? }),
-        REPAIR | REPAIRED_TOMBSTONE => Some(Condition::Repair { offset: number(&mut rest)?, timestamp: number(&mut rest)? }),
+        REPAIR | REPAIRED_TOMBSTONE => {
+            Some(Condition::Repair { offset: number(&mut rest)?, timestamp: number(&mut rest)? })
+        }
         _ => return None,
     };
     let (key, value) = rest.split_at_checked((kind_and_length & 0x00ff_ffff) as usize)?;
@@ -443,11 +445,7 @@ mod tests {
         let log = open(dir.path());
         log.append("k", b"one".to_vec()).await.expect("acknowledged");
         let repair = Condition::Repair { offset: 0, timestamp: 7 };
-        let tidies = [
-            (Condition::Trim { offset: 0 }, None),
-            (repair, None),
-            (repair, Some(b"one".to_vec())),
-        ];
+        let tidies = [(Condition::Trim { offset: 0 }, None), (repair, None), (repair, Some(b"one".to_vec()))];
         // Not the key's own partition.
         let partition = 1 - partition_of(b"k", 2);
         let mut positions = Vec::new();

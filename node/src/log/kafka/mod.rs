@@ -3,7 +3,8 @@
 mod events;
 mod topic;
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -72,7 +73,8 @@ pub struct KafkaLog {
     producer: ThreadedProducer<Acknowledgements>,
     /// Asks for metadata and high watermarks; reads nothing.
     queries: BaseConsumer<Quiet>,
-    partitions: OnceLock<usize>,
+    /// As of the last [`Log::open`]; 0 before.
+    partitions: AtomicUsize,
 }
 
 impl KafkaLog {
@@ -94,7 +96,7 @@ impl KafkaLog {
         let quiet = Quiet::default();
         let producer = ThreadedProducer::from_config_and_context(&producer, Acknowledgements(quiet.clone()))?;
         let queries = BaseConsumer::from_config_and_context(&client_config(&settings), quiet)?;
-        Ok(Self { settings, producer, queries, partitions: OnceLock::new() })
+        Ok(Self { settings, producer, queries, partitions: AtomicUsize::new(0) })
     }
 
     fn send(
@@ -153,7 +155,7 @@ impl Log for KafkaLog {
 
     fn open(&self) -> Result<LogInfo, OpenError> {
         let info = topic::open(&self.queries, &self.settings)?;
-        let _ = self.partitions.set(info.partitions.len());
+        self.partitions.store(info.partitions.len(), Ordering::Relaxed);
         Ok(info)
     }
 
@@ -167,7 +169,7 @@ impl Log for KafkaLog {
     }
 
     fn check_trimming(&self) -> Result<(), String> {
-        topic::check_trimming(&self.queries, &self.settings, self.partitions.get().copied())
+        topic::check_trimming(&self.queries, &self.settings, self.partitions.load(Ordering::Relaxed))
     }
 
     fn reader(&self, from: &[NextOffset]) -> Result<Box<dyn LogReader>, ReadError> {
@@ -199,10 +201,10 @@ impl Log for KafkaLog {
     }
 
     fn high_watermarks(&self) -> Result<Vec<HighWatermark>, ReadError> {
-        let partitions = *self
-            .partitions
-            .get()
-            .ok_or_else(|| ReadError::Unavailable("the topic is not known yet".into()))?;
+        let partitions = self.partitions.load(Ordering::Relaxed);
+        if partitions == 0 {
+            return Err(ReadError::Unavailable("the topic is not known yet".into()));
+        }
         topic::offsets(&self.queries, &self.settings.topic, partitions, Offset::End, WATERMARK_TIMEOUT)
             .map(|ends| ends.into_iter().map(HighWatermark).collect())
             .map_err(|error| ReadError::Unavailable(error.to_string()))

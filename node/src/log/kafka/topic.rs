@@ -175,13 +175,12 @@ fn config(settings: &KafkaSettings) -> Result<Config, OpenError> {
 pub(super) fn check_trimming(
     queries: &BaseConsumer<Quiet>,
     settings: &KafkaSettings,
-    read: Option<usize>,
+    read: usize,
 ) -> Result<(), String> {
     let topic = &settings.topic;
     match partitions(queries, topic) {
-        Ok(Some(found)) if read == Some(found) => {}
+        Ok(Some(found)) if read == found => {}
         Ok(Some(found)) => {
-            let read = read.unwrap_or_default();
             return Err(format!(
                 "the topic '{topic}' has {found} partitions now and this node reads {read}; restart the node"
             ));
