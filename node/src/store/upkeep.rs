@@ -10,8 +10,8 @@ use crate::position::Position;
 
 /// Keys in one transaction of a sweep: a few ms, in which no records are applied.
 const SWEEP_KEYS: usize = 1_000;
-/// When a tombstone that may not be forgotten yet is looked at again, in ms.
-const SWEEP_AGAIN: i64 = 60_000;
+/// When an old tombstone that may not be forgotten yet is looked at again, in ms.
+pub(super) const SWEEP_AGAIN: i64 = 10_000;
 
 /// A debt, and what it is owed to.
 #[derive(Debug)]
@@ -63,7 +63,8 @@ impl Store {
                     self.records.delete(&mut txn, key)?;
                     swept.push(key);
                 } else {
-                    self.due.put(&mut txn, &due_key(forget.max(now + SWEEP_AGAIN), key), &())?;
+                    let again = if forget > now { forget } else { now.saturating_add(SWEEP_AGAIN) };
+                    self.due.put(&mut txn, &due_key(again, key), &())?;
                 }
             }
         }
