@@ -60,6 +60,7 @@ pub struct Snapshot<'a> {
 impl Metrics {
     /// # Errors
     /// When two metrics have the same name.
+    #[allow(clippy::too_many_lines)] // It is a list.
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         let r = &registry;
