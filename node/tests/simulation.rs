@@ -188,6 +188,10 @@ struct Simulation<'a> {
     spare: &'a Arc<Store>,
     /// When the debts were last paid.
     repaired: i64,
+    /// When somebody last trimmed for sure.
+    trimmed: i64,
+    /// How many of the keys are used; few make for many races.
+    keys: usize,
     values: u64,
     counts: Counts,
     trace: Option<String>,
@@ -223,10 +227,12 @@ impl<'a> Simulation<'a> {
         for store in stores {
             store.reset(&identity(), &starts(log.len())).expect("writable");
         }
+        let keys = 1 + random.index(KEYS.len());
         Self {
             seed,
             bug,
             random,
+            keys,
             now,
             log,
             writes: BTreeMap::new(),
@@ -234,6 +240,7 @@ impl<'a> Simulation<'a> {
             replicas,
             spare: &stores[REPLICAS],
             repaired: now,
+            trimmed: now,
             values: 0,
             counts: Counts::default(),
             trace: traced.then(String::new),
@@ -300,8 +307,15 @@ impl<'a> Simulation<'a> {
         Ok(())
     }
 
-    /// Lets time pass. Somebody pays the debts within the time that compaction leaves: the one assumption.
+    /// Lets time pass. The assumptions: somebody pays the debts within the time that compaction leaves, and trims what is
+    /// left in other partitions while the tombstone that hides it is there.
     fn advance(&mut self, ms: i64) -> Outcome {
+        if self.now + ms - self.trimmed > TOMBSTONES / 2 {
+            let trimmer = self.anybody()?;
+            self.catch_up(trimmer)?;
+            self.trim(trimmer)?;
+            self.trimmed = self.now;
+        }
         if self.now + ms - self.repaired > LAG / 2 {
             self.pass(DELAY);
             self.pay_debts()?;
@@ -321,13 +335,20 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    fn pay_debts(&mut self) -> Outcome {
-        let mut payer = self.random.index(REPLICAS);
-        self.start(payer)?;
-        if !self.replicas[payer].up {
-            payer = (payer + 1) % REPLICAS;
-            self.start(payer)?;
+    /// Some replica, which is started if need be, and reads all partitions.
+    fn anybody(&mut self) -> Result<usize, String> {
+        let mut number = self.random.index(REPLICAS);
+        self.start(number)?;
+        if !self.replicas[number].up {
+            number = (number + 1) % REPLICAS;
+            self.start(number)?;
         }
+        learn_partitions(&mut self.replicas[number], self.log.len())?;
+        Ok(number)
+    }
+
+    fn pay_debts(&mut self) -> Outcome {
+        let payer = self.anybody()?;
         for _ in 0..100 {
             self.catch_up(payer)?;
             let Replica { trimmer, .. } = &self.replicas[payer];
@@ -391,9 +412,8 @@ impl<'a> Simulation<'a> {
 
     fn send_tidy(&mut self, tidy: Tidy, delay: i64) {
         let Tidy { partition, key, value, condition } = tidy;
-        let known = KEYS.iter().find(|known| known.as_bytes() == key).expect("a key of the simulation");
-        let due = self.now + delay;
-        self.sent.push(Sent { due, partition, key: known, value, condition: Some(condition) });
+        let (due, key) = (self.now + delay, known(&key));
+        self.sent.push(Sent { due, partition, key, value, condition: Some(condition) });
     }
 
     /// What Kafka's cleaner may do now: remove, as far as everything is old enough, what a newer record of its key follows
@@ -439,7 +459,7 @@ impl<'a> Simulation<'a> {
 
     fn write(&mut self) {
         self.counts.operations += 1;
-        let key = KEYS[self.random.index(KEYS.len())];
+        let key = KEYS[self.random.index(self.keys)];
         let accepting = self.now + self.random.between(-SKEW, SKEW);
         let (value, ttl) = match self.random.below(10) {
             0..3 => (String::new(), ttl::DELETED),
@@ -454,7 +474,7 @@ impl<'a> Simulation<'a> {
     /// Another program, which writes tombstones, and may not know of new partitions.
     fn foreign(&mut self) {
         self.counts.operations += 1;
-        let key = KEYS[self.random.index(KEYS.len())];
+        let key = KEYS[self.random.index(self.keys)];
         let partitions = if self.random.one_in(4) { 1 } else { self.log.len() };
         let partition = partition_of(key.as_bytes(), partitions);
         let value = match self.random.below(4) {
@@ -478,6 +498,12 @@ impl<'a> Simulation<'a> {
             replica.trimmer = Trimmer::new(Arc::clone(&replica.store), RETENTION);
             self.counts.crashes += 1;
             note!(self, "replica {number} crashes");
+            if self.random.one_in(6) {
+                let replica = &mut self.replicas[number];
+                replica.store.reset(&identity(), &starts(replica.partitions)).expect("writable");
+                replica.current = self.now;
+                note!(self, "it loses its disk");
+            }
             // Some node is always at hand.
             if self.random.one_in(4) && self.replicas.iter().all(|replica| replica.away <= self.now) {
                 let hours = self.random.between(1, 40);
@@ -606,6 +632,7 @@ impl<'a> Simulation<'a> {
             self.counts.tombstones += 1;
             let delay = if self.random.one_in(2) { self.random.between(0, DELAY) } else { 0 };
             note!(self, "replica {number} trims {tidy:?} in {delay} ms");
+            self.race(&tidy, delay);
             self.send_tidy(tidy, delay);
         }
         Ok(())
@@ -621,9 +648,22 @@ impl<'a> Simulation<'a> {
             self.counts.repairs += 1;
             let delay = self.random.between(0, DELAY);
             note!(self, "replica {number} repairs {} in {delay} ms", show(tidy.value.as_deref()));
+            self.race(&tidy, delay);
             self.send_tidy(tidy, delay);
         }
         Ok(())
+    }
+
+    /// Now and then, somebody writes the key while a trimmer's record is on its way.
+    fn race(&mut self, tidy: &Tidy, delay: i64) {
+        if delay > 0 && self.random.one_in(2) {
+            self.counts.operations += 1;
+            let text = self.value();
+            let value = Some(encode(known(&tidy.key), &text, ttl::FOR_EVER));
+            let due = self.now + self.random.between(0, delay);
+            let (partition, key) = (tidy.partition, known(&tidy.key));
+            self.sent.push(Sent { due, partition, key, value, condition: None });
+        }
     }
 
     fn sweep(&mut self, number: usize) -> Outcome {
@@ -718,6 +758,10 @@ impl<'a> Simulation<'a> {
         });
         self.catch_up(REPLICAS)
     }
+}
+
+fn known(key: &[u8]) -> &'static str {
+    KEYS.iter().find(|known| known.as_bytes() == key).expect("a key of the simulation")
 }
 
 /// What a trimmer sends that looks at no key's other partitions.
@@ -815,7 +859,7 @@ fn no_seed_breaks_a_promise() {
         assert_eq!(stores.run(seed, Bug::None).1, Ok(()));
         return;
     }
-    let seeds = number("SIMULATION_SEEDS").unwrap_or(2_000);
+    let seeds = number("SIMULATION_SEEDS").unwrap_or(3_000);
     let (next, started) = (AtomicU64::new(0), Instant::now());
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let all: Vec<Counts> = std::thread::scope(|scope| {
