@@ -12,6 +12,7 @@ bin=/opt/kafka/bin
 # delete.retention.ms: no tombstone may vanish before a node that was away for less than the delete grace has seen it.
 #   Keep it at or above the nodes' DELETE_RETENTION; Kafka's default is one day.
 # min.insync.replicas: so many brokers have a write before it is acknowledged.
+# min.compaction.lag.ms: a tombstone of the nodes that came later than a write must not cost it before a node repairs that.
 configs=(
   cleanup.policy=compact
   message.timestamp.type=LogAppendTime
@@ -20,6 +21,7 @@ configs=(
   segment.ms=86400000
   delete.retention.ms=604800000
   "min.insync.replicas=$MIN_INSYNC_REPLICAS"
+  min.compaction.lag.ms=3600000
 )
 
 # A broker answers a moment before it may host partitions, so early failures are tried again.

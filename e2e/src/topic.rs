@@ -11,7 +11,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, Top
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
-use rdkafka::message::{Headers, Message};
+use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
@@ -296,6 +296,24 @@ impl Writer {
         record.partition = partition;
         record.key = key;
         record.payload = value;
+        self.send(record).await
+    }
+
+    /// As [`Writer::write`], with a header.
+    pub async fn write_with(
+        &self,
+        partition: i32,
+        key: &[u8],
+        value: Option<&[u8]>,
+        (name, content): (&str, &str),
+    ) -> Result<Position> {
+        let header = Header { key: name, value: Some(content) };
+        let mut record = FutureRecord::<[u8], [u8]>::to(&self.topic).partition(partition).key(key);
+        record.payload = value;
+        self.send(record.headers(OwnedHeaders::new().insert(header))).await
+    }
+
+    async fn send(&self, record: FutureRecord<'_, [u8], [u8]>) -> Result<Position> {
         let delivery = self.producer.send(record, PATIENCE).await;
         let delivery = delivery.map_err(|(error, _)| error).context("writing to the topic")?;
         Ok(Position { partition: delivery.partition, offset: delivery.offset })

@@ -40,7 +40,7 @@ pub async fn run(settings: DevSettings, stop: impl Future<Output = ()>) -> Resul
         let data_dir = DataDir::open(&root.path().join(format!("node-{}", address.api_port)))?;
         nodes.push(Node::start(Parts {
             log: Arc::clone(&log),
-            membership: Arc::new(FixedMembership::new(members.clone())),
+            membership: Arc::new(FixedMembership::new(members.clone(), &address.api())),
             data_dir,
             listener,
             rpc_listener,

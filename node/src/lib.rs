@@ -20,6 +20,7 @@ pub mod serve;
 pub mod settings;
 pub mod socket;
 pub mod store;
+pub mod trimmer;
 pub mod writes;
 
 /// The clock, in ms since the epoch.

@@ -29,6 +29,12 @@ pub struct Metrics {
     pub connections: IntGaugeVec,
     pub connections_limit: IntGauge,
     pub rpc_connections_refused: IntCounter,
+    pub keys_swept: IntCounter,
+    pub records_trimmed: IntCounter,
+    pub records_void: IntCounter,
+    pub tombstones_sent: IntCounter,
+    pub repairs_sent: IntCounter,
+    pub trimmer: IntGauge,
     /// What is filled in at a scrape; one scrape at a time.
     scraped: Mutex<Scraped>,
 }
@@ -110,6 +116,7 @@ pub struct Snapshot<'a> {
 impl Metrics {
     /// # Errors
     /// When two metrics have the same name.
+    #[allow(clippy::too_many_lines)] // It is a list.
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         let r = &registry;
@@ -180,6 +187,32 @@ impl Metrics {
                 "rpc_connections_refused_total",
                 "RPC connections closed at once because there were too many.",
             )?,
+            keys_swept: counter(
+                r,
+                "keys_swept_total",
+                "Keys whose value was dropped since they expired, and other writers' tombstones forgotten.",
+            )?,
+            records_trimmed: counter(
+                r,
+                "records_trimmed_total",
+                "Records that a tombstone of a trimmer removed.",
+            )?,
+            records_void: counter(
+                r,
+                "records_void_total",
+                "Records of trimmers that came too late and took no effect.",
+            )?,
+            tombstones_sent: counter(
+                r,
+                "trim_tombstones_sent_total",
+                "Tombstones that this node sent as a trimmer.",
+            )?,
+            repairs_sent: counter(
+                r,
+                "trim_repairs_sent_total",
+                "Records that this node sent once more, to repair.",
+            )?,
+            trimmer: gauge(r, "trimmer", "1 while this node is the one that trims the log.")?,
             scraped: Mutex::new(Scraped::new(r)?),
             registry,
         };

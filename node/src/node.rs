@@ -22,6 +22,7 @@ use crate::rpc::{self, Limits};
 use crate::scans::Scans;
 use crate::settings::NodeSettings;
 use crate::store::Store;
+use crate::trimmer::Trimming;
 use crate::writes::Writes;
 
 /// What a node is made of; `serve` and `dev` differ in the first two.
@@ -44,6 +45,7 @@ pub struct Node {
     log: Arc<dyn Log>,
     membership: Arc<dyn Membership>,
     replica: Replica,
+    trimming: Trimming,
     http: http::Server,
     rpc: rpc::Server,
     announcer: JoinHandle<()>,
@@ -91,7 +93,22 @@ impl Node {
             request_timeout: settings.request_timeout,
             stopping: false.into(),
         });
-        let replica = Replica::start(Arc::clone(&log), store, Arc::clone(&progress), metrics)?;
+        let retention = settings.delete_retention;
+        let replica = Replica::start(
+            Arc::clone(&log),
+            Arc::clone(&store),
+            Arc::clone(&progress),
+            Arc::clone(&metrics),
+            retention,
+        )?;
+        let trimming = Trimming::start(
+            Arc::clone(&log),
+            Arc::clone(&membership),
+            store,
+            Arc::clone(&progress),
+            metrics,
+            retention,
+        )?;
         let http = http::Server::start(listener, &door, settings.max_connections, settings.idle_timeout);
         let limits = Limits {
             connections: settings.max_connections as usize,
@@ -107,6 +124,7 @@ impl Node {
             log,
             membership,
             replica,
+            trimming,
             http,
             rpc,
             announcer,
@@ -140,8 +158,9 @@ impl Node {
         tokio::join!(self.http.stop(self.grace), self.rpc.stop(self.grace));
         step("flushing writes");
         let (log, grace) = (self.log, self.grace);
-        let replica = self.replica;
+        let (replica, trimming) = (self.replica, self.trimming);
         let closed = tokio::task::spawn_blocking(move || {
+            trimming.stop();
             log.flush(grace);
             replica.stop();
         });

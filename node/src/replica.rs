@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use bitacora_client::wire::{KeyValue, ttl};
 
-use crate::log::{Batch, Log, LogInfo, LogRecord, OpenError, ReadError};
+use crate::log::{Batch, Condition, Log, LogInfo, LogRecord, OpenError, ReadError};
 use crate::metrics::Metrics;
-use crate::position::NextOffset;
+use crate::now_ms;
+use crate::position::{NextOffset, Position};
 use crate::progress::{Phase, Progress};
-use crate::store::{Entry, Store, StoreError};
+use crate::store::{Applied, Change, Entry, Store, StoreError};
 
 /// How long the reader waits for news before the thread looks whether it should stop.
 const POLL: Duration = Duration::from_millis(100);
@@ -35,6 +36,8 @@ struct Parts {
     progress: Arc<Progress>,
     metrics: Arc<Metrics>,
     stop: Arc<AtomicBool>,
+    /// How long other writers' tombstones are remembered, in ms.
+    delete_retention: i64,
 }
 
 impl Replica {
@@ -45,6 +48,7 @@ impl Replica {
         store: Arc<Store>,
         progress: Arc<Progress>,
         metrics: Arc<Metrics>,
+        delete_retention: Duration,
     ) -> anyhow::Result<Self> {
         // Known before the log answers: a warm store serves reads while Kafka is away.
         let checkpoint = store.checkpoint()?;
@@ -56,7 +60,8 @@ impl Replica {
             let (log, progress, stop) = (Arc::clone(&log), Arc::clone(&progress), Arc::clone(&stop));
             move || learn(&*log, &progress, &stop)
         })?;
-        let parts = Parts { log, store, progress, metrics, stop: Arc::clone(&stop) };
+        let delete_retention = delete_retention.as_millis() as i64;
+        let parts = Parts { log, store, progress, metrics, stop: Arc::clone(&stop), delete_retention };
         let applier = std::thread::Builder::new().name("replica".into()).spawn(move || parts.run())?;
         Ok(Self { stop, threads: vec![learner, applier] })
     }
@@ -95,7 +100,7 @@ enum Interrupted {
 
 impl Parts {
     fn run(self) {
-        let _obituary = Obituary(&self.progress);
+        let _obituary = Obituary { progress: &self.progress, thread: "replica" };
         while !self.stopped() {
             let info = match self.log.open() {
                 Ok(info) => info,
@@ -165,7 +170,7 @@ impl Parts {
             if let Err(error) = read {
                 return Interrupted::Log(error);
             }
-            if let Err(error) = self.note_caught_up() {
+            if let Err(error) = self.note_caught_up().and_then(|()| self.sweep()) {
                 return Interrupted::Store(error);
             }
             reader.applied(&next);
@@ -213,32 +218,23 @@ impl Parts {
         let next: Vec<_> = (0..starts.len())
             .map(|p| checkpoint.next.get(p).map_or(starts[p], |n| (*n).max(starts[p])))
             .collect();
+        if next.len() > checkpoint.next.len() {
+            // The topic has grown. The store knows all partitions or none, whichever has records first.
+            let all: Vec<_> = (0..).zip(next.iter().copied()).collect();
+            self.store.apply(&mut Vec::new(), &all)?;
+        }
         self.progress.begin(&next, checkpoint.restored);
         Ok(next)
     }
 
     fn apply(&self, batch: &Batch) -> Result<(), StoreError> {
         let started = Instant::now();
-        let mut changes = Vec::with_capacity(batch.records().len());
-        let mut poison = 0;
-        for record in batch.records() {
-            match self.decode(&record) {
-                Ok(change) => changes.push(change),
-                Err(reason) => {
-                    poison += 1;
-                    if poison <= POISON_LOGGED {
-                        tracing::warn!(position = %record.position, "skipped a record that can't be decoded: {reason}");
-                    }
-                }
-            }
-        }
-        if poison > POISON_LOGGED {
-            tracing::warn!(records = poison - POISON_LOGGED, "skipped further records that can't be decoded");
-        }
-        self.metrics.poison_records.inc_by(poison as u64);
-        let changed = self.store.apply(&mut changes, batch.next())?;
+        let (applied, poison) = apply(&self.store, batch)?;
         self.progress.applied(batch.next());
-        self.metrics.records_applied.inc_by(changed as u64);
+        self.metrics.poison_records.inc_by(poison as u64);
+        self.metrics.records_applied.inc_by(applied.changed as u64);
+        self.metrics.records_trimmed.inc_by(applied.trimmed as u64);
+        self.metrics.records_void.inc_by(applied.void as u64);
         if batch.records().len() > 0 {
             self.metrics.batch_records.observe(batch.records().len() as f64);
             self.metrics.apply_seconds.observe(started.elapsed().as_secs_f64());
@@ -246,25 +242,10 @@ impl Parts {
         Ok(())
     }
 
-    /// What a record of the log changes; the reason if it is poison.
-    fn decode<'a>(&self, record: &LogRecord<'a>) -> Result<(&'a [u8], Entry), String> {
-        let key = record.key.filter(|key| !key.is_empty()).ok_or("it has no key")?;
-        if key.len() > self.store.max_key_bytes() {
-            return Err(format!(
-                "its key has {} bytes, the store takes {}",
-                key.len(),
-                self.store.max_key_bytes()
-            ));
-        }
-        let text = std::str::from_utf8(key).map_err(|_| "its key is not UTF-8")?;
-        let Some(value) = record.value else {
-            return Ok((key, Entry::new(record.position, record.timestamp, ttl::DELETED, &[])));
-        };
-        let decoded = KeyValue::decode(value).map_err(|error| error.to_string())?;
-        if decoded.key != text {
-            return Err("the key inside it is another than the record's".to_owned());
-        }
-        Ok((key, Entry::new(record.position, record.timestamp, decoded.ttl, value)))
+    fn sweep(&self) -> Result<(), StoreError> {
+        let swept = self.store.sweep(now_ms(), self.delete_retention, self.progress.caught_up())?;
+        self.metrics.keys_swept.inc_by(swept as u64);
+        Ok(())
     }
 
     fn note_caught_up(&self) -> Result<(), StoreError> {
@@ -281,13 +262,79 @@ impl Parts {
     }
 }
 
-/// Tells that the thread died, if it did.
-struct Obituary<'a>(&'a Progress);
+/// Applies a batch to the store, in one transaction. Returns what came of it, and how many records were poison.
+///
+/// # Errors
+/// When the store fails; nothing is changed then.
+pub fn apply(store: &Store, batch: &Batch) -> Result<(Applied, usize), StoreError> {
+    let mut changes = Vec::with_capacity(batch.records().len());
+    let mut poison = 0;
+    for record in batch.records() {
+        match decode(&record, store.max_key_bytes()) {
+            Ok(change) => changes.push(change),
+            Err(reason) => {
+                poison += 1;
+                if poison <= POISON_LOGGED {
+                    tracing::warn!(position = %record.position, "skipped a record that can't be decoded: {reason}");
+                }
+            }
+        }
+    }
+    if poison > POISON_LOGGED {
+        tracing::warn!(records = poison - POISON_LOGGED, "skipped further records that can't be decoded");
+    }
+    Ok((store.apply(&mut changes, batch.next())?, poison))
+}
+
+/// What a record of the log changes; the reason if it is poison.
+fn decode<'a>(record: &LogRecord<'a>, max_key_bytes: usize) -> Result<(&'a [u8], Change), String> {
+    let LogRecord { position: at, timestamp, condition, .. } = *record;
+    let key = record.key.filter(|key| !key.is_empty()).ok_or("it has no key")?;
+    if key.len() > max_key_bytes {
+        return Err(format!("its key has {} bytes, the store takes {max_key_bytes}", key.len()));
+    }
+    let text = std::str::from_utf8(key).map_err(|_| "its key is not UTF-8")?;
+    let earlier = |offset: i64| {
+        // One that claims to be newer than it is would make later writes void.
+        if offset < at.offset { Ok(offset) } else { Err("its header names an offset that is not before it") }
+    };
+    let (position, write_timestamp) = match condition {
+        None => (at, timestamp),
+        Some(Condition::Trim { offset }) if record.value.is_none() => {
+            return Ok((key, Change::Trim { at, timestamp, offset: earlier(offset)? }));
+        }
+        Some(Condition::Repair { offset, timestamp }) => {
+            (Position { offset: earlier(offset)?, ..at }, timestamp)
+        }
+        Some(Condition::Trim { .. } | Condition::Unreadable) => {
+            return Err("its header makes no sense".to_owned());
+        }
+    };
+    let entry = match record.value {
+        None => Entry::new(position, write_timestamp, ttl::DELETED, &[]),
+        Some(value) => {
+            let decoded = KeyValue::decode(value).map_err(|error| error.to_string())?;
+            if decoded.key != text {
+                return Err("the key inside it is another than the record's".to_owned());
+            }
+            Entry::new(position, write_timestamp, decoded.ttl, value)
+        }
+    };
+    let change = if position == at { entry.into() } else { Change::Repair { at, timestamp, entry } };
+    Ok((key, change))
+}
+
+/// Tells that a thread died, if it did.
+pub(crate) struct Obituary<'a> {
+    pub progress: &'a Progress,
+    pub thread: &'static str,
+}
 
 impl Drop for Obituary<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.set_phase(Phase::Failed("the replica's thread panicked; restart the node".to_owned()));
+            let reason = format!("the {}'s thread panicked; restart the node", self.thread);
+            self.progress.set_phase(Phase::Failed(reason));
         }
     }
 }

@@ -95,7 +95,8 @@ fn kafka_settings(
         allow_uncompacted: settings.allow_uncompacted_topic,
         group: settings.kafka_group.clone().unwrap_or_else(|| format!("bitacora-{}", address.api())),
         write_timeout: settings.write_timeout,
-        delete_retention: settings.delete_retention,
+        delete_retention: settings.node.delete_retention,
+        min_compaction_lag: settings.min_compaction_lag,
         // The key is in the record twice: as Kafka's key and in the value.
         max_record_bytes: usize::try_from(settings.node.max_value_bytes)?
             + 2 * MAX_KEY_BYTES

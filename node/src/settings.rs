@@ -54,6 +54,9 @@ pub struct ServeSettings {
     /// Replication factor of a topic that the node creates; -1 for the brokers' default
     #[arg(long, env, value_name = "N", default_value_t = -1, allow_negative_numbers = true, value_parser = replication_factor, help_heading = "Kafka")]
     pub topic_replication_factor: i32,
+    /// min.compaction.lag.ms of a topic that the node creates; a topic that has less, and less than 10m, is not trimmed
+    #[arg(long, env, value_name = "TIME", default_value = "1h", value_parser = positive_duration, help_heading = "Kafka")]
+    pub min_compaction_lag: Duration,
     /// Start on a topic that is not compacted, although Kafka will delete keys from it
     #[arg(long, env, value_name = "BOOL", default_value_t = false, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, help_heading = "Kafka")]
     pub allow_uncompacted_topic: bool,
@@ -103,9 +106,6 @@ pub struct ServeSettings {
     /// Folder of the store; what is in it is rebuilt from the log if it is lost
     #[arg(long, env, value_name = "DIR", default_value = "bitacora-data", help_heading = "Store")]
     pub data_dir: PathBuf,
-    /// After how long a delete marker may leave the log; a node away for longer rebuilds its store
-    #[arg(long, env, value_name = "TIME", default_value = "7d", value_parser = positive_duration, help_heading = "Store")]
-    pub delete_retention: Duration,
 
     #[command(flatten)]
     pub node: NodeSettings,
@@ -124,6 +124,9 @@ pub enum AddressSource {
 /// What a node of `serve` and one of `dev` have in common.
 #[derive(Debug, Clone, Args)]
 pub struct NodeSettings {
+    /// After how long a delete marker or an expired key may leave the log; a node away for longer rebuilds its store
+    #[arg(long, env, value_name = "TIME", default_value = "7d", value_parser = positive_duration, help_heading = "Store")]
+    pub delete_retention: Duration,
     /// Memory for the cache of records over the store
     #[arg(long, env, value_name = "BYTES", default_value = "256MiB", value_parser = bytes, help_heading = "Store")]
     pub cache_bytes: u64,

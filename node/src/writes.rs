@@ -153,7 +153,7 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::log::{LogInfo, LogReader, OpenError, ReadError};
+    use crate::log::{LogInfo, LogReader, OpenError, ReadError, Tidy};
     use crate::position::{HighWatermark, NextOffset, Position};
 
     /// A log that acknowledges when it is told to.
@@ -173,6 +173,14 @@ mod tests {
             let (done, acknowledged) = oneshot::channel();
             self.0.lock().expect("no test panicked").push(done);
             Box::pin(async move { acknowledged.await.expect("every append is settled") })
+        }
+
+        fn tidy(&self, _: Tidy) -> BoxFuture<'static, Result<Appended, AppendError>> {
+            Box::pin(async { Err(AppendError::NotTaken("no tidying".to_owned())) })
+        }
+
+        fn check_trimming(&self) -> Result<(), String> {
+            Err("no trimming".to_owned())
         }
 
         fn reader(&self, _: &[NextOffset]) -> Result<Box<dyn LogReader>, ReadError> {

@@ -21,6 +21,7 @@ mod rpc;
 mod rpc_java;
 mod shutdown;
 mod topic_records;
+mod trimming;
 
 use e2e::runner::Test;
 
@@ -34,6 +35,7 @@ pub fn all() -> Vec<Test> {
         real_data::tests(),
         client::tests(),
         command_line::tests(),
+        trimming::tests(),
         broker_outage::tests(),
         peers::tests(),
         membership::tests(),

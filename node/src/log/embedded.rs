@@ -17,7 +17,8 @@ use heed::{Database, Env, RoTxn};
 use tokio::sync::oneshot;
 
 use super::{
-    AppendError, Appended, Batch, Log, LogIdentity, LogInfo, LogReader, LogRecord, OpenError, ReadError,
+    AppendError, Appended, Batch, Condition, Log, LogIdentity, LogInfo, LogReader, LogRecord, OpenError,
+    ReadError, Tidy,
 };
 use crate::data_dir::DataDir;
 use crate::position::{HighWatermark, NextOffset, Position, partition_of};
@@ -27,6 +28,11 @@ use crate::store::open_env;
 const QUEUE: usize = 10_000;
 /// Appends committed together, at most.
 const GROUP: usize = 1_000;
+/// A record with a condition removes those before it no sooner than so many ms after it, as `min.compaction.lag.ms` has it.
+const COMPACTION_LAG: i64 = 3_600_000;
+/// Tombstones leave the log no sooner than so many ms after they were written, as `delete.retention.ms` has it; longer than
+/// a node of the same process can be away without being rebuilt.
+const TOMBSTONE_RETENTION: i64 = 30 * 24 * 3_600_000;
 
 pub struct EmbeddedLog {
     shared: Arc<Shared>,
@@ -36,7 +42,8 @@ pub struct EmbeddedLog {
 
 struct Shared {
     env: Env,
-    /// Partition (u32) and offset (u64), both big-endian → timestamp (i64), key length (u32), key, value.
+    /// Partition (u32) and offset (u64), both big-endian → timestamp (i64), [`Kind`] (u8), key length (u24), what the
+    /// kind adds (i64s), key, value.
     records: Database<Bytes, Bytes>,
     identity: LogIdentity,
     /// Exclusive ends of what is committed, per partition.
@@ -47,8 +54,12 @@ struct Shared {
 }
 
 struct Append {
+    /// `None`: the key's own.
+    partition: Option<i32>,
     key: Vec<u8>,
     value: Vec<u8>,
+    tombstone: bool,
+    condition: Option<Condition>,
     done: oneshot::Sender<Result<Appended, AppendError>>,
 }
 
@@ -80,7 +91,7 @@ impl EmbeddedLog {
         }
         // Compaction never removes a partition's last record, so the ends can be read off.
         let ends = (0..partitions).map(|p| end_of(&txn, records, p)).collect::<heed::Result<_>>()?;
-        compact(&mut txn, records, partitions)?;
+        compact(&mut txn, records, partitions, crate::now_ms())?;
         txn.commit()?;
         let identity = LogIdentity { cluster, topic: topic.to_owned() };
         let shared = Arc::new(Shared {
@@ -135,11 +146,21 @@ fn commit(shared: &Shared, group: &[Append]) -> heed::Result<Vec<Appended>> {
     let mut txn = shared.env.write_txn()?;
     let mut value = Vec::new();
     for append in group {
-        let partition = partition_of(&append.key, ends.len());
+        let partition = append.partition.unwrap_or_else(|| partition_of(&append.key, ends.len()));
         let end = &mut ends[partition as usize];
         value.clear();
         value.extend(timestamp.to_be_bytes());
-        value.extend((append.key.len() as u32).to_be_bytes());
+        let (kind, added): (u32, &[i64]) = match append.condition {
+            None => (PLAIN, &[]),
+            Some(Condition::Trim { offset }) => (TRIM, &[offset]),
+            Some(Condition::Repair { offset, timestamp }) if append.tombstone => {
+                (REPAIRED_TOMBSTONE, &[offset, timestamp])
+            }
+            Some(Condition::Repair { offset, timestamp }) => (REPAIR, &[offset, timestamp]),
+            Some(Condition::Unreadable) => (TRIM, &[-1]),
+        };
+        value.extend((kind << 24 | append.key.len() as u32).to_be_bytes());
+        value.extend(added.iter().flat_map(|number| number.to_be_bytes()));
         value.extend(&append.key);
         value.extend(&append.value);
         shared.records.put(&mut txn, &record_key(partition as u32, *end), &value)?;
@@ -152,24 +173,33 @@ fn commit(shared: &Shared, group: &[Append]) -> heed::Result<Vec<Appended>> {
     Ok(appended)
 }
 
-/// Removes every record that a newer one of the same key follows.
+/// Removes every record that a newer one of the same key follows, and old tombstones, at `now` (ms since the epoch).
 fn compact(
     txn: &mut heed::RwTxn<'_>,
     records: Database<Bytes, Bytes>,
     partitions: usize,
+    now: i64,
 ) -> heed::Result<()> {
     for partition in 0..partitions as u32 {
-        let mut newest: HashMap<Vec<u8>, i64> = HashMap::new();
-        let mut replaced = Vec::new();
+        // Offsets of each key's records, and whether the newest may replace the others yet, and may go itself.
+        let mut keys: HashMap<Vec<u8>, (Vec<i64>, bool, bool)> = HashMap::new();
+        let mut last = None;
         for item in records.range(txn, &range(&partition_bounds(partition)))? {
             let (at, stored) = item?;
             let Some((offset, record)) = offset_of(at).zip(parse(stored)) else { continue };
-            if let Some(older) = newest.insert(record.key.to_vec(), offset) {
-                replaced.push(older);
-            }
+            let age = now.saturating_sub(record.timestamp);
+            let (offsets, replaces, goes) = keys.entry(record.key.to_vec()).or_default();
+            offsets.push(offset);
+            *replaces = record.condition.is_none() || age >= COMPACTION_LAG;
+            *goes = record.value.is_none() && age >= TOMBSTONE_RETENTION;
+            last = Some(offset);
         }
-        for offset in replaced {
-            records.delete(txn, &record_key(partition, offset))?;
+        for (mut offsets, _, goes) in keys.into_values().filter(|(_, replaces, _)| *replaces) {
+            // The partition's last record tells where it ends.
+            let newest = offsets.pop().filter(|offset| goes && Some(*offset) != last);
+            for offset in offsets.into_iter().chain(newest) {
+                records.delete(txn, &record_key(partition, offset))?;
+            }
         }
     }
     Ok(())
@@ -202,14 +232,37 @@ fn offset_of(key: &[u8]) -> Option<i64> {
 struct Stored<'a> {
     timestamp: i64,
     key: &'a [u8],
-    value: &'a [u8],
+    /// `None` for a tombstone.
+    value: Option<&'a [u8]>,
+    condition: Option<Condition>,
 }
+
+/// Kinds of record.
+const PLAIN: u32 = 0;
+const TRIM: u32 = 1;
+const REPAIR: u32 = 2;
+const REPAIRED_TOMBSTONE: u32 = 3;
 
 fn parse(bytes: &[u8]) -> Option<Stored<'_>> {
     let (timestamp, rest) = bytes.split_first_chunk()?;
     let (length, rest) = rest.split_first_chunk()?;
-    let (key, value) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
-    Some(Stored { timestamp: i64::from_be_bytes(*timestamp), key, value })
+    let number = |rest: &mut &[u8]| {
+        let (number, left) = rest.split_first_chunk()?;
+        *rest = left;
+        Some(i64::from_be_bytes(*number))
+    };
+    let (kind_and_length, mut rest) = (u32::from_be_bytes(*length), rest);
+    let condition = match kind_and_length >> 24 {
+        PLAIN => None,
+        TRIM => Some(Condition::Trim { offset: number(&mut rest)? }),
+        REPAIR | REPAIRED_TOMBSTONE => {
+            Some(Condition::Repair { offset: number(&mut rest)?, timestamp: number(&mut rest)? })
+        }
+        _ => return None,
+    };
+    let (key, value) = rest.split_at_checked((kind_and_length & 0x00ff_ffff) as usize)?;
+    let value = Some(value).filter(|_| !matches!(kind_and_length >> 24, TRIM | REPAIRED_TOMBSTONE));
+    Some(Stored { timestamp: i64::from_be_bytes(*timestamp), key, value, condition })
 }
 
 impl Log for EmbeddedLog {
@@ -223,16 +276,20 @@ impl Log for EmbeddedLog {
     }
 
     fn append(&self, key: &str, value: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        let (done, answer) = oneshot::channel();
-        let append = Append { key: key.into(), value, done };
-        let sent = match &*lock(&self.appends) {
-            Some(queue) => queue.try_send(append).map_err(|_| "too many writes are waiting"),
-            None => Err("the log is closing"),
-        };
-        Box::pin(async move {
-            sent.map_err(|reason| AppendError::NotTaken(reason.into()))?;
-            answer.await.unwrap_or_else(|_| Err(AppendError::Unknown("the log's writer ended".into())))
-        })
+        self.send(None, key.into(), Some(value), None)
+    }
+
+    fn tidy(&self, tidy: Tidy) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        let Tidy { partition, key, value, condition } = tidy;
+        if usize::try_from(partition).map_or(true, |partition| partition >= lock(&self.shared.ends).len()) {
+            let reason = format!("there is no partition {partition}");
+            return Box::pin(std::future::ready(Err(AppendError::NotTaken(reason))));
+        }
+        self.send(Some(partition), key, value, Some(condition))
+    }
+
+    fn check_trimming(&self) -> Result<(), String> {
+        Ok(())
     }
 
     fn reader(&self, from: &[NextOffset]) -> Result<Box<dyn LogReader>, ReadError> {
@@ -250,6 +307,29 @@ impl Log for EmbeddedLog {
         {
             tracing::error!("the embedded log's writer panicked");
         }
+    }
+}
+
+impl EmbeddedLog {
+    fn send(
+        &self,
+        partition: Option<i32>,
+        key: Vec<u8>,
+        value: Option<Vec<u8>>,
+        condition: Option<Condition>,
+    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        let (done, answer) = oneshot::channel();
+        let tombstone = value.is_none();
+        let value = value.unwrap_or_default();
+        let append = Append { partition, key, value, tombstone, condition, done };
+        let sent = match &*lock(&self.appends) {
+            Some(queue) => queue.try_send(append).map_err(|_| "too many writes are waiting"),
+            None => Err("the log is closing"),
+        };
+        Box::pin(async move {
+            sent.map_err(|reason| AppendError::NotTaken(reason.into()))?;
+            answer.await.unwrap_or_else(|_| Err(AppendError::Unknown("the log's writer ended".into())))
+        })
     }
 }
 
@@ -293,7 +373,8 @@ impl Reader {
                     position: Position { partition, offset },
                     timestamp: record.timestamp,
                     key: Some(record.key),
-                    value: Some(record.value),
+                    value: record.value,
+                    condition: record.condition,
                 });
                 *next = NextOffset::after(offset);
             }
@@ -356,6 +437,54 @@ mod tests {
         assert!(next.contains(&(partition, NextOffset(3))), "{next:?}");
         assert_eq!(log.high_watermarks().expect("known")[partition as usize], HighWatermark(3));
         assert_eq!(log.append("k", b"four".to_vec()).await.expect("acknowledged").position.offset, 3);
+    }
+
+    #[tokio::test]
+    async fn records_with_a_condition_survive_a_restart_and_compact_only_after_the_lag() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let log = open(dir.path());
+        log.append("k", b"one".to_vec()).await.expect("acknowledged");
+        let repair = Condition::Repair { offset: 0, timestamp: 7 };
+        let tidies = [(Condition::Trim { offset: 0 }, None), (repair, None), (repair, Some(b"one".to_vec()))];
+        // Not the key's own partition.
+        let partition = 1 - partition_of(b"k", 2);
+        let mut positions = Vec::new();
+        for (condition, value) in tidies.clone() {
+            let tidy = Tidy { partition, key: b"k".to_vec(), value, condition };
+            positions.push(log.tidy(tidy).await.expect("acknowledged").position);
+        }
+        assert_eq!(positions, [0, 1, 2].map(|offset| Position { partition, offset }));
+        let nowhere = Tidy { partition: 2, key: b"k".to_vec(), value: None, condition: repair };
+        assert!(matches!(log.tidy(nowhere).await, Err(AppendError::NotTaken(_))));
+        drop(log);
+
+        let log = open(dir.path());
+        let read = |log: &EmbeddedLog| {
+            let mut batch = Batch::default();
+            let mut reader = log.reader(&[NextOffset(0); 2]).expect("readable");
+            reader.poll(Duration::from_secs(5), &mut batch).expect("readable");
+            let found = batch.records().filter_map(|r| Some((r.condition?, r.value.map(<[u8]>::to_vec))));
+            found.collect::<Vec<_>>()
+        };
+        assert_eq!(read(&log), tidies, "they are young");
+        let compact_at = |age| {
+            let mut txn = log.shared.env.write_txn().expect("writable");
+            compact(&mut txn, log.shared.records, 2, crate::now_ms() + age).expect("compacted");
+            txn.commit().expect("committed");
+        };
+        compact_at(COMPACTION_LAG);
+        assert_eq!(read(&log), tidies[2..]);
+        // A tombstone goes in the end, unless it is a partition's last record.
+        for key in [b"k", b"l"] {
+            let condition = Condition::Trim { offset: 1 };
+            let tidy = Tidy { partition, key: key.to_vec(), value: None, condition };
+            log.tidy(tidy).await.expect("acknowledged");
+        }
+        compact_at(COMPACTION_LAG);
+        assert_eq!(read(&log).len(), 2);
+        compact_at(TOMBSTONE_RETENTION);
+        assert_eq!(read(&log).len(), 1);
+        assert_eq!(log.high_watermarks().expect("known")[partition as usize], HighWatermark(5));
     }
 
     #[tokio::test]

@@ -41,6 +41,18 @@ pub trait Log: Send + Sync + 'static {
     /// [`AppendError`] says whether the record may still appear in the log.
     fn append(&self, key: &str, value: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>>;
 
+    /// Appends a record that tidies up after another, to that one's partition, whichever the key's is now.
+    ///
+    /// # Errors
+    /// As [`Log::append`].
+    fn tidy(&self, tidy: Tidy) -> BoxFuture<'static, Result<Appended, AppendError>>;
+
+    /// Whether the log keeps what trimming rests on. Blocks, for seconds at most.
+    ///
+    /// # Errors
+    /// A sentence when it does not, or did not answer.
+    fn check_trimming(&self) -> Result<(), String>;
+
     /// Starts to read every partition at its next offset; `from[p]` is partition p's.
     ///
     /// # Errors
@@ -130,6 +142,60 @@ pub struct LogInfo {
     pub partitions: Vec<Range<i64>>,
 }
 
+/// What a record says of an earlier one of its key and partition. It takes effect only if the partition holds none of the
+/// key by then, or none with a greater offset than this one's; a write has no condition and always takes effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// A tombstone: the record at `offset` is no longer needed.
+    Trim { offset: i64 },
+    /// The record of `offset` and of that write timestamp once more, since a [`Condition::Trim`] or a repair that took no
+    /// effect lies behind it and would outlive it in compaction.
+    Repair { offset: i64, timestamp: i64 },
+    /// A condition that this node does not understand.
+    Unreadable,
+}
+
+impl Condition {
+    /// Kafka header of a [`Condition::Trim`]: the offset in decimal.
+    pub const TRIM: &str = "bitacora-trim";
+    /// Kafka header of a [`Condition::Repair`]: `offset:timestamp` in decimal.
+    pub const REPAIR: &str = "bitacora-repair";
+
+    /// The condition that a header states.
+    #[must_use]
+    pub fn from_header(name: &str, value: &[u8]) -> Self {
+        let number = |text: &str| text.parse().ok().filter(|number| *number >= 0);
+        let parsed = std::str::from_utf8(value).ok().and_then(|text| match name {
+            Self::TRIM => Some(Self::Trim { offset: number(text)? }),
+            _ => {
+                let (offset, timestamp) = text.split_once(':')?;
+                Some(Self::Repair { offset: number(offset)?, timestamp: timestamp.parse().ok()? })
+            }
+        });
+        parsed.unwrap_or(Self::Unreadable)
+    }
+
+    /// Name and value of its header.
+    #[must_use]
+    pub fn header(self) -> (&'static str, String) {
+        match self {
+            Self::Trim { offset } => (Self::TRIM, offset.to_string()),
+            Self::Repair { offset, timestamp } => (Self::REPAIR, format!("{offset}:{timestamp}")),
+            Self::Unreadable => (Self::TRIM, String::new()),
+        }
+    }
+}
+
+/// A record with a [`Condition`], to be appended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tidy {
+    pub partition: i32,
+    pub key: Vec<u8>,
+    /// `None` for a [`Condition::Trim`], and for the [`Condition::Repair`] of a tombstone.
+    pub value: Option<Vec<u8>>,
+    pub condition: Condition,
+}
+
 /// An acknowledged append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Appended {
@@ -186,6 +252,7 @@ struct RawRecord {
     timestamp: i64,
     key: Option<Range<usize>>,
     value: Option<Range<usize>>,
+    condition: Option<Condition>,
 }
 
 /// One record of a [`Batch`].
@@ -198,6 +265,8 @@ pub struct LogRecord<'a> {
     pub key: Option<&'a [u8]>,
     /// `None` is a tombstone.
     pub value: Option<&'a [u8]>,
+    /// `None` for a write.
+    pub condition: Option<Condition>,
 }
 
 impl Batch {
@@ -217,8 +286,8 @@ impl Batch {
     pub fn push(&mut self, record: LogRecord<'_>) {
         let key = record.key.map(|key| self.copy(key));
         let value = record.value.map(|value| self.copy(value));
-        let LogRecord { position, timestamp, .. } = record;
-        self.records.push(RawRecord { position, timestamp, key, value });
+        let LogRecord { position, timestamp, condition, .. } = record;
+        self.records.push(RawRecord { position, timestamp, key, value, condition });
         self.reached(position.partition, NextOffset::after(position.offset));
     }
 
@@ -252,11 +321,43 @@ impl Batch {
             timestamp: raw.timestamp,
             key: raw.key.clone().map(|range| &self.bytes[range]),
             value: raw.value.clone().map(|range| &self.bytes[range]),
+            condition: raw.condition,
         })
     }
 
     #[must_use]
     pub fn next(&self) -> &[(i32, NextOffset)] {
         &self.next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_survives_its_header_and_anything_else_is_unreadable() {
+        for condition in
+            [Condition::Trim { offset: 0 }, Condition::Repair { offset: i64::MAX, timestamp: -1 }]
+        {
+            let (name, value) = condition.header();
+            assert_eq!(Condition::from_header(name, value.as_bytes()), condition);
+        }
+        for (name, value) in [
+            (Condition::TRIM, ""),
+            (Condition::TRIM, "-1"),
+            (Condition::TRIM, "1:2"),
+            (Condition::TRIM, "99999999999999999999"),
+            (Condition::REPAIR, "1"),
+            (Condition::REPAIR, "-1:5"),
+            (Condition::REPAIR, "1:x"),
+        ] {
+            assert_eq!(
+                Condition::from_header(name, value.as_bytes()),
+                Condition::Unreadable,
+                "{name} {value}"
+            );
+        }
+        assert_eq!(Condition::from_header(Condition::TRIM, b"\xff"), Condition::Unreadable);
     }
 }

@@ -6,20 +6,24 @@ use futures_util::future::BoxFuture;
 
 use super::{Membership, MembershipState};
 
-pub struct FixedMembership(Arc<[String]>);
+pub struct FixedMembership {
+    members: Arc<[String]>,
+    first: bool,
+}
 
 impl FixedMembership {
-    /// `members`: `host:API_PORT` each.
+    /// `members`: `host:API_PORT` each; `own` is this node's, and the first of them trims the log.
     #[must_use]
-    pub fn new(mut members: Vec<String>) -> Self {
+    pub fn new(mut members: Vec<String>, own: &str) -> Self {
         members.sort();
-        Self(members.into())
+        let first = members.first().is_some_and(|first| first == own);
+        Self { members: members.into(), first }
     }
 }
 
 impl Membership for FixedMembership {
     fn members(&self) -> Arc<[String]> {
-        Arc::clone(&self.0)
+        Arc::clone(&self.members)
     }
 
     fn state(&self) -> MembershipState {
@@ -35,6 +39,10 @@ impl Membership for FixedMembership {
     }
 
     fn announce(&self) {}
+
+    fn trims(&self) -> bool {
+        self.first
+    }
 
     fn leave(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {})

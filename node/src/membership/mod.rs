@@ -28,6 +28,9 @@ pub trait Membership: Send + Sync + 'static {
     /// Makes this node a member, now or as soon as the source answers, and again whenever it was forgotten.
     fn announce(&self);
 
+    /// Whether it is this node's turn to trim the log. Never blocks; one member's at a time, as far as the source knows.
+    fn trims(&self) -> bool;
+
     /// Takes this node out again. Waits for the source, no longer than a second or so.
     fn leave(&self) -> BoxFuture<'_, ()>;
 }

@@ -1,4 +1,5 @@
-//! Members as ephemeral znodes: `/bitacora/servers/<host>:<API_PORT>` and `/bitacora/sockets/<host>:<AVRO_PORT>`.
+//! Members as ephemeral znodes: `/bitacora/servers/<host>:<API_PORT>` and `/bitacora/sockets/<host>:<AVRO_PORT>`; and one,
+//! `/bitacora/trimmer`, of the member that trims the log: whoever finds none makes it.
 //!
 //! One task keeps what ZooKeeper holds as it should be: whenever something happened, and once a second in any case, it
 //! looks at this node's znodes and at the list of members. So it does not matter which event was lost: a new session,
@@ -22,6 +23,7 @@ const LOOK: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(300);
 const SERVERS: &str = "/bitacora/servers";
 const SOCKETS: &str = "/bitacora/sockets";
+const TRIMMER: &str = "/bitacora/trimmer";
 
 pub struct ZooKeeperMembership {
     shared: Arc<Shared>,
@@ -42,6 +44,8 @@ struct Known {
     state: MembershipState,
     registered: bool,
     sessions: u64,
+    /// Whether this node was elected to trim the log, and is connected.
+    trims: bool,
     /// Whether the log says already that ZooKeeper does not answer.
     told: bool,
 }
@@ -67,6 +71,7 @@ impl ZooKeeperMembership {
                 state,
                 registered: false,
                 sessions: 0,
+                trims: false,
                 told: false,
             }),
         });
@@ -105,6 +110,10 @@ impl Membership for ZooKeeperMembership {
         });
     }
 
+    fn trims(&self) -> bool {
+        lock(&self.shared.known).trims
+    }
+
     fn leave(&self) -> BoxFuture<'_, ()> {
         self.shared.wanted.send_replace(Wanted::Gone);
         let task = lock(&self.task).take();
@@ -127,10 +136,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    fn connected(&self, members: Vec<String>, registration: &Registration) {
+    fn connected(&self, members: Vec<String>, trims: bool, registration: &Registration) {
         let mut known = lock(&self.known);
         known.registered = registration.owner.is_some();
         known.sessions = registration.sessions;
+        if trims && !known.trims {
+            tracing::info!("this node trims the log");
+        }
+        known.trims = trims;
         if known.state != MembershipState::Connected {
             tracing::info!(members = members.len(), "ZooKeeper answers");
         }
@@ -151,6 +164,8 @@ impl Shared {
         }
         known.told = true;
         known.registered = false;
+        // Its session may expire, and another be elected, before it hears of it.
+        known.trims = false;
         known.state = MembershipState::Disconnected { reason };
     }
 }
@@ -171,6 +186,7 @@ async fn run(shared: Arc<Shared>, connect: ConnectString, session_timeout: Durat
     loop {
         let want = *wanted.borrow_and_update();
         if want == Wanted::Gone {
+            lock(&shared.known).trims = false;
             // Closing the session removes its ephemeral znodes at once; a client that is merely dropped keeps it alive.
             let closed = timeout(LOOK, zookeeper.close()).await;
             lock(&shared.known).registered = false;
@@ -178,13 +194,15 @@ async fn run(shared: Arc<Shared>, connect: ConnectString, session_timeout: Durat
             return;
         }
         let look = async {
+            let mut trims = false;
             if want == Wanted::Member {
                 registration.keep(&zookeeper, &shared.chroot).await?;
+                trims = registration.elected(&zookeeper, &shared.chroot).await?;
             }
-            members(&zookeeper, &shared.chroot).await
+            Ok::<_, ZkError>((members(&zookeeper, &shared.chroot).await?, trims))
         };
         match timeout(session_timeout.max(LOOK), look).await {
-            Ok(Ok(members)) => shared.connected(members, &registration),
+            Ok(Ok((members, trims))) => shared.connected(members, trims, &registration),
             Ok(Err(error)) => shared.disconnected(error.to_string()),
             Err(_) => shared.disconnected("no answer in time".into()),
         }
@@ -236,6 +254,23 @@ impl Registration {
             tracing::info!(path, "registered");
         }
         Ok(())
+    }
+}
+
+impl Registration {
+    /// Whether this session has the trimmer's znode, which it makes if there is none. The watch tells when it goes.
+    async fn elected(&self, zookeeper: &ZooKeeper, chroot: &str) -> ZkResult<bool> {
+        let path = format!("{chroot}{TRIMMER}");
+        if let Some(stat) = zookeeper.exists(&path, true).await? {
+            return Ok(Some(stat.ephemeral_owner) == self.owner);
+        }
+        let data = self.address.api().into_bytes();
+        match zookeeper.create(&path, data, Acl::open_unsafe().clone(), CreateMode::Ephemeral).await {
+            Ok(_) => Ok(true),
+            // Another was faster.
+            Err(ZkError::NodeExists) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -7,12 +7,16 @@ use bitacora_client::wire::source;
 use futures_util::future::BoxFuture;
 
 use super::*;
-use crate::log::{AppendError, Appended, LogIdentity, LogReader};
+use crate::log::{AppendError, Appended, LogIdentity, LogReader, Tidy};
 use crate::position::{HighWatermark, Position};
+
+/// The scripted records are of 1970.
+const RETENTION: Duration = Duration::from_hours(100 * 365 * 24);
 
 /// What the reader finds next.
 enum Step {
     Record { offset: i64, key: Option<&'static [u8]>, value: Option<Vec<u8>> },
+    Tidy { offset: i64, key: &'static str, value: Option<Vec<u8>>, condition: Condition },
     End(i64),
     Fails(ReadError),
 }
@@ -45,6 +49,14 @@ impl Log for Scripted {
         unreachable!("these tests only read")
     }
 
+    fn tidy(&self, _: Tidy) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        unreachable!("these tests only read")
+    }
+
+    fn check_trimming(&self) -> Result<(), String> {
+        unreachable!("these tests only read")
+    }
+
     fn reader(&self, from: &[NextOffset]) -> Result<Box<dyn LogReader>, ReadError> {
         self.started.lock().expect("no panic").push(from[0].0);
         match self.steps.lock().expect("no panic").take() {
@@ -67,7 +79,18 @@ impl LogReader for ScriptedReader {
         match self.0.recv_timeout(wait) {
             Ok(Step::Record { offset, key, value }) => {
                 let position = Position { partition: 0, offset };
-                batch.push(LogRecord { position, timestamp: 1_000 + offset, key, value: value.as_deref() });
+                let (timestamp, value) = (1_000 + offset, value.as_deref());
+                batch.push(LogRecord { position, timestamp, key, value, condition: None });
+                Ok(())
+            }
+            Ok(Step::Tidy { offset, key, value, condition }) => {
+                batch.push(LogRecord {
+                    position: Position { partition: 0, offset },
+                    timestamp: 1_000 + offset,
+                    key: Some(key.as_bytes()),
+                    value: value.as_deref(),
+                    condition: Some(condition),
+                });
                 Ok(())
             }
             Ok(Step::End(next)) => {
@@ -80,6 +103,12 @@ impl LogReader for ScriptedReader {
     }
 
     fn applied(&mut self, _: &[NextOffset]) {}
+}
+
+fn encoded(key: &str, value: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    KeyValue { key, value, timestamp: 1, source: source::PRODUCER, ttl: 0, uuid: "" }.encode(&mut bytes);
+    bytes
 }
 
 /// A replica on a store in a folder, and the means to feed it.
@@ -118,14 +147,17 @@ impl Bench {
         let (progress, metrics) =
             (Arc::new(Progress::default()), Arc::new(Metrics::new().expect("names differ")));
         let replica =
-            Replica::start(log.clone(), store.clone(), progress.clone(), metrics.clone()).expect("starts");
+            Replica::start(log.clone(), store.clone(), progress.clone(), metrics.clone(), RETENTION)
+                .expect("starts");
         Self { store, progress, metrics, log, steps, replica: Some(replica) }
     }
 
     fn set(&self, offset: i64, key: &'static str, value: &str) {
-        let mut bytes = Vec::new();
-        KeyValue { key, value, timestamp: 1, source: source::PRODUCER, ttl: 0, uuid: "" }.encode(&mut bytes);
-        self.feed(Step::Record { offset, key: Some(key.as_bytes()), value: Some(bytes) });
+        self.feed(Step::Record { offset, key: Some(key.as_bytes()), value: Some(encoded(key, value)) });
+    }
+
+    fn tidy(&self, offset: i64, key: &'static str, value: Option<&str>, condition: Condition) {
+        self.feed(Step::Tidy { offset, key, value: value.map(|value| encoded(key, value)), condition });
     }
 
     fn feed(&self, step: Step) {
@@ -197,6 +229,29 @@ fn a_tombstone_deletes() {
     bench.applied(1);
     let (entry, _) = bench.store.get(b"k").expect("readable").expect("the marker is an answer");
     assert_eq!(entry.state(0), crate::store::State::Deleted);
+}
+
+#[test]
+fn records_with_a_condition_are_counted_by_what_they_did_and_nonsense_is_poison() {
+    let dir = folder();
+    let bench = Bench::start(dir.path(), "c", 0..9);
+    bench.set(0, "k", "v");
+    bench.set(1, "l", "v");
+    bench.tidy(2, "k", None, Condition::Trim { offset: 0 });
+    bench.tidy(3, "l", None, Condition::Trim { offset: 0 });
+    bench.tidy(4, "m", Some("again"), Condition::Repair { offset: 3, timestamp: 77 });
+    // Each would be a tombstone or a write if its condition were overlooked.
+    bench.tidy(5, "l", None, Condition::Unreadable);
+    bench.tidy(6, "l", None, Condition::Trim { offset: 6 });
+    bench.tidy(7, "l", Some("w"), Condition::Repair { offset: 7, timestamp: 0 });
+    bench.tidy(8, "l", Some("w"), Condition::Trim { offset: 1 });
+    bench.applied(8);
+    assert_eq!((bench.value("k"), bench.value("l").as_deref()), (None, Some("v")));
+    let (entry, _) = bench.store.get(b"m").expect("readable").expect("restored");
+    assert_eq!((entry.position().offset, entry.timestamp()), (3, 77));
+    let metrics = &bench.metrics;
+    assert_eq!((metrics.records_trimmed.get(), metrics.records_void.get()), (1, 1));
+    assert_eq!(metrics.poison_records.get(), 4);
 }
 
 /// KAFKA-12951: the log's last offsets hold no record, so waiting for the last record would be for ever.

@@ -6,7 +6,7 @@ use crate::now_ms;
 use crate::position::Position;
 
 /// A record as the store holds it: a header of fixed size, then the record's Avro bytes as they came from the log.
-/// The bytes are empty for a tombstone that another writer made. Cheap to clone: one count, next to the bytes.
+/// The bytes are empty for a tombstone that another writer made, and for a key that expired and was swept. Cheap to clone: one count, next to the bytes.
 ///
 /// Header, big-endian: partition i32, offset i64, write timestamp i64 (ms), ttl i64 (as in [`KeyValue::ttl`]).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +37,24 @@ impl Entry {
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         (bytes.len() >= HEADER).then(|| Self(bytes.into()))
+    }
+
+    /// An entry's header alone: all that decides whether it is newer than another, or dead.
+    #[must_use]
+    pub fn header_of(bytes: &[u8]) -> Option<Self> {
+        bytes.get(..HEADER).map(|header| Self(header.into()))
+    }
+
+    /// Whether it has a record. A tombstone that another writer made has none, nor has a key that was swept.
+    #[must_use]
+    pub fn has_record(&self) -> bool {
+        self.0.len() > HEADER
+    }
+
+    /// The record's Avro bytes.
+    #[must_use]
+    pub fn record_bytes(&self) -> &[u8] {
+        &self.0[HEADER..]
     }
 
     #[must_use]
@@ -74,7 +92,8 @@ impl Entry {
         match self.ttl() {
             ttl::FOR_EVER => State::Live,
             ttl if ttl < 0 => State::Deleted,
-            ttl if ttl <= now => State::Expired,
+            // What was swept does not come back, should the clock.
+            ttl if ttl <= now || !self.has_record() => State::Expired,
             _ => State::Live,
         }
     }
@@ -89,7 +108,7 @@ impl Entry {
         }
     }
 
-    /// The record; `None` for a tombstone, which has none.
+    /// The record; `None` if it has none.
     #[must_use]
     pub fn record(&self) -> Option<KeyValue<'_>> {
         KeyValue::decode(&self.0[HEADER..]).ok()

@@ -2,6 +2,8 @@
 //! records in memory over it. Nobody else knows heed; only the replica writes.
 
 mod entry;
+mod key_state;
+mod upkeep;
 
 use std::ops::Bound;
 use std::path::Path;
@@ -9,18 +11,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use heed::byteorder::BigEndian;
-use heed::types::{Bytes as RawBytes, Str, U32};
-use heed::{Database, Env, EnvOpenOptions, RwTxn};
+use heed::types::{Bytes as RawBytes, Str, U32, Unit};
+use heed::{Database, Env, EnvOpenOptions, RoTxn, RwTxn};
 use quick_cache::sync::{Cache, GuardResult};
 use quick_cache::{DefaultHashBuilder, Equivalent, Lifecycle, Weighter};
 use smallvec::SmallVec;
 
 pub use self::entry::{Entry, State};
+pub use self::key_state::{Change, Debt};
+use self::key_state::{KeyState, Outcome, parse_debts, parse_others};
+pub use self::upkeep::Owed;
 use crate::log::LogIdentity;
 use crate::position::NextOffset;
 
 /// Changed whenever the bytes in the store mean something else; a store of another format is built anew.
-const FORMAT: &str = "1";
+const FORMAT: &str = "2";
 /// Address space reserved for LMDB's map, not memory and not disk. Halved until the system grants it.
 const MAP_BYTES: usize = 1 << 40;
 /// A page of a scan ends with the record that reaches this.
@@ -53,6 +58,12 @@ pub struct Store {
     env: Env,
     /// Key → [`Entry`]'s bytes.
     records: Database<RawBytes, RawBytes>,
+    /// Key → its records in further partitions, older than that in `records`.
+    others: Database<RawBytes, RawBytes>,
+    /// Key → [`Debt`]s.
+    debts: Database<RawBytes, RawBytes>,
+    /// When a sweep has to do with a key (ms, i64), and the key.
+    due: Database<RawBytes, Unit>,
     /// Partition → next offset.
     positions: Database<U32<BigEndian>, heed::types::I64<BigEndian>>,
     /// `format`, `identity`, `restored`.
@@ -72,6 +83,27 @@ pub struct Checkpoint {
     pub restored: bool,
     /// Per partition.
     pub next: Vec<NextOffset>,
+}
+
+/// What came of applying records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Keys whose record is another now, or gone.
+    pub changed: usize,
+    /// Records of the store that a tombstone with a condition removed.
+    pub trimmed: usize,
+    /// Records of the log whose condition was not met.
+    pub void: usize,
+}
+
+impl Applied {
+    fn count(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Trimmed => self.trimmed += 1,
+            Outcome::Void => self.void += 1,
+            Outcome::Nothing | Outcome::Written => {}
+        }
+    }
 }
 
 /// Figures for `/status` and `/metrics`.
@@ -112,14 +144,14 @@ impl Store {
     pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self, StoreError> {
         let wrap = |source| StoreError::Open { path: dir.display().to_string(), source };
         std::fs::create_dir_all(dir).map_err(|error| wrap(error.into()))?;
-        let env = open_env(dir, 3).map_err(wrap)?;
+        let env = open_env(dir, 6).map_err(wrap)?;
         let mut txn = env.write_txn()?;
         let records = env.create_database(&mut txn, Some("records"))?;
         let positions = env.create_database(&mut txn, Some("positions"))?;
         let meta: Database<Str, Str> = env.create_database(&mut txn, Some("meta"))?;
-        if meta.get(&txn, "format")? != Some(FORMAT) {
-            clear(&mut txn, records, positions, meta)?;
-        }
+        let others = env.create_database(&mut txn, Some("others"))?;
+        let debts = env.create_database(&mut txn, Some("debts"))?;
+        let due = env.create_database(&mut txn, Some("due"))?;
         txn.commit()?;
         // Without an estimate of their number the cache can't size its shards; a kilobyte each is a guess, not a limit.
         let estimate = usize::try_from(cache_bytes / 1024).unwrap_or(usize::MAX).clamp(64, 1 << 20);
@@ -127,7 +159,29 @@ impl Store {
         let hashes = DefaultHashBuilder::default();
         let cache = Cache::with(estimate, cache_bytes, EntryWeight, hashes, evictions.clone());
         let (cache_hits, cache_misses) = Default::default();
-        Ok(Self { env, records, positions, meta, cache, evictions, cache_hits, cache_misses })
+        let store = Self {
+            env,
+            records,
+            others,
+            debts,
+            due,
+            positions,
+            meta,
+            cache,
+            evictions,
+            cache_hits,
+            cache_misses,
+        };
+        store.check_format()?;
+        Ok(store)
+    }
+
+    fn check_format(&self) -> Result<(), StoreError> {
+        let mut txn = self.env.write_txn()?;
+        if self.meta.get(&txn, "format")? != Some(FORMAT) {
+            self.clear(&mut txn)?;
+        }
+        Ok(txn.commit()?)
     }
 
     /// The newest record of a key, delete markers included. Takes microseconds; a page that the system has dropped
@@ -237,7 +291,7 @@ impl Store {
     /// When LMDB fails; the store is then as before.
     pub fn reset(&self, identity: &LogIdentity, next: &[NextOffset]) -> Result<(), StoreError> {
         let mut txn = self.env.write_txn()?;
-        clear(&mut txn, self.records, self.positions, self.meta)?;
+        self.clear(&mut txn)?;
         let json = serde_json::to_string(identity).map_err(|_| StoreError::Corrupt("identity"))?;
         self.meta.put(&mut txn, "identity", &json)?;
         for (partition, offset) in (0..).zip(next) {
@@ -259,59 +313,102 @@ impl Store {
     }
 
     /// Applies records, in the order of the log within each partition, and the next offsets that follow them, in one
-    /// transaction. Returns how many were new to the store.
+    /// transaction.
     ///
-    /// A record that is not newer than the one in the store changes nothing, so applying twice is harmless.
+    /// A write that is not newer than the one in the store changes nothing, so applying twice is harmless.
     ///
     /// # Errors
     /// When LMDB fails (for example on a full disk); nothing is changed then.
     pub fn apply(
         &self,
-        changes: &mut Vec<(&[u8], Entry)>,
+        changes: &mut Vec<(&[u8], Change)>,
         next: &[(i32, NextOffset)],
-    ) -> Result<usize, StoreError> {
-        // In key order, a page is written once however many of its keys change; the sort is stable, so the last of
-        // equal keys is the newest of its partition.
+    ) -> Result<Applied, StoreError> {
+        // In key order, a page is written once however many of its keys change; the sort is stable, so each key's changes
+        // keep the order of their partition.
         changes.sort_by_key(|(key, _)| *key);
-        changes.dedup_by(|later, earlier| {
-            let same = later.0 == earlier.0;
-            if same && later.1.is_newer_than(&earlier.1) {
-                std::mem::swap(&mut later.1, &mut earlier.1);
-            }
-            same
-        });
         let mut txn = self.env.write_txn()?;
-        let mut kept = 0;
-        for (key, entry) in changes.iter() {
-            let newer = match self.records.get(&txn, key)? {
-                None => true,
-                Some(bytes) => {
-                    entry.is_newer_than(&Entry::from_bytes(bytes).ok_or(StoreError::Corrupt("records"))?)
-                }
-            };
-            if newer {
-                self.records.put(&mut txn, key, entry.as_bytes())?;
-                kept += 1;
+        // Both are so nearly always.
+        let no_others = self.others.is_empty(&txn)?;
+        let no_debts = self.debts.is_empty(&txn)?;
+        let (mut applied, mut changed) = (Applied::default(), Vec::with_capacity(changes.len()));
+        let mut changes = changes.drain(..).peekable();
+        while let Some((key, first)) = changes.next() {
+            let mut state = self.key_state(&txn, key, no_others, no_debts)?;
+            let before = state.entries.first().cloned();
+            let (others, debts) = (state.others(), state.debts());
+            applied.count(state.apply(first));
+            while let Some((_, change)) = changes.next_if(|(next, _)| *next == key) {
+                applied.count(state.apply(change));
             }
+            state.sort();
+            save(self.others, &mut txn, key, &others, &state.others())?;
+            save(self.debts, &mut txn, key, &debts, &state.debts())?;
+            let newest = state.entries.into_iter().next();
+            if newest.as_ref().map(Entry::position) == before.as_ref().map(Entry::position) {
+                continue;
+            }
+            if let Some(at) = before.as_ref().and_then(upkeep::due) {
+                self.due.delete(&mut txn, &upkeep::due_key(at, key))?;
+            }
+            if let Some(at) = newest.as_ref().and_then(upkeep::due) {
+                self.due.put(&mut txn, &upkeep::due_key(at, key), &())?;
+            }
+            match &newest {
+                Some(entry) => self.records.put(&mut txn, key, entry.as_bytes())?,
+                None => drop(self.records.delete(&mut txn, key)?),
+            }
+            changed.push((key, newest));
         }
         for (partition, offset) in next {
             self.positions.put(&mut txn, &partition.cast_unsigned(), &offset.0)?;
         }
         txn.commit()?;
-        for (key, entry) in changes.drain(..) {
-            // An older record of another partition may have lost against the store's.
-            let newest = self.cache.peek(&KeyRef(key)).is_none_or(|cached| entry.is_newer_than(&cached));
-            if newest && self.cache.replace(key.into(), entry, true).is_err() {
+        applied.changed = changed.len();
+        for (key, newest) in changed {
+            let replaced = newest.is_some_and(|entry| self.cache.replace(key.into(), entry, true).is_ok());
+            if !replaced {
                 self.cache.remove(&KeyRef(key));
             }
         }
-        Ok(kept)
+        Ok(applied)
+    }
+
+    fn key_state(
+        &self,
+        txn: &RoTxn<'_>,
+        key: &[u8],
+        no_others: bool,
+        no_debts: bool,
+    ) -> Result<KeyState, StoreError> {
+        let mut state = KeyState::default();
+        if let Some(bytes) = self.records.get(txn, key)? {
+            state.entries.push(Entry::from_bytes(bytes).ok_or(StoreError::Corrupt("records"))?);
+        }
+        if !no_others && let Some(bytes) = self.others.get(txn, key)? {
+            state.entries.extend(parse_others(bytes)?);
+        }
+        if !no_debts && let Some(bytes) = self.debts.get(txn, key)? {
+            state.debts = parse_debts(bytes)?;
+        }
+        Ok(state)
+    }
+
+    fn clear(&self, txn: &mut RwTxn<'_>) -> Result<(), StoreError> {
+        for database in [self.records, self.others, self.debts] {
+            database.clear(txn)?;
+        }
+        self.due.clear(txn)?;
+        self.positions.clear(txn)?;
+        self.meta.clear(txn)?;
+        Ok(self.meta.put(txn, "format", FORMAT)?)
     }
 
     /// The longest key that LMDB can hold, in bytes.
     #[must_use]
     pub fn max_key_bytes(&self) -> usize {
-        self.env.max_key_size()
+        // Also behind a time, in `due`.
+        self.env.max_key_size() - size_of::<i64>()
     }
 
     /// # Errors
@@ -319,10 +416,12 @@ impl Store {
     pub fn stats(&self) -> Result<StoreStats, StoreError> {
         let txn = self.env.read_txn()?;
         let (info, records) = (self.env.info(), self.records.stat(&txn)?);
+        let (due, positions, meta) =
+            (self.due.stat(&txn)?, self.positions.stat(&txn)?, self.meta.stat(&txn)?);
+        let (others, debts) = (self.others.stat(&txn)?, self.debts.stat(&txn)?);
         let used =
             |stat: &heed::DatabaseStat| (stat.branch_pages + stat.leaf_pages + stat.overflow_pages) as u64;
-        let used_pages =
-            [&records, &self.positions.stat(&txn)?, &self.meta.stat(&txn)?].into_iter().map(used).sum();
+        let used_pages = [&records, &others, &debts, &due, &positions, &meta].into_iter().map(used).sum();
         // Pages are counted from 0, and the first two are LMDB's own.
         let pages = (info.last_page_number as u64).saturating_sub(1);
         Ok(StoreStats {
@@ -366,16 +465,22 @@ pub(crate) fn open_env(dir: &Path, databases: u32) -> heed::Result<Env> {
     }
 }
 
-fn clear(
+fn save(
+    database: Database<RawBytes, RawBytes>,
     txn: &mut RwTxn<'_>,
-    records: Database<RawBytes, RawBytes>,
-    positions: Database<U32<BigEndian>, heed::types::I64<BigEndian>>,
-    meta: Database<Str, Str>,
+    key: &[u8],
+    before: &[u8],
+    after: &[u8],
 ) -> Result<(), StoreError> {
-    records.clear(txn)?;
-    positions.clear(txn)?;
-    meta.clear(txn)?;
-    Ok(meta.put(txn, "format", FORMAT)?)
+    if after == before {
+        return Ok(());
+    }
+    if after.is_empty() {
+        database.delete(txn, key)?;
+    } else {
+        database.put(txn, key, after)?;
+    }
+    Ok(())
 }
 
 /// A key in the cache's table. A short one lies in its slot: a lookup is as fast as it misses few lines of memory.

@@ -28,8 +28,9 @@ fn records_and_positions_survive_together() {
     let store = open(dir.path());
     assert_eq!(store.checkpoint().expect("readable"), Checkpoint::default());
     store.reset(&identity(), &[NextOffset(0), NextOffset(7)]).expect("written");
-    let mut changes = vec![(b"a".as_slice(), entry(P0, 3, 10, "first")), (b"a", entry(P0, 4, 10, "second"))];
-    assert_eq!(store.apply(&mut changes, &[(P0, NextOffset(5))]).expect("applied"), 1);
+    let mut changes =
+        vec![(b"a".as_slice(), entry(P0, 3, 10, "first").into()), (b"a", entry(P0, 4, 10, "second").into())];
+    assert_eq!(store.apply(&mut changes, &[(P0, NextOffset(5))]).expect("applied").changed, 1);
     store.set_restored().expect("written");
     drop(store);
     let store = open(dir.path());
@@ -44,14 +45,15 @@ fn records_and_positions_survive_together() {
 fn nothing_is_applied_twice_and_the_newer_of_two_partitions_wins() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let store = open(dir.path());
-    let apply = |entry| store.apply(&mut vec![(b"k".as_slice(), entry)], &[]).expect("applied");
+    let apply =
+        |entry: Entry| store.apply(&mut vec![(b"k".as_slice(), entry.into())], &[]).expect("applied").changed;
     assert_eq!(apply(entry(P0, 5, 100, "five")), 1);
     assert_eq!(body(&store, "k").expect("there").0, "five");
     assert_eq!(apply(entry(P0, 5, 100, "again")), 0);
     assert_eq!(apply(entry(P0, 4, 900, "older offset, later clock")), 0);
     assert_eq!(apply(entry(1, 0, 99, "older in another partition")), 0);
     assert_eq!(body(&store, "k").expect("there").0, "five", "the cache holds what the store holds");
-    assert_eq!(apply(entry(1, 0, 101, "newer in another partition")), 1);
+    assert_eq!(apply(entry(1, 1, 101, "newer in another partition")), 1);
     assert_eq!(body(&store, "k").expect("there").0, "newer in another partition");
 }
 
@@ -59,7 +61,9 @@ fn nothing_is_applied_twice_and_the_newer_of_two_partitions_wins() {
 fn a_reset_leaves_nothing_behind() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let store = open(dir.path());
-    store.apply(&mut vec![(b"k".as_slice(), entry(P0, 0, 1, "v"))], &[(P0, NextOffset(1))]).expect("applied");
+    store
+        .apply(&mut vec![(b"k".as_slice(), entry(P0, 0, 1, "v").into())], &[(P0, NextOffset(1))])
+        .expect("applied");
     store.set_restored().expect("written");
     assert!(body(&store, "k").is_some());
     store.reset(&identity(), &[NextOffset(0)]).expect("written");
@@ -73,13 +77,13 @@ fn a_reset_leaves_nothing_behind() {
 fn a_commit_invalidates_reads_under_way() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let store = open(dir.path());
-    store.apply(&mut vec![(b"k".as_slice(), entry(P0, 0, 1, "old"))], &[]).expect("applied");
+    store.apply(&mut vec![(b"k".as_slice(), entry(P0, 0, 1, "old").into())], &[]).expect("applied");
     let GuardResult::Guard(guard) = store.cache.get_value_or_guard(&CacheKey::from(b"k".as_slice()), None)
     else {
         panic!("nothing is cached yet")
     };
     let old = store.read(b"k").expect("readable").expect("there");
-    store.apply(&mut vec![(b"k".as_slice(), entry(P0, 1, 2, "new"))], &[]).expect("applied");
+    store.apply(&mut vec![(b"k".as_slice(), entry(P0, 1, 2, "new").into())], &[]).expect("applied");
     assert!(guard.insert(old).is_err(), "the stale record was cached");
     assert_eq!(body(&store, "k").expect("there").0, "new");
 }
@@ -102,7 +106,7 @@ fn readers_never_see_time_run_backwards_while_a_writer_commits() {
             });
         }
         for offset in 0..500 {
-            store.apply(&mut vec![(b"k".as_slice(), entry(P0, offset, 0, ""))], &[]).expect("applied");
+            store.apply(&mut vec![(b"k".as_slice(), entry(P0, offset, 0, "").into())], &[]).expect("applied");
         }
         done.store(true, Ordering::Relaxed);
     });
@@ -111,7 +115,7 @@ fn readers_never_see_time_run_backwards_while_a_writer_commits() {
 
 #[test]
 fn expiry_is_decided_by_the_clock() {
-    let at = |ttl, now| Entry::new(Position { partition: 0, offset: 0 }, 0, ttl, b"").state(now);
+    let at = |ttl, now| Entry::new(Position { partition: 0, offset: 0 }, 0, ttl, b"r").state(now);
     assert_eq!(at(0, i64::MAX), State::Live);
     assert_eq!(at(-1, 0), State::Deleted);
     assert_eq!(at(1_000, 999), State::Live);
@@ -131,7 +135,8 @@ fn filled(keys: &[&str]) -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let store = open(dir.path());
     store.reset(&identity(), &[NextOffset(0)]).expect("written");
-    let entries = keys.iter().zip(0..).map(|(key, offset)| (key.as_bytes(), entry(P0, offset, 1, key)));
+    let entries =
+        keys.iter().zip(0..).map(|(key, offset)| (key.as_bytes(), entry(P0, offset, 1, key).into()));
     store.apply(&mut entries.collect(), &[]).expect("applied");
     (dir, store)
 }
@@ -176,7 +181,7 @@ fn a_page_of_a_scan_is_bounded_in_bytes_and_in_keys_looked_at() {
     let mut changes: Vec<_> = ["1", "2", "3", "4"]
         .iter()
         .zip(0..)
-        .map(|(key, at)| (key.as_bytes(), entry(P0, at, 1, &large)))
+        .map(|(key, at)| (key.as_bytes(), entry(P0, at, 1, &large).into()))
         .collect();
     store.apply(&mut changes, &[]).expect("applied");
     let (found, last) = scan(&store, Bound::Included(""), "", "", 9);
@@ -185,7 +190,7 @@ fn a_page_of_a_scan_is_bounded_in_bytes_and_in_keys_looked_at() {
     let keys: Vec<_> = (0..=SCAN_KEYS).map(|number| format!("{number:06}")).collect();
     let (_dir, store) = filled(&[]);
     let mut changes: Vec<_> =
-        keys.iter().zip(0..).map(|(key, at)| (key.as_bytes(), entry(P0, at, 1, "gone"))).collect();
+        keys.iter().zip(0..).map(|(key, at)| (key.as_bytes(), entry(P0, at, 1, "gone").into())).collect();
     store.apply(&mut changes, &[]).expect("applied");
     let (found, last) = scan(&store, Bound::Included(""), "", "", 9);
     assert_eq!((found.len(), last.as_ref()), (0, Some(&keys[SCAN_KEYS - 1])));
@@ -198,16 +203,218 @@ fn evictions_are_of_records_for_which_there_is_no_room_not_of_those_that_are_rep
     let dir = tempfile::tempdir().expect("a folder");
     let store = Store::open(dir.path(), 50_000).expect("opened");
     for offset in 0..1000 {
-        store.apply(&mut vec![(b"k".as_slice(), entry(P0, offset, 0, "value"))], &[]).expect("applied");
+        store
+            .apply(&mut vec![(b"k".as_slice(), entry(P0, offset, 0, "value").into())], &[])
+            .expect("applied");
         store.get(b"k").expect("read");
     }
     assert_eq!(store.stats().expect("told").cache_evictions, 0);
     for offset in 1000..3000 {
         let key = offset.to_string();
-        store.apply(&mut vec![(key.as_bytes(), entry(P0, offset, 0, "value"))], &[]).expect("applied");
+        store.apply(&mut vec![(key.as_bytes(), entry(P0, offset, 0, "value").into())], &[]).expect("applied");
         store.get(key.as_bytes()).expect("read");
     }
     let stats = store.stats().expect("told");
     assert!(stats.cache_evictions > 1000, "{stats:?}");
     assert!(stats.used_pages > 0 && stats.map_bytes > stats.bytes && stats.disk.is_some(), "{stats:?}");
+}
+
+// Records with a condition, and upkeep.
+
+fn apply(store: &Store, change: impl Into<Change>) -> Applied {
+    store.apply(&mut vec![(b"k".as_slice(), change.into())], &[]).expect("applied")
+}
+
+fn at(offset: i64) -> Position {
+    Position { partition: P0, offset }
+}
+
+fn trim(offset: i64, of: i64) -> Change {
+    Change::Trim { at: at(offset), timestamp: offset, offset: of }
+}
+
+fn repair(offset: i64, of: i64, body: &str) -> Change {
+    Change::Repair { at: at(offset), timestamp: offset, entry: entry(P0, of, 1_000 + of, body) }
+}
+
+fn write(offset: i64, body: &str) -> Entry {
+    entry(P0, offset, 1_000 + offset, body)
+}
+
+fn shown(store: &Store) -> Option<(i64, i64, String)> {
+    let (cached, _) = store.get(b"k").expect("the store answers")?;
+    assert_eq!(
+        store.read(b"k").expect("readable").as_ref(),
+        Some(&cached),
+        "the cache holds what the store holds"
+    );
+    let body = String::from_utf8_lossy(cached.record_bytes()).into_owned();
+    Some((cached.position().offset, cached.timestamp(), body))
+}
+
+/// The offsets of the records without effect.
+fn debts(store: &Store) -> Vec<i64> {
+    store.owed(9).expect("readable").iter().map(|owed| owed.debt.position.offset).collect()
+}
+
+#[test]
+fn a_trim_removes_what_it_has_seen_and_nothing_newer() {
+    let (_dir, store) = filled(&[]);
+    apply(&store, write(5, "five"));
+    assert!(shown(&store).is_some());
+    assert_eq!(apply(&store, trim(6, 5)), Applied { changed: 1, trimmed: 1, void: 0 });
+    assert_eq!((shown(&store), debts(&store)), (None, vec![]));
+    assert_eq!(store.get(b"k").expect("readable"), None, "the cache forgot it too");
+    assert_eq!(apply(&store, trim(7, 5)), Applied::default(), "the second of two trimmers changes nothing");
+    apply(&store, write(8, "eight"));
+    assert_eq!(apply(&store, trim(9, 7)), Applied { changed: 0, trimmed: 0, void: 1 });
+    assert_eq!(shown(&store), Some((8, 1_008, "eight".into())));
+    assert_eq!(debts(&store), [9]);
+}
+
+#[test]
+fn a_debt_is_settled_by_a_repair_or_by_any_later_record_that_takes_effect() {
+    let settlers = [repair(20, 8, "eight"), write(20, "later").into(), trim(20, 8)];
+    for settler in settlers {
+        let (_dir, store) = filled(&[]);
+        for change in [write(8, "eight").into(), trim(9, 7)] {
+            apply(&store, change);
+        }
+        assert_eq!(debts(&store), [9]);
+        apply(&store, settler.clone());
+        assert_eq!(debts(&store), [0; 0], "{settler:?}");
+    }
+}
+
+/// The one store reads everything, the other what compaction leaves; in the end they agree to the byte.
+#[test]
+fn a_repair_says_the_same_to_those_who_know_the_record_and_to_those_who_do_not() {
+    let log = [write(8, "eight").into(), trim(9, 7), write(12, "twelve").into(), repair(13, 8, "eight")];
+    let ((_all, all), (_some, some)) = (filled(&[]), filled(&[]));
+    for change in log {
+        apply(&all, change);
+    }
+    assert_eq!(shown(&all), Some((12, 1_012, "twelve".into())));
+    assert_eq!(debts(&all), [13], "a repair that came too late is itself owed");
+    apply(&some, repair(13, 8, "eight"));
+    assert_eq!(shown(&some), Some((8, 1_008, "eight".into())), "its own place in the log tells nothing");
+    for store in [&all, &some] {
+        apply(store, repair(14, 12, "twelve"));
+        assert_eq!(shown(store), Some((12, 1_012, "twelve".into())));
+        assert_eq!(debts(store), [0; 0]);
+    }
+}
+
+#[test]
+fn conditions_hold_within_one_batch_and_debts_survive_a_restart_but_not_a_reset() {
+    let (dir, store) = filled(&[]);
+    let k = b"k".as_slice();
+    let mut batch: Vec<(&[u8], Change)> = vec![
+        (k, write(1, "one").into()),
+        (b"a", write(2, "other key").into()),
+        (k, trim(3, 1)),
+        (k, write(4, "four").into()),
+        (k, trim(5, 1)),
+    ];
+    let applied = store.apply(&mut batch, &[(P0, NextOffset(6))]).expect("applied");
+    assert_eq!(applied, Applied { changed: 2, trimmed: 1, void: 1 });
+    drop(store);
+    let store = open(dir.path());
+    let owed = store.owed(9).expect("readable");
+    assert_eq!(owed[0].debt, Debt { position: at(5), timestamp: 5 });
+    assert_eq!(owed[0].entry.as_ref().map(Entry::position), Some(at(4)));
+    assert!(owed[0].newest);
+    store.reset(&identity(), &[NextOffset(0)]).expect("written");
+    assert_eq!(debts(&store), [0; 0]);
+}
+
+/// After the number of partitions was changed, compaction can't remove the record that was left in the old one, so it
+/// must not be forgotten while a delete in the new one is all that hides it.
+#[test]
+fn a_record_left_in_another_partition_is_remembered_until_it_is_trimmed() {
+    let (_dir, store) = filled(&[]);
+    let marker = Entry::new(Position { partition: 1, offset: 0 }, 2_000, -1, b"marker");
+    apply(&store, write(8, "left"));
+    apply(&store, marker.clone());
+    assert_eq!(shown(&store).map(|shown| shown.2).as_deref(), Some("marker"));
+    assert_eq!(store.stranded(9).expect("readable"), [(b"k".to_vec(), at(8))]);
+    let dead = || store.long_dead(b"", 9_000, 100, 9, 9).expect("readable").0;
+    assert_eq!(dead(), [], "not before the other is gone");
+    assert_eq!(apply(&store, trim(10, 8)), Applied { changed: 0, trimmed: 1, void: 0 });
+    assert_eq!(store.stranded(9).expect("readable"), []);
+    assert_eq!(dead(), [(b"k".to_vec(), marker.position())]);
+    // Had it been trimmed nevertheless, every replica would show what is left, whatever it read first.
+    let (_dir, other) = filled(&[]);
+    let trim_marker = Change::Trim { at: Position { partition: 1, offset: 1 }, timestamp: 0, offset: 0 };
+    for change in [marker.into(), write(8, "left").into(), trim_marker] {
+        apply(&other, change);
+    }
+    assert_eq!(shown(&other).map(|shown| shown.2).as_deref(), Some("left"));
+}
+
+#[test]
+fn a_sweep_drops_the_values_of_expired_keys_and_keeps_their_positions() {
+    let (_dir, store) = filled(&[]);
+    let expires = |offset, ttl: i64| Entry::new(at(offset), 100, ttl, b"a long value");
+    apply(&store, expires(1, 500));
+    assert!(shown(&store).is_some(), "it is cached");
+    assert_eq!(store.sweep(499, 0, true).expect("swept"), 0);
+    assert_eq!(store.sweep(500, 0, true).expect("swept"), 1);
+    let (entry, tier) = store.get(b"k").expect("readable").expect("it is still an answer");
+    assert_eq!((entry.position(), entry.ttl(), entry.has_record()), (at(1), 500, false));
+    assert_eq!(tier, Tier::Store, "it left the cache");
+    assert_eq!(entry.state(0), State::Expired, "also if the clock goes back");
+    assert_eq!(store.sweep(i64::MAX, 0, true).expect("swept"), 0, "nothing is left to do");
+    // What was replaced before it expired is not swept for it.
+    apply(&store, expires(2, 700));
+    apply(&store, expires(3, 900));
+    assert_eq!(store.sweep(899, 0, true).expect("swept"), 0);
+    assert_eq!(store.sweep(900, 0, true).expect("swept"), 1);
+}
+
+#[test]
+fn anothers_tombstone_is_forgotten_after_its_time_once_caught_up() {
+    let (_dir, store) = filled(&[]);
+    let tombstone = Entry::new(at(1), 1_000, -1, b"");
+    apply(&store, write(0, "value"));
+    apply(&store, tombstone);
+    let sweep = |now, caught_up| store.sweep(now, 500, caught_up).expect("swept");
+    assert_eq!(sweep(1_499, true), 0);
+    assert!(shown(&store).is_some(), "it is an answer");
+    assert_eq!(sweep(1_500, false), 0, "the log may have more to say");
+    assert_eq!(sweep(1_501, true), 0, "it is not looked at for ever");
+    assert!(shown(&store).is_some());
+    assert_eq!(sweep(1_500 + upkeep::SWEEP_AGAIN, true), 1);
+    assert_eq!(store.get(b"k").expect("readable"), None);
+    apply(&store, Entry::new(at(2), 20_000, -1, b""));
+    for (now, swept) in [(20_000, 0), (20_499, 0), (20_500, 1)] {
+        assert_eq!(sweep(now, true), swept, "{now}");
+    }
+    assert_eq!(store.get(b"k").expect("readable"), None);
+}
+
+#[test]
+fn what_is_long_dead_is_found_in_bounded_steps() {
+    let (_dir, store) = filled(&["live1", "live2"]);
+    let put = |key: &'static str, offset, timestamp, ttl, body: &'static [u8]| {
+        let entry = Entry::new(at(offset), timestamp, ttl, body);
+        store.apply(&mut vec![(key.as_bytes(), entry.into())], &[]).expect("applied");
+    };
+    put("a marker", 10, 1_000, -1, b"m");
+    put("a young marker", 11, 1_001, -1, b"m");
+    put("anothers tombstone", 12, 0, -1, b"");
+    put("expired", 13, 0, 1_000, b"v");
+    put("expired young", 14, 0, 1_001, b"v");
+    put("expired when written", 15, 1_001, 1, b"v");
+    put("swept", 16, 0, 1_000, b"");
+    let find = |after: &str, limit, looks| {
+        let (found, last) = store.long_dead(after.as_bytes(), 1_500, 500, limit, looks).expect("readable");
+        let text = |key: Vec<u8>| String::from_utf8(key).expect("text");
+        (found.into_iter().map(|(key, _)| text(key)).collect::<Vec<_>>(), last.map(text))
+    };
+    let texts = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>();
+    assert_eq!(find("", 9, 99), (texts(&["a marker", "expired", "swept"]), None));
+    assert_eq!(find("", 1, 99), (texts(&["a marker"]), Some("a marker".into())));
+    assert_eq!(find("a marker", 1, 99), (texts(&["expired"]), Some("expired".into())));
+    assert_eq!(find("", 9, 2), (texts(&["a marker"]), Some("a young marker".into())));
 }

@@ -13,7 +13,7 @@ use rdkafka::message::BorrowedMessage;
 use sys::rd_kafka_resp_err_t as Code;
 
 use super::Quiet;
-use crate::log::{Batch, LogRecord};
+use crate::log::{Batch, Condition, LogRecord};
 use crate::position::{NextOffset, Position};
 
 /// What a consumer's queue held.
@@ -121,6 +121,7 @@ unsafe fn fetched(event: *mut sys::rd_kafka_event_t, batch: &mut Batch) -> Event
                 timestamp: sys::rd_kafka_message_timestamp(message, &raw mut kind),
                 key: bytes(message.key, message.key_len),
                 value: bytes(message.payload, message.len),
+                condition: condition(message),
             });
         }
     }
@@ -136,6 +137,33 @@ unsafe fn statistics(event: *mut sys::rd_kafka_event_t) -> Event {
         } else {
             Event::Statistics(CStr::from_ptr(json).to_bytes().to_vec())
         }
+    }
+}
+
+/// The condition in a message's headers, if it has one.
+///
+/// SAFETY: `message` is alive.
+unsafe fn condition(message: &sys::rd_kafka_message_t) -> Option<Condition> {
+    let mut headers = std::ptr::null_mut();
+    // SAFETY: as promised; the headers and their values live as long as the message, and are copied.
+    unsafe {
+        // Without headers, which is the rule, this is all.
+        if sys::rd_kafka_message_headers(message, &raw mut headers) != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return None;
+        }
+        [(Condition::TRIM, c"bitacora-trim"), (Condition::REPAIR, c"bitacora-repair")].into_iter().find_map(
+            |(name, c_name)| {
+                let (mut value, mut size) = (std::ptr::null(), 0);
+                let found =
+                    sys::rd_kafka_header_get_last(headers, c_name.as_ptr(), &raw mut value, &raw mut size);
+                if found != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
+                    return None;
+                }
+                let bytes: &[u8] =
+                    if value.is_null() { &[] } else { slice::from_raw_parts(value.cast(), size) };
+                Some(Condition::from_header(name, bytes))
+            },
+        )
     }
 }
 

@@ -4,7 +4,8 @@ mod events;
 mod statistics;
 mod topic;
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -12,7 +13,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use rdkafka::statistics::Statistics;
 use rdkafka::{Offset, TopicPartitionList};
@@ -20,7 +21,10 @@ use tokio::sync::oneshot;
 
 use self::events::Event;
 use self::statistics::Collected;
-use super::{AppendError, Appended, Batch, Log, LogInfo, LogReader, LogStatistics, OpenError, ReadError};
+use super::{
+    AppendError, Appended, Batch, Condition, Log, LogInfo, LogReader, LogStatistics, OpenError, ReadError,
+    Tidy,
+};
 use crate::position::{HighWatermark, NextOffset, Position};
 
 /// How long a question to a broker may take.
@@ -64,6 +68,8 @@ pub struct KafkaSettings {
     pub write_timeout: Duration,
     /// How long a node may be away and still see every delete: tombstones of others must stay as long.
     pub delete_retention: Duration,
+    /// For a topic that the node creates: how long records stay before a newer one may replace them in compaction.
+    pub min_compaction_lag: Duration,
     /// The largest record that the node sends, in bytes.
     pub max_record_bytes: usize,
     /// Passed to librdkafka as they are.
@@ -75,8 +81,9 @@ pub struct KafkaLog {
     producer: ThreadedProducer<Acknowledgements>,
     /// Asks for metadata and high watermarks; reads nothing.
     queries: BaseConsumer<Quiet>,
-    partitions: OnceLock<usize>,
     statistics: Arc<Collected>,
+    /// As of the last [`Log::open`]; 0 before.
+    partitions: AtomicUsize,
 }
 
 impl KafkaLog {
@@ -103,12 +110,24 @@ impl KafkaLog {
         // Nobody polls this client, so that they would pile up.
         queries.set("statistics.interval.ms", "0");
         let queries = BaseConsumer::from_config_and_context(&queries, quiet)?;
-        Ok(Self { settings, producer, queries, partitions: OnceLock::new(), statistics })
+        Ok(Self { settings, producer, queries, partitions: AtomicUsize::new(0), statistics })
     }
 
-    fn send(&self, key: &str, value: &[u8]) -> Result<oneshot::Receiver<Acknowledged>, AppendError> {
+    fn send(
+        &self,
+        key: &[u8],
+        value: Option<&[u8]>,
+        tidies: Option<(i32, Condition)>,
+    ) -> Result<oneshot::Receiver<Acknowledged>, AppendError> {
         let (done, acknowledged) = oneshot::channel();
-        let record = BaseRecord::with_opaque_to(&self.settings.topic, Box::new(done)).key(key).payload(value);
+        let mut record = BaseRecord::<[u8], [u8], _>::with_opaque_to(&self.settings.topic, Box::new(done));
+        record = record.key(key);
+        record.payload = value;
+        if let Some((partition, condition)) = tidies {
+            let (name, value) = condition.header();
+            let header = Header { key: name, value: Some(&value) };
+            record = record.partition(partition).headers(OwnedHeaders::new().insert(header));
+        }
         match self.producer.send(record) {
             Ok(()) => Ok(acknowledged),
             Err((KafkaError::MessageProduction(code), _)) if is_too_large(code) => {
@@ -150,16 +169,21 @@ impl Log for KafkaLog {
 
     fn open(&self) -> Result<LogInfo, OpenError> {
         let info = topic::open(&self.queries, &self.settings)?;
-        let _ = self.partitions.set(info.partitions.len());
+        self.partitions.store(info.partitions.len(), Ordering::Relaxed);
         Ok(info)
     }
 
     fn append(&self, key: &str, value: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        let sent = self.send(key, &value);
-        Box::pin(async move {
-            // librdkafka reports on every record it took, at the latest after `message.timeout.ms`.
-            sent?.await.unwrap_or_else(|_| Err(AppendError::Unknown("the producer was closed".into())))
-        })
+        acknowledgement(self.send(key.as_bytes(), Some(&value), None))
+    }
+
+    fn tidy(&self, tidy: Tidy) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        let Tidy { partition, key, value, condition } = tidy;
+        acknowledgement(self.send(&key, value.as_deref(), Some((partition, condition))))
+    }
+
+    fn check_trimming(&self) -> Result<(), String> {
+        topic::check_trimming(&self.queries, &self.settings, self.partitions.load(Ordering::Relaxed))
     }
 
     fn reader(&self, from: &[NextOffset]) -> Result<Box<dyn LogReader>, ReadError> {
@@ -193,10 +217,10 @@ impl Log for KafkaLog {
     }
 
     fn high_watermarks(&self) -> Result<Vec<HighWatermark>, ReadError> {
-        let partitions = *self
-            .partitions
-            .get()
-            .ok_or_else(|| ReadError::Unavailable("the topic is not known yet".into()))?;
+        let partitions = self.partitions.load(Ordering::Relaxed);
+        if partitions == 0 {
+            return Err(ReadError::Unavailable("the topic is not known yet".into()));
+        }
         topic::offsets(&self.queries, &self.settings.topic, partitions, Offset::End, WATERMARK_TIMEOUT)
             .map(|ends| ends.into_iter().map(HighWatermark).collect())
             .map_err(|error| ReadError::Unavailable(error.to_string()))
@@ -214,6 +238,15 @@ impl Log for KafkaLog {
 }
 
 type Acknowledged = Result<Appended, AppendError>;
+
+fn acknowledgement(
+    sent: Result<oneshot::Receiver<Acknowledged>, AppendError>,
+) -> BoxFuture<'static, Acknowledged> {
+    Box::pin(async move {
+        // librdkafka reports on every record it took, at the latest after `message.timeout.ms`.
+        sent?.await.unwrap_or_else(|_| Err(AppendError::Unknown("the producer was closed".into())))
+    })
+}
 
 /// The producer's context: hands each acknowledgement to the append that waits for it.
 struct Acknowledgements {

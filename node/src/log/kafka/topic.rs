@@ -1,5 +1,6 @@
 //! The topic: created where it is missing, checked where it is there.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use futures_executor::block_on;
@@ -14,6 +15,9 @@ use crate::log::{LogIdentity, LogInfo, OpenError};
 
 /// Room in the topic's records beside the node's own limit, for writers who add headers.
 const HEADROOM_BYTES: usize = 1 << 20;
+/// Trimming wants this much time between a tombstone that came too late and the compaction that it would mislead, or
+/// `MIN_COMPACTION_LAG` if that is less.
+const MIN_LAG: Duration = Duration::from_secs(600);
 
 pub(super) fn open(queries: &BaseConsumer<Quiet>, settings: &KafkaSettings) -> Result<LogInfo, OpenError> {
     let brokers = &settings.brokers;
@@ -62,11 +66,13 @@ fn create(queries: &BaseConsumer<Quiet>, settings: &KafkaSettings) -> Result<usi
     let topic = &settings.topic;
     let max_message_bytes = (settings.max_record_bytes + HEADROOM_BYTES).to_string();
     let delete_retention = settings.delete_retention.as_millis().to_string();
+    let min_compaction_lag = settings.min_compaction_lag.as_millis().to_string();
     let replication = TopicReplication::Fixed(settings.replication_factor);
     let new = NewTopic::new(topic, settings.partitions, replication)
         .set("cleanup.policy", "compact")
         .set("message.timestamp.type", "LogAppendTime")
         .set("delete.retention.ms", &delete_retention)
+        .set("min.compaction.lag.ms", &min_compaction_lag)
         .set("max.message.bytes", &max_message_bytes);
     let admin = admin(settings)?;
     let answer =
@@ -127,40 +133,98 @@ fn create(queries: &BaseConsumer<Quiet>, settings: &KafkaSettings) -> Result<usi
 
 fn create_command(settings: &KafkaSettings) -> String {
     let KafkaSettings { brokers, topic, partitions, .. } = settings;
+    let (retention, lag) = (settings.delete_retention.as_millis(), settings.min_compaction_lag.as_millis());
     format!(
-        "kafka-topics.sh --bootstrap-server {brokers} --create --topic {topic} --partitions {partitions} --config cleanup.policy=compact --config message.timestamp.type=LogAppendTime"
+        "kafka-topics.sh --bootstrap-server {brokers} --create --topic {topic} --partitions {partitions} --config cleanup.policy=compact --config message.timestamp.type=LogAppendTime --config delete.retention.ms={retention} --config min.compaction.lag.ms={lag}"
     )
 }
 
-/// Refuses a topic that would lose keys.
-fn check(settings: &KafkaSettings) -> Result<(), OpenError> {
-    let KafkaSettings { topic, brokers, .. } = settings;
+type Config = HashMap<String, String>;
+
+/// The topic's settings, defaults included.
+fn config(settings: &KafkaSettings) -> Result<Config, OpenError> {
+    let topic = &settings.topic;
     let admin = admin(settings)?;
     let resource = ResourceSpecifier::Topic(topic);
     let answer = block_on(
         admin.describe_configs([&resource], &AdminOptions::new().request_timeout(Some(QUERY_TIMEOUT))),
     );
-    let config = match answer.map(|mut results| results.pop()) {
-        Ok(Some(Ok(config))) => config,
+    match answer.map(|mut results| results.pop()) {
+        Ok(Some(Ok(config))) => {
+            Ok(config.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect())
+        }
         Ok(Some(Err(
             code
             @ (RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed),
-        ))) => {
-            return Err(OpenError::Refused(format!(
-                "the configuration of the topic '{topic}' can't be read ({code}); allow DescribeConfigs on it"
-            )));
-        }
+        ))) => Err(OpenError::Refused(format!(
+            "the configuration of the topic '{topic}' can't be read ({code}); allow DescribeConfigs on it"
+        ))),
         Ok(Some(Err(code))) => {
-            return Err(OpenError::Unavailable(format!("the topic '{topic}' can't be checked yet: {code}")));
+            Err(OpenError::Unavailable(format!("the topic '{topic}' can't be checked yet: {code}")))
         }
-        Ok(None) => {
-            return Err(OpenError::Unavailable(format!("Kafka did not describe the topic '{topic}'")));
-        }
+        Ok(None) => Err(OpenError::Unavailable(format!("Kafka did not describe the topic '{topic}'"))),
         Err(error) => {
-            return Err(OpenError::Unavailable(format!("the topic '{topic}' can't be checked yet: {error}")));
+            Err(OpenError::Unavailable(format!("the topic '{topic}' can't be checked yet: {error}")))
         }
+    }
+}
+
+/// Whether the topic keeps what trimming rests on: time to repair before compaction acts, tombstones for as long as a node
+/// may be away, and timestamps that tell how old a record is. `read` is the number of partitions that this node reads: a
+/// delete in one may be all that hides a record in another.
+pub(super) fn check_trimming(
+    queries: &BaseConsumer<Quiet>,
+    settings: &KafkaSettings,
+    read: usize,
+) -> Result<(), String> {
+    let topic = &settings.topic;
+    match partitions(queries, topic) {
+        Ok(Some(found)) if read == found => {}
+        Ok(Some(found)) => {
+            return Err(format!(
+                "the topic '{topic}' has {found} partitions now and this node reads {read}; restart the node"
+            ));
+        }
+        Ok(None) => return Err(format!("the topic '{topic}' is missing")),
+        Err(error) => return Err(format!("the topic '{topic}' can't be checked yet: {error}")),
+    }
+    let config = config(settings).map_err(|error| error.to_string())?;
+    trimmable(&config, settings)
+}
+
+fn trimmable(config: &Config, settings: &KafkaSettings) -> Result<(), String> {
+    let KafkaSettings { topic, brokers, .. } = settings;
+    let value = |name: &str| config.get(name).map(String::as_str).unwrap_or_default();
+    let lag = settings.min_compaction_lag.min(MIN_LAG).as_millis();
+    let retention = settings.delete_retention.as_millis();
+    // One that does not say so is taken to have none.
+    let below = |name: &str, least: u128| value(name).parse().map_or(true, |ms: u128| ms < least);
+    let (name, wanted, why) = if value("cleanup.policy") != "compact" {
+        ("cleanup.policy", "compact".to_owned(), "Kafka must only remove what a newer record replaces")
+    } else if value("message.timestamp.type") != "LogAppendTime" {
+        (
+            "message.timestamp.type",
+            "LogAppendTime".to_owned(),
+            "writers' clocks don't tell how old a record is",
+        )
+    } else if below("min.compaction.lag.ms", lag) {
+        ("min.compaction.lag.ms", lag.to_string(), "a write must not be compacted away before it is repaired")
+    } else if below("delete.retention.ms", retention) {
+        ("delete.retention.ms", retention.to_string(), "every node must see a tombstone before it goes")
+    } else {
+        return Ok(());
     };
-    let value = |name: &str| config.get(name).and_then(|entry| entry.value.clone()).unwrap_or_default();
+    Err(format!(
+        "the topic '{topic}' has {name}={}, and {why}; mend it:\n  kafka-configs.sh --bootstrap-server {brokers} --alter --entity-type topics --entity-name {topic} --add-config {name}={wanted}",
+        value(name)
+    ))
+}
+
+/// Refuses a topic that would lose keys.
+fn check(settings: &KafkaSettings) -> Result<(), OpenError> {
+    let KafkaSettings { topic, brokers, .. } = settings;
+    let config = config(settings)?;
+    let value = |name: &str| config.get(name).cloned().unwrap_or_default();
     let policy = value("cleanup.policy");
     if policy != "compact" {
         let problem = format!(
@@ -228,4 +292,49 @@ pub(super) fn offsets(
         .into_iter()
         .map(|offset| offset.ok_or(KafkaError::OffsetFetch(RDKafkaErrorCode::UnknownPartition)))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_that_gives_no_time_to_repair_or_forgets_tombstones_is_not_trimmed() {
+        let settings = KafkaSettings {
+            brokers: "kafka:9092".into(),
+            topic: "t".into(),
+            partitions: 1,
+            replication_factor: 1,
+            allow_uncompacted: false,
+            group: String::new(),
+            write_timeout: Duration::from_secs(5),
+            delete_retention: Duration::from_secs(3600),
+            min_compaction_lag: Duration::from_secs(3600),
+            max_record_bytes: 1_000,
+            properties: Vec::new(),
+        };
+        let good = [
+            ("cleanup.policy", "compact"),
+            ("message.timestamp.type", "LogAppendTime"),
+            ("min.compaction.lag.ms", "600000"),
+            ("delete.retention.ms", "3600000"),
+        ];
+        let config = |changed: &[(&str, &str)]| -> Config {
+            good.iter().chain(changed).map(|(name, value)| ((*name).into(), (*value).into())).collect()
+        };
+        assert_eq!(trimmable(&config(&[]), &settings), Ok(()));
+        for (name, value, wanted) in [
+            ("cleanup.policy", "compact,delete", "compact"),
+            ("message.timestamp.type", "CreateTime", "LogAppendTime"),
+            ("min.compaction.lag.ms", "599999", "600000"),
+            ("min.compaction.lag.ms", "", "600000"),
+            ("delete.retention.ms", "3599999", "3600000"),
+        ] {
+            let error = trimmable(&config(&[(name, value)]), &settings).expect_err(name);
+            assert!(error.contains(&format!("{name}={value}")), "{error}");
+            assert!(error.ends_with(&format!("--add-config {name}={wanted}")), "{error}");
+        }
+        let short = KafkaSettings { min_compaction_lag: Duration::from_secs(1), ..settings };
+        assert_eq!(trimmable(&config(&[("min.compaction.lag.ms", "1000")]), &short), Ok(()));
+    }
 }

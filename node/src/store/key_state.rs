@@ -1,0 +1,159 @@
+use smallvec::SmallVec;
+
+use super::{Entry, StoreError};
+use crate::position::Position;
+
+/// What a record of the log does to its key.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// A write, or another's tombstone.
+    Write(Entry),
+    /// [`crate::log::Condition::Repair`], which lies `at` that position since `timestamp`; `entry` has the position and the
+    /// write timestamp of what is repaired.
+    Repair { at: Position, timestamp: i64, entry: Entry },
+    /// [`crate::log::Condition::Trim`] of the record at `offset`.
+    Trim { at: Position, timestamp: i64, offset: i64 },
+}
+
+impl From<Entry> for Change {
+    fn from(entry: Entry) -> Self {
+        Self::Write(entry)
+    }
+}
+
+impl Change {
+    /// The partition, and the greatest offset there that this change may replace.
+    fn reach(&self) -> Position {
+        match self {
+            Self::Write(entry) | Self::Repair { entry, .. } => entry.position(),
+            Self::Trim { at, offset, .. } => Position { partition: at.partition, offset: *offset },
+        }
+    }
+}
+
+/// A condition that was not met, by a record that compaction would nevertheless prefer to the one that the store holds.
+/// Owed until a later record of the key takes effect: [`crate::trimmer`] sees to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Debt {
+    /// Of the record without effect.
+    pub position: Position,
+    /// When that was written, ms since the epoch.
+    pub timestamp: i64,
+}
+
+/// What the partitions say of one key. Each is a log of its own, compacted by itself, so each decides for itself what
+/// takes effect; the key's record is the newest of theirs. There is more than one only where the number of partitions was
+/// changed, or writers disagree about the partitioner.
+#[derive(Debug, Default)]
+pub(super) struct KeyState {
+    pub entries: SmallVec<[Entry; 1]>,
+    pub debts: SmallVec<[Debt; 1]>,
+}
+
+/// What came of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Nothing,
+    Written,
+    Trimmed,
+    Void,
+}
+
+impl KeyState {
+    pub fn apply(&mut self, change: Change) -> Outcome {
+        let reach = change.reach();
+        let held = self.entries.iter().position(|entry| entry.position().partition == reach.partition);
+        let offset = held.map(|held| self.entries[held].position().offset);
+        if offset.is_some_and(|offset| offset > reach.offset) {
+            let (at, timestamp) = match change {
+                // Applied before.
+                Change::Write(_) => return Outcome::Nothing,
+                Change::Repair { at, timestamp, .. } | Change::Trim { at, timestamp, .. } => (at, timestamp),
+            };
+            self.settle(reach.partition);
+            self.debts.push(Debt { position: at, timestamp });
+            return Outcome::Void;
+        }
+        self.settle(reach.partition);
+        match (change, held) {
+            (Change::Trim { .. }, Some(held)) => {
+                self.entries.swap_remove(held);
+                Outcome::Trimmed
+            }
+            (Change::Trim { .. }, None) => Outcome::Nothing,
+            // The same record again.
+            (_, Some(_)) if offset == Some(reach.offset) => Outcome::Nothing,
+            (Change::Write(entry) | Change::Repair { entry, .. }, Some(held)) => {
+                self.entries[held] = entry;
+                Outcome::Written
+            }
+            (Change::Write(entry) | Change::Repair { entry, .. }, None) => {
+                self.entries.push(entry);
+                Outcome::Written
+            }
+        }
+    }
+
+    fn settle(&mut self, partition: i32) {
+        self.debts.retain(|debt| debt.position.partition != partition);
+    }
+
+    /// Puts the newest entry first.
+    pub fn sort(&mut self) {
+        for at in 1..self.entries.len() {
+            if self.entries[at].is_newer_than(&self.entries[0]) {
+                self.entries.swap(0, at);
+            }
+        }
+    }
+
+    /// All entries but the first: for each its length (u32, big-endian) and bytes.
+    pub fn others(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for entry in self.entries.iter().skip(1) {
+            bytes.extend((entry.as_bytes().len() as u32).to_be_bytes());
+            bytes.extend(entry.as_bytes());
+        }
+        bytes
+    }
+
+    /// For each: partition (i32), offset (i64), timestamp (i64), big-endian.
+    pub fn debts(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for Debt { position, timestamp } in &self.debts {
+            bytes.extend(position.partition.to_be_bytes());
+            bytes.extend(position.offset.to_be_bytes());
+            bytes.extend(timestamp.to_be_bytes());
+        }
+        bytes
+    }
+}
+
+pub(super) fn parse_others(mut bytes: &[u8]) -> Result<Vec<Entry>, StoreError> {
+    let mut entries = Vec::new();
+    while !bytes.is_empty() {
+        let entry = bytes.split_first_chunk().and_then(|(length, rest)| {
+            let (entry, rest) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+            bytes = rest;
+            Entry::from_bytes(entry)
+        });
+        entries.push(entry.ok_or(StoreError::Corrupt("others"))?);
+    }
+    Ok(entries)
+}
+
+pub(super) fn parse_debts(mut bytes: &[u8]) -> Result<SmallVec<[Debt; 1]>, StoreError> {
+    let mut debts = SmallVec::new();
+    while !bytes.is_empty() {
+        let debt = bytes.split_first_chunk().and_then(|(partition, rest)| {
+            let (offset, rest) = rest.split_first_chunk()?;
+            let (timestamp, rest) = rest.split_first_chunk()?;
+            bytes = rest;
+            let partition = i32::from_be_bytes(*partition);
+            let position = Position { partition, offset: i64::from_be_bytes(*offset) };
+            Some(Debt { position, timestamp: i64::from_be_bytes(*timestamp) })
+        });
+        debts.push(debt.ok_or(StoreError::Corrupt("debts"))?);
+    }
+    Ok(debts)
+}

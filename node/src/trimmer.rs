@@ -1,0 +1,205 @@
+//! The log's upkeep: what is long dead becomes a tombstone that Kafka forgets in time. A tombstone may race with a write,
+//! so it takes effect only if it comes first; where it did not, the newer record is appended once more behind it, before
+//! compaction can act on it. One node trims at a time, but any number would do no harm: whatever they append is
+//! conditional.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+
+use crate::log::{Condition, Log, Tidy};
+use crate::membership::Membership;
+use crate::metrics::Metrics;
+use crate::now_ms;
+use crate::position::Position;
+use crate::progress::Progress;
+use crate::replica::Obituary;
+use crate::store::{Owed, Store, StoreError};
+
+/// Between two looks at what is owed.
+const TICK: Duration = Duration::from_millis(500);
+/// Tombstones, and repairs, appended in one tick.
+const LIMIT: usize = 500;
+/// Keys looked at in one tick.
+const LOOKS: usize = 50_000;
+/// Between two tries on a log that is not fit for trimming.
+const RECHECK: Duration = Duration::from_mins(1);
+/// A node that does not trim leaves a debt to the one that does for this long.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Decides what to append. Knows neither the log nor a clock.
+pub struct Trimmer {
+    store: Arc<Store>,
+    /// How long a record stays after it died, in ms.
+    retention: i64,
+    /// The last key looked at.
+    after: Vec<u8>,
+}
+
+impl Trimmer {
+    /// `retention` in ms.
+    #[must_use]
+    pub fn new(store: Arc<Store>, retention: i64) -> Self {
+        Self { store, retention, after: Vec::new() }
+    }
+
+    /// What settles the debts that were made until a moment (ms since the epoch). To be appended only while the store is
+    /// caught up.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn repairs(&self, made_until: i64) -> Result<Vec<Tidy>, StoreError> {
+        let owed = self.store.owed(LIMIT)?;
+        Ok(owed.into_iter().filter(|owed| owed.debt.timestamp <= made_until).filter_map(repair).collect())
+    }
+
+    /// The next tombstones at `now` (ms since the epoch), and whether all keys have been looked at. To be appended only
+    /// while the store is caught up.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn trims(&mut self, now: i64) -> Result<(Vec<Tidy>, bool), StoreError> {
+        let mut dead = self.store.stranded(LIMIT)?;
+        let (found, after) =
+            self.store.long_dead(&self.after, now, self.retention, LIMIT - dead.len(), LOOKS)?;
+        dead.extend(found);
+        let all = after.is_none();
+        self.after = after.unwrap_or_default();
+        Ok((dead.into_iter().map(|(key, position)| trim(key, position)).collect(), all))
+    }
+}
+
+fn trim(key: Vec<u8>, Position { partition, offset }: Position) -> Tidy {
+    Tidy { partition, key, value: None, condition: Condition::Trim { offset } }
+}
+
+fn repair(Owed { key, entry, newest, .. }: Owed) -> Option<Tidy> {
+    // There is always one: a condition is only not met by a newer record, which stays as long as the debt.
+    let entry = entry?;
+    let Position { partition, offset } = entry.position();
+    if !newest {
+        // What another partition's record replaced need not be said again.
+        return Some(trim(key, entry.position()));
+    }
+    let condition = Condition::Repair { offset, timestamp: entry.timestamp() };
+    // A tombstone's is one.
+    let value = entry.has_record().then(|| entry.record_bytes().to_vec());
+    Some(Tidy { partition, key, value, condition })
+}
+
+/// The thread that trims when it is this node's turn.
+pub struct Trimming {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+struct Parts {
+    trimmer: Trimmer,
+    log: Arc<dyn Log>,
+    membership: Arc<dyn Membership>,
+    progress: Arc<Progress>,
+    metrics: Arc<Metrics>,
+    stop: Arc<AtomicBool>,
+    /// Why the log was not fit, as last told.
+    refused: Option<String>,
+    /// When to look at the keys again.
+    next: Instant,
+}
+
+impl Trimming {
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(
+        log: Arc<dyn Log>,
+        membership: Arc<dyn Membership>,
+        store: Arc<Store>,
+        progress: Arc<Progress>,
+        metrics: Arc<Metrics>,
+        retention: Duration,
+    ) -> std::io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let trimmer = Trimmer::new(store, retention.as_millis() as i64);
+        let (refused, next) = (None, Instant::now());
+        let mut parts =
+            Parts { trimmer, log, membership, progress, metrics, stop: Arc::clone(&stop), refused, next };
+        let thread = std::thread::Builder::new().name("trimmer".into()).spawn(move || parts.run())?;
+        Ok(Self { stop, thread })
+    }
+
+    /// Stops once what was appended is acknowledged or given up. Blocks for as long.
+    pub fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.thread().unpark();
+        // The unwinding thread has told `Progress` already.
+        let _ = self.thread.join();
+    }
+}
+
+impl Parts {
+    fn run(&mut self) {
+        let progress = Arc::clone(&self.progress);
+        let _obituary = Obituary { progress: &progress, thread: "trimmer" };
+        while !self.stop.load(Ordering::Relaxed) {
+            let elected = self.membership.trims();
+            self.metrics.trimmer.set(elected.into());
+            // Else it would decide on what may be replaced already.
+            if self.progress.caught_up()
+                && let Err(error) = self.tick(elected)
+            {
+                tracing::error!(%error, "the log could not be trimmed");
+            }
+            // `stop` ends it early.
+            std::thread::park_timeout(TICK);
+        }
+    }
+
+    fn tick(&mut self, elected: bool) -> Result<(), StoreError> {
+        let patience = if elected { 0 } else { PATIENCE.as_millis() as i64 };
+        let repairs = self.trimmer.repairs(now_ms() - patience)?;
+        self.metrics.repairs_sent.inc_by(self.append(repairs));
+        if !elected || Instant::now() < self.next || !self.fit() {
+            return Ok(());
+        }
+        let (trims, all) = self.trimmer.trims(now_ms())?;
+        self.metrics.tombstones_sent.inc_by(self.append(trims));
+        if all {
+            let pause = Duration::from_millis(self.trimmer.retention.unsigned_abs() / 100);
+            self.next = Instant::now() + pause.clamp(Duration::from_secs(1), Duration::from_mins(10));
+        }
+        Ok(())
+    }
+
+    /// Whether the log is fit for trimming; says once why it is not.
+    fn fit(&mut self) -> bool {
+        // At the start of each round is often enough: it is an operator who changes it.
+        if !self.trimmer.after.is_empty() {
+            return true;
+        }
+        let refused = self.log.check_trimming().err();
+        if let Some(reason) = &refused {
+            if self.refused != refused {
+                tracing::warn!("the log is not trimmed and will grow: {reason}");
+            }
+            self.next = Instant::now() + RECHECK;
+        }
+        self.refused = refused;
+        self.refused.is_none()
+    }
+
+    /// Appends records together and waits for their acknowledgements. Returns how many there were.
+    fn append(&self, records: Vec<Tidy>) -> u64 {
+        let appends: Vec<_> = records.into_iter().map(|record| self.log.tidy(record)).collect();
+        let mut acknowledged = 0;
+        for outcome in futures_executor::block_on(join_all(appends)) {
+            match outcome {
+                Ok(_) => acknowledged += 1,
+                // It will be decided upon anew.
+                Err(error) => tracing::debug!(%error, "a record of the trimmer was not acknowledged"),
+            }
+        }
+        acknowledged
+    }
+}

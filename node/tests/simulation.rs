@@ -1,0 +1,948 @@
+//! Replication under everything that may happen to it, in simulated time and replayed from a seed: the real store, the
+//! replica's applying and the trimmer's decisions, over a simulated log that is compacted whenever Kafka might.
+//!
+//! `SIMULATION_SEEDS=100000 cargo test -p bitacora-node --test simulation` runs more seeds, `SIMULATION_SEED=42` one, with
+//! all that happened.
+//!
+//! The oracle is simple: what tidies up changes no answer. So whenever a replica has read everything, each key must be what
+//! the last write in the log, trimmers' records left aside, says of it. That is: no acknowledged write is lost, no deleted
+//! key comes back, all replicas agree, and compaction changes nothing.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use bitacora_client::wire::{KeyValue, source, ttl};
+use bitacora_node::log::{Batch, Condition, LogIdentity, LogRecord, Tidy};
+use bitacora_node::position::{NextOffset, Position, partition_of};
+use bitacora_node::replica;
+use bitacora_node::store::{Entry, State, Store};
+use bitacora_node::trimmer::Trimmer;
+
+const SECOND: i64 = 1_000;
+const MINUTE: i64 = 60 * SECOND;
+const HOUR: i64 = 60 * MINUTE;
+/// `DELETE_RETENTION`.
+const RETENTION: i64 = 10 * HOUR;
+/// `delete.retention.ms`, its least.
+const TOMBSTONES: i64 = RETENTION;
+/// `min.compaction.lag.ms`.
+const LAG: i64 = HOUR;
+/// From a decision to its record's place in the log, at most.
+const DELAY: i64 = MINUTE;
+/// How far a node's clock is off, at most.
+const SKEW: i64 = MINUTE;
+/// Steps of a run.
+const STEPS: u64 = 400;
+const REPLICAS: usize = 3;
+const KEYS: [&str; 5] = ["a", "b", "c", "d", "e"];
+
+/// A mistake that the simulation is to catch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bug {
+    None,
+    /// The next offsets are committed in a transaction of their own, before the records.
+    PositionsBeforeRecords,
+    /// A trimmer's tombstone is taken for one that always deletes.
+    UnconditionalTrims,
+    /// A repair is taken for a write.
+    UnconditionalRepairs,
+    /// Nobody pays debts.
+    NoRepairs,
+    /// A resync reads the log again, but leaves in the store what it holds.
+    ResyncKeepsOldKeys,
+    /// A node that was away for long goes on where it stood.
+    NoResync,
+    /// What other partitions hold of a key is not looked at by the trimmer.
+    StrandedForgotten,
+}
+
+/// `SplitMix64`.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Below `n`.
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n.max(1)
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    fn between(&mut self, low: i64, high: i64) -> i64 {
+        low + self.below((high - low + 1).unsigned_abs()) as i64
+    }
+
+    fn index(&mut self, length: usize) -> usize {
+        self.below(length as u64) as usize
+    }
+}
+
+#[derive(Clone)]
+struct Record {
+    offset: i64,
+    timestamp: i64,
+    key: &'static str,
+    value: Option<Vec<u8>>,
+    condition: Option<Condition>,
+    /// When the cleaner may remove this tombstone.
+    horizon: Option<i64>,
+}
+
+#[derive(Default)]
+struct Partition {
+    records: Vec<Record>,
+    end: i64,
+    /// What the cleaner has been over.
+    cleaned: i64,
+}
+
+/// The last write of a key in a partition.
+#[derive(Clone)]
+struct Write {
+    position: Position,
+    timestamp: i64,
+    ttl: i64,
+    value: String,
+}
+
+/// A record on its way to the log.
+struct Sent {
+    due: i64,
+    partition: i32,
+    key: &'static str,
+    value: Option<Vec<u8>>,
+    condition: Option<Condition>,
+}
+
+struct Replica {
+    store: Arc<Store>,
+    trimmer: Trimmer,
+    up: bool,
+    /// Until when it can't be started.
+    away: i64,
+    /// How many partitions it knows of.
+    partitions: usize,
+    /// The last time that it had read everything, or began to read from the start.
+    current: i64,
+    skew: i64,
+    /// It has read everything since it last did anything else.
+    caught_up: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    operations: u64,
+    steps: u64,
+    crashes: u64,
+    resyncs: u64,
+    tombstones: u64,
+    effective: u64,
+    void: u64,
+    repairs: u64,
+    swept: u64,
+    compacted: u64,
+    checks: u64,
+}
+
+impl Counts {
+    fn each(&self) -> [(&'static str, u64); 11] {
+        [
+            ("steps", self.steps),
+            ("writes", self.operations),
+            ("crashes", self.crashes),
+            ("resyncs", self.resyncs),
+            ("tombstones sent by trimmers", self.tombstones),
+            ("records that they removed", self.effective),
+            ("of them and of repairs void", self.void),
+            ("repairs sent", self.repairs),
+            ("keys swept", self.swept),
+            ("records compacted away", self.compacted),
+            ("comparisons of a whole replica", self.checks),
+        ]
+    }
+}
+
+struct Simulation<'a> {
+    seed: u64,
+    bug: Bug,
+    random: Random,
+    now: i64,
+    log: Vec<Partition>,
+    writes: BTreeMap<(&'static str, i32), Write>,
+    sent: Vec<Sent>,
+    replicas: Vec<Replica>,
+    /// For a node that joins in the end.
+    spare: &'a Arc<Store>,
+    /// When the debts were last paid.
+    repaired: i64,
+    /// When somebody last trimmed for sure.
+    trimmed: i64,
+    /// How many of the keys are used; few make for many races.
+    keys: usize,
+    values: u64,
+    counts: Counts,
+    trace: Option<String>,
+}
+
+type Outcome = Result<(), String>;
+
+macro_rules! note {
+    ($self:ident, $($text:tt)*) => {
+        if let Some(trace) = &mut $self.trace {
+            let _ = writeln!(trace, "{:>12} {}", $self.now, format_args!($($text)*));
+        }
+    };
+}
+
+impl<'a> Simulation<'a> {
+    fn new(seed: u64, bug: Bug, stores: &'a [Arc<Store>], traced: bool) -> Self {
+        let mut random = Random(seed);
+        let now = 1_000_000 * HOUR;
+        let log: Vec<_> = (0..=random.below(2)).map(|_| Partition::default()).collect();
+        let replica = |store: &Arc<Store>, skew| Replica {
+            store: Arc::clone(store),
+            trimmer: Trimmer::new(Arc::clone(store), RETENTION),
+            up: true,
+            away: now,
+            partitions: log.len(),
+            current: now,
+            skew,
+            caught_up: false,
+        };
+        let replicas: Vec<_> =
+            stores[..REPLICAS].iter().map(|store| replica(store, random.between(-SKEW, SKEW))).collect();
+        for store in stores {
+            store.reset(&identity(), &starts(log.len())).expect("writable");
+        }
+        let keys = 1 + random.index(KEYS.len());
+        Self {
+            seed,
+            bug,
+            random,
+            keys,
+            now,
+            log,
+            writes: BTreeMap::new(),
+            sent: Vec::new(),
+            replicas,
+            spare: &stores[REPLICAS],
+            repaired: now,
+            trimmed: now,
+            values: 0,
+            counts: Counts::default(),
+            trace: traced.then(String::new),
+        }
+    }
+
+    fn run(&mut self) -> Outcome {
+        for _ in 0..STEPS {
+            self.counts.steps += 1;
+            self.step()?;
+        }
+        self.end()
+    }
+
+    fn step(&mut self) -> Outcome {
+        let passes = self.random.between(0, 3 * SECOND);
+        self.advance(passes)?;
+        let replica = self.random.index(REPLICAS);
+        match self.random.below(100) {
+            0..28 => self.write(),
+            28..33 => self.foreign(),
+            33..53 => self.poll(replica, 10)?,
+            53..63 => self.catch_up(replica)?,
+            63..66 => self.crash(replica),
+            66..71 => self.start(replica)?,
+            71..77 => self.trim(replica)?,
+            // Two at once.
+            77..79 => {
+                self.catch_up(replica)?;
+                self.catch_up((replica + 1) % REPLICAS)?;
+                self.trim(replica)?;
+                self.trim((replica + 1) % REPLICAS)?;
+            }
+            79..83 => self.repair(replica)?,
+            83..86 => self.sweep(replica)?,
+            86..91 => self.compact(),
+            91 => {
+                // The brokers' clocks agree no better than others.
+                if self.log.len() < 4 && self.random.one_in(3) {
+                    self.log.push(Partition::default());
+                    note!(self, "the topic has {} partitions now", self.log.len());
+                }
+            }
+            92..96 => {
+                let minutes = self.random.between(1, 20);
+                self.advance(minutes * MINUTE)?;
+            }
+            96..99 => {
+                let hours = self.random.between(1, 6);
+                self.advance(hours * HOUR)?;
+                self.catch_up(replica)?;
+                self.trim(replica)?;
+                for _ in 0..self.log.len() {
+                    self.compact();
+                }
+            }
+            _ => {
+                if self.random.one_in(3) {
+                    let hours = self.random.between(9, 40);
+                    self.advance(hours * HOUR)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets time pass. The assumptions: somebody pays the debts within the time that compaction leaves, and trims what is
+    /// left in other partitions while the tombstone that hides it is there.
+    fn advance(&mut self, ms: i64) -> Outcome {
+        if self.now + ms - self.trimmed > TOMBSTONES / 2 {
+            let trimmer = self.anybody()?;
+            self.catch_up(trimmer)?;
+            self.trim(trimmer)?;
+            self.trimmed = self.now;
+        }
+        if self.now + ms - self.repaired > LAG / 2 {
+            self.pass(DELAY);
+            self.pay_debts()?;
+        }
+        self.pass(ms);
+        Ok(())
+    }
+
+    fn pass(&mut self, ms: i64) {
+        self.now += ms;
+        // In the order in which they arrive.
+        self.sent.sort_by_key(|sent| sent.due);
+        let late = self.sent.partition_point(|sent| sent.due <= self.now);
+        let arrived: Vec<_> = self.sent.drain(..late).collect();
+        for sent in arrived {
+            self.append(sent);
+        }
+    }
+
+    /// Some replica, which is started if need be, and reads all partitions.
+    fn anybody(&mut self) -> Result<usize, String> {
+        let mut number = self.random.index(REPLICAS);
+        self.start(number)?;
+        if !self.replicas[number].up {
+            number = (number + 1) % REPLICAS;
+            self.start(number)?;
+        }
+        learn_partitions(&mut self.replicas[number], self.log.len())?;
+        Ok(number)
+    }
+
+    fn pay_debts(&mut self) -> Outcome {
+        let payer = self.anybody()?;
+        for _ in 0..100 {
+            self.catch_up(payer)?;
+            let Replica { trimmer, .. } = &self.replicas[payer];
+            let repairs = trimmer.repairs(i64::MAX).map_err(|error| error.to_string())?;
+            if repairs.is_empty() || self.bug == Bug::NoRepairs {
+                self.repaired = self.now;
+                return Ok(());
+            }
+            for tidy in repairs {
+                self.counts.repairs += 1;
+                self.send_tidy(tidy, 0);
+            }
+            self.pass(0);
+        }
+        Err("the debts don't end".to_owned())
+    }
+
+    // The log.
+
+    fn append(&mut self, sent: Sent) {
+        let Sent { partition, key, value, condition, .. } = sent;
+        let log = &mut self.log[partition as usize];
+        // Each partition is led by another broker, with a clock of its own.
+        let timestamp = self.now + i64::from(partition) * 10;
+        let offset = log.end;
+        // Now and then an offset is a transaction's marker.
+        log.end += if self.random.one_in(20) { 2 } else { 1 };
+        note!(self, "{partition}:{offset} {key} {} {condition:?}", show(value.as_deref()));
+        if condition.is_none() {
+            let position = Position { partition, offset };
+            let decoded = value.as_deref().map(KeyValue::decode);
+            let (ttl, text) = match decoded {
+                None => (ttl::DELETED, ""),
+                Some(Ok(record)) => (record.ttl, record.value),
+                // Poison says nothing of its key, but compaction does not know; so there is none here.
+                Some(Err(_)) => unreachable!("all values are records"),
+            };
+            let write = Write { position, timestamp, ttl, value: text.to_owned() };
+            self.writes.insert((key, partition), write);
+        }
+        self.log[partition as usize].records.push(Record {
+            offset,
+            timestamp,
+            key,
+            value,
+            condition,
+            horizon: None,
+        });
+    }
+
+    fn send(&mut self, key: &'static str, value: Option<Vec<u8>>, partition: i32) {
+        let due = match self.random.below(20) {
+            // Never acknowledged, never there.
+            0 => return,
+            1..6 => self.now + self.random.between(0, DELAY),
+            _ => self.now,
+        };
+        self.sent.push(Sent { due, partition, key, value, condition: None });
+        self.pass(0);
+    }
+
+    fn send_tidy(&mut self, tidy: Tidy, delay: i64) {
+        let Tidy { partition, key, value, condition } = tidy;
+        let (due, key) = (self.now + delay, known(&key));
+        self.sent.push(Sent { due, partition, key, value, condition: Some(condition) });
+    }
+
+    /// What Kafka's cleaner may do now: remove, as far as everything is old enough, what a newer record of its key follows
+    /// there, or some of it if it is interrupted; and tombstones, a while after they were first cleaned.
+    fn compact(&mut self) {
+        let partition = self.random.index(self.log.len());
+        let interrupted = self.random.one_in(5);
+        let (now, random) = (self.now, &mut self.random);
+        let log = &mut self.log[partition];
+        // `timestamp` may lie ahead of `now` by the broker's clock.
+        let young = log.records.iter().find(|record| record.timestamp > now - LAG);
+        let bound = young.map_or(log.end, |record| record.offset);
+        let end = if random.one_in(3) { random.between(log.cleaned.min(bound), bound) } else { bound };
+        log.cleaned = log.cleaned.max(end);
+        let mut newest = BTreeMap::new();
+        for record in log.records.iter().filter(|record| record.offset < end) {
+            newest.insert(record.key, record.offset);
+        }
+        let before = log.records.len();
+        log.records.retain_mut(|record| {
+            if record.offset >= end {
+                return true;
+            }
+            if newest[record.key] != record.offset {
+                return interrupted && random.one_in(2);
+            }
+            if record.value.is_none() && !interrupted {
+                return *record.horizon.get_or_insert(now + TOMBSTONES) > now;
+            }
+            true
+        });
+        let gone = before - log.records.len();
+        self.counts.compacted += gone as u64;
+        note!(self, "compacted {partition} up to {end}: {gone} records less");
+    }
+
+    // Writers.
+
+    fn value(&mut self) -> String {
+        self.values += 1;
+        format!("v{}", self.values)
+    }
+
+    fn write(&mut self) {
+        self.counts.operations += 1;
+        let key = KEYS[self.random.index(self.keys)];
+        let accepting = self.now + self.random.between(-SKEW, SKEW);
+        let (value, ttl) = match self.random.below(10) {
+            0..3 => (String::new(), ttl::DELETED),
+            3..5 => (self.value(), accepting + self.random.between(1, 90) * MINUTE),
+            5 => (self.value(), accepting + self.random.between(1, 10) * SECOND),
+            _ => (self.value(), ttl::FOR_EVER),
+        };
+        let partition = partition_of(key.as_bytes(), self.log.len());
+        self.send(key, Some(encode(key, &value, ttl)), partition);
+    }
+
+    /// Another program, which writes tombstones, and may not know of new partitions.
+    fn foreign(&mut self) {
+        self.counts.operations += 1;
+        let key = KEYS[self.random.index(self.keys)];
+        let partitions = if self.random.one_in(4) { 1 } else { self.log.len() };
+        let partition = partition_of(key.as_bytes(), partitions);
+        let value = match self.random.below(4) {
+            0 => {
+                let text = self.value();
+                Some(encode(key, &text, ttl::FOR_EVER))
+            }
+            // Expired when written.
+            1 => Some(encode(key, "old", 1)),
+            _ => None,
+        };
+        self.send(key, value, partition);
+    }
+
+    // Replicas.
+
+    fn crash(&mut self, number: usize) {
+        let replica = &mut self.replicas[number];
+        if replica.up {
+            (replica.up, replica.caught_up) = (false, false);
+            replica.trimmer = Trimmer::new(Arc::clone(&replica.store), RETENTION);
+            self.counts.crashes += 1;
+            note!(self, "replica {number} crashes");
+            if self.random.one_in(6) {
+                let replica = &mut self.replicas[number];
+                replica.store.reset(&identity(), &starts(replica.partitions)).expect("writable");
+                replica.current = self.now;
+                note!(self, "it loses its disk");
+            }
+            // Some node is always at hand.
+            if self.random.one_in(4) && self.replicas.iter().all(|replica| replica.away <= self.now) {
+                let hours = self.random.between(1, 40);
+                self.replicas[number].away = self.now + hours * HOUR;
+                note!(self, "it is away for {hours} hours");
+            }
+        }
+    }
+
+    fn start(&mut self, number: usize) -> Outcome {
+        let known = self.log.len();
+        let replica = &mut self.replicas[number];
+        if !replica.up && replica.away <= self.now {
+            replica.up = true;
+            learn_partitions(replica, known)?;
+            note!(self, "replica {number} starts");
+        }
+        Ok(())
+    }
+
+    /// Reads up to so many records of each of some partitions. It may crash before they are committed.
+    fn poll(&mut self, number: usize, limit: u64) -> Outcome {
+        if !self.replicas[number].up {
+            return Ok(());
+        }
+        if self.now - self.replicas[number].current > RETENTION && self.bug != Bug::NoResync {
+            self.resync(number)?;
+        }
+        let replica = &mut self.replicas[number];
+        if self.random.one_in(5) {
+            learn_partitions(replica, self.log.len())?;
+        }
+        let before = checkpoint(&replica.store)?;
+        let mut batch = Batch::default();
+        for (partition, log) in (0..).zip(&self.log[..replica.partitions]) {
+            if limit != u64::MAX && self.random.one_in(3) {
+                continue;
+            }
+            let next = before[partition as usize].0;
+            let from = log.records.partition_point(|record| record.offset < next);
+            let count = usize::try_from(self.random.below(limit).saturating_add(1)).unwrap_or(usize::MAX);
+            for record in log.records[from..].iter().take(count) {
+                let condition = match (self.bug, record.condition) {
+                    (Bug::UnconditionalTrims, Some(Condition::Trim { .. })) => None,
+                    (Bug::UnconditionalRepairs, Some(Condition::Repair { .. })) => None,
+                    (_, condition) => condition,
+                };
+                batch.push(LogRecord {
+                    position: Position { partition, offset: record.offset },
+                    timestamp: record.timestamp,
+                    key: Some(record.key.as_bytes()),
+                    value: record.value.as_deref(),
+                    condition,
+                });
+            }
+            if log.records.len() - from <= count {
+                batch.reached(partition, NextOffset(log.end));
+            }
+        }
+        let crashes = limit != u64::MAX && self.random.one_in(15);
+        let failed = |error: bitacora_node::store::StoreError| error.to_string();
+        if self.bug == Bug::PositionsBeforeRecords {
+            replica.store.apply(&mut Vec::new(), batch.next()).map_err(failed)?;
+        }
+        if crashes {
+            self.crash(number);
+            return Ok(());
+        }
+        let (applied, poison) = replica::apply(&replica.store, &batch).map_err(failed)?;
+        replica.caught_up = false;
+        self.counts.void += applied.void as u64;
+        self.counts.effective += applied.trimmed as u64;
+        note!(self, "replica {number} applied {:?}: {applied:?}", batch.next());
+        if poison > 0 {
+            return Err(format!("replica {number} skipped {poison} records"));
+        }
+        let after = checkpoint(&self.replicas[number].store)?;
+        if after.iter().zip(&before).any(|(after, before)| after < before) {
+            return Err(format!("replica {number} went back from {before:?} to {after:?}"));
+        }
+        Ok(())
+    }
+
+    fn resync(&mut self, number: usize) -> Outcome {
+        let replica = &mut self.replicas[number];
+        let starts = starts(replica.partitions);
+        let reset = if self.bug == Bug::ResyncKeepsOldKeys {
+            let next: Vec<_> = (0..).zip(starts).collect();
+            replica.store.apply(&mut Vec::new(), &next).map(drop)
+        } else {
+            replica.store.reset(&identity(), &starts)
+        };
+        replica.current = self.now;
+        self.counts.resyncs += 1;
+        note!(self, "replica {number} resyncs");
+        reset.map_err(|error| error.to_string())
+    }
+
+    /// Reads everything, and compares.
+    fn catch_up(&mut self, number: usize) -> Outcome {
+        if !self.replicas[number].up {
+            return Ok(());
+        }
+        self.poll(number, u64::MAX)?;
+        let replica = &mut self.replicas[number];
+        (replica.current, replica.caught_up) = (self.now, true);
+        if replica.partitions == self.log.len() {
+            self.counts.checks += 1;
+            self.compare(number)?;
+        }
+        Ok(())
+    }
+
+    fn trim(&mut self, number: usize) -> Outcome {
+        // It may have been caught up a moment ago, and decide on what it saw then. Of new partitions, the log would tell.
+        if !self.replicas[number].caught_up || self.replicas[number].partitions < self.log.len() {
+            return Ok(());
+        }
+        let replica = &mut self.replicas[number];
+        let (mut tidies, _) =
+            replica.trimmer.trims(self.now + replica.skew).map_err(|error| error.to_string())?;
+        if self.bug == Bug::StrandedForgotten {
+            tidies = forgetful_trims(&replica.store, self.now)?;
+        }
+        for tidy in tidies {
+            self.counts.tombstones += 1;
+            let delay = if self.random.one_in(2) { self.random.between(0, DELAY) } else { 0 };
+            note!(self, "replica {number} trims {tidy:?} in {delay} ms");
+            self.race(&tidy, delay);
+            self.send_tidy(tidy, delay);
+        }
+        Ok(())
+    }
+
+    fn repair(&mut self, number: usize) -> Outcome {
+        if !self.replicas[number].caught_up || self.bug == Bug::NoRepairs {
+            return Ok(());
+        }
+        let replica = &self.replicas[number];
+        let until = self.now + replica.skew - self.random.between(0, 30) * SECOND;
+        for tidy in replica.trimmer.repairs(until).map_err(|error| error.to_string())? {
+            self.counts.repairs += 1;
+            let delay = self.random.between(0, DELAY);
+            note!(self, "replica {number} repairs {} in {delay} ms", show(tidy.value.as_deref()));
+            self.race(&tidy, delay);
+            self.send_tidy(tidy, delay);
+        }
+        Ok(())
+    }
+
+    /// Now and then, somebody writes the key while a trimmer's record is on its way.
+    fn race(&mut self, tidy: &Tidy, delay: i64) {
+        if delay > 0 && self.random.one_in(2) {
+            self.counts.operations += 1;
+            let text = self.value();
+            let value = Some(encode(known(&tidy.key), &text, ttl::FOR_EVER));
+            let due = self.now + self.random.between(0, delay);
+            let (partition, key) = (tidy.partition, known(&tidy.key));
+            self.sent.push(Sent { due, partition, key, value, condition: None });
+        }
+    }
+
+    fn sweep(&mut self, number: usize) -> Outcome {
+        let replica = &self.replicas[number];
+        if replica.up {
+            let caught_up = replica.caught_up;
+            let swept = replica.store.sweep(self.now + replica.skew, RETENTION, caught_up);
+            self.counts.swept += swept.map_err(|error| error.to_string())? as u64;
+        }
+        Ok(())
+    }
+
+    // The oracle.
+
+    /// The record of a key that everybody should agree on.
+    fn expected(&self, key: &'static str) -> Option<&Write> {
+        let of_key = self.writes.range((key, 0)..=(key, i32::MAX)).map(|(_, write)| write);
+        of_key.max_by_key(|write| (write.timestamp, write.position.offset, write.position.partition))
+    }
+
+    fn compare(&self, number: usize) -> Outcome {
+        for key in KEYS {
+            let replica = &self.replicas[number];
+            let found = replica.store.get(key.as_bytes()).map_err(|error| error.to_string())?;
+            let live = found.as_ref().map(|(entry, _)| entry).filter(|e| e.state(self.now) == State::Live);
+            let expected = self.expected(key);
+            let due = expected.filter(|write| write.ttl == 0 || write.ttl > self.now);
+            let agree = match (live, due) {
+                (None, None) => true,
+                (Some(entry), Some(write)) => {
+                    entry.position() == write.position
+                        && entry.timestamp() == write.timestamp
+                        && entry.record().is_some_and(|record| record.value == write.value)
+                }
+                // Swept by a clock that is ahead.
+                (None, Some(write)) => write.ttl != 0 && write.ttl <= self.now + SKEW,
+                (Some(_), None) => false,
+            };
+            if !agree {
+                let shown = |entry: &Entry| {
+                    format!("{} ttl {} {}", entry.position(), entry.ttl(), show(Some(entry.record_bytes())))
+                };
+                return Err(format!(
+                    "replica {number} holds {:?} for {key}, the log's last write is {:?}",
+                    found.map(|(entry, _)| shown(&entry)),
+                    expected.map(|write| (write.position.to_string(), &write.value, write.ttl)),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Everybody reads everything; then all that may be trimmed is, everything is compacted, and a new node joins.
+    fn end(&mut self) -> Outcome {
+        self.pass(DELAY);
+        for number in 0..REPLICAS {
+            self.replicas[number].away = self.now;
+            self.start(number)?;
+            learn_partitions(&mut self.replicas[number], self.log.len())?;
+            self.catch_up(number)?;
+        }
+        self.pay_debts()?;
+        for _ in 0..6 {
+            for number in 0..REPLICAS {
+                self.catch_up(number)?;
+                self.trim(number)?;
+                self.sweep(number)?;
+            }
+            self.pass(DELAY);
+            self.pay_debts()?;
+            for _ in 0..2 * self.log.len() {
+                self.compact();
+            }
+            for number in 0..REPLICAS {
+                self.catch_up(number)?;
+            }
+            self.advance(RETENTION / 2)?;
+        }
+        note!(self, "a new node joins");
+        let store = Arc::clone(self.spare);
+        store.reset(&identity(), &starts(self.log.len())).map_err(|error| error.to_string())?;
+        let trimmer = Trimmer::new(Arc::clone(&store), RETENTION);
+        self.replicas.push(Replica {
+            store,
+            trimmer,
+            up: true,
+            away: self.now,
+            partitions: self.log.len(),
+            current: self.now,
+            skew: 0,
+            caught_up: false,
+        });
+        self.catch_up(REPLICAS)
+    }
+}
+
+fn known(key: &[u8]) -> &'static str {
+    KEYS.iter().find(|known| known.as_bytes() == key).expect("a key of the simulation")
+}
+
+/// What a trimmer sends that looks at no key's other partitions.
+fn forgetful_trims(store: &Store, now: i64) -> Result<Vec<Tidy>, String> {
+    let mut tidies = Vec::new();
+    for key in KEYS {
+        let Some((entry, _)) = store.get(key.as_bytes()).map_err(|error| error.to_string())? else {
+            continue;
+        };
+        if entry.has_record() && entry.state(now - RETENTION) != State::Live {
+            let Position { partition, offset } = entry.position();
+            let (key, condition) = (key.as_bytes().to_vec(), Condition::Trim { offset });
+            tidies.push(Tidy { partition, key, value: None, condition });
+        }
+    }
+    Ok(tidies)
+}
+
+fn checkpoint(store: &Store) -> Result<Vec<NextOffset>, String> {
+    store.checkpoint().map(|checkpoint| checkpoint.next).map_err(|error| error.to_string())
+}
+
+/// As a node does that finds the topic grown.
+fn learn_partitions(replica: &mut Replica, known: usize) -> Outcome {
+    let new: Vec<_> = (replica.partitions..known).map(|p| (p as i32, NextOffset(0))).collect();
+    replica.partitions = known;
+    replica.store.apply(&mut Vec::new(), &new).map(drop).map_err(|error| error.to_string())
+}
+
+fn identity() -> LogIdentity {
+    LogIdentity { cluster: "simulated".into(), topic: "t".into() }
+}
+
+fn starts(partitions: usize) -> Vec<NextOffset> {
+    vec![NextOffset(0); partitions]
+}
+
+fn encode(key: &str, value: &str, ttl: i64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    KeyValue { key, value, timestamp: 0, source: source::PRODUCER, ttl, uuid: "" }.encode(&mut bytes);
+    bytes
+}
+
+fn show(value: Option<&[u8]>) -> String {
+    match value.map(KeyValue::decode) {
+        None => "null".into(),
+        Some(Ok(record)) => format!("{:?} ttl {}", record.value, record.ttl),
+        Some(Err(_)) => "nothing".into(),
+    }
+}
+
+/// Stores for one run at a time; a run empties them.
+struct Stores {
+    stores: Vec<Arc<Store>>,
+    _dir: tempfile::TempDir,
+}
+
+impl Stores {
+    fn open() -> Self {
+        // No disk is waited for where memory can be a folder.
+        let memory = PathBuf::from("/dev/shm");
+        let dir = tempfile::tempdir_in(&memory).or_else(|_| tempfile::tempdir()).expect("a temporary folder");
+        let open = |n| Arc::new(Store::open(&dir.path().join(format!("{n}")), 1 << 20).expect("opens"));
+        Self { stores: (0..=REPLICAS).map(open).collect(), _dir: dir }
+    }
+
+    /// What happened, and why it is wrong.
+    fn run(&self, seed: u64, bug: Bug) -> (Counts, Outcome) {
+        let mut simulation = Simulation::new(seed, bug, &self.stores, false);
+        let outcome = simulation.run();
+        (simulation.counts, outcome)
+    }
+
+    fn trace(&self, seed: u64, bug: Bug) -> String {
+        let mut simulation = Simulation::new(seed, bug, &self.stores, true);
+        let outcome = simulation.run();
+        let seed = simulation.seed;
+        let trace = simulation.trace.unwrap_or_default();
+        format!(
+            "{trace}seed {seed}: {outcome:?}\nreplay it with: SIMULATION_SEED={seed} cargo test -p bitacora-node --test simulation no_seed -- --nocapture"
+        )
+    }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text} is no number")))
+}
+
+#[test]
+fn no_seed_breaks_a_promise() {
+    if let Some(seed) = number("SIMULATION_SEED") {
+        let stores = Stores::open();
+        println!("{}", stores.trace(seed, Bug::None));
+        assert_eq!(stores.run(seed, Bug::None).1, Ok(()));
+        return;
+    }
+    let seeds = number("SIMULATION_SEEDS").unwrap_or(3_000);
+    let (next, started) = (AtomicU64::new(0), Instant::now());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let all: Vec<Counts> = std::thread::scope(|scope| {
+        let run = || {
+            let (stores, mut sums) = (Stores::open(), Vec::new());
+            loop {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= seeds {
+                    return sums;
+                }
+                let (counts, outcome) = stores.run(seed, Bug::None);
+                if let Err(violation) = outcome {
+                    panic!("{violation}\n{}", stores.trace(seed, Bug::None));
+                }
+                sums.push(counts);
+            }
+        };
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, Vec<Counts>>| match thread.join() {
+            Ok(counts) => counts,
+            Err(panic) => std::panic::resume_unwind(panic),
+        };
+        threads.into_iter().flat_map(join).collect()
+    });
+    assert_eq!(all.len() as u64, seeds);
+    println!("{seeds} seeds in {:.1} s, 0 violations", started.elapsed().as_secs_f64());
+    let mut sums = BTreeMap::new();
+    for (name, count) in all.iter().flat_map(Counts::each) {
+        *sums.entry(name).or_insert(0) += count;
+    }
+    for (name, _) in Counts::default().each() {
+        println!("{:>10} {name}", sums[name]);
+        assert!(sums[name] > 0, "no {name} in all these seeds: the simulation does not do what it should");
+    }
+}
+
+#[test]
+fn a_seed_is_a_run() {
+    let stores = Stores::open();
+    for seed in 0..5 {
+        assert_eq!(stores.trace(seed, Bug::None), stores.trace(seed, Bug::None));
+    }
+}
+
+fn is_caught(bug: Bug) {
+    const PATIENCE: u64 = 1_000;
+    let stores = Stores::open();
+    let found = (0..PATIENCE).find_map(|seed| Some((seed, stores.run(seed, bug).1.err()?)));
+    let Some((seed, violation)) = found else { panic!("{PATIENCE} seeds did not find {bug:?}") };
+    println!("{bug:?}: seed {seed}: {violation}");
+}
+
+#[test]
+fn positions_before_records_are_caught() {
+    is_caught(Bug::PositionsBeforeRecords);
+}
+
+#[test]
+fn unconditional_trims_are_caught() {
+    is_caught(Bug::UnconditionalTrims);
+}
+
+#[test]
+fn unconditional_repairs_are_caught() {
+    is_caught(Bug::UnconditionalRepairs);
+}
+
+#[test]
+fn debts_that_nobody_pays_are_caught() {
+    is_caught(Bug::NoRepairs);
+}
+
+#[test]
+fn a_resync_that_keeps_old_keys_is_caught() {
+    is_caught(Bug::ResyncKeepsOldKeys);
+}
+
+#[test]
+fn a_missing_resync_is_caught() {
+    is_caught(Bug::NoResync);
+}
+
+#[test]
+fn a_trimmer_that_forgets_other_partitions_is_caught() {
+    is_caught(Bug::StrandedForgotten);
+}

@@ -1,0 +1,144 @@
+//! Trimming by the parts that do it in a node, over the embedded log.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bitacora_client::wire::{KeyValue, source, ttl};
+use bitacora_node::data_dir::DataDir;
+use bitacora_node::log::embedded::EmbeddedLog;
+use bitacora_node::log::{Appended, Batch, Condition, Log, Tidy};
+use bitacora_node::membership::fixed::FixedMembership;
+use bitacora_node::metrics::Metrics;
+use bitacora_node::position::NextOffset;
+use bitacora_node::progress::Progress;
+use bitacora_node::replica::Replica;
+use bitacora_node::store::Store;
+use bitacora_node::trimmer::Trimming;
+
+const RETENTION: Duration = Duration::from_millis(1);
+const PARTITIONS: usize = 2;
+
+struct Node {
+    store: Arc<Store>,
+    metrics: Arc<Metrics>,
+    replica: Option<Replica>,
+    trimming: Option<Trimming>,
+    _dir: tempfile::TempDir,
+}
+
+impl Node {
+    /// A node of two, the first of which trims.
+    fn start(log: &Arc<EmbeddedLog>, name: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let store = Arc::new(Store::open(dir.path(), 1 << 20).expect("the store opens"));
+        let (progress, metrics) =
+            (Arc::new(Progress::default()), Arc::new(Metrics::new().expect("names differ")));
+        let membership = Arc::new(FixedMembership::new(vec!["first".into(), "second".into()], name));
+        let replica =
+            Replica::start(log.clone(), store.clone(), progress.clone(), metrics.clone(), RETENTION);
+        let trimming =
+            Trimming::start(log.clone(), membership, store.clone(), progress, metrics.clone(), RETENTION);
+        let (replica, trimming) = (replica.expect("starts"), trimming.expect("starts"));
+        Self { store, metrics, replica: Some(replica), trimming: Some(trimming), _dir: dir }
+    }
+
+    fn wait(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !condition(self) {
+            assert!(Instant::now() < deadline, "never: {what}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn has_something_of(&self, key: &str) -> bool {
+        self.store.get(key.as_bytes()).expect("readable").is_some()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.trimming.take().expect("once").stop();
+        self.replica.take().expect("once").stop();
+    }
+}
+
+fn open(dir: &tempfile::TempDir) -> Arc<EmbeddedLog> {
+    let dir = DataDir::open(dir.path()).expect("the folder is free");
+    Arc::new(EmbeddedLog::open(dir, "t", PARTITIONS).expect("the log opens"))
+}
+
+fn append(log: &EmbeddedLog, key: &str, value: &str, ttl: i64) -> Appended {
+    let mut bytes = Vec::new();
+    KeyValue { key, value, timestamp: 0, source: source::PRODUCER, ttl, uuid: "" }.encode(&mut bytes);
+    futures_executor::block_on(log.append(key, bytes)).expect("acknowledged")
+}
+
+/// The conditions of the log's records of a key, in order.
+fn conditions(log: &EmbeddedLog, key: &str) -> Vec<Option<Condition>> {
+    let mut batch = Batch::default();
+    let mut reader = log.reader(&[NextOffset(0); PARTITIONS]).expect("readable");
+    reader.poll(Duration::from_secs(5), &mut batch).expect("readable");
+    let of_key = batch.records().filter(|record| record.key == Some(key.as_bytes()));
+    of_key.map(|record| record.condition).collect()
+}
+
+/// The condition of what follows so many writes of a key; on a slow machine it may be there more than once.
+fn tidied(log: &EmbeddedLog, key: &str, writes: usize) -> Condition {
+    let mut all = conditions(log, key);
+    let mut tidies = all.split_off(writes);
+    assert_eq!(all, vec![None; writes]);
+    tidies.dedup();
+    let [Some(condition)] = tidies[..] else { panic!("{tidies:?}") };
+    condition
+}
+
+#[test]
+fn the_elected_node_trims_what_is_dead_and_all_forget_it() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let log = open(&dir);
+    append(&log, "lives", "v", ttl::FOR_EVER);
+    append(&log, "deleted", "v", ttl::FOR_EVER);
+    let marker = append(&log, "deleted", "", ttl::DELETED);
+    let expired = append(&log, "expired", "v", 1);
+    let second = Node::start(&log, "second");
+    second.wait("it has read all", |node| node.has_something_of("expired"));
+    let first = Node::start(&log, "first");
+    for node in [&first, &second] {
+        node.wait("forgotten", |n| !n.has_something_of("deleted") && !n.has_something_of("expired"));
+        node.wait("it is there", |node| node.has_something_of("lives"));
+    }
+    for (key, writes, dead) in [("deleted", 2, marker), ("expired", 1, expired)] {
+        let trim = Condition::Trim { offset: dead.position.offset };
+        assert_eq!(tidied(&log, key, writes), trim);
+    }
+    assert_eq!(conditions(&log, "lives"), [None]);
+    assert_eq!(second.metrics.tombstones_sent.get(), 0, "only the first trims");
+    assert_eq!((first.metrics.trimmer.get(), second.metrics.trimmer.get()), (1, 0));
+}
+
+#[test]
+fn a_tombstone_that_came_too_late_is_repaired_by_the_elected_node() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let log = open(&dir);
+    let old = append(&log, "k", "old", ttl::FOR_EVER);
+    let new = append(&log, "k", "new", ttl::FOR_EVER);
+    let condition = Condition::Trim { offset: old.position.offset };
+    let late = Tidy { partition: old.position.partition, key: b"k".to_vec(), value: None, condition };
+    futures_executor::block_on(log.tidy(late)).expect("acknowledged");
+    let second = Node::start(&log, "second");
+    second.wait("it has read the tombstone", |node| node.metrics.records_void.get() == 1);
+    let first = Node::start(&log, "first");
+    for node in [&first, &second] {
+        node.wait("the tombstone is read", |node| node.metrics.records_void.get() == 1);
+        node.wait("nothing is owed", |node| node.store.owed(9).expect("readable").is_empty());
+        let (entry, _) = node.store.get(b"k").expect("readable").expect("not lost");
+        assert_eq!((entry.position(), entry.timestamp()), (new.position, new.timestamp));
+    }
+    let repair = Condition::Repair { offset: new.position.offset, timestamp: new.timestamp };
+    assert_eq!(conditions(&log, "k")[2], Some(condition));
+    let mut repairs = conditions(&log, "k").split_off(3);
+    repairs.dedup();
+    assert_eq!(repairs, [Some(repair)]);
+    first.wait("it is counted", |node| node.metrics.repairs_sent.get() > 0);
+    assert_eq!(second.metrics.repairs_sent.get(), 0, "it leaves the debt to the other for a while");
+}
