@@ -352,7 +352,7 @@ impl<'a> Simulation<'a> {
 
     fn pay_debts(&mut self) -> Outcome {
         let payer = self.anybody()?;
-        for _ in 0..100 {
+        for round in 0..100 {
             self.catch_up(payer)?;
             let Replica { trimmer, .. } = &self.replicas[payer];
             let repairs = trimmer.repairs(i64::MAX).map_err(|error| error.to_string())?;
@@ -362,9 +362,11 @@ impl<'a> Simulation<'a> {
             }
             for tidy in repairs {
                 self.counts.repairs += 1;
-                self.send_tidy(tidy, 0);
+                let delay = if round < 3 { self.random.between(0, DELAY) } else { 0 };
+                self.race(&tidy, delay);
+                self.send_tidy(tidy, delay);
             }
-            self.pass(0);
+            self.pass(if round < 3 { DELAY } else { 0 });
         }
         Err("the debts don't end".to_owned())
     }
