@@ -390,6 +390,12 @@ fn anothers_tombstone_is_forgotten_after_its_time_once_caught_up() {
     for (now, swept) in [(20_000, 0), (20_499, 0), (20_500, 1)] {
         assert_eq!(sweep(now, true), swept, "{now}");
     }
+    // Not while it hides what another partition holds.
+    apply(&store, entry(1, 0, 30_000, "left"));
+    apply(&store, Entry::new(at(3), 30_001, -1, b""));
+    assert_eq!(sweep(31_000, true), 0);
+    apply(&store, Change::Trim { at: Position { partition: 1, offset: 1 }, timestamp: 0, offset: 0 });
+    assert_eq!(sweep(31_000 + upkeep::SWEEP_AGAIN, true), 1);
     assert_eq!(store.get(b"k").expect("readable"), None);
 }
 
