@@ -3,6 +3,7 @@
 pub mod data_dir;
 pub mod dev;
 pub mod door;
+pub mod freshness;
 pub mod http;
 pub mod log;
 pub mod membership;
@@ -17,6 +18,7 @@ pub mod rpc;
 pub mod scans;
 pub mod serve;
 pub mod settings;
+pub mod snapshot;
 pub mod socket;
 pub mod store;
 pub mod writes;

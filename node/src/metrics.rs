@@ -36,6 +36,8 @@ pub struct Metrics {
     cache_bytes: IntGauge,
     cache_hits: IntCounter,
     cache_misses: IntCounter,
+    pub snapshots_installed: IntCounter,
+    pub snapshots_served: IntCounter,
 }
 
 /// 10 µs to 5 s.
@@ -138,6 +140,16 @@ impl Metrics {
             cache_bytes: gauge(r, "cache_bytes", "Memory of the records in the cache.")?,
             cache_hits: counter(r, "cache_hits_total", "Reads answered by the cache.")?,
             cache_misses: counter(r, "cache_misses_total", "Reads that went to the store.")?,
+            snapshots_installed: counter(
+                r,
+                "snapshots_installed_total",
+                "Times the store was filled with another member's.",
+            )?,
+            snapshots_served: counter(
+                r,
+                "snapshots_served_total",
+                "Copies of the store that others began to fetch.",
+            )?,
             registry,
         };
         let build = gauges(&metrics.registry, "build_info", "1, with the version.", &["version"])?;

@@ -20,7 +20,8 @@ use crate::reads::Reads;
 use crate::replica::Replica;
 use crate::rpc::{self, Limits};
 use crate::scans::Scans;
-use crate::settings::NodeSettings;
+use crate::settings::{NodeSettings, SnapshotUse};
+use crate::snapshot::{Fetcher, Snapshots};
 use crate::store::Store;
 use crate::writes::Writes;
 
@@ -88,8 +89,18 @@ impl Node {
             max_value_bytes,
             request_timeout: settings.request_timeout,
             stopping: false.into(),
+            snapshots: Snapshots::new(
+                Arc::clone(&store),
+                Arc::clone(&progress),
+                Arc::clone(&metrics),
+                settings.snapshot_rate,
+            ),
         });
-        let replica = Replica::start(Arc::clone(&log), store, Arc::clone(&progress), metrics)?;
+        let fetcher = match settings.snapshot {
+            SnapshotUse::Auto => Some(Fetcher::new(Arc::clone(&membership), door.address.api())?),
+            SnapshotUse::Never => None,
+        };
+        let replica = Replica::start(Arc::clone(&log), store, Arc::clone(&progress), metrics, fetcher)?;
         let http = http::Server::start(listener, &door, settings.max_connections, settings.idle_timeout);
         let limits = Limits {
             connections: settings.max_connections as usize,

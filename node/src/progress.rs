@@ -1,7 +1,7 @@
 //! How far the replica is: the one place that knows. Readiness, lag, waits for a position, "caught up" and metrics all
 //! read it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,11 +15,18 @@ const FRESH: Duration = Duration::from_secs(1);
 /// The replica's thread shows a sign of life several times a second. One that has shown none for this long is stuck:
 /// longer than any transaction should take, also on a slow disk.
 const STUCK: Duration = Duration::from_secs(30);
+/// No grace: delete markers stay in the log for ever.
+const FOR_EVER: u64 = u64::MAX;
 
 pub struct Progress {
     inner: Mutex<Inner>,
     /// Asked for by every read, so it stands beside the lock; changed only while that is held.
     restored: AtomicBool,
+    /// Counted from here, in ms, was the last [`Progress::tick`].
+    base: Instant,
+    ticked: AtomicU64,
+    /// How long there may be none before the store is distrusted, in ms.
+    grace: AtomicU64,
     /// Counts changes; for those who wait.
     changed: watch::Sender<u64>,
 }
@@ -33,6 +40,12 @@ struct Inner {
     heartbeat: Instant,
     /// Next offsets when the reading began, for the restore's progress.
     from: Vec<NextOffset>,
+    /// Why the store is being built anew beside the one that is read.
+    rebuilding: Option<String>,
+    /// The clock at the last tick, ms since the epoch.
+    ticked_at: Option<i64>,
+    /// Whether the process stood still for longer than the grace, and nobody has drawn the consequence yet.
+    frozen: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -73,6 +86,9 @@ pub struct RestoreStatus {
     pub seconds: Option<f64>,
     /// Of the offsets to read at the start, the part that has been read, 0 to 1; `None` until they are known.
     pub fraction: Option<f64>,
+    /// Why the store is being built anew while the one of before is read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rebuilding: Option<String>,
 }
 
 impl Default for Progress {
@@ -86,8 +102,18 @@ impl Default for Progress {
             restored_after: None,
             heartbeat: now,
             from: Vec::new(),
+            rebuilding: None,
+            ticked_at: None,
+            frozen: false,
         };
-        Self { inner: Mutex::new(inner), restored: AtomicBool::new(false), changed: watch::Sender::new(0) }
+        Self {
+            inner: Mutex::new(inner),
+            restored: AtomicBool::new(false),
+            base: now,
+            ticked: AtomicU64::new(0),
+            grace: AtomicU64::new(FOR_EVER),
+            changed: watch::Sender::new(0),
+        }
     }
 }
 
@@ -114,10 +140,49 @@ impl Progress {
         });
     }
 
+    /// A process that stands still for longer than this has a store that may not be trusted; `None` for any time.
+    pub(crate) fn set_grace(&self, grace: Option<Duration>) {
+        let grace = grace.map_or(FOR_EVER, |grace| grace.as_millis() as u64);
+        self.grace.store(grace, Ordering::Relaxed);
+    }
+
+    /// Notes that the process runs, at `now` on the clock in ms since the epoch. Returns whether it stood still for
+    /// longer than the grace, by that clock or by the machine's; from then on the store is not restored, and this says so
+    /// until [`Progress::begin`].
+    pub(crate) fn tick(&self, now: i64) -> bool {
+        let mut inner = self.lock();
+        let grace = self.grace.load(Ordering::Relaxed);
+        let jumped = inner.ticked_at.is_some_and(|at| u64::try_from(now - at).is_ok_and(|gap| gap > grace));
+        if jumped || self.stands_still() {
+            inner.frozen = true;
+            self.restored.store(false, Ordering::Release);
+        }
+        inner.ticked_at = Some(now);
+        self.ticked.store(self.base.elapsed().as_millis() as u64, Ordering::Release);
+        inner.frozen
+    }
+
+    fn stands_still(&self) -> bool {
+        let grace = self.grace.load(Ordering::Relaxed);
+        // Read first: a tick in between makes the time since then shorter, never longer.
+        grace != FOR_EVER && {
+            let now = self.base.elapsed().as_millis() as u64;
+            now.saturating_sub(self.ticked.load(Ordering::Acquire)) > grace
+        }
+    }
+
+    /// As [`Progress::begin`], for a store that is built beside the one that is read, which still may answer.
+    pub(crate) fn rebuild(&self, next: &[NextOffset], why: String) {
+        self.begin(next, true);
+        self.change(|inner| inner.rebuilding = Some(why));
+    }
+
     /// The store stands at these next offsets; `restored` says whether it may answer reads.
     pub(crate) fn begin(&self, next: &[NextOffset], restored: bool) {
         self.change(|inner| {
             self.restored.store(restored, Ordering::Release);
+            inner.frozen = false;
+            inner.rebuilding = None;
             inner.from = next.to_vec();
             inner.partitions =
                 next.iter().map(|next| Partition { next: *next, high_watermark: None }).collect();
@@ -143,6 +208,7 @@ impl Progress {
     pub(crate) fn set_restored(&self) {
         self.change(|inner| {
             self.restored.store(true, Ordering::Release);
+            inner.rebuilding = None;
             inner.caught_up_once = true;
             inner.restored_after.get_or_insert(inner.started.elapsed());
         });
@@ -182,10 +248,11 @@ impl Progress {
         self.lock().caught_up_once
     }
 
-    /// Whether the store holds what the log held at some moment: this run or an earlier one was caught up.
+    /// Whether the store holds what the log held at some moment within the grace: this run or an earlier one was caught
+    /// up. A process that was frozen for longer must not answer before anybody could notice.
     #[must_use]
     pub fn restored(&self) -> bool {
-        self.restored.load(Ordering::Acquire)
+        self.restored.load(Ordering::Acquire) && !self.stands_still()
     }
 
     /// Why the node should get no requests; `None` when it is ready.
@@ -209,6 +276,12 @@ impl Progress {
             (_, Some(fraction)) => format!("restoring, {:.1} % read", fraction * 100.0),
             _ => "restoring".to_owned(),
         })
+    }
+
+    /// Per partition, as far as it is applied.
+    #[must_use]
+    pub fn next(&self) -> Vec<NextOffset> {
+        self.lock().partitions.iter().map(|partition| partition.next).collect()
     }
 
     /// How far the partition of a key is applied.
@@ -239,6 +312,7 @@ impl Progress {
             done: self.restored(),
             seconds: inner.restored_after.map(|d| d.as_secs_f64()),
             fraction: inner.fraction(),
+            rebuilding: inner.rebuilding.clone(),
         }
     }
 }
@@ -284,6 +358,30 @@ mod tests {
         let stale = Instant::now().checked_sub(FRESH * 2).expect("the machine has been up for two seconds");
         progress.learnt(&[HighWatermark(2), HighWatermark(5)], stale);
         assert!(!progress.caught_up(), "learnt too long ago");
+    }
+
+    #[test]
+    fn a_process_that_stood_still_for_longer_than_the_grace_answers_nothing_until_it_begins_anew() {
+        let progress = Progress::default();
+        progress.set_grace(Some(Duration::from_millis(500)));
+        progress.begin(&[NextOffset(0)], true);
+        assert!(!progress.tick(1_000));
+        assert!(progress.restored());
+        // By the machine's clock: nobody ticked.
+        std::thread::sleep(Duration::from_millis(600));
+        assert!(!progress.restored(), "a read comes before any tick");
+        assert!(progress.tick(1_001));
+        assert!(!progress.restored(), "also after the tick");
+        assert!(progress.tick(1_002), "until somebody draws the consequence");
+        progress.begin(&[], true);
+        // By the wall clock: a machine that slept.
+        assert!(!progress.tick(1_003));
+        assert!(progress.tick(1_504));
+        assert!(!progress.restored());
+        progress.begin(&[], true);
+        assert!(!progress.tick(7), "a clock that is set back says nothing");
+        progress.set_grace(None);
+        assert!(!progress.tick(i64::MAX));
     }
 
     #[test]

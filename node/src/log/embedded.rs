@@ -82,7 +82,7 @@ impl EmbeddedLog {
         let ends = (0..partitions).map(|p| end_of(&txn, records, p)).collect::<heed::Result<_>>()?;
         compact(&mut txn, records, partitions)?;
         txn.commit()?;
-        let identity = LogIdentity { cluster, topic: topic.to_owned() };
+        let identity = LogIdentity { cluster, topic: topic.to_owned(), topic_id: None };
         let shared = Arc::new(Shared {
             env,
             records,

@@ -3,7 +3,8 @@
 mod events;
 mod topic;
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -17,7 +18,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::oneshot;
 
 use self::events::Event;
-use super::{AppendError, Appended, Batch, Log, LogInfo, LogReader, OpenError, ReadError};
+use super::{AppendError, Appended, Batch, Log, LogIdentity, LogInfo, LogReader, OpenError, ReadError};
 use crate::position::{HighWatermark, NextOffset, Position};
 
 /// How long a question to a broker may take.
@@ -70,7 +71,8 @@ pub struct KafkaLog {
     producer: ThreadedProducer<Acknowledgements>,
     /// Asks for metadata and high watermarks; reads nothing.
     queries: BaseConsumer<Quiet>,
-    partitions: OnceLock<usize>,
+    /// 0 until known; another topic of the same name may have another number.
+    partitions: AtomicUsize,
 }
 
 impl KafkaLog {
@@ -92,7 +94,7 @@ impl KafkaLog {
         let quiet = Quiet::default();
         let producer = ThreadedProducer::from_config_and_context(&producer, Acknowledgements(quiet.clone()))?;
         let queries = BaseConsumer::from_config_and_context(&client_config(&settings), quiet)?;
-        Ok(Self { settings, producer, queries, partitions: OnceLock::new() })
+        Ok(Self { settings, producer, queries, partitions: AtomicUsize::new(0) })
     }
 
     fn send(&self, key: &str, value: &[u8]) -> Result<oneshot::Receiver<Acknowledged>, AppendError> {
@@ -139,7 +141,7 @@ impl Log for KafkaLog {
 
     fn open(&self) -> Result<LogInfo, OpenError> {
         let info = topic::open(&self.queries, &self.settings)?;
-        let _ = self.partitions.set(info.partitions.len());
+        self.partitions.store(info.partitions.len(), Ordering::Relaxed);
         Ok(info)
     }
 
@@ -180,13 +182,21 @@ impl Log for KafkaLog {
     }
 
     fn high_watermarks(&self) -> Result<Vec<HighWatermark>, ReadError> {
-        let partitions = *self
-            .partitions
-            .get()
-            .ok_or_else(|| ReadError::Unavailable("the topic is not known yet".into()))?;
+        let partitions = self.partitions.load(Ordering::Relaxed);
+        if partitions == 0 {
+            return Err(ReadError::Unavailable("the topic is not known yet".into()));
+        }
         topic::offsets(&self.queries, &self.settings.topic, partitions, Offset::End, WATERMARK_TIMEOUT)
             .map(|ends| ends.into_iter().map(HighWatermark).collect())
             .map_err(|error| ReadError::Unavailable(error.to_string()))
+    }
+
+    fn is_still(&self, identity: &LogIdentity) -> bool {
+        topic::is_still(&self.queries, identity, WATERMARK_TIMEOUT)
+    }
+
+    fn delete_grace(&self) -> Option<Duration> {
+        Some(self.settings.delete_retention)
     }
 
     fn flush(&self, deadline: Duration) {

@@ -1,0 +1,215 @@
+//! LMDB environments on disk, and which of them is the store.
+//!
+//! A store's folder holds environments in folders of their own, `1`, `2`, `3`…; the file `CURRENT` names the one that is
+//! the store (`1` without it). A new one is built beside it and synced, then `CURRENT` is replaced by a rename, then the
+//! old one is removed. So a crash at any point leaves one whole store; what `CURRENT` does not name goes at the next start.
+//!
+//! # What a crash costs
+//!
+//! | LMDB's mode | a process is killed | the power is cut | commits of 1 record / 20,000 records a second |
+//! | --- | --- | --- | --- |
+//! | default: data, then meta page synced | nothing | nothing | see `NO_META_SYNC` |
+//! | `MDB_NOMETASYNC`: data synced, meta page with the next commit | nothing | the last commit, replayed from the log | |
+//! | `MDB_NOSYNC` | nothing | perhaps the file: pages reach the disk in any order | |
+//! | `MDB_WRITEMAP` and `MDB_MAPASYNC` | nothing; but a stray write into the map breaks the file | perhaps the file | |
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use heed::byteorder::BigEndian;
+use heed::types::{Bytes as RawBytes, I64, Str, U32};
+use heed::{Database, Env, EnvOpenOptions, RwTxn};
+
+use super::{Checkpoint, StoreError};
+use crate::log::LogIdentity;
+use crate::position::NextOffset;
+
+/// Changed whenever the bytes in the store mean something else; a store of another format is built anew.
+pub const FORMAT: &str = "1";
+/// Address space reserved for LMDB's map, not memory and not disk. Halved until the system grants it.
+const MAP_BYTES: usize = 1 << 40;
+/// One reader slot for each thread that ever reads.
+const MAX_READERS: u32 = 1024;
+const CURRENT: &str = "CURRENT";
+/// LMDB's own name for its file.
+pub const DATA_FILE: &str = "data.mdb";
+
+/// An environment and its databases. Cheap to clone; closed when the last clone is gone.
+#[derive(Clone)]
+pub(super) struct Files {
+    pub env: Env,
+    /// Key → [`super::Entry`]'s bytes.
+    pub records: Database<RawBytes, RawBytes>,
+    /// Partition → next offset.
+    pub positions: Database<U32<BigEndian>, I64<BigEndian>>,
+    /// `format`, `identity`, `restored`, `caught_up_at`.
+    pub meta: Database<Str, Str>,
+    pub generation: u64,
+}
+
+impl Files {
+    /// Opens an environment of this format, or makes an empty one.
+    pub fn open(root: &Path, generation: u64) -> Result<Self, StoreError> {
+        let dir = root.join(generation.to_string());
+        let wrap = |source| StoreError::Open { path: dir.display().to_string(), source };
+        fs::create_dir_all(&dir).map_err(|error| wrap(error.into()))?;
+        let env = open_env(&dir, 3).map_err(wrap)?;
+        let mut txn = env.write_txn()?;
+        let files = Self {
+            records: env.create_database(&mut txn, Some("records"))?,
+            positions: env.create_database(&mut txn, Some("positions"))?,
+            meta: env.create_database(&mut txn, Some("meta"))?,
+            env: env.clone(),
+            generation,
+        };
+        if files.meta.get(&txn, "format")? != Some(FORMAT) {
+            files.clear(&mut txn)?;
+        }
+        txn.commit()?;
+        Ok(files)
+    }
+
+    pub fn clear(&self, txn: &mut RwTxn<'_>) -> Result<(), StoreError> {
+        self.records.clear(txn)?;
+        self.positions.clear(txn)?;
+        self.meta.clear(txn)?;
+        Ok(self.meta.put(txn, "format", FORMAT)?)
+    }
+
+    /// Empties it and ties it to a log, to be read from `next` on; `now` is when that begins. All or nothing.
+    pub fn reset(&self, identity: &LogIdentity, next: &[NextOffset], now: i64) -> Result<(), StoreError> {
+        let mut txn = self.env.write_txn()?;
+        self.clear(&mut txn)?;
+        self.put_identity(&mut txn, identity)?;
+        self.meta.put(&mut txn, "caught_up_at", &now.to_string())?;
+        for (partition, offset) in (0..).zip(next) {
+            self.positions.put(&mut txn, &partition, &offset.0)?;
+        }
+        Ok(txn.commit()?)
+    }
+
+    pub fn put_identity(&self, txn: &mut RwTxn<'_>, identity: &LogIdentity) -> Result<(), StoreError> {
+        let json = serde_json::to_string(identity).map_err(|_| StoreError::Corrupt("identity"))?;
+        Ok(self.meta.put(txn, "identity", &json)?)
+    }
+
+    /// Remembers that everything up to the log's end was applied at `now`, and, once, that it may answer reads.
+    pub fn note_caught_up(&self, now: i64) -> Result<(), StoreError> {
+        let mut txn = self.env.write_txn()?;
+        self.meta.put(&mut txn, "restored", "yes")?;
+        self.meta.put(&mut txn, "caught_up_at", &now.to_string())?;
+        Ok(txn.commit()?)
+    }
+
+    pub fn checkpoint(&self) -> Result<Checkpoint, StoreError> {
+        let txn = self.env.read_txn()?;
+        let identity = match self.meta.get(&txn, "identity")? {
+            None => None,
+            Some(json) => Some(serde_json::from_str(json).map_err(|_| StoreError::Corrupt("identity"))?),
+        };
+        let mut next = Vec::new();
+        for item in self.positions.iter(&txn)? {
+            let (partition, offset) = item?;
+            if partition as usize != next.len() {
+                return Err(StoreError::Corrupt("positions"));
+            }
+            next.push(NextOffset(offset));
+        }
+        let caught_up_at = self.meta.get(&txn, "caught_up_at")?.and_then(|text| text.parse().ok());
+        Ok(Checkpoint { identity, restored: self.meta.get(&txn, "restored")?.is_some(), next, caught_up_at })
+    }
+
+    /// The size of a copy without free pages, in bytes; what is written meanwhile comes on top.
+    pub fn compact_bytes(&self) -> Result<u64, StoreError> {
+        let txn = self.env.read_txn()?;
+        let stats = [self.records.stat(&txn)?, self.positions.stat(&txn)?, self.meta.stat(&txn)?];
+        // Two meta pages, and one of the names of the databases.
+        let pages: usize = stats.iter().map(|s| s.branch_pages + s.leaf_pages + s.overflow_pages).sum();
+        Ok((pages as u64 + 3) * u64::from(stats[0].page_size))
+    }
+}
+
+/// Opens an LMDB environment of this process's own.
+#[allow(unsafe_code)]
+pub(crate) fn open_env(dir: &Path, databases: u32) -> heed::Result<Env> {
+    let mut map_bytes = MAP_BYTES;
+    loop {
+        let mut options = EnvOpenOptions::new();
+        options.max_dbs(databases).max_readers(MAX_READERS).map_size(map_bytes);
+        // SAFETY: the map must not be changed behind LMDB's back. The folder is locked by `DataDir` for this process,
+        // and nothing else in this process opens the file.
+        match unsafe { options.open(dir) } {
+            Err(heed::Error::Io(error))
+                if error.kind() == io::ErrorKind::OutOfMemory && map_bytes > 1 << 30 =>
+            {
+                map_bytes /= 2;
+            }
+            opened => return opened,
+        }
+    }
+}
+
+/// The folder of a store.
+pub(super) struct Root(PathBuf);
+
+impl Root {
+    pub fn new(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The generation that is the store. Removes every other one, the traces of a build that was cut short.
+    pub fn current(&self) -> io::Result<u64> {
+        fs::create_dir_all(&self.0)?;
+        let current = match fs::read_to_string(self.0.join(CURRENT)) {
+            Ok(text) => text.trim().parse().map_err(|_| {
+                let path = self.0.join(CURRENT).display().to_string();
+                io::Error::other(format!(
+                    "{path} holds '{}', which is no number; remove the folder, it is rebuilt from the log",
+                    text.trim()
+                ))
+            })?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 1,
+            Err(error) => return Err(error),
+        };
+        for generation in self.generations()? {
+            if generation != current {
+                self.remove(generation);
+            }
+        }
+        Ok(current)
+    }
+
+    fn generations(&self) -> io::Result<Vec<u64>> {
+        let entries = fs::read_dir(&self.0)?;
+        Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+    }
+
+    /// A generation that is not there yet.
+    pub fn unused(&self) -> io::Result<u64> {
+        Ok(self.generations()?.into_iter().max().unwrap_or_default().max(1) + 1)
+    }
+
+    /// Makes a generation the store. It must be on the disk already.
+    pub fn point_to(&self, generation: u64) -> io::Result<()> {
+        let new = self.0.join("CURRENT.new");
+        let mut file = File::create(&new)?;
+        writeln!(file, "{generation}")?;
+        file.sync_all()?;
+        fs::rename(&new, self.0.join(CURRENT))?;
+        // The rename, and the generation's folder.
+        File::open(&self.0)?.sync_all()
+    }
+
+    /// What is left of it goes at the next start.
+    pub fn remove(&self, generation: u64) {
+        let dir = self.0.join(generation.to_string());
+        if let Err(error) = fs::remove_dir_all(&dir) {
+            tracing::warn!(%error, "{} could not be removed", dir.display());
+        }
+    }
+}
