@@ -8,6 +8,8 @@
 //! is not ready, its reads ask the members); what befalls all of them must not silence all of them at once (the new store
 //! is built beside the old one, which is read until the new one is complete).
 //!
+//! A node "runs" from the first time on that it is caught up; a store that it starts with has no such claim.
+//!
 //! | what happened | found at the start | found while running |
 //! | --- | --- | --- |
 //! | another `KAFKA_TOPIC` | emptied | – |
@@ -325,7 +327,8 @@ impl Parts {
         let starts: Vec<_> = info.partitions.iter().map(|range| NextOffset(range.start)).collect();
         if let Some(Misfit { why, of_all }) = misfit {
             *caught_up = CaughtUp::default();
-            if !(of_all && self.progress.restored()) {
+            // Of what was read before this run, nobody depends on.
+            if !(of_all && self.progress.restored() && self.progress.caught_up_once()) {
                 self.discard(&why)?;
                 return self.begin_anew(info);
             }

@@ -59,9 +59,9 @@ pub(super) async fn reap(of: Of) -> Result<()> {
 pub(super) struct Container(ContainerAsync<GenericImage>);
 
 impl Container {
-    pub(super) async fn start(kind: Kind, port: u16) -> Result<Container> {
+    pub(super) async fn start(kind: Kind, port: u16, cluster: &str) -> Result<Container> {
         let request = match kind {
-            Kind::Kafka => kafka(port),
+            Kind::Kafka => kafka(port, cluster),
             Kind::ZooKeeper => zookeeper(port),
         };
         let container = request
@@ -118,14 +118,13 @@ fn mapped(image: GenericImage, host: u16, container: ContainerPort) -> Container
     image.with_mapped_port(host, container)
 }
 
-fn kafka(port: u16) -> ContainerRequest<GenericImage> {
+fn kafka(port: u16, cluster: &str) -> ContainerRequest<GenericImage> {
     // Its own format and start rather than the image's: those render KAFKA_* variables in a Java process of its own.
     const CONFIG: &str = "/tmp/bitacora-e2e.properties";
     let properties = super::kafka_properties(":9092", port, 9093, Path::new("/tmp/bitacora-e2e-data"));
     let start = format!(
-        "cd /opt/kafka/bin && ./kafka-storage.sh format --ignore-formatted --cluster-id {} --config {CONFIG} \
+        "cd /opt/kafka/bin && ./kafka-storage.sh format --ignore-formatted --cluster-id {cluster} --config {CONFIG} \
          && exec ./kafka-server-start.sh {CONFIG}",
-        super::CLUSTER_ID
     );
     mapped(GenericImage::new("apache/kafka", KAFKA_VERSION), port, 9092.tcp())
         .with_copy_to(CONFIG, properties.into_bytes())

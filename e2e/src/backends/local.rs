@@ -32,18 +32,18 @@ pub(super) struct Local {
 }
 
 impl Local {
-    pub(super) async fn start(kind: Kind, port: u16, dir: &Path) -> Result<Local> {
+    pub(super) async fn start(kind: Kind, port: u16, dir: &Path, cluster: &str) -> Result<Local> {
         let local =
             Local { kind, jars: jars(kind).await?, dir: dir.to_path_buf(), process: Mutex::new(None) };
         match kind {
-            Kind::Kafka => local.prepare_kafka(port).await?,
+            Kind::Kafka => local.prepare_kafka(port, cluster).await?,
             Kind::ZooKeeper => local.prepare_zookeeper(port)?,
         }
         local.start_again()?;
         Ok(local)
     }
 
-    async fn prepare_kafka(&self, port: u16) -> Result<()> {
+    async fn prepare_kafka(&self, port: u16, cluster: &str) -> Result<()> {
         let controller = ports::free();
         let properties =
             super::kafka_properties(&format!("127.0.0.1:{port}"), port, controller, &self.dir.join("data"));
@@ -53,7 +53,7 @@ impl Local {
         let mut format = self.java();
         format
             .arg("kafka.tools.StorageTool")
-            .args(["format", "--cluster-id", super::CLUSTER_ID, "--config"])
+            .args(["format", "--cluster-id", cluster, "--config"])
             .arg(&config);
         let status = Process::spawn(format, &log)?.wait(super::READY).await;
         ensure!(

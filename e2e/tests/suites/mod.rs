@@ -6,6 +6,7 @@ mod broker_outage;
 mod client;
 mod command_line;
 mod compose;
+mod crash;
 mod dev;
 mod foreign_records;
 mod membership;
@@ -13,9 +14,11 @@ mod peers;
 mod real_data;
 mod replication;
 mod restart;
+mod resync;
 mod rpc;
 mod rpc_java;
 mod shutdown;
+mod snapshot;
 mod topic_records;
 
 use e2e::runner::Test;
@@ -25,6 +28,9 @@ pub fn all() -> Vec<Test> {
         // The longest first, so that no thread is left alone with one at the end.
         compose::tests(),
         real_data::tests(),
+        resync::tests(),
+        snapshot::tests(),
+        crash::tests(),
         client::tests(),
         command_line::tests(),
         broker_outage::tests(),
