@@ -15,6 +15,9 @@ const FRESH: Duration = Duration::from_secs(1);
 /// The replica's thread shows a sign of life several times a second. One that has shown none for this long is stuck:
 /// longer than any transaction should take, also on a slow disk.
 const STUCK: Duration = Duration::from_secs(30);
+/// How long the reads of a store from an earlier run wait for the log to say whether it is its own. A log that is away
+/// must not hold them up for ever.
+const HOLD: Duration = Duration::from_secs(1);
 /// No grace: delete markers stay in the log for ever.
 const FOR_EVER: u64 = u64::MAX;
 
@@ -40,6 +43,8 @@ struct Inner {
     heartbeat: Instant,
     /// Next offsets when the reading began, for the restore's progress.
     from: Vec<NextOffset>,
+    /// Whether the store may answer reads as soon as the log has had time to object.
+    held: bool,
     /// Why the store is being built anew beside the one that is read.
     rebuilding: Option<String>,
     /// The clock at the last tick, ms since the epoch.
@@ -102,6 +107,7 @@ impl Default for Progress {
             restored_after: None,
             heartbeat: now,
             from: Vec::new(),
+            held: false,
             rebuilding: None,
             ticked_at: None,
             frozen: false,
@@ -162,6 +168,26 @@ impl Progress {
         inner.frozen
     }
 
+    /// As [`Progress::begin`], for a store from an earlier run, which may answer reads unless the log objects: after
+    /// [`Progress::release`].
+    pub(crate) fn hold(&self, next: &[NextOffset]) {
+        self.begin(next, false);
+        self.lock().held = true;
+    }
+
+    /// The log does not answer, or not within `HOLD`: the store of an earlier run does.
+    pub(crate) fn release(&self, at_once: bool) {
+        let due = |inner: &Inner| inner.held && (at_once || inner.started.elapsed() > HOLD);
+        if due(&self.lock()) {
+            self.change(|inner| {
+                if inner.held && !inner.frozen {
+                    inner.held = false;
+                    self.restored.store(true, Ordering::Release);
+                }
+            });
+        }
+    }
+
     fn stands_still(&self) -> bool {
         let grace = self.grace.load(Ordering::Relaxed);
         // Read first: a tick in between makes the time since then shorter, never longer.
@@ -182,6 +208,7 @@ impl Progress {
         self.change(|inner| {
             self.restored.store(restored, Ordering::Release);
             inner.frozen = false;
+            inner.held = false;
             inner.rebuilding = None;
             inner.from = next.to_vec();
             inner.partitions =

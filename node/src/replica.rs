@@ -8,6 +8,7 @@
 //! is not ready, its reads ask the members); what befalls all of them must not silence all of them at once (the new store
 //! is built beside the old one, which is read until the new one is complete).
 //!
+//! A store from an earlier run answers reads when the log has said that it fits, or has not said anything for a second.
 //! A node "runs" from the first time on that it is caught up; a store that it starts with has no such claim.
 //!
 //! | what happened | found at the start | found while running |
@@ -104,7 +105,11 @@ impl Replica {
         }
         // But not another topic's keys.
         let same_topic = checkpoint.identity.as_ref().is_some_and(|identity| identity.topic == log.topic());
-        progress.begin(&checkpoint.next, checkpoint.restored && same_topic);
+        if checkpoint.restored && same_topic {
+            progress.hold(&checkpoint.next);
+        } else {
+            progress.begin(&checkpoint.next, false);
+        }
         let stop = Arc::new(AtomicBool::new(false));
         let shared = Arc::new(Shared::default());
         let learner = std::thread::Builder::new().name("watermarks".into()).spawn({
@@ -131,6 +136,7 @@ fn learn(log: &dyn Log, progress: &Progress, shared: &Shared, stop: &AtomicBool)
     let mut looked = Instant::now();
     while !stop.load(Ordering::Relaxed) {
         progress.tick(now_ms());
+        progress.release(false);
         if progress.phase() != Phase::Reading {
             std::thread::sleep(WATERMARKS / 10);
             continue;
@@ -200,10 +206,12 @@ impl Parts {
             let info = match self.log.open() {
                 Ok(info) => info,
                 Err(OpenError::Unavailable(reason)) => {
+                    self.progress.release(true);
                     self.wait_for_log(reason);
                     continue;
                 }
                 Err(OpenError::Refused(reason)) => {
+                    self.progress.release(true);
                     tracing::error!("{reason}");
                     self.progress.set_phase(Phase::Failed(reason));
                     return;

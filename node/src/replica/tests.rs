@@ -272,7 +272,7 @@ fn a_restart_goes_on_where_the_store_stands_and_serves_at_once() {
     bench.wait("ready", |bench| bench.progress.unready().is_none());
     drop(bench);
     let bench = Bench::start(dir.path(), "c", 0..9);
-    assert_eq!(bench.progress.unready(), None, "a warm store serves before it has caught up");
+    bench.wait("it serves before it has caught up", |bench| bench.progress.unready().is_none());
     assert!(!bench.progress.caught_up());
     assert_eq!(bench.value("k").as_deref(), Some("v"));
     bench.wait("reading", |bench| *bench.log.started.lock().expect("no panic") == [1]);
@@ -331,9 +331,10 @@ fn another_topics_keys_are_not_served_even_before_the_log_answers() {
     drop(bench);
     let away = Some("it does not answer");
     let bench = Bench::start_with(dir.path(), "t", "c", 0..1, away);
-    assert!(bench.progress.restored(), "its own topic's are");
+    bench.wait("its own topic's are", |bench| bench.progress.restored());
     drop(bench);
     let bench = Bench::start_with(dir.path(), "another", "c", 0..1, away);
+    bench.wait("refused", |bench| matches!(bench.progress.phase(), Phase::Failed(_)));
     assert!(!bench.progress.restored());
 }
 
@@ -402,6 +403,7 @@ fn a_store_that_was_left_for_longer_than_the_grace_is_empty_before_the_log_answe
         store.note_caught_up(now_ms() - left * 1000).expect("written");
         let away = Some("it does not answer");
         let bench = Bench::start_on(Arc::clone(&store), "t", "c", 0..1, away, grace);
+        bench.wait("refused", |bench| matches!(bench.progress.phase(), Phase::Failed(_)));
         assert_eq!(bench.progress.restored(), trusted, "left for {left} s");
         assert_eq!(bench.value("k").is_some(), trusted, "left for {left} s");
         assert_eq!(bench.metrics.resyncs.get(), u64::from(!trusted), "left for {left} s");
@@ -426,14 +428,14 @@ fn the_logs_clock_tells_the_age_of_a_store_too() {
     store.note_caught_up(now_ms()).expect("written");
     let mut bench = Bench::start_on(store, "t", "c", 0..9, None, grace);
     bench.wait("reading", |bench| *bench.log.started.lock().expect("no panic") == [1]);
-    assert!(bench.progress.restored());
+    bench.wait("it serves", |bench| bench.progress.restored());
     let late = std::mem::replace(&mut bench.steps, channel().0);
     bench.becomes("c", 0..9);
     late.send(Step::LogTime(now_ms() + 3_700_000)).expect("the replica reads");
     bench.wait("from the start", |bench| *bench.log.started.lock().expect("no panic") == [1, 0]);
     bench.feed(Step::End(9));
-    bench.wait("switched", |bench| bench.value("gone").is_none());
-    assert!(bench.progress.unready().is_none());
+    bench.wait("ready again", |bench| bench.progress.unready().is_none());
+    assert_eq!(bench.value("gone"), None);
 }
 
 #[test]

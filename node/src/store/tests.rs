@@ -341,3 +341,36 @@ fn a_copy_is_whole_and_as_of_one_moment_while_a_writer_goes_on() {
     std::fs::write(incoming.file(), vec![7; 100_000]).expect("written");
     assert!(incoming.open().is_err(), "garbage is no store");
 }
+
+#[test]
+fn a_store_that_is_being_filled_survives_a_kill_but_not_another_boot() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let store = open(dir.path());
+    store.reset(&identity(), &[NextOffset(0)], 1).expect("written");
+    put(&store, "k", 7, "filled");
+    let mark = dir.path().join("1/UNSYNCED");
+    if !mark.exists() {
+        assert!(
+            !Path::new("/proc/sys/kernel/random/boot_id").exists(),
+            "the boot has a name, and is not noted"
+        );
+        return;
+    }
+    drop(store);
+    let store = open(dir.path());
+    assert_eq!(store.checkpoint().expect("readable").next, [NextOffset(8)], "filling goes on");
+    drop(store);
+    std::fs::write(&mark, "another boot").expect("written");
+    let store = open(dir.path());
+    assert_eq!(
+        store.checkpoint().expect("readable"),
+        Checkpoint::default(),
+        "nobody knows what was on the disk"
+    );
+    // Once it is complete it is on the disk.
+    store.reset(&identity(), &[NextOffset(0)], 1).expect("written");
+    put(&store, "k", 7, "filled");
+    assert!(mark.exists());
+    store.note_caught_up(2).expect("written");
+    assert!(!mark.exists());
+}

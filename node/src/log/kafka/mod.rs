@@ -4,7 +4,7 @@ mod events;
 mod topic;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -68,7 +68,8 @@ pub struct KafkaSettings {
 
 pub struct KafkaLog {
     settings: KafkaSettings,
-    producer: ThreadedProducer<Acknowledgements>,
+    /// Made anew when it has failed for good: its sequence of records is broken, as by a cluster that was replaced.
+    producer: RwLock<ThreadedProducer<Acknowledgements>>,
     /// Asks for metadata and high watermarks; reads nothing.
     queries: BaseConsumer<Quiet>,
     /// 0 until known; another topic of the same name may have another number.
@@ -81,33 +82,70 @@ impl KafkaLog {
     /// # Errors
     /// When librdkafka refuses a property, in its words.
     pub fn new(settings: KafkaSettings) -> Result<Self, KafkaError> {
-        let mut producer = client_config(&settings);
-        producer
-            .set("acks", "all")
-            .set("enable.idempotence", "true")
-            .set("partitioner", "murmur2_random")
-            .set("message.timeout.ms", settings.write_timeout.as_millis().to_string())
-            .set("message.max.bytes", settings.max_record_bytes.max(1_000_000).to_string());
-        // A record waits for others to share its request only while earlier requests are under way.
-        set_default(&mut producer, "linger.ms", "0");
-        set_default(&mut producer, "queue.buffering.max.kbytes", "131072");
         let quiet = Quiet::default();
-        let producer = ThreadedProducer::from_config_and_context(&producer, Acknowledgements(quiet.clone()))?;
+        let producer = RwLock::new(producer(&settings, quiet.clone())?);
         let queries = BaseConsumer::from_config_and_context(&client_config(&settings), quiet)?;
         Ok(Self { settings, producer, queries, partitions: AtomicUsize::new(0) })
     }
 
+    fn producer(&self) -> RwLockReadGuard<'_, ThreadedProducer<Acknowledgements>> {
+        self.producer.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn send(&self, key: &str, value: &[u8]) -> Result<oneshot::Receiver<Acknowledged>, AppendError> {
-        let (done, acknowledged) = oneshot::channel();
-        let record = BaseRecord::with_opaque_to(&self.settings.topic, Box::new(done)).key(key).payload(value);
-        match self.producer.send(record) {
-            Ok(()) => Ok(acknowledged),
-            Err((KafkaError::MessageProduction(code), _)) if is_too_large(code) => {
-                Err(AppendError::TooLarge(code.to_string()))
+        let sent = match self.try_send(key, value) {
+            Err(KafkaError::MessageProduction(RDKafkaErrorCode::Fatal)) => {
+                self.replace_producer();
+                self.try_send(key, value)
             }
-            Err((error, _)) => Err(AppendError::NotTaken(error.to_string())),
+            sent => sent,
+        };
+        sent.map_err(|error| match error {
+            KafkaError::MessageProduction(code) if is_too_large(code) => {
+                AppendError::TooLarge(code.to_string())
+            }
+            error => AppendError::NotTaken(error.to_string()),
+        })
+    }
+
+    /// In the place of one that takes nothing any more.
+    fn replace_producer(&self) {
+        let mut current = self.producer.write().unwrap_or_else(PoisonError::into_inner);
+        // Another writer may have been faster.
+        let Some((_, reason)) = current.client().fatal_error() else { return };
+        tracing::warn!("Kafka's producer failed for good ({reason}); going on with a new one");
+        match producer(&self.settings, Quiet::clone(self.queries.context())) {
+            Ok(new) => {
+                let old = std::mem::replace(&mut *current, new);
+                // Its end waits for what it still has to report.
+                std::thread::spawn(move || drop(old));
+            }
+            Err(error) => tracing::error!(%error, "there is no new producer"),
         }
     }
+
+    fn try_send(&self, key: &str, value: &[u8]) -> Result<oneshot::Receiver<Acknowledged>, KafkaError> {
+        let (done, acknowledged) = oneshot::channel();
+        let record = BaseRecord::with_opaque_to(&self.settings.topic, Box::new(done)).key(key).payload(value);
+        self.producer().send(record).map(|()| acknowledged).map_err(|(error, _)| error)
+    }
+}
+
+fn producer(
+    settings: &KafkaSettings,
+    quiet: Quiet,
+) -> Result<ThreadedProducer<Acknowledgements>, KafkaError> {
+    let mut config = client_config(settings);
+    config
+        .set("acks", "all")
+        .set("enable.idempotence", "true")
+        .set("partitioner", "murmur2_random")
+        .set("message.timeout.ms", settings.write_timeout.as_millis().to_string())
+        .set("message.max.bytes", settings.max_record_bytes.max(1_000_000).to_string());
+    // A record waits for others to share its request only while earlier requests are under way.
+    set_default(&mut config, "linger.ms", "0");
+    set_default(&mut config, "queue.buffering.max.kbytes", "131072");
+    ThreadedProducer::from_config_and_context(&config, Acknowledgements(quiet))
 }
 
 fn is_too_large(code: RDKafkaErrorCode) -> bool {
@@ -200,7 +238,7 @@ impl Log for KafkaLog {
     }
 
     fn flush(&self, deadline: Duration) {
-        if let Err(error) = self.producer.flush(deadline) {
+        if let Err(error) = self.producer().flush(deadline) {
             tracing::warn!(%error, "not every write was acknowledged before the producer was closed");
         }
     }
