@@ -42,6 +42,7 @@ pub struct Test {
     /// `suite::guarantee`.
     name: String,
     needs: Needs,
+    deadline: Duration,
     run: Box<dyn FnOnce(Ctx) -> Outcome + Send>,
 }
 
@@ -52,7 +53,13 @@ impl Test {
         Fut: Future<Output = Result<()>> + 'static,
     {
         let suite = module.rsplit("::").next().unwrap_or(module);
-        Test { name: format!("{suite}::{name}"), needs, run: Box::new(|ctx| Box::pin(run(ctx))) }
+        let name = format!("{suite}::{name}");
+        Test { name, needs, deadline: TEST_DEADLINE, run: Box::new(|ctx| Box::pin(run(ctx))) }
+    }
+
+    /// For a benchmark that takes longer.
+    pub fn within(self, deadline: Duration) -> Test {
+        Test { deadline, ..self }
     }
 }
 
@@ -176,8 +183,8 @@ fn run_test(runtime: &Runtime, run: &Arc<Run>, test: Test) -> Result<(), String>
                 // Outside the deadline: the first test waits for a build and for servers.
                 run.servers().await?;
             }
-            let limited = tokio::time::timeout(TEST_DEADLINE, (test.run)(ctx));
-            limited.await.with_context(|| format!("it did not end within {TEST_DEADLINE:?}"))?
+            let limited = tokio::time::timeout(test.deadline, (test.run)(ctx));
+            limited.await.with_context(|| format!("it did not end within {:?}", test.deadline))?
         })
     }));
     let panicked = PANIC.take().unwrap_or_default();

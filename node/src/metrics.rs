@@ -83,7 +83,7 @@ impl Metrics {
                 "poison_records_total",
                 "Records of the log that could not be decoded and were skipped.",
             )?,
-            resyncs: counter(r, "resyncs_total", "Times the store was emptied to be rebuilt from the log.")?,
+            resyncs: counter(r, "resyncs_total", "Times the store did not fit the log and was built anew.")?,
             batch_records: histogram(
                 r,
                 "apply_batch_records",

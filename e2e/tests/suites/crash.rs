@@ -9,11 +9,16 @@ use anyhow::{Context, Result, ensure};
 use e2e::cluster::{Node, Options, START};
 use e2e::http::{Api, Position};
 use e2e::runner::{Ctx, Test};
+use e2e::topic::KeyValue;
 use e2e::{tests, wait};
 use futures_util::future::try_join_all;
+use futures_util::{StreamExt, TryStreamExt, stream};
 
 pub fn tests() -> Vec<Test> {
-    tests![Servers: a_node_killed_at_random_moments_under_load_never_goes_back]
+    tests![
+        Servers: a_node_killed_at_random_moments_under_load_never_goes_back,
+            a_node_killed_while_its_store_is_filled_or_replaced_ends_with_all_data
+    ]
 }
 
 const ROUNDS: usize = 8;
@@ -77,12 +82,17 @@ async fn applied(node: &Node) -> Result<HashMap<i64, i64>, String> {
     Ok(partitions.iter().filter_map(|p| Some((p["partition"].as_i64()?, p["applied"].as_i64()?))).collect())
 }
 
-async fn a_node_killed_at_random_moments_under_load_never_goes_back(ctx: Ctx) -> Result<()> {
+fn seed() -> Result<u64> {
     let seed = match std::env::var("E2E_SEED") {
         Ok(seed) => seed.parse().context("E2E_SEED is a number")?,
         Err(_) => e2e::topic::now_ms().unsigned_abs(),
     };
     println!("crash: E2E_SEED={seed}");
+    Ok(seed)
+}
+
+async fn a_node_killed_at_random_moments_under_load_never_goes_back(ctx: Ctx) -> Result<()> {
+    let seed = seed()?;
     let mut random = Random(seed);
     let cluster = ctx.cluster_with(2, Options::new()).await?;
     let [killed, writer] = &cluster.nodes[..] else { unreachable!("two nodes") };
@@ -137,6 +147,55 @@ async fn a_node_killed_at_random_moments_under_load_never_goes_back(ctx: Ctx) ->
             killed.api().metric("bitacora_resyncs_total").await?.abs() < 0.1,
             "{what}: the store was whole"
         );
+    }
+    Ok(())
+}
+
+const RECORDS: usize = 25_000;
+
+async fn a_node_killed_while_its_store_is_filled_or_replaced_ends_with_all_data(ctx: Ctx) -> Result<()> {
+    let seed = seed()?;
+    let mut random = Random(seed);
+    let cluster = ctx.cluster_with(2, Options::new().env("SNAPSHOT_RATE", "8MiB")).await?;
+    let [killed, other] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    let writer = cluster.topic.writer()?;
+    let records =
+        |what: String| (0..RECORDS).map(move |i| KeyValue::new(&format!("key-{i}"), &format!("{what} {i}")));
+    let fill = async |what: &str| {
+        let writes = stream::iter(records(what.to_owned()));
+        let writes = writes.map(|record| async {
+            let record = record;
+            writer.write_record(&record).await
+        });
+        writes.buffer_unordered(5_000).try_for_each(|_| async { Ok(()) }).await
+    };
+    for (n, (by, what)) in [("auto", "first"), ("never", "second")].into_iter().enumerate() {
+        fill(what).await?;
+        other.has(&format!("key-{}", RECORDS - 1), Some(&format!("{what} {}", RECORDS - 1))).await;
+        killed.kill();
+        killed.wipe()?;
+        killed.set_env("SNAPSHOT", by);
+        for round in 0..5 {
+            killed.spawn()?;
+            let pause = Duration::from_millis(random.below(1500));
+            tokio::time::sleep(pause).await;
+            // A store that is not whole says nothing.
+            if let Ok(answer) = killed.api().get_own("key-7").await {
+                let fine = answer.status == 503 || answer.value() == Some(format!("{what} 7"));
+                ensure!(fine, "seed {seed}, round {round}, {by}, killed after {pause:?}: {answer}");
+            }
+            killed.kill();
+        }
+        killed.spawn()?;
+        killed.ready().await;
+        for i in (0..RECORDS).step_by(97) {
+            killed.has(&format!("key-{i}"), Some(&format!("{what} {i}"))).await;
+        }
+        let status = killed.api().status().await?;
+        assert_eq!(status["store"]["records"], RECORDS, "seed {seed}, {by}: {status}");
+        let folders = std::fs::read_dir(killed.data_dir.join("store"))?.flatten();
+        let folders = folders.filter(|entry| entry.path().is_dir()).count();
+        assert_eq!(folders, 1, "seed {seed}, {by}, {n}: something is left on the disk");
     }
     Ok(())
 }

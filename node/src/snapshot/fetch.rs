@@ -83,7 +83,7 @@ impl Fetcher {
                     Ok(copy) => return Some(copy),
                     Err(Failed::Stopped) => return None,
                     Err(Failed::Busy(pause)) => {
-                        busy = Some(busy.map_or(pause, |known: Duration| known.min(pause)))
+                        busy = Some(busy.map_or(pause, |known: Duration| known.min(pause)));
                     }
                     Err(Failed::Unusable(reason)) => {
                         tracing::warn!("no snapshot from {member}: {reason}");
