@@ -68,12 +68,14 @@ pub struct KafkaSettings {
 
 pub struct KafkaLog {
     settings: KafkaSettings,
-    /// Made anew when it has failed for good: its sequence of records is broken, as by a cluster that was replaced.
+    /// Made anew when it has failed for good, and when the log was replaced: another cluster gives its id and sequence
+    /// numbers to others, and would acknowledge its records as duplicates of theirs.
     producer: RwLock<ThreadedProducer<Acknowledgements>>,
     /// Asks for metadata and high watermarks; reads nothing.
     queries: BaseConsumer<Quiet>,
     /// 0 until known; another topic of the same name may have another number.
     partitions: AtomicUsize,
+    opened: Mutex<Option<LogIdentity>>,
 }
 
 impl KafkaLog {
@@ -85,7 +87,7 @@ impl KafkaLog {
         let quiet = Quiet::default();
         let producer = RwLock::new(producer(&settings, quiet.clone())?);
         let queries = BaseConsumer::from_config_and_context(&client_config(&settings), quiet)?;
-        Ok(Self { settings, producer, queries, partitions: AtomicUsize::new(0) })
+        Ok(Self { settings, producer, queries, partitions: AtomicUsize::new(0), opened: Mutex::default() })
     }
 
     fn producer(&self) -> RwLockReadGuard<'_, ThreadedProducer<Acknowledgements>> {
@@ -95,7 +97,7 @@ impl KafkaLog {
     fn send(&self, key: &str, value: &[u8]) -> Result<oneshot::Receiver<Acknowledged>, AppendError> {
         let sent = match self.try_send(key, value) {
             Err(KafkaError::MessageProduction(RDKafkaErrorCode::Fatal)) => {
-                self.replace_producer();
+                self.renew_failed_producer();
                 self.try_send(key, value)
             }
             sent => sent,
@@ -108,15 +110,19 @@ impl KafkaLog {
         })
     }
 
-    /// In the place of one that takes nothing any more.
-    fn replace_producer(&self) {
+    fn renew_failed_producer(&self) {
         let mut current = self.producer.write().unwrap_or_else(PoisonError::into_inner);
         // Another writer may have been faster.
-        let Some((_, reason)) = current.client().fatal_error() else { return };
-        tracing::warn!("Kafka's producer failed for good ({reason}); going on with a new one");
+        if let Some((_, reason)) = current.client().fatal_error() {
+            self.renew(&mut current, &format!("it failed for good: {reason}"));
+        }
+    }
+
+    fn renew(&self, current: &mut ThreadedProducer<Acknowledgements>, why: &str) {
+        tracing::warn!("Kafka's producer is replaced by a new one: {why}");
         match producer(&self.settings, Quiet::clone(self.queries.context())) {
             Ok(new) => {
-                let old = std::mem::replace(&mut *current, new);
+                let old = std::mem::replace(current, new);
                 // Its end waits for what it still has to report.
                 std::thread::spawn(move || drop(old));
             }
@@ -180,6 +186,12 @@ impl Log for KafkaLog {
     fn open(&self) -> Result<LogInfo, OpenError> {
         let info = topic::open(&self.queries, &self.settings)?;
         self.partitions.store(info.partitions.len(), Ordering::Relaxed);
+        let before =
+            self.opened.lock().unwrap_or_else(PoisonError::into_inner).replace(info.identity.clone());
+        if before.is_some_and(|before| !before.fits(&info.identity)) {
+            let mut current = self.producer.write().unwrap_or_else(PoisonError::into_inner);
+            self.renew(&mut current, "the log was replaced");
+        }
         Ok(info)
     }
 
