@@ -210,6 +210,11 @@ impl Ctx {
         prometheus::promtool(self.run.backends, arguments).await
     }
 
+    /// A broker of another cluster than every other, at a port that may be a former broker's.
+    pub async fn another_broker(&self, port: u16) -> Result<Server> {
+        self.run.backends.another_broker(&self.dir.join("another-kafka"), port).await
+    }
+
     /// A ZooKeeper that only this test has, to stop and start.
     pub async fn own_zookeeper(&self) -> Result<Server> {
         self.run.backends.zookeeper(&self.dir.join("own-zookeeper")).await

@@ -176,6 +176,28 @@ impl Topic {
         Ok(())
     }
 
+    /// Deletes it, and waits until the broker has forgotten it, or somebody has created it again.
+    pub async fn delete(&self) -> Result<()> {
+        let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
+        for result in
+            self.admin()?.delete_topics(&[&self.name], &options).await.context("deleting the topic")?
+        {
+            result.map_err(|(topic, error)| anyhow::anyhow!("deleting {topic}: {error}"))?;
+        }
+        Ok(())
+    }
+
+    /// Moves the start of each of so many partitions to its end.
+    pub async fn delete_records(&self, partitions: i32) -> Result<()> {
+        let mut ends = TopicPartitionList::new();
+        for partition in 0..partitions {
+            ends.add_partition_offset(&self.name, partition, Offset::End)?;
+        }
+        let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
+        let done = self.admin()?.delete_records(&ends, &options).await.context("deleting records")?;
+        done.elements().iter().try_for_each(|element| element.error()).context("deleting records")
+    }
+
     /// The topic's settings, defaults included.
     pub async fn describe(&self) -> Result<HashMap<String, String>> {
         let options = AdminOptions::new().request_timeout(Some(PATIENCE));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use zookeeper_async::{WatchedEvent, ZkError, ZooKeeper};
+use zookeeper_async::{Acl, CreateMode, WatchedEvent, ZkError, ZooKeeper};
 
 /// Connecting and asking, at most.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -53,6 +53,18 @@ impl ZkClient {
             Ok(Err(error)) => Err(format!("listing {path}: {error:?}")),
             Err(_) => Err(format!("listing {path} took longer than {PATIENCE:?}")),
         }
+    }
+
+    /// Makes somebody at `host:port` a member, for as long as this client lives.
+    pub async fn pose_as_member(&self, address: &str) -> Result<(), String> {
+        let path = format!("/bitacora/servers/{address}");
+        let create = self.0.create(
+            &path,
+            address.as_bytes().to_vec(),
+            Acl::open_unsafe().clone(),
+            CreateMode::Ephemeral,
+        );
+        create.await.map(drop).map_err(|error| format!("creating {path}: {error:?}"))
     }
 
     pub async fn close(&self) {

@@ -16,6 +16,7 @@ use crate::metrics::Metrics;
 use crate::progress::{Phase, Progress};
 use crate::reads::{Answer, Found, GetError, Reads};
 use crate::scans::Scans;
+use crate::snapshot::Snapshots;
 use crate::store::Store;
 use crate::writes::{KeyError, MAX_TTL, WriteError, Writes, Written, check_key};
 
@@ -32,6 +33,7 @@ pub struct Door {
     pub max_value_bytes: usize,
     pub request_timeout: Duration,
     pub stopping: AtomicBool,
+    pub snapshots: Snapshots,
 }
 
 /// What an operation came to.

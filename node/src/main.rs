@@ -1,4 +1,4 @@
-//! Settings in, runtime up, `serve`, `dev` or `health`, exit code out; nothing else.
+//! Settings in, runtime up, a command run, exit code out; nothing else.
 //!
 //! Exit codes: 0 stopped as asked, 1 could not start or gave up, 2 wrong settings.
 
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bitacora_node::settings::{Cli, Command, HealthSettings, LogFormat, LogSettings};
+use bitacora_node::snapshot::backup;
 use bitacora_node::{dev, serve};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -40,6 +41,8 @@ async fn run(cli: Cli) -> Result<()> {
             dev::run(settings, stop_signal()?).await
         }
         Command::Health(settings) => health(&settings).await,
+        Command::Backup(settings) => backup::write(&settings.from, &settings.file).await,
+        Command::Restore(settings) => backup::restore(&settings.file, &settings.data_dir),
     }
 }
 

@@ -35,6 +35,8 @@ pub struct Metrics {
     pub tombstones_sent: IntCounter,
     pub repairs_sent: IntCounter,
     pub trimmer: IntGauge,
+    pub snapshots_installed: IntCounter,
+    pub snapshots_served: IntCounter,
     /// What is filled in at a scrape; one scrape at a time.
     scraped: Mutex<Scraped>,
 }
@@ -143,7 +145,7 @@ impl Metrics {
                 "poison_records_total",
                 "Records of the log that could not be decoded and were skipped.",
             )?,
-            resyncs: counter(r, "resyncs_total", "Times the store was emptied to be rebuilt from the log.")?,
+            resyncs: counter(r, "resyncs_total", "Times the store did not fit the log and was built anew.")?,
             batch_records: histogram(
                 r,
                 "apply_batch_records",
@@ -206,6 +208,16 @@ impl Metrics {
                 r,
                 "trim_tombstones_sent_total",
                 "Tombstones that this node sent as a trimmer.",
+            )?,
+            snapshots_installed: counter(
+                r,
+                "snapshots_installed_total",
+                "Times the store was filled with another member's.",
+            )?,
+            snapshots_served: counter(
+                r,
+                "snapshots_served_total",
+                "Copies of the store that others began to fetch.",
             )?,
             repairs_sent: counter(
                 r,

@@ -20,7 +20,8 @@ use crate::reads::Reads;
 use crate::replica::Replica;
 use crate::rpc::{self, Limits};
 use crate::scans::Scans;
-use crate::settings::NodeSettings;
+use crate::settings::{NodeSettings, SnapshotUse};
+use crate::snapshot::{Fetcher, Snapshots};
 use crate::store::Store;
 use crate::trimmer::Trimming;
 use crate::writes::Writes;
@@ -92,7 +93,17 @@ impl Node {
             max_value_bytes,
             request_timeout: settings.request_timeout,
             stopping: false.into(),
+            snapshots: Snapshots::new(
+                Arc::clone(&store),
+                Arc::clone(&progress),
+                Arc::clone(&metrics),
+                settings.snapshot_rate,
+            ),
         });
+        let fetcher = match settings.snapshot {
+            SnapshotUse::Auto => Some(Fetcher::new(Arc::clone(&membership), door.address.api())?),
+            SnapshotUse::Never => None,
+        };
         let retention = settings.delete_retention;
         let replica = Replica::start(
             Arc::clone(&log),
@@ -100,6 +111,7 @@ impl Node {
             Arc::clone(&progress),
             Arc::clone(&metrics),
             retention,
+            fetcher,
         )?;
         let trimming = Trimming::start(
             Arc::clone(&log),

@@ -2,7 +2,7 @@
 //! read it.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,11 +16,21 @@ const FRESH: Duration = Duration::from_secs(1);
 /// The replica's thread shows a sign of life several times a second. One that has shown none for this long is stuck:
 /// longer than any transaction should take, also on a slow disk.
 const STUCK: Duration = Duration::from_secs(30);
+/// How long the reads of a store from an earlier run wait for the log to say whether it is its own. A log that is away
+/// must not hold them up for ever.
+const HOLD: Duration = Duration::from_secs(1);
+/// No grace: delete markers stay in the log for ever.
+const FOR_EVER: u64 = u64::MAX;
 
 pub struct Progress {
     inner: Mutex<Inner>,
     /// Asked for by every read, so it stands beside the lock; changed only while that is held.
     restored: AtomicBool,
+    /// Counted from here, in ms, was the last [`Progress::tick`].
+    base: Instant,
+    ticked: AtomicU64,
+    /// How long there may be none before the store is distrusted, in ms.
+    grace: AtomicU64,
     /// Counts changes; for those who wait.
     changed: watch::Sender<u64>,
 }
@@ -36,6 +46,14 @@ struct Inner {
     from: Vec<NextOffset>,
     /// When that was.
     began: Instant,
+    /// Whether the store may answer reads as soon as the log has had time to object.
+    held: bool,
+    /// Why the store is being built anew beside the one that is read.
+    rebuilding: Option<String>,
+    /// The clock at the last tick, ms since the epoch.
+    ticked_at: Option<i64>,
+    /// Whether the process stood still for longer than the grace, and nobody has drawn the consequence yet.
+    frozen: bool,
 }
 
 struct Partition {
@@ -115,6 +133,9 @@ pub struct RestoreStatus {
     pub fraction: Option<f64>,
     /// Estimate of the time left, from the speed so far; `None` unless restoring, and until there is a speed.
     pub remaining_seconds: Option<f64>,
+    /// Why the store is being built anew while the one of before is read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rebuilding: Option<String>,
 }
 
 impl Default for Progress {
@@ -129,8 +150,19 @@ impl Default for Progress {
             heartbeat: now,
             from: Vec::new(),
             began: now,
+            held: false,
+            rebuilding: None,
+            ticked_at: None,
+            frozen: false,
         };
-        Self { inner: Mutex::new(inner), restored: AtomicBool::new(false), changed: watch::Sender::new(0) }
+        Self {
+            inner: Mutex::new(inner),
+            restored: AtomicBool::new(false),
+            base: now,
+            ticked: AtomicU64::new(0),
+            grace: AtomicU64::new(FOR_EVER),
+            changed: watch::Sender::new(0),
+        }
     }
 }
 
@@ -157,10 +189,70 @@ impl Progress {
         });
     }
 
+    /// A process that stands still for longer than this has a store that may not be trusted; `None` for any time.
+    pub(crate) fn set_grace(&self, grace: Option<Duration>) {
+        let grace = grace.map_or(FOR_EVER, |grace| grace.as_millis() as u64);
+        self.grace.store(grace, Ordering::Relaxed);
+    }
+
+    /// Notes that the process runs, at `now` on the clock in ms since the epoch. Returns whether it stood still for
+    /// longer than the grace, by that clock or by the machine's; from then on the store is not restored, and this says so
+    /// until [`Progress::begin`].
+    pub(crate) fn tick(&self, now: i64) -> bool {
+        let mut inner = self.lock();
+        let grace = self.grace.load(Ordering::Relaxed);
+        let jumped = inner.ticked_at.is_some_and(|at| u64::try_from(now - at).is_ok_and(|gap| gap > grace));
+        if jumped || self.stands_still() {
+            inner.frozen = true;
+            self.restored.store(false, Ordering::Release);
+        }
+        inner.ticked_at = Some(now);
+        self.ticked.store(self.base.elapsed().as_millis() as u64, Ordering::Release);
+        inner.frozen
+    }
+
+    /// As [`Progress::begin`], for a store from an earlier run, which may answer reads unless the log objects: after
+    /// [`Progress::release`].
+    pub(crate) fn hold(&self, next: &[NextOffset]) {
+        self.begin(next, false);
+        self.lock().held = true;
+    }
+
+    /// The log does not answer, or not within `HOLD`: the store of an earlier run does.
+    pub(crate) fn release(&self, at_once: bool) {
+        let due = |inner: &Inner| inner.held && (at_once || inner.started.elapsed() > HOLD);
+        if due(&self.lock()) {
+            self.change(|inner| {
+                if inner.held && !inner.frozen {
+                    inner.held = false;
+                    self.restored.store(true, Ordering::Release);
+                }
+            });
+        }
+    }
+
+    fn stands_still(&self) -> bool {
+        let grace = self.grace.load(Ordering::Relaxed);
+        // Read first: a tick in between makes the time since then shorter, never longer.
+        grace != FOR_EVER && {
+            let now = self.base.elapsed().as_millis() as u64;
+            now.saturating_sub(self.ticked.load(Ordering::Acquire)) > grace
+        }
+    }
+
+    /// As [`Progress::begin`], for a store that is built beside the one that is read, which still may answer.
+    pub(crate) fn rebuild(&self, next: &[NextOffset], why: String) {
+        self.begin(next, true);
+        self.change(|inner| inner.rebuilding = Some(why));
+    }
+
     /// The store stands at these next offsets; `restored` says whether it may answer reads.
     pub(crate) fn begin(&self, next: &[NextOffset], restored: bool) {
         self.change(|inner| {
             self.restored.store(restored, Ordering::Release);
+            inner.frozen = false;
+            inner.held = false;
+            inner.rebuilding = None;
             inner.from = next.to_vec();
             inner.began = Instant::now();
             inner.partitions = next.iter().map(|next| Partition::new(*next)).collect();
@@ -186,6 +278,7 @@ impl Progress {
     pub(crate) fn set_restored(&self) {
         self.change(|inner| {
             self.restored.store(true, Ordering::Release);
+            inner.rebuilding = None;
             inner.caught_up_once = true;
             inner.restored_after.get_or_insert(inner.started.elapsed());
         });
@@ -225,10 +318,11 @@ impl Progress {
         self.lock().caught_up_once
     }
 
-    /// Whether the store holds what the log held at some moment: this run or an earlier one was caught up.
+    /// Whether the store holds what the log held at some moment within the grace: this run or an earlier one was caught
+    /// up. A process that was frozen for longer must not answer before anybody could notice.
     #[must_use]
     pub fn restored(&self) -> bool {
-        self.restored.load(Ordering::Acquire)
+        self.restored.load(Ordering::Acquire) && !self.stands_still()
     }
 
     /// Why the node should get no requests; `None` when it is ready.
@@ -252,6 +346,12 @@ impl Progress {
             (_, Some(fraction)) => format!("restoring, {:.1} % read", fraction * 100.0),
             _ => "restoring".to_owned(),
         })
+    }
+
+    /// Per partition, as far as it is applied.
+    #[must_use]
+    pub fn next(&self) -> Vec<NextOffset> {
+        self.lock().partitions.iter().map(|partition| partition.next).collect()
     }
 
     /// How far the partition of a key is applied.
@@ -295,6 +395,7 @@ impl Progress {
             seconds: inner.restored_after.map(|d| d.as_secs_f64()),
             fraction,
             remaining_seconds: remaining,
+            rebuilding: inner.rebuilding.clone(),
         }
     }
 }
@@ -382,6 +483,30 @@ mod tests {
         assert!(lag() >= 1000.0, "the first is remembered: {}", lag());
         progress.applied(&[(0, NextOffset(10_000))]);
         assert!(lag() < f64::EPSILON);
+    }
+
+    #[test]
+    fn a_process_that_stood_still_for_longer_than_the_grace_answers_nothing_until_it_begins_anew() {
+        let progress = Progress::default();
+        progress.set_grace(Some(Duration::from_millis(500)));
+        progress.begin(&[NextOffset(0)], true);
+        assert!(!progress.tick(1_000));
+        assert!(progress.restored());
+        // By the machine's clock: nobody ticked.
+        std::thread::sleep(Duration::from_millis(600));
+        assert!(!progress.restored(), "a read comes before any tick");
+        assert!(progress.tick(1_001));
+        assert!(!progress.restored(), "also after the tick");
+        assert!(progress.tick(1_002), "until somebody draws the consequence");
+        progress.begin(&[], true);
+        // By the wall clock: a machine that slept.
+        assert!(!progress.tick(1_003));
+        assert!(progress.tick(1_504));
+        assert!(!progress.restored());
+        progress.begin(&[], true);
+        assert!(!progress.tick(7), "a clock that is set back says nothing");
+        progress.set_grace(None);
+        assert!(!progress.tick(i64::MAX));
     }
 
     #[test]

@@ -146,11 +146,11 @@ impl Reads {
     /// As [`Reads::get`], of this node alone.
     ///
     /// # Errors
-    /// When the store fails, or the key is missing from a store that is not restored.
+    /// When the store fails, or is not restored: the rest of the log may replace or delete what it holds.
     pub fn get_here(&self, key: &str) -> Result<Answer, GetError> {
         match self.local(key)? {
-            Some(answer) => Ok(answer),
-            None => self.missing(key, From::Local(Tier::Store)),
+            Some(answer) if self.progress.restored() => Ok(answer),
+            _ => self.missing(key, From::Local(Tier::Store)),
         }
     }
 

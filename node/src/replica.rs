@@ -1,19 +1,42 @@
 //! The one path from the log into the store: a thread that reads batches, applies each in one transaction together with
 //! the next offsets, and only then tells who waits. Nothing else writes the store.
+//!
+//! # When the store does not fit the log
+//!
+//! It is built anew, from another member's store or from the log's start, never patched. Whether the old one is read in
+//! the meantime depends on who else can answer: what befalls one node is answered by the others (its store is emptied, it
+//! is not ready, its reads ask the members); what befalls all of them must not silence all of them at once (the new store
+//! is built beside the old one, which is read until the new one is complete).
+//!
+//! A store from an earlier run answers reads when the log has said that it fits, or has not said anything for a second.
+//! A node "runs" from the first time on that it is caught up; a store that it starts with has no such claim.
+//!
+//! | what happened | found at the start | found while running |
+//! | --- | --- | --- |
+//! | another `KAFKA_TOPIC` | emptied | – |
+//! | the topic was deleted and created again, the Kafka cluster was replaced | emptied | read until the switch |
+//! | the log ends below the store's next offset, or has fewer partitions: it lost records | emptied | read until the switch |
+//! | the log starts above the store's next offset: this node missed records | emptied | emptied |
+//! | last caught up longer ago than the delete grace, for the process was away or frozen | emptied, before the log answers | emptied, before another read |
+//! | … for the log did not answer for that long | – | read until the switch |
+//! | the volume was restored from a backup within the grace | goes on from its own offsets | – |
+//! | the machine's clock was set back by more than an hour: nobody knows how long it was away | emptied | nothing: a running process counts for itself |
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bitacora_client::wire::{KeyValue, ttl};
 
-use crate::log::{Batch, Condition, Log, LogInfo, LogRecord, OpenError, ReadError};
+use crate::freshness::distrust;
+use crate::log::{Batch, Condition, Log, LogIdentity, LogInfo, LogRecord, OpenError, ReadError};
 use crate::metrics::Metrics;
 use crate::now_ms;
-use crate::position::{NextOffset, Position};
+use crate::position::{HighWatermark, NextOffset, Position};
 use crate::progress::{Phase, Progress};
-use crate::store::{Applied, Change, Entry, Store, StoreError};
+use crate::snapshot::Fetcher;
+use crate::store::{Applied, Change, Checkpoint, Entry, Store, StoreError};
 
 /// How long the reader waits for news before the thread looks whether it should stop.
 const POLL: Duration = Duration::from_millis(100);
@@ -21,6 +44,12 @@ const POLL: Duration = Duration::from_millis(100);
 const RETRY: Duration = Duration::from_millis(500);
 /// Between two questions for the high watermarks; well within the second after which they are stale.
 const WATERMARKS: Duration = Duration::from_millis(250);
+/// Between two looks whether the log is still the same.
+const STILL: Duration = Duration::from_secs(2);
+/// Between two notes in the store that the node is caught up, unless the grace is short: its age is known as well.
+const NOTE: Duration = Duration::from_secs(30);
+/// A log of fewer offsets is read faster than a member is asked.
+const WORTH_A_SNAPSHOT: i64 = 20_000;
 /// A poison record is logged with its position, but not more than so many in one batch.
 const POISON_LOGGED: usize = 10;
 
@@ -38,6 +67,24 @@ struct Parts {
     stop: Arc<AtomicBool>,
     /// How long other writers' tombstones are remembered, in ms.
     delete_retention: i64,
+    shared: Arc<Shared>,
+    /// Where a copy of another member's store comes from; `None` to read the log always.
+    snapshots: Option<Fetcher>,
+}
+
+/// What the two threads tell each other.
+#[derive(Default)]
+struct Shared {
+    /// The log that is read.
+    identity: Mutex<Option<LogIdentity>>,
+    /// It is another one now, or has lost records: it must be opened anew.
+    replaced: AtomicBool,
+}
+
+impl Shared {
+    fn identity(&self) -> MutexGuard<'_, Option<LogIdentity>> {
+        self.identity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Replica {
@@ -49,19 +96,34 @@ impl Replica {
         progress: Arc<Progress>,
         metrics: Arc<Metrics>,
         delete_retention: Duration,
+        snapshots: Option<Fetcher>,
     ) -> anyhow::Result<Self> {
+        progress.set_grace(log.delete_grace());
         // Known before the log answers: a warm store serves reads while Kafka is away.
-        let checkpoint = store.checkpoint()?;
+        let mut checkpoint = store.checkpoint()?;
+        let age = distrust(checkpoint.caught_up_at, now_ms(), log.delete_grace());
+        if let Some(why) = age.filter(|_| checkpoint.identity.is_some()) {
+            discard(&store, &metrics, &why)?;
+            checkpoint = Checkpoint::default();
+        }
         // But not another topic's keys.
         let same_topic = checkpoint.identity.as_ref().is_some_and(|identity| identity.topic == log.topic());
-        progress.begin(&checkpoint.next, checkpoint.restored && same_topic);
+        if checkpoint.restored && same_topic {
+            progress.hold(&checkpoint.next);
+        } else {
+            progress.begin(&checkpoint.next, false);
+        }
         let stop = Arc::new(AtomicBool::new(false));
+        let shared = Arc::new(Shared::default());
         let learner = std::thread::Builder::new().name("watermarks".into()).spawn({
             let (log, progress, stop) = (Arc::clone(&log), Arc::clone(&progress), Arc::clone(&stop));
-            move || learn(&*log, &progress, &stop)
+            let shared = Arc::clone(&shared);
+            move || learn(&*log, &progress, &shared, &stop)
         })?;
         let delete_retention = delete_retention.as_millis() as i64;
-        let parts = Parts { log, store, progress, metrics, stop: Arc::clone(&stop), delete_retention };
+        let stop_applier = Arc::clone(&stop);
+        let parts =
+            Parts { log, store, progress, metrics, stop: stop_applier, delete_retention, shared, snapshots };
         let applier = std::thread::Builder::new().name("replica".into()).spawn(move || parts.run())?;
         Ok(Self { stop, threads: vec![learner, applier] })
     }
@@ -76,16 +138,31 @@ impl Replica {
     }
 }
 
-fn learn(log: &dyn Log, progress: &Progress, stop: &AtomicBool) {
+fn learn(log: &dyn Log, progress: &Progress, shared: &Shared, stop: &AtomicBool) {
+    let mut looked = Instant::now();
     while !stop.load(Ordering::Relaxed) {
+        progress.tick(now_ms());
+        progress.release(false);
         if progress.phase() != Phase::Reading {
             std::thread::sleep(WATERMARKS / 10);
             continue;
         }
-        let asked = Instant::now();
+        let (asked, next) = (Instant::now(), progress.next());
         match log.high_watermarks() {
-            Ok(learnt) => progress.learnt(&learnt, asked),
+            Ok(learnt) => {
+                progress.learnt(&learnt, asked);
+                if next.iter().zip(&learnt).any(|(next, HighWatermark(end))| next.0 > *end) {
+                    shared.replaced.store(true, Ordering::Release);
+                }
+            }
             Err(error) => tracing::debug!(%error, "the high watermarks are not known"),
+        }
+        if looked.elapsed() >= STILL {
+            let identity = shared.identity().clone();
+            if identity.is_some_and(|identity| !log.is_still(&identity)) {
+                shared.replaced.store(true, Ordering::Release);
+            }
+            looked = Instant::now();
         }
         std::thread::sleep(WATERMARKS);
     }
@@ -96,25 +173,57 @@ enum Interrupted {
     Stopped,
     Log(ReadError),
     Store(StoreError),
+    /// The store was last caught up too long ago: the reason.
+    TooOld(String),
+    /// The process stood still for longer than the grace.
+    Frozen,
+}
+
+impl From<StoreError> for Interrupted {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// When the store was last caught up.
+#[derive(Default)]
+struct CaughtUp {
+    /// By the clock, in ms since the epoch.
+    at: Option<i64>,
+    /// By the machine's, if it was in this run.
+    seen: Option<Instant>,
+    /// When the store was last told.
+    noted: Option<Instant>,
+}
+
+/// Empties a store whose records must not be read any more.
+fn discard(store: &Store, metrics: &Metrics, why: &str) -> Result<(), StoreError> {
+    tracing::warn!("the store may not be trusted: {why}; it is built anew");
+    metrics.resyncs.inc();
+    store.discard()
 }
 
 impl Parts {
     fn run(self) {
         let _obituary = Obituary { progress: &self.progress, thread: "replica" };
+        let mut caught_up = CaughtUp::default();
+        let mut too_old = None;
         while !self.stopped() {
             let info = match self.log.open() {
                 Ok(info) => info,
                 Err(OpenError::Unavailable(reason)) => {
+                    self.progress.release(true);
                     self.wait_for_log(reason);
                     continue;
                 }
                 Err(OpenError::Refused(reason)) => {
+                    self.progress.release(true);
                     tracing::error!("{reason}");
                     self.progress.set_phase(Phase::Failed(reason));
                     return;
                 }
             };
-            match self.follow(&info) {
+            match self.follow(&info, &mut caught_up, too_old.take()) {
                 Interrupted::Stopped => return,
                 Interrupted::Log(error) => self.wait_for_log(error.to_string()),
                 Interrupted::Store(error) => {
@@ -122,8 +231,23 @@ impl Parts {
                     tracing::error!(%error, "the store could not be written; trying again");
                     self.wait_for_log(error.to_string());
                 }
+                Interrupted::TooOld(why) => too_old = Some(why),
+                // Until it is done, nothing is read from it.
+                Interrupted::Frozen => {
+                    caught_up = CaughtUp::default();
+                    let why = "this process stood still for longer than DELETE_RETENTION";
+                    if let Err(error) = self.discard(why) {
+                        self.wait_for_log(error.to_string());
+                    }
+                }
             }
         }
+    }
+
+    fn discard(&self, why: &str) -> Result<(), StoreError> {
+        // First, so that nobody takes the empty store for an answer.
+        self.progress.begin(&[], false);
+        discard(&self.store, &self.metrics, why)
     }
 
     fn stopped(&self) -> bool {
@@ -142,78 +266,100 @@ impl Parts {
     }
 
     /// Reads and applies until something interrupts it.
-    fn follow(&self, info: &LogInfo) -> Interrupted {
-        let mut next = match self.reconcile(info) {
-            Ok(next) => next,
-            Err(error) => return Interrupted::Store(error),
-        };
-        let mut reader = match self.log.reader(&next) {
-            Ok(reader) => reader,
-            Err(error) => return Interrupted::Log(error),
-        };
+    fn follow(&self, info: &LogInfo, caught_up: &mut CaughtUp, too_old: Option<String>) -> Interrupted {
+        self.follow_on(info, caught_up, too_old).unwrap_or_else(|interrupted| interrupted)
+    }
+
+    fn follow_on(
+        &self,
+        info: &LogInfo,
+        caught_up: &mut CaughtUp,
+        too_old: Option<String>,
+    ) -> Result<Interrupted, Interrupted> {
+        // What is known of the log from here on is of this one.
+        self.shared.replaced.store(false, Ordering::Release);
+        if self.progress.tick(now_ms()) {
+            return Ok(Interrupted::Frozen);
+        }
+        let mut next = self.reconcile(info, caught_up, too_old)?;
+        caught_up.at = self.store.checkpoint()?.caught_up_at;
+        let mut reader = self.log.reader(&next).map_err(Interrupted::Log)?;
+        *self.shared.identity() = Some(info.identity.clone());
         self.progress.set_phase(Phase::Reading);
         tracing::info!(topic = info.identity.topic, partitions = next.len(), "reading the log");
         let mut batch = Batch::default();
+        let mut first = true;
         while !self.stopped() {
             batch.clear();
             let read = reader.poll(POLL, &mut batch);
+            if self.progress.tick(now_ms()) {
+                return Ok(Interrupted::Frozen);
+            }
+            if self.shared.replaced.load(Ordering::Acquire) {
+                return Ok(Interrupted::Log(ReadError::Replaced));
+            }
             // What was read before an error is in order and counts.
             if !batch.says_nothing() {
-                if let Err(error) = self.apply(&batch) {
-                    return Interrupted::Store(error);
-                }
+                self.apply(&batch)?;
                 for (partition, offset) in batch.next() {
                     next[*partition as usize] = *offset;
                 }
             }
             self.progress.heartbeat();
-            if let Err(error) = read {
-                return Interrupted::Log(error);
+            read.map_err(Interrupted::Log)?;
+            // Until it is caught up, the log's own clock tells how long the store was left, too.
+            if first
+                && self.trusts()
+                && let Some(why) = distrust_by_log(caught_up, &batch, self.log.delete_grace())
+            {
+                return Ok(Interrupted::TooOld(why));
             }
-            if let Err(error) = self.note_caught_up().and_then(|()| self.sweep()) {
-                return Interrupted::Store(error);
+            self.sweep()?;
+            if self.progress.caught_up() {
+                first = false;
+                self.note_caught_up(caught_up)?;
             }
             reader.applied(&next);
         }
-        Interrupted::Stopped
+        Ok(Interrupted::Stopped)
     }
 
-    /// Where to read on: at the store's next offsets if they lie in this log, else from its start with an empty store.
-    fn reconcile(&self, info: &LogInfo) -> Result<Vec<NextOffset>, StoreError> {
+    /// Where to read on: at the store's next offsets if they lie in this log, else where a new store begins.
+    fn reconcile(
+        &self,
+        info: &LogInfo,
+        caught_up: &mut CaughtUp,
+        too_old: Option<String>,
+    ) -> Result<Vec<NextOffset>, StoreError> {
         let checkpoint = self.store.checkpoint()?;
-        let why = match &checkpoint.identity {
-            None => None,
-            Some(identity) if *identity != info.identity => {
-                Some(format!("it was built from topic '{}' of cluster {}", identity.topic, identity.cluster))
-            }
-            Some(_) if checkpoint.next.len() > info.partitions.len() => Some(format!(
-                "it knows {} partitions, the topic has {}",
-                checkpoint.next.len(),
-                info.partitions.len()
-            )),
-            Some(_) => {
-                (0..).zip(&checkpoint.next).zip(&info.partitions).find_map(|((partition, next), range)| {
-                    // At the end is in order: there is no record yet.
-                    let inside = range.start <= next.0 && next.0 <= range.end;
-                    // A partition that was never read from has nothing to lose.
-                    (!inside && next.0 != 0).then(|| {
-                        format!(
-                            "it stands at offset {} of partition {partition}, which holds {} to {}",
-                            next.0, range.start, range.end
-                        )
-                    })
-                })
-            }
-        };
+        let Some(identity) = &checkpoint.identity else { return self.begin_anew(info) };
+        caught_up.at = checkpoint.caught_up_at;
+        let misfit = misfit(&checkpoint, info).or_else(|| {
+            let age = too_old.or_else(|| distrust_now(caught_up, now_ms(), self.log.delete_grace()));
+            // One that is being built is as old as its beginning; it may take its time.
+            age.filter(|_| checkpoint.restored).map(|why| Misfit { why, of_all: true })
+        });
         let starts: Vec<_> = info.partitions.iter().map(|range| NextOffset(range.start)).collect();
-        if checkpoint.identity.is_none() || why.is_some() {
-            if let Some(why) = why {
-                tracing::warn!("the store does not belong to this log: {why}; rebuilding it from the log");
-                self.metrics.resyncs.inc();
+        if let Some(Misfit { why, of_all }) = misfit {
+            *caught_up = CaughtUp::default();
+            // Of what was read before this run, nobody depends on.
+            if !(of_all && self.progress.restored() && self.progress.caught_up_once()) {
+                self.discard(&why)?;
+                return self.begin_anew(info);
             }
-            self.progress.begin(&starts, false);
-            self.store.reset(&info.identity, &starts)?;
+            tracing::warn!(
+                "the store does not fit the log: {why}; building it anew, and reading the old one until then"
+            );
+            self.metrics.resyncs.inc();
+            if let Some(next) = self.install_snapshot(info)? {
+                return Ok(next);
+            }
+            self.store.build(&info.identity, &starts, now_ms())?;
+            self.progress.rebuild(&starts, why);
             return Ok(starts);
+        }
+        if *identity != info.identity && info.identity.topic_id.is_some() {
+            self.store.set_identity(&info.identity)?;
         }
         let next: Vec<_> = (0..starts.len())
             .map(|p| checkpoint.next.get(p).map_or(starts[p], |n| (*n).max(starts[p])))
@@ -223,8 +369,55 @@ impl Parts {
             let all: Vec<_> = (0..).zip(next.iter().copied()).collect();
             self.store.apply(&mut Vec::new(), &all)?;
         }
-        self.progress.begin(&next, checkpoint.restored);
+        // A build that goes on after an interruption stays one.
+        match self.progress.restore().rebuilding.filter(|_| self.store.is_building()) {
+            Some(why) => self.progress.rebuild(&next, why),
+            None => self.progress.begin(&next, checkpoint.restored),
+        }
         Ok(next)
+    }
+
+    /// Fills an empty store: with a copy of another member's, else from the log's start.
+    fn begin_anew(&self, info: &LogInfo) -> Result<Vec<NextOffset>, StoreError> {
+        if let Some(next) = self.install_snapshot(info)? {
+            return Ok(next);
+        }
+        let starts: Vec<_> = info.partitions.iter().map(|range| NextOffset(range.start)).collect();
+        self.store.reset(&info.identity, &starts, now_ms())?;
+        self.progress.begin(&starts, false);
+        Ok(starts)
+    }
+
+    /// Takes a copy of another member's store, if there is one that fits the log as it is now.
+    fn install_snapshot(&self, info: &LogInfo) -> Result<Option<Vec<NextOffset>>, StoreError> {
+        let Some(snapshots) = &self.snapshots else { return Ok(None) };
+        if info.partitions.iter().map(|range| range.end - range.start).sum::<i64>() < WORTH_A_SNAPSHOT {
+            return Ok(None);
+        }
+        let fits = |checkpoint: &Checkpoint| {
+            // The log has moved on while the copy was made.
+            let info = self.log.open().map_err(|error| error.to_string())?;
+            if !checkpoint.restored || checkpoint.identity.is_none() {
+                return Err("it is not complete".to_owned());
+            }
+            let misfit = misfit(checkpoint, &info).map(|misfit| misfit.why);
+            let why = misfit.or_else(|| distrust(checkpoint.caught_up_at, now_ms(), self.log.delete_grace()));
+            why.map_or(Ok(()), Err)
+        };
+        let report = |doing: String| {
+            if !self.progress.restored() {
+                self.progress.set_phase(Phase::Connecting(doing));
+            }
+            self.progress.heartbeat();
+            !self.stopped()
+        };
+        let Some((copy, checkpoint)) = snapshots.fetch(&info.identity, &self.store, &fits, &report) else {
+            return Ok(None);
+        };
+        self.store.install(copy)?;
+        self.metrics.snapshots_installed.inc();
+        self.progress.begin(&checkpoint.next, true);
+        Ok(Some(checkpoint.next))
     }
 
     fn apply(&self, batch: &Batch) -> Result<(), StoreError> {
@@ -248,18 +441,78 @@ impl Parts {
         Ok(())
     }
 
-    fn note_caught_up(&self) -> Result<(), StoreError> {
-        if self.progress.caught_up_once() || !self.progress.caught_up() {
+    /// Whether the store that is written is one that was complete before.
+    fn trusts(&self) -> bool {
+        !self.store.is_building() && self.progress.restored()
+    }
+
+    /// Everything is applied. Remembers when; the first time in this run, or after a resync, the store answers from now on.
+    fn note_caught_up(&self, last: &mut CaughtUp) -> Result<(), Interrupted> {
+        let (now, grace) = (now_ms(), self.log.delete_grace());
+        let restored = self.trusts();
+        // Markers may have left the log before they were reached.
+        if restored && let Some(why) = distrust_now(last, now, grace) {
+            return Err(Interrupted::TooOld(why));
+        }
+        (last.at, last.seen) = (Some(now), Some(Instant::now()));
+        let note = grace.map_or(NOTE, |grace| NOTE.min(grace / 100));
+        if restored && last.noted.is_some_and(|noted| noted.elapsed() < note) {
             return Ok(());
         }
-        if !self.progress.restored() {
-            self.store.set_restored()?;
+        self.store.note_caught_up(now)?;
+        last.noted = Some(Instant::now());
+        if !restored || !self.progress.caught_up_once() {
+            self.progress.set_restored();
+            let seconds = self.progress.restore().seconds.unwrap_or_default();
+            tracing::info!(seconds, "caught up with the log");
         }
-        self.progress.set_restored();
-        let seconds = self.progress.restore().seconds.unwrap_or_default();
-        tracing::info!(seconds, "caught up with the log");
         Ok(())
     }
+}
+
+/// Why a store that is caught up at `now` may have missed deletes since it last was.
+fn distrust_now(last: &CaughtUp, now: i64, grace: Option<Duration>) -> Option<String> {
+    match last.seen.map(|seen| seen.elapsed()) {
+        // A clock that is set does not make a running process older.
+        Some(since) => distrust(Some(0), since.as_millis() as i64, grace),
+        None => distrust(last.at, now, grace),
+    }
+}
+
+/// As [`distrust`], by the log's clock: it counts also where this machine's was set back.
+fn distrust_by_log(last: &CaughtUp, batch: &Batch, grace: Option<Duration>) -> Option<String> {
+    let (then, now) = last.at.zip(batch.log_time())?;
+    distrust(Some(then), now.max(then), grace)
+}
+
+/// Why a store can't be brought up to date with a log.
+struct Misfit {
+    why: String,
+    /// Whether it befell the log, and with it every node, rather than this node.
+    of_all: bool,
+}
+
+fn misfit(checkpoint: &Checkpoint, info: &LogInfo) -> Option<Misfit> {
+    let of_all = |why| Some(Misfit { why, of_all: true });
+    let identity = checkpoint.identity.as_ref()?;
+    if !identity.fits(&info.identity) {
+        return of_all(format!("it was built from {identity}, and this is {}", info.identity));
+    }
+    let (known, partitions) = (checkpoint.next.len(), info.partitions.len());
+    if known > partitions {
+        return of_all(format!("it knows {known} partitions, the topic has {partitions}"));
+    }
+    (0..).zip(&checkpoint.next).zip(&info.partitions).find_map(|((partition, next), range)| {
+        // At the end is in order: there is no record yet. A partition that was never read from has nothing to lose.
+        let inside = range.start <= next.0 && next.0 <= range.end;
+        (!inside && next.0 != 0).then(|| Misfit {
+            why: format!(
+                "it stands at offset {} of partition {partition}, which holds {} to {}",
+                next.0, range.start, range.end
+            ),
+            of_all: next.0 > range.end,
+        })
+    })
 }
 
 /// Applies a batch to the store, in one transaction. Returns what came of it, and how many records were poison.

@@ -38,6 +38,10 @@ pub enum Command {
     Dev(DevSettings),
     /// Ask the node on this machine whether it is ready; exit with 0 if it is, else with 1
     Health(HealthSettings),
+    /// Write a running node's store to a file
+    Backup(BackupSettings),
+    /// Fill an empty data folder from such a file, for a node to start from
+    Restore(RestoreSettings),
 }
 
 #[derive(Debug, Clone, Args)]
@@ -130,6 +134,12 @@ pub struct NodeSettings {
     /// Memory for the cache of records over the store
     #[arg(long, env, value_name = "BYTES", default_value = "256MiB", value_parser = bytes, help_heading = "Store")]
     pub cache_bytes: u64,
+    /// Whether a node without a store it can use takes a copy of another member's before it reads the log
+    #[arg(long, env, value_name = "WHEN", default_value = "auto", help_heading = "Store")]
+    pub snapshot: SnapshotUse,
+    /// How many bytes a second a node spends on giving others a copy of its store
+    #[arg(long, env, value_name = "BYTES", default_value = "256MiB", value_parser = rate, help_heading = "Store")]
+    pub snapshot_rate: u64,
     /// When a key that is missing here is asked of the other members
     #[arg(long, env, value_name = "WHEN", default_value = "auto", help_heading = "Cluster")]
     pub peer_reads: PeerReads,
@@ -168,6 +178,13 @@ pub enum PeerReads {
     Never,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SnapshotUse {
+    /// if a member has one that fits
+    Auto,
+    Never,
+}
+
 #[derive(Debug, Clone, Args)]
 pub struct LogSettings {
     /// error, warn, info, debug, trace, or a filter such as `info,bitacora_node=debug` [default: info; warn in dev]
@@ -200,6 +217,42 @@ pub struct DevSettings {
     #[command(flatten)]
     pub logging: LogSettings,
 }
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = BACKUP_EXAMPLES)]
+pub struct BackupSettings {
+    /// The node whose store is copied; it goes on serving
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
+    pub from: reqwest::Url,
+    /// The file to write, which must not be there yet
+    pub file: PathBuf,
+}
+
+const BACKUP_EXAMPLES: &str = "\
+Examples:
+  bitacora-node backup bitacora.backup
+  bitacora-node backup --from http://node-2:8080 /backups/bitacora-$(date +%F).backup
+  bitacora-node backup /backups/today && scp /backups/today elsewhere:
+
+The file holds one node's whole store and its positions in the log, with a checksum. 'restore' starts from it.";
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = RESTORE_EXAMPLES)]
+pub struct RestoreSettings {
+    /// Folder of the store, which must hold none
+    #[arg(long, env, value_name = "DIR", default_value = "bitacora-data")]
+    pub data_dir: PathBuf,
+    /// What 'backup' wrote
+    pub file: PathBuf,
+}
+
+const RESTORE_EXAMPLES: &str = "\
+Examples:
+  bitacora-node restore bitacora.backup && bitacora-node serve
+  bitacora-node restore --data-dir /var/lib/bitacora /backups/bitacora-2026-01-31.backup
+
+The node then reads on where the backup stands. A backup of another topic or cluster, or one that is older than
+DELETE_RETENTION, is not used: the node empties the store and fills it from its peers or the log, as it always may.";
 
 #[derive(Debug, Clone, Args)]
 pub struct HealthSettings {
@@ -331,6 +384,15 @@ fn session_timeout(text: &str) -> Result<Duration, String> {
     // The client pings after two thirds of it, and counts whole seconds.
     let time = duration(text)?;
     if time < Duration::from_secs(2) { Err("it must be 2s or more".to_owned()) } else { Ok(time) }
+}
+
+fn rate(text: &str) -> Result<u64, String> {
+    match bytes(text)? {
+        0..1024 => {
+            Err("it must be 1KiB or more; SNAPSHOT=never on the others keeps them from asking".to_owned())
+        }
+        rate => Ok(rate),
+    }
 }
 
 fn value_bytes(text: &str) -> Result<u64, String> {

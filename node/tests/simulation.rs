@@ -225,7 +225,7 @@ impl<'a> Simulation<'a> {
         let replicas: Vec<_> =
             stores[..REPLICAS].iter().map(|store| replica(store, random.between(-SKEW, SKEW))).collect();
         for store in stores {
-            store.reset(&identity(), &starts(log.len())).expect("writable");
+            store.reset(&identity(), &starts(log.len()), 0).expect("writable");
         }
         let keys = 1 + random.index(KEYS.len());
         Self {
@@ -514,7 +514,7 @@ impl<'a> Simulation<'a> {
             note!(self, "replica {number} crashes");
             if self.random.one_in(6) {
                 let replica = &mut self.replicas[number];
-                replica.store.reset(&identity(), &starts(replica.partitions)).expect("writable");
+                replica.store.reset(&identity(), &starts(replica.partitions), 0).expect("writable");
                 replica.current = self.now;
                 note!(self, "it loses its disk");
             }
@@ -597,7 +597,7 @@ impl<'a> Simulation<'a> {
             let next: Vec<_> = (0..).zip(starts).collect();
             replica.store.apply(&mut Vec::new(), &next).map(drop)
         } else {
-            replica.store.reset(&identity(), &starts)
+            replica.store.reset(&identity(), &starts, 0)
         };
         replica.current = self.now;
         self.counts.resyncs += 1;
@@ -726,7 +726,7 @@ impl<'a> Simulation<'a> {
     fn newcomer(&mut self) -> Outcome {
         let failed = |error: bitacora_node::store::StoreError| error.to_string();
         let store = Arc::clone(self.spare);
-        store.reset(&identity(), &starts(self.log.len())).map_err(failed)?;
+        store.reset(&identity(), &starts(self.log.len()), 0).map_err(failed)?;
         let mut batch = Batch::default();
         for (partition, log) in (0..).zip(&self.log) {
             for record in &log.records {
@@ -766,7 +766,7 @@ impl<'a> Simulation<'a> {
         }
         note!(self, "a new node joins");
         let store = Arc::clone(self.spare);
-        store.reset(&identity(), &starts(self.log.len())).map_err(|error| error.to_string())?;
+        store.reset(&identity(), &starts(self.log.len()), 0).map_err(|error| error.to_string())?;
         let trimmer = Trimmer::new(Arc::clone(&store), RETENTION);
         self.replicas.push(Replica {
             store,
@@ -829,7 +829,7 @@ fn learn_partitions(replica: &mut Replica, known: usize) -> Outcome {
 }
 
 fn identity() -> LogIdentity {
-    LogIdentity { cluster: "simulated".into(), topic: "t".into() }
+    LogIdentity { cluster: "simulated".into(), topic: "t".into(), topic_id: None }
 }
 
 fn starts(partitions: usize) -> Vec<NextOffset> {

@@ -35,7 +35,7 @@ impl Node {
             (Arc::new(Progress::default()), Arc::new(Metrics::new().expect("names differ")));
         let membership = Arc::new(FixedMembership::new(vec!["first".into(), "second".into()], name));
         let replica =
-            Replica::start(log.clone(), store.clone(), progress.clone(), metrics.clone(), RETENTION);
+            Replica::start(log.clone(), store.clone(), progress.clone(), metrics.clone(), RETENTION, None);
         let trimming =
             Trimming::start(log.clone(), membership, store.clone(), progress, metrics.clone(), RETENTION);
         let (replica, trimming) = (replica.expect("starts"), trimming.expect("starts"));

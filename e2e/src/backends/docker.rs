@@ -56,9 +56,14 @@ pub(super) async fn reap(of: Of) -> Result<()> {
 pub(super) struct Container(ContainerAsync<GenericImage>);
 
 impl Container {
-    pub(super) async fn start(kind: Kind, port: u16, detour: Option<Detour>) -> Result<Container> {
+    pub(super) async fn start(
+        kind: Kind,
+        port: u16,
+        cluster: &str,
+        detour: Option<Detour>,
+    ) -> Result<Container> {
         let request = match kind {
-            Kind::Kafka => kafka(port, detour),
+            Kind::Kafka => kafka(port, cluster, detour),
             Kind::ZooKeeper => zookeeper(port),
         };
         let container = request
@@ -115,16 +120,15 @@ fn mapped(image: GenericImage, host: u16, container: ContainerPort) -> Container
     image.with_mapped_port(host, container)
 }
 
-fn kafka(port: u16, detour: Option<Detour>) -> ContainerRequest<GenericImage> {
+fn kafka(port: u16, cluster: &str, detour: Option<Detour>) -> ContainerRequest<GenericImage> {
     // Its own format and start rather than the image's: those render KAFKA_* variables in a Java process of its own.
     const CONFIG: &str = "/tmp/bitacora-e2e.properties";
     let inside = detour.map(|detour| (":9094", detour.advertised));
     let properties =
         super::kafka_properties(":9092", port, 9093, Path::new("/tmp/bitacora-e2e-data"), inside);
     let start = format!(
-        "cd /opt/kafka/bin && ./kafka-storage.sh format --ignore-formatted --cluster-id {} --config {CONFIG} \
+        "cd /opt/kafka/bin && ./kafka-storage.sh format --ignore-formatted --cluster-id {cluster} --config {CONFIG} \
          && exec ./kafka-server-start.sh {CONFIG}",
-        super::CLUSTER_ID
     );
     let mut request = mapped(GenericImage::new("apache/kafka", KAFKA_VERSION), port, 9092.tcp());
     if let Some(detour) = detour {

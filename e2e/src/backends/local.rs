@@ -32,18 +32,24 @@ pub(super) struct Local {
 }
 
 impl Local {
-    pub(super) async fn start(kind: Kind, port: u16, detour: Option<Detour>, dir: &Path) -> Result<Local> {
+    pub(super) async fn start(
+        kind: Kind,
+        port: u16,
+        cluster: &str,
+        detour: Option<Detour>,
+        dir: &Path,
+    ) -> Result<Local> {
         let local =
             Local { kind, jars: jars(kind).await?, dir: dir.to_path_buf(), process: Mutex::new(None) };
         match kind {
-            Kind::Kafka => local.prepare_kafka(port, detour).await?,
+            Kind::Kafka => local.prepare_kafka(port, cluster, detour).await?,
             Kind::ZooKeeper => local.prepare_zookeeper(port)?,
         }
         local.start_again()?;
         Ok(local)
     }
 
-    async fn prepare_kafka(&self, port: u16, detour: Option<Detour>) -> Result<()> {
+    async fn prepare_kafka(&self, port: u16, cluster: &str, detour: Option<Detour>) -> Result<()> {
         let controller = ports::free();
         let second = detour.map(|detour| (format!("127.0.0.1:{}", detour.port), detour.advertised));
         let second = second.as_ref().map(|(listen, advertised)| (listen.as_str(), *advertised));
@@ -55,7 +61,7 @@ impl Local {
         let mut format = self.java();
         format
             .arg("kafka.tools.StorageTool")
-            .args(["format", "--cluster-id", super::CLUSTER_ID, "--config"])
+            .args(["format", "--cluster-id", cluster, "--config"])
             .arg(&config);
         let status = Process::spawn(format, &log)?.wait(super::READY).await;
         ensure!(

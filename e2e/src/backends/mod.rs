@@ -66,7 +66,16 @@ impl Backends {
 
     /// A broker of the caller's own, answering when this returns; gone when dropped. `dir` keeps its log.
     pub async fn broker(self, dir: &Path) -> Result<Server> {
-        let server = self.start(Kind::Kafka, dir, None).await?;
+        self.broker_at(dir, ports::free(), CLUSTER_ID).await
+    }
+
+    /// As [`Backends::broker`], of another cluster, at a port that may be a former broker's.
+    pub async fn another_broker(self, dir: &Path, port: u16) -> Result<Server> {
+        self.broker_at(dir, port, OTHER_CLUSTER_ID).await
+    }
+
+    async fn broker_at(self, dir: &Path, port: u16, cluster: &str) -> Result<Server> {
+        let server = self.start(Kind::Kafka, dir, port, cluster, None).await?;
         server.ready().await?;
         Ok(server)
     }
@@ -75,24 +84,35 @@ impl Backends {
     pub async fn broker_and_proxy(self, dir: &Path) -> Result<(Server, Proxy)> {
         let port = ports::free();
         let proxy = Proxy::start(port).await?;
-        let server = self.start(Kind::Kafka, dir, Some(Detour { port, advertised: proxy.port })).await?;
+        let detour = Detour { port, advertised: proxy.port };
+        let server = self.start(Kind::Kafka, dir, ports::free(), CLUSTER_ID, Some(detour)).await?;
         server.ready().await?;
         Ok((server, proxy))
     }
 
     /// A ZooKeeper of the caller's own, answering when this returns; gone when dropped. `dir` keeps its log.
     pub async fn zookeeper(self, dir: &Path) -> Result<Server> {
-        let server = self.start(Kind::ZooKeeper, dir, None).await?;
+        let server = self.start(Kind::ZooKeeper, dir, ports::free(), "", None).await?;
         server.ready().await?;
         Ok(server)
     }
 
-    async fn start(self, kind: Kind, dir: &Path, detour: Option<Detour>) -> Result<Server> {
+    async fn start(
+        self,
+        kind: Kind,
+        dir: &Path,
+        port: u16,
+        cluster: &str,
+        detour: Option<Detour>,
+    ) -> Result<Server> {
         std::fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
-        let port = ports::free();
         let engine = match self {
-            Backends::Docker => Engine::Docker(Box::new(docker::Container::start(kind, port, detour).await?)),
-            Backends::Local => Engine::Local(Box::new(local::Local::start(kind, port, detour, dir).await?)),
+            Backends::Docker => {
+                Engine::Docker(Box::new(docker::Container::start(kind, port, cluster, detour).await?))
+            }
+            Backends::Local => {
+                Engine::Local(Box::new(local::Local::start(kind, port, cluster, detour, dir).await?))
+            }
             Backends::None => bail!("there is neither a Docker engine nor Java with Maven"),
         };
         Ok(Server { kind, port, engine })
@@ -111,6 +131,7 @@ struct Detour {
 
 /// Any; the same at every start on the same data.
 const CLUSTER_ID: &str = "5L6g3nShT-eMCtK--X86sw";
+const OTHER_CLUSTER_ID: &str = "7M8g3nShT-eMCtK--X86sw";
 
 /// A broker's settings. Clients are sent to the advertised port, so it must be known before the broker starts. `second`
 /// is another address to listen at, and the port that is advertised there.
@@ -145,7 +166,8 @@ fn kafka_properties(
          transaction.state.log.num.partitions=4\n\
          share.coordinator.state.topic.replication.factor=1\n\
          share.coordinator.state.topic.min.isr=1\n\
-         group.initial.rebalance.delay.ms=0\n",
+         group.initial.rebalance.delay.ms=0\n\
+         log.cleaner.backoff.ms=1000\n",
         data = data.display(),
     )
 }

@@ -6,6 +6,7 @@ mod broker_outage;
 mod client;
 mod command_line;
 mod compose;
+mod crash;
 mod dev;
 mod ecs;
 mod faults;
@@ -17,9 +18,11 @@ mod peers;
 mod real_data;
 mod replication;
 mod restart;
+mod resync;
 mod rpc;
 mod rpc_java;
 mod shutdown;
+mod snapshot;
 mod topic_records;
 mod trimming;
 
@@ -33,6 +36,9 @@ pub fn all() -> Vec<Test> {
         compose::tests(),
         ecs::tests(),
         real_data::tests(),
+        resync::tests(),
+        snapshot::tests(),
+        crash::tests(),
         client::tests(),
         command_line::tests(),
         trimming::tests(),

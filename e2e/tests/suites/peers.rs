@@ -51,7 +51,8 @@ async fn a_node_that_was_frozen_never_denies_what_its_peers_have(ctx: Ctx) -> Re
 const RECORDS: usize = 200_000;
 
 async fn a_node_that_restores_answers_by_its_peers(ctx: Ctx) -> Result<()> {
-    let options = Options::new().env("EXTERNAL_REQUEST_TIMEOUT", "3000");
+    // From the log, so that there is something to answer for.
+    let options = Options::new().env("EXTERNAL_REQUEST_TIMEOUT", "3000").env("SNAPSHOT", "never");
     let mut cluster = ctx.cluster_with(2, options).await?;
     let writer = cluster.topic.writer()?;
     stream::iter(0..RECORDS)

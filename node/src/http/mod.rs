@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 use bitacora_client::units;
 use bitacora_client::wire::ScanRequest;
 use bytes::Buf;
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, stream};
 use serde::Serialize;
 use warp::Filter;
-use warp::http::{Method, StatusCode};
+use warp::http::header::RETRY_AFTER;
+use warp::http::{HeaderValue, Method, StatusCode};
 
 use self::answers::{ApiError, Reply};
 use self::params::Params;
@@ -25,6 +26,7 @@ use crate::membership::MembershipState;
 use crate::metrics::Snapshot;
 use crate::progress::{PartitionStatus, Phase, RestoreStatus};
 use crate::reads::Found;
+use crate::snapshot::serve::Refused;
 use crate::writes::{MAX_TTL, check_key};
 
 /// The API, `contract.md` section 6.
@@ -82,8 +84,16 @@ pub fn routes(
     let live = warp::path!("health" / "live").and(get_or_head()).map(|| plain(StatusCode::OK, "OK\n".into()));
     let status =
         warp::path!("status").and(get_or_head()).and(door.clone()).map(|door: Arc<Door>| door.status());
-    let metrics =
-        warp::path!("metrics").and(get_or_head()).and(door).map(|door: Arc<Door>| door.metrics_text());
+    let metrics = warp::path!("metrics")
+        .and(get_or_head())
+        .and(door.clone())
+        .map(|door: Arc<Door>| door.metrics_text());
+    let snapshot = warp::path!("snapshot").and(warp::get()).and(door.clone()).and(query).map(
+        |door: Arc<Door>, query: String| match query_params(&query, &[]) {
+            Ok(_) => snapshot(&door),
+            Err(error) => warp::Reply::into_response(error.reply()),
+        },
+    );
     let nothing = warp::path::full().and(warp::method()).map(|path: warp::path::FullPath, method: Method| {
         match allowed(path.as_str()) {
             // The path and the method are known, so it was a header that no filter above could read.
@@ -117,6 +127,8 @@ pub fn routes(
         .map(warp::Reply::into_response)
         .or(batch)
         .unify()
+        .or(snapshot)
+        .unify()
         .or(nothing.map(warp::Reply::into_response))
         .unify()
 }
@@ -130,9 +142,27 @@ fn allowed(path: &str) -> Option<&'static str> {
     match path {
         "/rpc" => Some("GET, HEAD, POST, DELETE"),
         "/rpc/batch" => Some("POST"),
+        "/snapshot" => Some("GET"),
         "/rpc/cluster" | "/rpc/scan" | "/health" | "/health/live" | "/health/ready" | "/status"
         | "/metrics" => Some("GET, HEAD"),
         _ => None,
+    }
+}
+
+/// Sends the store, as it is now.
+fn snapshot(door: &Door) -> warp::reply::Response {
+    match door.snapshots.begin() {
+        Ok(pieces) => {
+            let pieces = stream::unfold(pieces, |mut pieces| async { Some((pieces.recv().await?, pieces)) });
+            warp::Reply::into_response(warp::reply::stream(pieces))
+        }
+        Err(refused) => {
+            let mut reply = answers::message(StatusCode::SERVICE_UNAVAILABLE, &refused.to_string());
+            if matches!(refused, Refused::Busy) {
+                reply.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            warp::Reply::into_response(reply)
+        }
     }
 }
 
@@ -260,7 +290,11 @@ impl Door {
             None => {
                 let lag = self.progress.partitions().iter().try_fold(0, |sum, p| p.lag.map(|lag| sum + lag));
                 let lag = lag.map_or_else(|| "unknown".to_owned(), |lag| lag.to_string());
-                plain(StatusCode::OK, format!("OK\nserving reads, not caught up: lag {lag}\n"))
+                let why = self.progress.restore().rebuilding;
+                let why = why.map_or_else(String::new, |why| {
+                    format!("; rebuilding the store, and reading the old one: {why}")
+                });
+                plain(StatusCode::OK, format!("OK\nserving reads, not caught up: lag {lag}{why}\n"))
             }
         }
     }

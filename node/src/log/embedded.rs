@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use futures_util::future::BoxFuture;
 use heed::types::{Bytes, Str};
-use heed::{Database, Env, RoTxn};
+use heed::{Database, Env, EnvFlags, RoTxn};
 use tokio::sync::oneshot;
 
 use super::{
@@ -70,7 +70,8 @@ impl EmbeddedLog {
     /// A sentence when the folder can't be used or holds a log with another number of partitions.
     pub fn open(dir: DataDir, topic: &str, partitions: usize) -> Result<Self> {
         let shown = dir.path().display().to_string();
-        let env = open_env(dir.path(), 2).with_context(|| format!("the log in {shown} can't be opened"))?;
+        let env = open_env(dir.path(), 2, EnvFlags::empty())
+            .with_context(|| format!("the log in {shown} can't be opened"))?;
         let mut txn = env.write_txn()?;
         let records: Database<Bytes, Bytes> = env.create_database(&mut txn, Some("log"))?;
         let meta: Database<Str, Str> = env.create_database(&mut txn, Some("meta"))?;
@@ -93,7 +94,7 @@ impl EmbeddedLog {
         let ends = (0..partitions).map(|p| end_of(&txn, records, p)).collect::<heed::Result<_>>()?;
         compact(&mut txn, records, partitions, crate::now_ms())?;
         txn.commit()?;
-        let identity = LogIdentity { cluster, topic: topic.to_owned() };
+        let identity = LogIdentity { cluster, topic: topic.to_owned(), topic_id: None };
         let shared = Arc::new(Shared {
             env,
             records,

@@ -70,6 +70,18 @@ pub trait Log: Send + Sync + 'static {
         LogStatistics::default()
     }
 
+    /// Whether the log is, as far as can be told, still the one that [`Log::open`] found: a topic can be made anew under
+    /// its name, and a cluster under its address. Blocks, for a second or so at most.
+    fn is_still(&self, _identity: &LogIdentity) -> bool {
+        true
+    }
+
+    /// After how long a delete marker may leave the log: who has not read it for longer may have missed deletes. `None`
+    /// for never.
+    fn delete_grace(&self) -> Option<Duration> {
+        None
+    }
+
     /// Waits until what was appended is acknowledged or given up, no longer than `deadline`. Blocks.
     fn flush(&self, deadline: Duration);
 }
@@ -132,6 +144,28 @@ pub struct LogIdentity {
     /// Kafka's cluster id, or the embedded log's own.
     pub cluster: String,
     pub topic: String,
+    /// Kafka's id of the topic, which changes when it is deleted and created again; `None` where it is not known.
+    #[serde(default)]
+    pub topic_id: Option<String>,
+}
+
+impl LogIdentity {
+    /// Whether both may name one log.
+    #[must_use]
+    pub fn fits(&self, other: &Self) -> bool {
+        let ids = self.topic_id.as_ref().zip(other.topic_id.as_ref());
+        self.cluster == other.cluster && self.topic == other.topic && ids.is_none_or(|(a, b)| a == b)
+    }
+}
+
+impl std::fmt::Display for LogIdentity {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "topic '{}'", self.topic)?;
+        if let Some(id) = &self.topic_id {
+            write!(out, " (id {id})")?;
+        }
+        write!(out, " of cluster {}", self.cluster)
+    }
 }
 
 /// What [`Log::open`] found.
@@ -234,6 +268,8 @@ pub enum ReadError {
     /// The log no longer holds, or never held, an offset that was asked for.
     #[error("partition {partition} does not hold the offset that the store stands at")]
     OutOfRange { partition: i32 },
+    #[error("the log is not the one that was opened: its topic or its cluster was replaced")]
+    Replaced,
 }
 
 /// Records as they came from the log, and how far each partition has been read with them.
@@ -245,6 +281,7 @@ pub struct Batch {
     records: Vec<RawRecord>,
     /// Per partition that moved: everything below has been read. Beyond the last record where the log ends in holes.
     next: Vec<(i32, NextOffset)>,
+    log_time: Option<i64>,
 }
 
 struct RawRecord {
@@ -278,6 +315,7 @@ impl Batch {
         self.bytes.clear();
         self.records.clear();
         self.next.clear();
+        self.log_time = None;
         if self.bytes.capacity() > 2 * Self::MAX_BYTES {
             self.bytes.shrink_to(Self::MAX_BYTES);
         }
@@ -297,6 +335,17 @@ impl Batch {
             Some((_, known)) => *known = (*known).max(next),
             None => self.next.push((partition, next)),
         }
+    }
+
+    /// Notes that a record was appended at this time of the log's own clock, ms since the epoch.
+    pub fn appended_at(&mut self, time: i64) {
+        self.log_time = self.log_time.max(Some(time));
+    }
+
+    /// The latest of those: the log's clock had come as far. `None` if only writers' clocks are known.
+    #[must_use]
+    pub fn log_time(&self) -> Option<i64> {
+        self.log_time
     }
 
     fn copy(&mut self, bytes: &[u8]) -> Range<usize> {

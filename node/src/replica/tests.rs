@@ -1,5 +1,6 @@
 //! The replica over a log whose every answer is scripted: faults that a real broker can't be made to show at will.
 
+use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -15,24 +16,52 @@ const RETENTION: Duration = Duration::from_hours(100 * 365 * 24);
 
 /// What the reader finds next.
 enum Step {
-    Record { offset: i64, key: Option<&'static [u8]>, value: Option<Vec<u8>> },
-    Tidy { offset: i64, key: &'static str, value: Option<Vec<u8>>, condition: Condition },
+    Record {
+        offset: i64,
+        key: Option<&'static [u8]>,
+        value: Option<Vec<u8>>,
+    },
+    Tidy {
+        offset: i64,
+        key: &'static str,
+        value: Option<Vec<u8>>,
+        condition: Condition,
+    },
     End(i64),
+    /// So late is it by the log's clock, in ms since the epoch.
+    LogTime(i64),
     Fails(ReadError),
 }
 
 struct Scripted {
     topic: &'static str,
-    identity: &'static str,
-    range: std::ops::Range<i64>,
+    cluster: Mutex<&'static str>,
+    range: Mutex<std::ops::Range<i64>>,
+    grace: Option<Duration>,
     high_watermark: Mutex<i64>,
-    steps: Mutex<Option<Receiver<Step>>>,
+    /// A script for each reader.
+    steps: Mutex<VecDeque<Receiver<Step>>>,
     /// Where each reader was told to start.
     started: Mutex<Vec<i64>>,
     refuses: Option<&'static str>,
 }
 
+impl Scripted {
+    fn identity(&self) -> LogIdentity {
+        let cluster = (*self.cluster.lock().expect("no panic")).to_owned();
+        LogIdentity { cluster, topic: self.topic.to_owned(), topic_id: None }
+    }
+}
+
 impl Log for Scripted {
+    fn is_still(&self, identity: &LogIdentity) -> bool {
+        self.identity() == *identity
+    }
+
+    fn delete_grace(&self) -> Option<Duration> {
+        self.grace
+    }
+
     fn topic(&self) -> &str {
         self.topic
     }
@@ -41,8 +70,10 @@ impl Log for Scripted {
         if let Some(reason) = self.refuses {
             return Err(OpenError::Refused(reason.to_owned()));
         }
-        let identity = LogIdentity { cluster: self.identity.to_owned(), topic: self.topic.to_owned() };
-        Ok(LogInfo { identity, partitions: vec![self.range.clone()] })
+        Ok(LogInfo {
+            identity: self.identity(),
+            partitions: vec![self.range.lock().expect("no panic").clone()],
+        })
     }
 
     fn append(&self, _: &str, _: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>> {
@@ -59,7 +90,7 @@ impl Log for Scripted {
 
     fn reader(&self, from: &[NextOffset]) -> Result<Box<dyn LogReader>, ReadError> {
         self.started.lock().expect("no panic").push(from[0].0);
-        match self.steps.lock().expect("no panic").take() {
+        match self.steps.lock().expect("no panic").pop_front() {
             Some(steps) => Ok(Box::new(ScriptedReader(steps))),
             None => Err(ReadError::Unavailable("the script is over".to_owned())),
         }
@@ -95,6 +126,10 @@ impl LogReader for ScriptedReader {
             }
             Ok(Step::End(next)) => {
                 batch.reached(0, NextOffset(next));
+                Ok(())
+            }
+            Ok(Step::LogTime(time)) => {
+                batch.appended_at(time);
                 Ok(())
             }
             Ok(Step::Fails(error)) => Err(error),
@@ -133,23 +168,52 @@ impl Bench {
         range: std::ops::Range<i64>,
         refuses: Option<&'static str>,
     ) -> Self {
+        let store = Arc::new(Store::open(dir, 1 << 20).expect("the store opens"));
+        Self::start_on(store, topic, identity, range, refuses, None)
+    }
+
+    fn start_on(
+        store: Arc<Store>,
+        topic: &'static str,
+        identity: &'static str,
+        range: std::ops::Range<i64>,
+        refuses: Option<&'static str>,
+        grace: Option<Duration>,
+    ) -> Self {
         let (steps, script) = channel();
         let log = Arc::new(Scripted {
             topic,
-            identity,
+            cluster: Mutex::new(identity),
             high_watermark: Mutex::new(range.end),
-            range,
-            steps: Mutex::new(Some(script)),
+            range: Mutex::new(range),
+            grace,
+            steps: Mutex::new([script].into()),
             started: Mutex::default(),
             refuses,
         });
-        let store = Arc::new(Store::open(dir, 1 << 20).expect("the store opens"));
         let (progress, metrics) =
             (Arc::new(Progress::default()), Arc::new(Metrics::new().expect("names differ")));
-        let replica =
-            Replica::start(log.clone(), store.clone(), progress.clone(), metrics.clone(), RETENTION)
-                .expect("starts");
+        let snapshots = None;
+        let replica = Replica::start(
+            log.clone(),
+            store.clone(),
+            progress.clone(),
+            metrics.clone(),
+            RETENTION,
+            snapshots,
+        )
+        .expect("starts");
         Self { store, progress, metrics, log, steps, replica: Some(replica) }
+    }
+
+    /// The log is another one from now on, with a script of its own.
+    fn becomes(&mut self, cluster: &'static str, range: std::ops::Range<i64>) {
+        let (steps, script) = channel();
+        self.log.steps.lock().expect("no panic").push_back(script);
+        *self.log.high_watermark.lock().expect("no panic") = range.end;
+        *self.log.range.lock().expect("no panic") = range;
+        *self.log.cluster.lock().expect("no panic") = cluster;
+        self.steps = steps;
     }
 
     fn set(&self, offset: i64, key: &'static str, value: &str) {
@@ -275,7 +339,7 @@ fn a_restart_goes_on_where_the_store_stands_and_serves_at_once() {
     bench.wait("ready", |bench| bench.progress.unready().is_none());
     drop(bench);
     let bench = Bench::start(dir.path(), "c", 0..9);
-    assert_eq!(bench.progress.unready(), None, "a warm store serves before it has caught up");
+    bench.wait("it serves before it has caught up", |bench| bench.progress.unready().is_none());
     assert!(!bench.progress.caught_up());
     assert_eq!(bench.value("k").as_deref(), Some("v"));
     bench.wait("reading", |bench| *bench.log.started.lock().expect("no panic") == [1]);
@@ -334,8 +398,126 @@ fn another_topics_keys_are_not_served_even_before_the_log_answers() {
     drop(bench);
     let away = Some("it does not answer");
     let bench = Bench::start_with(dir.path(), "t", "c", 0..1, away);
-    assert!(bench.progress.restored(), "its own topic's are");
+    bench.wait("its own topic's are", |bench| bench.progress.restored());
     drop(bench);
     let bench = Bench::start_with(dir.path(), "another", "c", 0..1, away);
+    bench.wait("refused", |bench| matches!(bench.progress.phase(), Phase::Failed(_)));
     assert!(!bench.progress.restored());
+}
+
+/// What befalls every node must not silence them all: the old store is read until the new one is complete.
+#[test]
+fn a_log_that_is_replaced_while_running_is_read_into_a_new_store_and_the_old_one_answers_until_then() {
+    for (cluster, end, what) in [("other", 5, "another cluster"), ("c", 1, "a log that lost records")] {
+        let dir = folder();
+        let mut bench = Bench::start(dir.path(), "c", 0..3);
+        bench.set(0, "kept", "old");
+        bench.set(1, "gone", "old");
+        bench.set(2, "other", "old");
+        bench.wait("ready", |bench| bench.progress.unready().is_none());
+
+        bench.becomes(cluster, 0..end);
+        bench.wait("rebuilding", |bench| bench.progress.restore().rebuilding.is_some());
+        bench.wait("reading", |bench| bench.log.started.lock().expect("no panic").last() == Some(&0));
+        if end > 1 {
+            bench.set(0, "gone", "in between");
+            bench.applied(0);
+        }
+        assert_eq!(bench.progress.unready(), None, "{what}: reads go on");
+        assert!(!bench.progress.caught_up(), "{what}");
+        assert_eq!(bench.value("gone").as_deref(), Some("old"), "{what}: not the half of a new store");
+        bench.set(end - 1, "kept", "new");
+        if end > 1 {
+            bench.feed(Step::Record { offset: end, key: Some(b"gone"), value: None });
+            *bench.log.high_watermark.lock().expect("no panic") = end + 1;
+        }
+        bench.wait("switched", |bench| bench.progress.restore().rebuilding.is_none());
+        assert_eq!(bench.value("kept").as_deref(), Some("new"), "{what}");
+        assert_ne!(bench.value("gone").as_deref(), Some("old"), "{what}");
+        assert_eq!(bench.value("other"), None, "{what}");
+        assert_eq!(bench.metrics.resyncs.get(), 1, "{what}");
+    }
+}
+
+/// This node missed records that the others have.
+#[test]
+fn a_node_that_the_log_left_behind_while_running_does_not_answer_until_it_is_rebuilt() {
+    let dir = folder();
+    let mut bench = Bench::start(dir.path(), "c", 0..1);
+    bench.set(0, "gone", "old");
+    bench.wait("ready", |bench| bench.progress.unready().is_none());
+    let cut = std::mem::replace(&mut bench.steps, channel().0);
+    bench.becomes("c", 5..9);
+    cut.send(Step::Fails(ReadError::OutOfRange { partition: 0 })).expect("the replica reads");
+    bench.wait("reading", |bench| bench.log.started.lock().expect("no panic").last() == Some(&5));
+    assert!(!bench.progress.restored());
+    assert_eq!(bench.value("gone"), None);
+    bench.feed(Step::End(9));
+    bench.wait("ready again", |bench| bench.progress.unready().is_none());
+    assert_eq!(bench.metrics.resyncs.get(), 1);
+}
+
+#[test]
+fn a_store_that_was_left_for_longer_than_the_grace_is_empty_before_the_log_answers() {
+    let grace = Some(Duration::from_secs(3_600 * 24));
+    for (left, trusted) in [(3_600 * 23, true), (3_600 * 25, false), (-3_600 * 24 * 365, false)] {
+        let dir = folder();
+        let bench = Bench::start(dir.path(), "c", 0..1);
+        bench.set(0, "k", "v");
+        bench.wait("ready", |bench| bench.progress.unready().is_none());
+        let store = Arc::clone(&bench.store);
+        drop(bench);
+        store.note_caught_up(now_ms() - left * 1000).expect("written");
+        let away = Some("it does not answer");
+        let bench = Bench::start_on(Arc::clone(&store), "t", "c", 0..1, away, grace);
+        bench.wait("refused", |bench| matches!(bench.progress.phase(), Phase::Failed(_)));
+        assert_eq!(bench.progress.restored(), trusted, "left for {left} s");
+        assert_eq!(bench.value("k").is_some(), trusted, "left for {left} s");
+        assert_eq!(bench.metrics.resyncs.get(), u64::from(!trusted), "left for {left} s");
+        drop(bench);
+        // And with the log: from its start, or on from where it stood.
+        let bench = Bench::start_on(store, "t", "c", 0..1, None, grace);
+        let from = i64::from(trusted);
+        bench.wait("reading", |bench| *bench.log.started.lock().expect("no panic") == [from]);
+    }
+}
+
+/// This machine's clock was set back, so the store looks fresh; the log's clock knows better.
+#[test]
+fn the_logs_clock_tells_the_age_of_a_store_too() {
+    let grace = Some(Duration::from_secs(3_600));
+    let dir = folder();
+    let bench = Bench::start(dir.path(), "c", 0..1);
+    bench.set(0, "gone", "old");
+    bench.wait("ready", |bench| bench.progress.unready().is_none());
+    let store = Arc::clone(&bench.store);
+    drop(bench);
+    store.note_caught_up(now_ms()).expect("written");
+    let mut bench = Bench::start_on(store, "t", "c", 0..9, None, grace);
+    bench.wait("reading", |bench| *bench.log.started.lock().expect("no panic") == [1]);
+    bench.wait("it serves", |bench| bench.progress.restored());
+    let late = std::mem::replace(&mut bench.steps, channel().0);
+    bench.becomes("c", 0..9);
+    late.send(Step::LogTime(now_ms() + 3_700_000)).expect("the replica reads");
+    bench.wait("from the start", |bench| *bench.log.started.lock().expect("no panic") == [1, 0]);
+    bench.feed(Step::End(9));
+    bench.wait("ready again", |bench| bench.progress.unready().is_none());
+    assert_eq!(bench.value("gone"), None);
+}
+
+#[test]
+fn a_topics_id_is_learnt_by_a_store_that_had_none_and_tells_topics_apart() {
+    let id = |id: Option<&str>| LogIdentity {
+        cluster: "c".into(),
+        topic: "t".into(),
+        topic_id: id.map(str::to_owned),
+    };
+    assert!(
+        id(None).fits(&id(Some("1"))) && id(Some("1")).fits(&id(None)) && id(Some("1")).fits(&id(Some("1")))
+    );
+    assert!(!id(Some("1")).fits(&id(Some("2"))));
+    assert!(!id(None).fits(&LogIdentity { topic: "u".into(), ..id(None) }));
+    let old: LogIdentity =
+        serde_json::from_str(r#"{"cluster":"c","topic":"t"}"#).expect("of an older version");
+    assert_eq!(old, id(None));
 }

@@ -1,39 +1,41 @@
 //! The store: the newest record of every key and the next offset of every partition, in LMDB, with a bounded cache of
 //! records in memory over it. Nobody else knows heed; only the replica writes.
+//!
+//! A store that must be built anew can be built beside the one that is read ([`Store::build`]), which it replaces when it
+//! is complete; or it arrives as a copy of another node's ([`Store::incoming`]).
 
 mod entry;
+mod files;
 mod key_state;
 mod upkeep;
 
+use std::fs::File;
 use std::ops::Bound;
-use std::path::Path;
-use std::sync::Arc;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
-use heed::byteorder::BigEndian;
-use heed::types::{Bytes as RawBytes, Str, U32, Unit};
-use heed::{Database, Env, EnvOpenOptions, RoTxn, RwTxn};
+use heed::types::Bytes as RawBytes;
+use heed::{CompactionOption, Database, RwTxn};
 use quick_cache::sync::{Cache, GuardResult};
 use quick_cache::{DefaultHashBuilder, Equivalent, Lifecycle, Weighter};
 use smallvec::SmallVec;
 
 pub use self::entry::{Entry, State};
+pub(crate) use self::files::open_env;
+pub use self::files::{DATA_FILE, FORMAT};
+use self::files::{Files, Root};
+use self::key_state::Outcome;
 pub use self::key_state::{Change, Debt};
-use self::key_state::{KeyState, Outcome, parse_debts, parse_others};
 pub use self::upkeep::Owed;
 use crate::log::LogIdentity;
 use crate::position::NextOffset;
 
-/// Changed whenever the bytes in the store mean something else; a store of another format is built anew.
-const FORMAT: &str = "2";
-/// Address space reserved for LMDB's map, not memory and not disk. Halved until the system grants it.
-const MAP_BYTES: usize = 1 << 40;
 /// A page of a scan ends with the record that reaches this.
 const SCAN_BYTES: usize = 1 << 20;
 /// A page of a scan looks at no more keys, so that a range of deleted ones holds no transaction for long.
 const SCAN_KEYS: usize = 50_000;
-/// One reader slot for each thread that ever reads.
-const MAX_READERS: u32 = 1024;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -41,6 +43,8 @@ pub enum StoreError {
     Open { path: String, source: heed::Error },
     #[error("the store failed: {0}")]
     Lmdb(#[from] heed::Error),
+    #[error("the store's folder failed: {0}")]
+    Io(#[from] std::io::Error),
     #[error(
         "the store holds something that it never wrote under '{0}'; stop the node and remove its data folder, it is rebuilt from the log"
     )]
@@ -55,19 +59,12 @@ pub enum Tier {
 }
 
 pub struct Store {
-    env: Env,
-    /// Key → [`Entry`]'s bytes.
-    records: Database<RawBytes, RawBytes>,
-    /// Key → its records in further partitions, older than that in `records`.
-    others: Database<RawBytes, RawBytes>,
-    /// Key → [`Debt`]s.
-    debts: Database<RawBytes, RawBytes>,
-    /// When a sweep has to do with a key (ms, i64), and the key.
-    due: Database<RawBytes, Unit>,
-    /// Partition → next offset.
-    positions: Database<U32<BigEndian>, heed::types::I64<BigEndian>>,
-    /// `format`, `identity`, `restored`.
-    meta: Database<Str, Str>,
+    root: Root,
+    /// What is read.
+    current: RwLock<Files>,
+    /// What is written, while it is built beside the former.
+    building: Mutex<Option<Files>>,
+    max_key_bytes: usize,
     cache: Cache<CacheKey, Entry, EntryWeight, DefaultHashBuilder, Evictions>,
     evictions: Evictions,
     cache_hits: AtomicU64,
@@ -83,6 +80,9 @@ pub struct Checkpoint {
     pub restored: bool,
     /// Per partition.
     pub next: Vec<NextOffset>,
+    /// When everything up to the log's end was last known to be applied, ms since the epoch; until the first time, when
+    /// the reading began.
+    pub caught_up_at: Option<i64>,
 }
 
 /// What came of applying records.
@@ -137,51 +137,51 @@ pub struct Disk {
 }
 
 impl Store {
-    /// Opens the store in `dir`, or makes an empty one.
+    /// Opens the store in a folder of its own, or makes an empty one.
     ///
     /// # Errors
     /// When LMDB can't open it, with the folder's name.
     pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self, StoreError> {
-        let wrap = |source| StoreError::Open { path: dir.display().to_string(), source };
-        std::fs::create_dir_all(dir).map_err(|error| wrap(error.into()))?;
-        let env = open_env(dir, 6).map_err(wrap)?;
-        let mut txn = env.write_txn()?;
-        let records = env.create_database(&mut txn, Some("records"))?;
-        let positions = env.create_database(&mut txn, Some("positions"))?;
-        let meta: Database<Str, Str> = env.create_database(&mut txn, Some("meta"))?;
-        let others = env.create_database(&mut txn, Some("others"))?;
-        let debts = env.create_database(&mut txn, Some("debts"))?;
-        let due = env.create_database(&mut txn, Some("due"))?;
-        txn.commit()?;
+        let root = Root::new(dir);
+        let current = root
+            .current()
+            .map_err(|error| StoreError::Open { path: dir.display().to_string(), source: error.into() })?;
+        let current = Files::open(root.path(), current)?;
         // Without an estimate of their number the cache can't size its shards; a kilobyte each is a guess, not a limit.
         let estimate = usize::try_from(cache_bytes / 1024).unwrap_or(usize::MAX).clamp(64, 1 << 20);
         let evictions = Evictions::default();
         let hashes = DefaultHashBuilder::default();
         let cache = Cache::with(estimate, cache_bytes, EntryWeight, hashes, evictions.clone());
         let (cache_hits, cache_misses) = Default::default();
-        let store = Self {
-            env,
-            records,
-            others,
-            debts,
-            due,
-            positions,
-            meta,
+        Ok(Self {
+            root,
+            // Also behind a time, in `due`.
+            max_key_bytes: current.env.max_key_size() - size_of::<i64>(),
+            current: RwLock::new(current),
+            building: Mutex::default(),
             cache,
             evictions,
             cache_hits,
             cache_misses,
-        };
-        store.check_format()?;
-        Ok(store)
+        })
     }
 
-    fn check_format(&self) -> Result<(), StoreError> {
-        let mut txn = self.env.write_txn()?;
-        if self.meta.get(&txn, "format")? != Some(FORMAT) {
-            self.clear(&mut txn)?;
+    /// What is read. Held for one key at most: a switch to another store waits for it.
+    fn current(&self) -> RwLockReadGuard<'_, Files> {
+        // Replaced in one assignment.
+        self.current.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn building(&self) -> MutexGuard<'_, Option<Files>> {
+        self.building.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is written, and whether that is also what is read.
+    fn written(&self) -> (Files, bool) {
+        match &*self.building() {
+            Some(building) => (building.clone(), false),
+            None => (self.current().clone(), true),
         }
-        Ok(txn.commit()?)
     }
 
     /// The newest record of a key, delete markers included. Takes microseconds; a page that the system has dropped
@@ -217,8 +217,9 @@ impl Store {
 
     fn read(&self, key: &[u8]) -> Result<Option<Entry>, StoreError> {
         self.cache_misses.fetch_add(1, Ordering::Relaxed);
-        let txn = self.env.read_txn()?;
-        match self.records.get(&txn, key)? {
+        let files = self.current();
+        let txn = files.env.read_txn()?;
+        match files.records.get(&txn, key)? {
             None => Ok(None),
             Some(bytes) => Entry::from_bytes(bytes).map(Some).ok_or(StoreError::Corrupt("records")),
         }
@@ -244,9 +245,10 @@ impl Store {
         };
         let end = if end.is_empty() { Bound::Unbounded } else { Bound::Excluded(end) };
         // One short transaction a page: a long one would keep LMDB from using freed pages again.
-        let txn = self.env.read_txn()?;
+        let files = self.current().clone();
+        let txn = files.env.read_txn()?;
         let (mut found, mut bytes, mut last) = (Vec::new(), 0, None);
-        for (looked_at, item) in self.records.range(&txn, &(from, end))?.enumerate() {
+        for (looked_at, item) in files.records.range(&txn, &(from, end))?.enumerate() {
             let (key, stored) = item?;
             if !key.starts_with(prefix) {
                 return Ok((found, None));
@@ -264,52 +266,133 @@ impl Store {
         Ok((found, None))
     }
 
-    /// What the store stands for.
+    /// What the store that is written stands for.
     ///
     /// # Errors
     /// When LMDB fails.
     pub fn checkpoint(&self) -> Result<Checkpoint, StoreError> {
-        let txn = self.env.read_txn()?;
-        let identity = match self.meta.get(&txn, "identity")? {
-            None => None,
-            Some(json) => Some(serde_json::from_str(json).map_err(|_| StoreError::Corrupt("identity"))?),
-        };
-        let mut next = Vec::new();
-        for item in self.positions.iter(&txn)? {
-            let (partition, offset) = item?;
-            if partition as usize != next.len() {
-                return Err(StoreError::Corrupt("positions"));
-            }
-            next.push(NextOffset(offset));
-        }
-        Ok(Checkpoint { identity, restored: self.meta.get(&txn, "restored")?.is_some(), next })
+        self.written().0.checkpoint()
     }
 
-    /// Empties the store and ties it to a log, to be read from `next` on. All or nothing.
+    /// Empties the store that is written and ties it to a log, to be read from `next` on; `now` is when that begins, in
+    /// ms since the epoch. All or nothing.
     ///
     /// # Errors
     /// When LMDB fails; the store is then as before.
-    pub fn reset(&self, identity: &LogIdentity, next: &[NextOffset]) -> Result<(), StoreError> {
-        let mut txn = self.env.write_txn()?;
-        self.clear(&mut txn)?;
-        let json = serde_json::to_string(identity).map_err(|_| StoreError::Corrupt("identity"))?;
-        self.meta.put(&mut txn, "identity", &json)?;
-        for (partition, offset) in (0..).zip(next) {
-            self.positions.put(&mut txn, &partition, &offset.0)?;
+    pub fn reset(&self, identity: &LogIdentity, next: &[NextOffset], now: i64) -> Result<(), StoreError> {
+        let (files, read) = self.written();
+        files.reset(identity, next, now)?;
+        if read {
+            self.cache.clear();
         }
-        txn.commit()?;
-        self.cache.clear();
         Ok(())
     }
 
-    /// Remembers that the node has been caught up: from now on the store answers reads.
+    /// Begins a new store beside this one, which is read until [`Store::note_caught_up`] says that the new one is
+    /// complete. One that was begun before is given up.
+    ///
+    /// # Errors
+    /// When LMDB or the disk fails; this store stays as it is.
+    pub fn build(&self, identity: &LogIdentity, next: &[NextOffset], now: i64) -> Result<(), StoreError> {
+        let files = Files::open(self.root.path(), self.root.unused()?)?;
+        let generation = files.generation;
+        if let Err(error) = files.reset(identity, next, now) {
+            drop(files);
+            self.root.remove(generation);
+            return Err(error);
+        }
+        if let Some(given_up) = self.building().replace(files) {
+            self.root.remove(given_up.generation);
+        }
+        Ok(())
+    }
+
+    /// Whether what is written is not what is read.
+    #[must_use]
+    pub fn is_building(&self) -> bool {
+        self.building().is_some()
+    }
+
+    /// Puts an empty store in the place of this one, whose records must not be read any more.
+    ///
+    /// # Errors
+    /// When LMDB or the disk fails; this store then stays.
+    pub fn discard(&self) -> Result<(), StoreError> {
+        self.replace(Files::open(self.root.path(), self.root.unused()?)?)
+    }
+
+    /// Ties the store to the same log by a name that says more.
     ///
     /// # Errors
     /// When LMDB fails.
-    pub fn set_restored(&self) -> Result<(), StoreError> {
-        let mut txn = self.env.write_txn()?;
-        self.meta.put(&mut txn, "restored", "yes")?;
+    pub fn set_identity(&self, identity: &LogIdentity) -> Result<(), StoreError> {
+        let files = self.written().0;
+        let mut txn = files.env.write_txn()?;
+        files.put_identity(&mut txn, identity)?;
         Ok(txn.commit()?)
+    }
+
+    /// Remembers that everything up to the log's end was applied at `now`, ms since the epoch: the store answers reads
+    /// from now on, and one that was built beside another takes its place.
+    ///
+    /// # Errors
+    /// When LMDB or the disk fails.
+    pub fn note_caught_up(&self, now: i64) -> Result<(), StoreError> {
+        let (files, read) = self.written();
+        files.note_caught_up(now)?;
+        if read { Ok(()) } else { self.replace(files) }
+    }
+
+    /// Makes other files the store, on disk and for readers.
+    fn replace(&self, new: Files) -> Result<(), StoreError> {
+        new.env.force_sync()?;
+        self.root.point_to(new.generation)?;
+        let generation = new.generation;
+        let given_up = self.building().take().filter(|files| files.generation != generation);
+        let old = std::mem::replace(&mut *self.current.write().unwrap_or_else(PoisonError::into_inner), new);
+        // After the switch: who took a placeholder before this can't fill it any more.
+        self.cache.clear();
+        for removed in [Some(old), given_up].into_iter().flatten() {
+            self.root.remove(removed.generation);
+        }
+        Ok(())
+    }
+
+    /// A place for the copy of another node's store.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn incoming(&self) -> Result<Incoming, StoreError> {
+        let generation = self.root.unused()?;
+        let dir = self.root.path().join(generation.to_string());
+        std::fs::create_dir_all(&dir)?;
+        Ok(Incoming {
+            root: Root::new(self.root.path()),
+            generation,
+            file: dir.join(DATA_FILE),
+            files: None,
+            installed: false,
+        })
+    }
+
+    /// Puts the copy of another node's store in the place of this one.
+    ///
+    /// # Errors
+    /// When LMDB or the disk fails; this store then stays.
+    pub fn install(&self, mut incoming: Incoming) -> Result<(), StoreError> {
+        let files = incoming.files.take().ok_or(StoreError::Corrupt("copy"))?;
+        self.replace(files)?;
+        incoming.installed = true;
+        Ok(())
+    }
+
+    /// A consistent copy of the store that is read, to be written out.
+    ///
+    /// # Errors
+    /// When LMDB fails.
+    pub fn copy(&self) -> Result<Copy, StoreError> {
+        let files = self.current().clone();
+        Ok(Copy { checkpoint: files.checkpoint()?, bytes: files.compact_bytes()?, files })
     }
 
     /// Applies records, in the order of the log within each partition, and the next offsets that follow them, in one
@@ -327,14 +410,15 @@ impl Store {
         // In key order, a page is written once however many of its keys change; the sort is stable, so each key's changes
         // keep the order of their partition.
         changes.sort_by_key(|(key, _)| *key);
-        let mut txn = self.env.write_txn()?;
+        let (files, read) = self.written();
+        let mut txn = files.env.write_txn()?;
         // Both are so nearly always.
-        let no_others = self.others.is_empty(&txn)?;
-        let no_debts = self.debts.is_empty(&txn)?;
+        let no_others = files.others.is_empty(&txn)?;
+        let no_debts = files.debts.is_empty(&txn)?;
         let (mut applied, mut changed) = (Applied::default(), Vec::with_capacity(changes.len()));
         let mut changes = changes.drain(..).peekable();
         while let Some((key, first)) = changes.next() {
-            let mut state = self.key_state(&txn, key, no_others, no_debts)?;
+            let mut state = files.key_state(&txn, key, no_others, no_debts)?;
             let before = state.entries.first().cloned();
             let (others, debts) = (state.others(), state.debts());
             applied.count(state.apply(first));
@@ -342,29 +426,32 @@ impl Store {
                 applied.count(state.apply(change));
             }
             state.sort();
-            save(self.others, &mut txn, key, &others, &state.others())?;
-            save(self.debts, &mut txn, key, &debts, &state.debts())?;
+            save(files.others, &mut txn, key, &others, &state.others())?;
+            save(files.debts, &mut txn, key, &debts, &state.debts())?;
             let newest = state.entries.into_iter().next();
             if newest.as_ref().map(Entry::position) == before.as_ref().map(Entry::position) {
                 continue;
             }
             if let Some(at) = before.as_ref().and_then(upkeep::due) {
-                self.due.delete(&mut txn, &upkeep::due_key(at, key))?;
+                files.due.delete(&mut txn, &upkeep::due_key(at, key))?;
             }
             if let Some(at) = newest.as_ref().and_then(upkeep::due) {
-                self.due.put(&mut txn, &upkeep::due_key(at, key), &())?;
+                files.due.put(&mut txn, &upkeep::due_key(at, key), &())?;
             }
             match &newest {
-                Some(entry) => self.records.put(&mut txn, key, entry.as_bytes())?,
-                None => drop(self.records.delete(&mut txn, key)?),
+                Some(entry) => files.records.put(&mut txn, key, entry.as_bytes())?,
+                None => drop(files.records.delete(&mut txn, key)?),
             }
             changed.push((key, newest));
         }
         for (partition, offset) in next {
-            self.positions.put(&mut txn, &partition.cast_unsigned(), &offset.0)?;
+            files.positions.put(&mut txn, &partition.cast_unsigned(), &offset.0)?;
         }
         txn.commit()?;
         applied.changed = changed.len();
+        if !read {
+            return Ok(applied);
+        }
         for (key, newest) in changed {
             let replaced = newest.is_some_and(|entry| self.cache.replace(key.into(), entry, true).is_ok());
             if !replaced {
@@ -374,64 +461,29 @@ impl Store {
         Ok(applied)
     }
 
-    fn key_state(
-        &self,
-        txn: &RoTxn<'_>,
-        key: &[u8],
-        no_others: bool,
-        no_debts: bool,
-    ) -> Result<KeyState, StoreError> {
-        let mut state = KeyState::default();
-        if let Some(bytes) = self.records.get(txn, key)? {
-            state.entries.push(Entry::from_bytes(bytes).ok_or(StoreError::Corrupt("records"))?);
-        }
-        if !no_others && let Some(bytes) = self.others.get(txn, key)? {
-            state.entries.extend(parse_others(bytes)?);
-        }
-        if !no_debts && let Some(bytes) = self.debts.get(txn, key)? {
-            state.debts = parse_debts(bytes)?;
-        }
-        Ok(state)
-    }
-
-    fn clear(&self, txn: &mut RwTxn<'_>) -> Result<(), StoreError> {
-        for database in [self.records, self.others, self.debts] {
-            database.clear(txn)?;
-        }
-        self.due.clear(txn)?;
-        self.positions.clear(txn)?;
-        self.meta.clear(txn)?;
-        Ok(self.meta.put(txn, "format", FORMAT)?)
-    }
-
     /// The longest key that LMDB can hold, in bytes.
     #[must_use]
     pub fn max_key_bytes(&self) -> usize {
-        // Also behind a time, in `due`.
-        self.env.max_key_size() - size_of::<i64>()
+        self.max_key_bytes
     }
 
     /// # Errors
     /// When LMDB fails.
     pub fn stats(&self) -> Result<StoreStats, StoreError> {
-        let txn = self.env.read_txn()?;
-        let (info, records) = (self.env.info(), self.records.stat(&txn)?);
-        let (due, positions, meta) =
-            (self.due.stat(&txn)?, self.positions.stat(&txn)?, self.meta.stat(&txn)?);
-        let (others, debts) = (self.others.stat(&txn)?, self.debts.stat(&txn)?);
-        let used =
-            |stat: &heed::DatabaseStat| (stat.branch_pages + stat.leaf_pages + stat.overflow_pages) as u64;
-        let used_pages = [&records, &others, &debts, &due, &positions, &meta].into_iter().map(used).sum();
+        let files = self.current().clone();
+        let txn = files.env.read_txn()?;
+        let (info, records) = (files.env.info(), files.records.stat(&txn)?);
+        let used_pages = files.used_pages(&txn)?;
         // Pages are counted from 0, and the first two are LMDB's own.
         let pages = (info.last_page_number as u64).saturating_sub(1);
         Ok(StoreStats {
             records: records.entries as u64,
-            bytes: self.env.real_disk_size()?,
+            bytes: files.env.real_disk_size()?,
             map_bytes: info.map_size as u64,
             used_pages,
             free_pages: pages.saturating_sub(used_pages),
             page_bytes: u64::from(records.page_size),
-            disk: rustix::fs::statvfs(self.env.path()).ok().map(|disk| Disk {
+            disk: rustix::fs::statvfs(files.env.path()).ok().map(|disk| Disk {
                 free: disk.f_bavail * disk.f_frsize,
                 size: disk.f_blocks * disk.f_frsize,
             }),
@@ -445,22 +497,40 @@ impl Store {
     }
 }
 
-/// Opens an LMDB environment of this process's own.
-#[allow(unsafe_code)]
-pub(crate) fn open_env(dir: &Path, databases: u32) -> heed::Result<Env> {
-    let mut map_bytes = MAP_BYTES;
-    loop {
-        let mut options = EnvOpenOptions::new();
-        options.max_dbs(databases).max_readers(MAX_READERS).map_size(map_bytes);
-        // SAFETY: the map must not be changed behind LMDB's back. The folder is locked by `DataDir` for this process,
-        // and nothing else in this process opens the file.
-        match unsafe { options.open(dir) } {
-            Err(heed::Error::Io(error))
-                if error.kind() == std::io::ErrorKind::OutOfMemory && map_bytes > 1 << 30 =>
-            {
-                map_bytes /= 2;
-            }
-            opened => return opened,
+/// A copy of another node's store on its way in; removed again unless it is installed.
+pub struct Incoming {
+    root: Root,
+    generation: u64,
+    /// Where its bytes go.
+    file: PathBuf,
+    files: Option<Files>,
+    installed: bool,
+}
+
+impl Incoming {
+    /// The file to write, which is not there yet.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Opens what was written.
+    ///
+    /// # Errors
+    /// When it is no store of this format.
+    pub fn open(&mut self) -> Result<Checkpoint, StoreError> {
+        let files = Files::open(self.root.path(), self.generation)?;
+        let checkpoint = files.checkpoint()?;
+        self.files = Some(files);
+        Ok(checkpoint)
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if !self.installed {
+            self.files = None;
+            self.root.remove(self.generation);
         }
     }
 }
@@ -481,6 +551,27 @@ fn save(
         database.put(txn, key, after)?;
     }
     Ok(())
+}
+
+/// A store to be copied out. Cheap until it is written.
+pub struct Copy {
+    files: Files,
+    /// As of a moment before the copy is made: its positions are the copy's or earlier ones.
+    pub checkpoint: Checkpoint,
+    /// About as many as will be written.
+    pub bytes: u64,
+}
+
+impl Copy {
+    /// Writes the store as it is now, without free pages, as a file of LMDB. Blocks for as long as `to` takes; until then
+    /// pages that writers free are not used again, so the store's file grows by what is written meanwhile.
+    ///
+    /// # Errors
+    /// When LMDB fails or `to` takes no more.
+    pub fn write_to(&self, to: impl Into<OwnedFd>) -> Result<(), StoreError> {
+        let mut file = File::from(to.into());
+        Ok(self.files.env.copy_to_file(&mut file, CompactionOption::Enabled)?)
+    }
 }
 
 /// A key in the cache's table. A short one lies in its slot: a lookup is as fast as it misses few lines of memory.

@@ -14,7 +14,7 @@ fn entry(partition: i32, offset: i64, timestamp: i64, body: &str) -> Entry {
 }
 
 fn identity() -> LogIdentity {
-    LogIdentity { cluster: "c".into(), topic: "t".into() }
+    LogIdentity { cluster: "c".into(), topic: "t".into(), topic_id: None }
 }
 
 fn body(store: &Store, key: &str) -> Option<(String, Tier)> {
@@ -27,15 +27,19 @@ fn records_and_positions_survive_together() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let store = open(dir.path());
     assert_eq!(store.checkpoint().expect("readable"), Checkpoint::default());
-    store.reset(&identity(), &[NextOffset(0), NextOffset(7)]).expect("written");
+    store.reset(&identity(), &[NextOffset(0), NextOffset(7)], 5).expect("written");
     let mut changes =
         vec![(b"a".as_slice(), entry(P0, 3, 10, "first").into()), (b"a", entry(P0, 4, 10, "second").into())];
     assert_eq!(store.apply(&mut changes, &[(P0, NextOffset(5))]).expect("applied").changed, 1);
-    store.set_restored().expect("written");
+    store.note_caught_up(9).expect("written");
     drop(store);
     let store = open(dir.path());
-    let expected =
-        Checkpoint { identity: Some(identity()), restored: true, next: vec![NextOffset(5), NextOffset(7)] };
+    let expected = Checkpoint {
+        identity: Some(identity()),
+        restored: true,
+        next: vec![NextOffset(5), NextOffset(7)],
+        caught_up_at: Some(9),
+    };
     assert_eq!(store.checkpoint().expect("readable"), expected);
     assert_eq!(body(&store, "a"), Some(("second".into(), Tier::Store)));
     assert_eq!(body(&store, "a"), Some(("second".into(), Tier::Cache)));
@@ -64,11 +68,16 @@ fn a_reset_leaves_nothing_behind() {
     store
         .apply(&mut vec![(b"k".as_slice(), entry(P0, 0, 1, "v").into())], &[(P0, NextOffset(1))])
         .expect("applied");
-    store.set_restored().expect("written");
+    store.note_caught_up(9).expect("written");
     assert!(body(&store, "k").is_some());
-    store.reset(&identity(), &[NextOffset(0)]).expect("written");
+    store.reset(&identity(), &[NextOffset(0)], 5).expect("written");
     assert_eq!(body(&store, "k"), None);
-    let expected = Checkpoint { identity: Some(identity()), restored: false, next: vec![NextOffset(0)] };
+    let expected = Checkpoint {
+        identity: Some(identity()),
+        restored: false,
+        next: vec![NextOffset(0)],
+        caught_up_at: Some(5),
+    };
     assert_eq!(store.checkpoint().expect("readable"), expected);
 }
 
@@ -134,7 +143,7 @@ fn keys_that_lmdb_cant_hold_are_missing_not_errors() {
 fn filled(keys: &[&str]) -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let store = open(dir.path());
-    store.reset(&identity(), &[NextOffset(0)]).expect("written");
+    store.reset(&identity(), &[NextOffset(0)], 5).expect("written");
     let entries =
         keys.iter().zip(0..).map(|(key, offset)| (key.as_bytes(), entry(P0, offset, 1, key).into()));
     store.apply(&mut entries.collect(), &[]).expect("applied");
@@ -324,7 +333,7 @@ fn conditions_hold_within_one_batch_and_debts_survive_a_restart_but_not_a_reset(
     assert_eq!(owed[0].debt, Debt { position: at(5), timestamp: 5 });
     assert_eq!(owed[0].entry.as_ref().map(Entry::position), Some(at(4)));
     assert!(owed[0].newest);
-    store.reset(&identity(), &[NextOffset(0)]).expect("written");
+    store.reset(&identity(), &[NextOffset(0)], 5).expect("written");
     assert_eq!(debts(&store), [0; 0]);
 }
 
@@ -423,4 +432,177 @@ fn what_is_long_dead_is_found_in_bounded_steps() {
     assert_eq!(find("", 1, 99), (texts(&["a marker"]), Some("a marker".into())));
     assert_eq!(find("a marker", 1, 99), (texts(&["expired"]), Some("expired".into())));
     assert_eq!(find("", 9, 2), (texts(&["a marker"]), Some("a young marker".into())));
+}
+
+fn put(store: &Store, key: &str, offset: i64, text: &str) {
+    let mut changes = vec![(key.as_bytes(), entry(P0, offset, 1, text).into())];
+    store.apply(&mut changes, &[(P0, NextOffset::after(offset))]).expect("applied");
+}
+
+/// The environments' folders, and what `CURRENT` says.
+fn folders(dir: &Path) -> (Vec<String>, Option<String>) {
+    let entries = std::fs::read_dir(dir).expect("a folder").flatten();
+    let mut names: Vec<_> = entries.filter(|entry| entry.path().is_dir()).collect::<Vec<_>>();
+    names.sort_by_key(std::fs::DirEntry::file_name);
+    let names = names.iter().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    (names, std::fs::read_to_string(dir.join("CURRENT")).ok().map(|text| text.trim().to_owned()))
+}
+
+#[test]
+fn a_new_store_is_built_beside_the_old_one_which_is_read_until_the_switch() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let store = open(dir.path());
+    store.reset(&identity(), &[NextOffset(0)], 1).expect("written");
+    put(&store, "k", 7, "old");
+    put(&store, "gone", 8, "old");
+    store.note_caught_up(1).expect("written");
+    assert_eq!(body(&store, "k"), Some(("old".into(), Tier::Store)));
+
+    let other = LogIdentity { topic_id: Some("2".into()), ..identity() };
+    store.build(&other, &[NextOffset(0)], 2).expect("begun");
+    assert!(store.is_building());
+    // Its offsets are lower: it is compared with nothing of the old one.
+    put(&store, "k", 0, "new");
+    assert_eq!(body(&store, "k"), Some(("old".into(), Tier::Cache)));
+    assert_eq!(body(&store, "gone"), Some(("old".into(), Tier::Store)));
+    let checkpoint = store.checkpoint().expect("readable");
+    assert_eq!((checkpoint.identity, checkpoint.next), (Some(other.clone()), vec![NextOffset(1)]));
+    assert_eq!(folders(dir.path()), (vec!["1".into(), "2".into()], None));
+
+    store.note_caught_up(3).expect("switched");
+    assert!(!store.is_building());
+    assert_eq!(body(&store, "k"), Some(("new".into(), Tier::Store)));
+    assert_eq!(body(&store, "gone"), None, "nothing of the old one is left in the cache");
+    assert_eq!(folders(dir.path()), (vec!["2".into()], Some("2".into())));
+    drop(store);
+    let store = open(dir.path());
+    assert_eq!(body(&store, "k"), Some(("new".into(), Tier::Store)));
+    let expected = Checkpoint {
+        identity: Some(other),
+        restored: true,
+        next: vec![NextOffset(1)],
+        caught_up_at: Some(3),
+    };
+    assert_eq!(store.checkpoint().expect("readable"), expected);
+}
+
+#[test]
+fn a_build_that_was_cut_short_leaves_the_old_store_and_no_trace() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let store = open(dir.path());
+    store.reset(&identity(), &[NextOffset(0)], 1).expect("written");
+    put(&store, "k", 7, "old");
+    for _ in 0..2 {
+        // The second gives up the first.
+        store.build(&identity(), &[NextOffset(0)], 2).expect("begun");
+        put(&store, "k", 0, "half");
+    }
+    assert_eq!(folders(dir.path()).0.len(), 2);
+    drop(store);
+    // A crash between the pointer's writing and its renaming.
+    std::fs::write(dir.path().join("CURRENT.new"), "2").expect("written");
+    let store = open(dir.path());
+    assert_eq!(body(&store, "k"), Some(("old".into(), Tier::Store)));
+    assert_eq!(folders(dir.path()), (vec!["1".into()], None));
+    // And one between the renaming and the removal of the old one.
+    store.build(&identity(), &[NextOffset(0)], 2).expect("begun");
+    put(&store, "k", 0, "new");
+    drop(store);
+    std::fs::write(dir.path().join("CURRENT"), "2").expect("written");
+    let store = open(dir.path());
+    assert_eq!(body(&store, "k"), Some(("new".into(), Tier::Store)));
+    assert_eq!(folders(dir.path()), (vec!["2".into()], Some("2".into())));
+}
+
+#[test]
+fn a_discarded_store_is_empty_and_tied_to_nothing() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let store = open(dir.path());
+    store.reset(&identity(), &[NextOffset(0)], 1).expect("written");
+    put(&store, "k", 7, "old");
+    assert!(body(&store, "k").is_some());
+    store.discard().expect("discarded");
+    assert_eq!(body(&store, "k"), None);
+    assert_eq!(store.checkpoint().expect("readable"), Checkpoint::default());
+    drop(store);
+    assert_eq!(open(dir.path()).checkpoint().expect("readable"), Checkpoint::default());
+}
+
+#[test]
+fn a_copy_is_whole_and_as_of_one_moment_while_a_writer_goes_on() {
+    let (from, to) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let (source, target) = (open(from.path()), open(to.path()));
+    source.reset(&identity(), &[NextOffset(0)], 1).expect("written");
+    source.note_caught_up(1).expect("written");
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut offset = 0;
+            while !done.load(Ordering::Relaxed) {
+                // Two keys that are one in every transaction.
+                let text = offset.to_string();
+                let mut changes = vec![
+                    (b"a".as_slice(), entry(P0, offset, 1, &text).into()),
+                    (b"b".as_slice(), entry(P0, offset, 1, &text).into()),
+                ];
+                source.apply(&mut changes, &[(P0, NextOffset::after(offset))]).expect("applied");
+                offset += 1;
+            }
+        });
+        for _ in 0..5 {
+            let mut incoming = target.incoming().expect("a place");
+            let copy = source.copy().expect("a copy");
+            copy.write_to(File::create_new(incoming.file()).expect("a file")).expect("copied");
+            let checkpoint = incoming.open().expect("a store");
+            assert!(checkpoint.next >= copy.checkpoint.next, "{checkpoint:?}");
+            target.install(incoming).expect("installed");
+            let seen = body(&target, "a").map(|(text, _)| text);
+            assert_eq!(body(&target, "b").map(|(text, _)| text), seen);
+            let next = seen.map_or(0, |text| text.parse::<i64>().expect("a number") + 1);
+            assert_eq!(checkpoint.next, [NextOffset(next)]);
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    // One that is not installed leaves nothing.
+    let incoming = target.incoming().expect("a place");
+    std::fs::write(incoming.file(), "no store").expect("written");
+    let before = folders(to.path()).0.len();
+    drop(incoming);
+    assert_eq!(folders(to.path()).0.len(), before - 1);
+    let mut incoming = target.incoming().expect("a place");
+    std::fs::write(incoming.file(), vec![7; 100_000]).expect("written");
+    assert!(incoming.open().is_err(), "garbage is no store");
+}
+
+#[test]
+fn a_store_that_is_being_filled_survives_a_kill_but_not_another_boot() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let store = open(dir.path());
+    store.reset(&identity(), &[NextOffset(0)], 1).expect("written");
+    put(&store, "k", 7, "filled");
+    let mark = dir.path().join("1/UNSYNCED");
+    if !mark.exists() {
+        assert!(
+            !Path::new("/proc/sys/kernel/random/boot_id").exists(),
+            "the boot has a name, and is not noted"
+        );
+        return;
+    }
+    drop(store);
+    let store = open(dir.path());
+    assert_eq!(store.checkpoint().expect("readable").next, [NextOffset(8)], "filling goes on");
+    drop(store);
+    std::fs::write(&mark, "another boot").expect("written");
+    let store = open(dir.path());
+    assert_eq!(
+        store.checkpoint().expect("readable"),
+        Checkpoint::default(),
+        "nobody knows what was on the disk"
+    );
+    // Once it is complete it is on the disk.
+    store.reset(&identity(), &[NextOffset(0)], 1).expect("written");
+    put(&store, "k", 7, "filled");
+    assert!(mark.exists());
+    store.note_caught_up(2).expect("written");
+    assert!(!mark.exists());
 }

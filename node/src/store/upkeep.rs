@@ -32,44 +32,45 @@ impl Store {
     /// # Errors
     /// When LMDB fails; nothing is changed then.
     pub fn sweep(&self, now: i64, retention: i64, caught_up: bool) -> Result<usize, StoreError> {
-        let txn = self.env.read_txn()?;
+        let (files, read) = self.written();
+        let txn = files.env.read_txn()?;
         let due: Vec<Vec<u8>> = {
             let end = now.saturating_add(1).max(0).to_be_bytes();
             let range = (Bound::Unbounded, Bound::Excluded(&end[..]));
-            let keys = self.due.range(&txn, &range)?.take(SWEEP_KEYS);
+            let keys = files.due.range(&txn, &range)?.take(SWEEP_KEYS);
             keys.map(|item| item.map(|(at, ())| at.to_vec())).collect::<Result<_, _>>()?
         };
         drop(txn);
         if due.is_empty() {
             return Ok(0);
         }
-        let mut txn = self.env.write_txn()?;
+        let mut txn = files.env.write_txn()?;
         let mut swept = Vec::new();
         for at in &due {
-            self.due.delete(&mut txn, at)?;
+            files.due.delete(&mut txn, at)?;
             let key = at.get(8..).ok_or(StoreError::Corrupt("due"))?;
-            let Some(stored) = self.records.get(&txn, key)? else { continue };
+            let Some(stored) = files.records.get(&txn, key)? else { continue };
             let entry = Entry::header_of(stored).ok_or(StoreError::Corrupt("records"))?;
             if stored.len() > entry.as_bytes().len() {
                 // Its time may be that of another record, which this one replaced.
                 if (1..=now).contains(&entry.ttl()) {
-                    self.records.put(&mut txn, key, entry.as_bytes())?;
+                    files.records.put(&mut txn, key, entry.as_bytes())?;
                     swept.push(key);
                 }
             } else if entry.ttl() == ttl::DELETED {
                 let forget = entry.timestamp().saturating_add(retention);
-                let settled = self.others.get(&txn, key)?.is_none() && self.debts.get(&txn, key)?.is_none();
+                let settled = files.others.get(&txn, key)?.is_none() && files.debts.get(&txn, key)?.is_none();
                 if caught_up && settled && forget <= now {
-                    self.records.delete(&mut txn, key)?;
+                    files.records.delete(&mut txn, key)?;
                     swept.push(key);
                 } else {
                     let again = if forget > now { forget } else { now.saturating_add(SWEEP_AGAIN) };
-                    self.due.put(&mut txn, &due_key(again, key), &())?;
+                    files.due.put(&mut txn, &due_key(again, key), &())?;
                 }
             }
         }
         txn.commit()?;
-        for key in &swept {
+        for key in swept.iter().filter(|_| read) {
             self.cache.remove(&KeyRef(key));
         }
         Ok(swept.len())
@@ -80,14 +81,15 @@ impl Store {
     /// # Errors
     /// When LMDB fails.
     pub fn owed(&self, limit: usize) -> Result<Vec<Owed>, StoreError> {
-        let txn = self.env.read_txn()?;
+        let files = self.written().0;
+        let txn = files.env.read_txn()?;
         let mut owed = Vec::new();
-        for item in self.debts.iter(&txn)? {
+        for item in files.debts.iter(&txn)? {
             let (key, debts) = item?;
-            let stored = self.records.get(&txn, key)?;
+            let stored = files.records.get(&txn, key)?;
             let record = stored.map(|bytes| Entry::from_bytes(bytes).ok_or(StoreError::Corrupt("records")));
             let record = record.transpose()?;
-            let others = parse_others(self.others.get(&txn, key)?.unwrap_or_default())?;
+            let others = parse_others(files.others.get(&txn, key)?.unwrap_or_default())?;
             for debt in parse_debts(debts)? {
                 if owed.len() >= limit {
                     return Ok(owed);
@@ -107,9 +109,10 @@ impl Store {
     /// # Errors
     /// When LMDB fails.
     pub fn stranded(&self, limit: usize) -> Result<Vec<(Vec<u8>, Position)>, StoreError> {
-        let txn = self.env.read_txn()?;
+        let files = self.written().0;
+        let txn = files.env.read_txn()?;
         let mut found = Vec::new();
-        for item in self.others.iter(&txn)? {
+        for item in files.others.iter(&txn)? {
             let (key, others) = item?;
             for entry in parse_others(others)? {
                 if found.len() >= limit {
@@ -136,11 +139,12 @@ impl Store {
         limit: usize,
         looks: usize,
     ) -> Result<(Vec<(Vec<u8>, Position)>, Option<Vec<u8>>), StoreError> {
-        let txn = self.env.read_txn()?;
+        let files = self.written().0;
+        let txn = files.env.read_txn()?;
         // LMDB has no empty keys.
         let from = if after.is_empty() { Bound::Unbounded } else { Bound::Excluded(after) };
         let (mut found, mut last) = (Vec::new(), None);
-        for (looked_at, item) in self.records.range(&txn, &(from, Bound::Unbounded))?.enumerate() {
+        for (looked_at, item) in files.records.range(&txn, &(from, Bound::Unbounded))?.enumerate() {
             if looked_at == looks || found.len() == limit {
                 return Ok((found, last.map(<[u8]>::to_vec)));
             }
@@ -154,8 +158,8 @@ impl Store {
                 ttl => ttl.max(entry.timestamp()),
             };
             if dead_since.saturating_add(retention) <= now
-                && self.others.get(&txn, key)?.is_none()
-                && self.debts.get(&txn, key)?.is_none()
+                && files.others.get(&txn, key)?.is_none()
+                && files.debts.get(&txn, key)?.is_none()
             {
                 found.push((key.to_vec(), entry.position()));
             }

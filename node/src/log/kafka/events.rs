@@ -1,8 +1,8 @@
-//! The few things that librdkafka tells and its Rust binding drops: the offset at which a partition ended, and whether
-//! a failed record may have reached a broker. All unsafe code of the Kafka log is here.
+//! The few things that librdkafka tells and its Rust binding drops: the offset at which a partition ended, a topic's id,
+//! and whether a failed record may have reached a broker. All unsafe code of the Kafka log is here.
 #![allow(unsafe_code)]
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::ptr::NonNull;
 use std::slice;
 use std::time::Duration;
@@ -116,9 +116,13 @@ unsafe fn fetched(event: *mut sys::rd_kafka_event_t, batch: &mut Batch) -> Event
                 (!at.is_null()).then(|| slice::from_raw_parts(at.cast::<u8>(), length))
             };
             let mut kind = sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
+            let timestamp = sys::rd_kafka_message_timestamp(message, &raw mut kind);
+            if kind == sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_LOG_APPEND_TIME {
+                batch.appended_at(timestamp);
+            }
             batch.push(LogRecord {
                 position: Position { partition: message.partition, offset: message.offset },
-                timestamp: sys::rd_kafka_message_timestamp(message, &raw mut kind),
+                timestamp,
                 key: bytes(message.key, message.key_len),
                 value: bytes(message.payload, message.len),
                 condition: condition(message),
@@ -202,6 +206,65 @@ fn failed(code: Code, partition: i32, fatal: bool) -> Event {
             tracing::debug!(partition, reason = %text, "librdkafka reports a problem and goes on");
             Event::Other
         }
+    }
+}
+
+/// The id of a topic, which changes when it is deleted and created again; `None` if brokers have no ids yet (before 2.8).
+/// Waits for a broker, no longer than `timeout`.
+pub(super) fn topic_id(
+    client: &BaseConsumer<Quiet>,
+    topic: &str,
+    timeout: Duration,
+) -> Result<Option<String>, String> {
+    const NO_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
+    let name = CString::new(topic).map_err(|error| error.to_string())?;
+    let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    let client = client.client().native_ptr();
+    // SAFETY: the client outlives this function. The queue, the options, the collection and the event are ours, each
+    // destroyed once; librdkafka copies what it keeps of them. Everything read from the event is copied before its end.
+    unsafe {
+        let queue = NonNull::new(sys::rd_kafka_queue_new(client)).map(Queue).ok_or("there is no queue")?;
+        let kind = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
+        let options = sys::rd_kafka_AdminOptions_new(client, kind);
+        let mut names = name.as_ptr();
+        let refused =
+            sys::rd_kafka_AdminOptions_set_request_timeout(options, timeout_ms, std::ptr::null_mut(), 0);
+        let topics = sys::rd_kafka_TopicCollection_of_topic_names(&raw mut names, 1);
+        if refused == Code::RD_KAFKA_RESP_ERR_NO_ERROR {
+            sys::rd_kafka_DescribeTopics(client, topics, options, queue.0.as_ptr());
+        }
+        sys::rd_kafka_TopicCollection_destroy(topics);
+        sys::rd_kafka_AdminOptions_destroy(options);
+        let event = sys::rd_kafka_queue_poll(queue.0.as_ptr(), timeout_ms.saturating_add(100));
+        let event = NonNull::new(event).map(EventPtr).ok_or("no broker answered in time")?;
+        let event = event.0.as_ptr();
+        let text = |code| CStr::from_ptr(sys::rd_kafka_err2str(code)).to_string_lossy().into_owned();
+        match sys::rd_kafka_event_error(event) {
+            Code::RD_KAFKA_RESP_ERR_NO_ERROR => {}
+            code => return Err(text(code)),
+        }
+        let result = sys::rd_kafka_event_DescribeTopics_result(event);
+        if result.is_null() {
+            return Err("librdkafka answered another question".to_owned());
+        }
+        let mut count = 0;
+        let found = sys::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
+        if found.is_null() || count != 1 {
+            return Err(format!("{count} topics were described"));
+        }
+        let found = *found;
+        let error = sys::rd_kafka_TopicDescription_error(found);
+        match if error.is_null() { Code::RD_KAFKA_RESP_ERR_NO_ERROR } else { sys::rd_kafka_error_code(error) }
+        {
+            Code::RD_KAFKA_RESP_ERR_NO_ERROR => {}
+            code => return Err(text(code)),
+        }
+        let id = sys::rd_kafka_Uuid_base64str(sys::rd_kafka_TopicDescription_topic_id(found));
+        if id.is_null() {
+            return Ok(None);
+        }
+        let id = CStr::from_ptr(id).to_string_lossy().into_owned();
+        Ok((id != NO_ID).then_some(id))
     }
 }
 

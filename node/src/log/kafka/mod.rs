@@ -5,7 +5,7 @@ mod statistics;
 mod topic;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
@@ -22,8 +22,8 @@ use tokio::sync::oneshot;
 use self::events::Event;
 use self::statistics::Collected;
 use super::{
-    AppendError, Appended, Batch, Condition, Log, LogInfo, LogReader, LogStatistics, OpenError, ReadError,
-    Tidy,
+    AppendError, Appended, Batch, Condition, Log, LogIdentity, LogInfo, LogReader, LogStatistics, OpenError,
+    ReadError, Tidy,
 };
 use crate::position::{HighWatermark, NextOffset, Position};
 
@@ -78,12 +78,15 @@ pub struct KafkaSettings {
 
 pub struct KafkaLog {
     settings: KafkaSettings,
-    producer: ThreadedProducer<Acknowledgements>,
+    /// Made anew when it has failed for good, and when the log was replaced: another cluster gives its id and sequence
+    /// numbers to others, and would acknowledge its records as duplicates of theirs.
+    producer: RwLock<ThreadedProducer<Acknowledgements>>,
     /// Asks for metadata and high watermarks; reads nothing.
     queries: BaseConsumer<Quiet>,
     statistics: Arc<Collected>,
-    /// As of the last [`Log::open`]; 0 before.
+    /// 0 until known; another topic of the same name may have another number.
     partitions: AtomicUsize,
+    opened: Mutex<Option<LogIdentity>>,
 }
 
 impl KafkaLog {
@@ -92,25 +95,18 @@ impl KafkaLog {
     /// # Errors
     /// When librdkafka refuses a property, in its words.
     pub fn new(settings: KafkaSettings) -> Result<Self, KafkaError> {
-        let mut producer = client_config(&settings);
-        producer
-            .set("acks", "all")
-            .set("enable.idempotence", "true")
-            .set("partitioner", "murmur2_random")
-            .set("message.timeout.ms", settings.write_timeout.as_millis().to_string())
-            .set("message.max.bytes", settings.max_record_bytes.max(1_000_000).to_string());
-        // A record waits for others to share its request only while earlier requests are under way.
-        set_default(&mut producer, "linger.ms", "0");
-        set_default(&mut producer, "queue.buffering.max.kbytes", "131072");
-        set_default(&mut producer, "statistics.interval.ms", STATISTICS_INTERVAL_MS);
         let (quiet, statistics) = (Quiet::default(), Arc::<Collected>::default());
-        let context = Acknowledgements { quiet: quiet.clone(), statistics: Arc::clone(&statistics) };
-        let producer = ThreadedProducer::from_config_and_context(&producer, context)?;
+        let producer = RwLock::new(producer(&settings, quiet.clone(), &statistics)?);
         let mut queries = client_config(&settings);
         // Nobody polls this client, so that they would pile up.
         queries.set("statistics.interval.ms", "0");
         let queries = BaseConsumer::from_config_and_context(&queries, quiet)?;
-        Ok(Self { settings, producer, queries, partitions: AtomicUsize::new(0), statistics })
+        let (partitions, opened) = Default::default();
+        Ok(Self { settings, producer, queries, statistics, partitions, opened })
+    }
+
+    fn producer(&self) -> RwLockReadGuard<'_, ThreadedProducer<Acknowledgements>> {
+        self.producer.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn send(
@@ -119,6 +115,51 @@ impl KafkaLog {
         value: Option<&[u8]>,
         tidies: Option<(i32, Condition)>,
     ) -> Result<oneshot::Receiver<Acknowledged>, AppendError> {
+        if self.partitions.load(Ordering::Relaxed) == 0 {
+            // A broker may create a topic that is written to, and not compacted at that.
+            return Err(AppendError::NotTaken("the topic is not known yet".to_owned()));
+        }
+        let sent = match self.try_send(key, value, tidies) {
+            Err(KafkaError::MessageProduction(RDKafkaErrorCode::Fatal)) => {
+                self.renew_failed_producer();
+                self.try_send(key, value, tidies)
+            }
+            sent => sent,
+        };
+        sent.map_err(|error| match error {
+            KafkaError::MessageProduction(code) if is_too_large(code) => {
+                AppendError::TooLarge(code.to_string())
+            }
+            error => AppendError::NotTaken(error.to_string()),
+        })
+    }
+
+    fn renew_failed_producer(&self) {
+        let mut current = self.producer.write().unwrap_or_else(PoisonError::into_inner);
+        // Another writer may have been faster.
+        if let Some((_, reason)) = current.client().fatal_error() {
+            self.renew(&mut current, &format!("it failed for good: {reason}"));
+        }
+    }
+
+    fn renew(&self, current: &mut ThreadedProducer<Acknowledgements>, why: &str) {
+        tracing::warn!("Kafka's producer is replaced by a new one: {why}");
+        match producer(&self.settings, Quiet::clone(self.queries.context()), &self.statistics) {
+            Ok(new) => {
+                let old = std::mem::replace(current, new);
+                // Its end waits for what it still has to report.
+                std::thread::spawn(move || drop(old));
+            }
+            Err(error) => tracing::error!(%error, "there is no new producer"),
+        }
+    }
+
+    fn try_send(
+        &self,
+        key: &[u8],
+        value: Option<&[u8]>,
+        tidies: Option<(i32, Condition)>,
+    ) -> Result<oneshot::Receiver<Acknowledged>, KafkaError> {
         let (done, acknowledged) = oneshot::channel();
         let mut record = BaseRecord::<[u8], [u8], _>::with_opaque_to(&self.settings.topic, Box::new(done));
         record = record.key(key);
@@ -128,14 +169,28 @@ impl KafkaLog {
             let header = Header { key: name, value: Some(&value) };
             record = record.partition(partition).headers(OwnedHeaders::new().insert(header));
         }
-        match self.producer.send(record) {
-            Ok(()) => Ok(acknowledged),
-            Err((KafkaError::MessageProduction(code), _)) if is_too_large(code) => {
-                Err(AppendError::TooLarge(code.to_string()))
-            }
-            Err((error, _)) => Err(AppendError::NotTaken(error.to_string())),
-        }
+        self.producer().send(record).map(|()| acknowledged).map_err(|(error, _)| error)
     }
+}
+
+fn producer(
+    settings: &KafkaSettings,
+    quiet: Quiet,
+    statistics: &Arc<Collected>,
+) -> Result<ThreadedProducer<Acknowledgements>, KafkaError> {
+    let mut config = client_config(settings);
+    config
+        .set("acks", "all")
+        .set("enable.idempotence", "true")
+        .set("partitioner", "murmur2_random")
+        .set("message.timeout.ms", settings.write_timeout.as_millis().to_string())
+        .set("message.max.bytes", settings.max_record_bytes.max(1_000_000).to_string());
+    // A record waits for others to share its request only while earlier requests are under way.
+    set_default(&mut config, "linger.ms", "0");
+    set_default(&mut config, "queue.buffering.max.kbytes", "131072");
+    set_default(&mut config, "statistics.interval.ms", STATISTICS_INTERVAL_MS);
+    let context = Acknowledgements { quiet, statistics: Arc::clone(statistics) };
+    ThreadedProducer::from_config_and_context(&config, context)
 }
 
 fn is_too_large(code: RDKafkaErrorCode) -> bool {
@@ -170,6 +225,12 @@ impl Log for KafkaLog {
     fn open(&self) -> Result<LogInfo, OpenError> {
         let info = topic::open(&self.queries, &self.settings)?;
         self.partitions.store(info.partitions.len(), Ordering::Relaxed);
+        let before =
+            self.opened.lock().unwrap_or_else(PoisonError::into_inner).replace(info.identity.clone());
+        if before.is_some_and(|before| !before.fits(&info.identity)) {
+            let mut current = self.producer.write().unwrap_or_else(PoisonError::into_inner);
+            self.renew(&mut current, "the log was replaced");
+        }
         Ok(info)
     }
 
@@ -227,11 +288,19 @@ impl Log for KafkaLog {
     }
 
     fn statistics(&self) -> LogStatistics {
-        self.statistics.summary(u64::try_from(self.producer.in_flight_count()).unwrap_or(0))
+        self.statistics.summary(u64::try_from(self.producer().in_flight_count()).unwrap_or(0))
+    }
+
+    fn is_still(&self, identity: &LogIdentity) -> bool {
+        topic::is_still(&self.queries, identity, WATERMARK_TIMEOUT)
+    }
+
+    fn delete_grace(&self) -> Option<Duration> {
+        Some(self.settings.delete_retention)
     }
 
     fn flush(&self, deadline: Duration) {
-        if let Err(error) = self.producer.flush(deadline) {
+        if let Err(error) = self.producer().flush(deadline) {
             tracing::warn!(%error, "not every write was acknowledged before the producer was closed");
         }
     }

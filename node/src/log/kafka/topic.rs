@@ -10,7 +10,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::{KafkaSettings, QUERY_TIMEOUT, Quiet, client_config};
+use super::{KafkaSettings, QUERY_TIMEOUT, Quiet, client_config, events};
 use crate::log::{LogIdentity, LogInfo, OpenError};
 
 /// Room in the topic's records beside the node's own limit, for writers who add headers.
@@ -35,6 +35,8 @@ pub(super) fn open(queries: &BaseConsumer<Quiet>, settings: &KafkaSettings) -> R
         }
     };
     check(settings)?;
+    let topic_id = events::topic_id(queries, &settings.topic, QUERY_TIMEOUT)
+        .map_err(|error| unavailable("did not describe the topic", &error))?;
     let cluster = queries
         .client()
         .fetch_cluster_id(QUERY_TIMEOUT)
@@ -43,11 +45,19 @@ pub(super) fn open(queries: &BaseConsumer<Quiet>, settings: &KafkaSettings) -> R
     let starts =
         ask(Offset::Beginning).map_err(|error| unavailable("did not tell where the topic starts", &error))?;
     let ends = ask(Offset::End).map_err(|error| unavailable("did not tell where the topic ends", &error))?;
-    let identity = LogIdentity { cluster, topic: settings.topic.clone() };
+    let identity = LogIdentity { cluster, topic: settings.topic.clone(), topic_id };
     Ok(LogInfo {
         identity,
         partitions: starts.into_iter().zip(ends).map(|(start, end)| start..end).collect(),
     })
+}
+
+/// Whether it is still that topic of that cluster, unless Kafka does not say.
+pub(super) fn is_still(queries: &BaseConsumer<Quiet>, identity: &LogIdentity, timeout: Duration) -> bool {
+    // Its answer brings the cluster's id up to date, too.
+    let Ok(topic_id) = events::topic_id(queries, &identity.topic, timeout) else { return true };
+    let Some(cluster) = queries.client().fetch_cluster_id(timeout) else { return true };
+    identity.fits(&LogIdentity { cluster, topic: identity.topic.clone(), topic_id })
 }
 
 /// The number of partitions; `None` if there is no such topic.

@@ -1,0 +1,63 @@
+//! Whether a store may be trusted after it was not kept up: delete markers leave the log after a grace
+//! (`DELETE_RETENTION`), so who did not read it for longer may hold keys that were deleted meanwhile.
+
+use std::time::Duration;
+
+/// Clocks are set by a little now and then; by more, and it is not known how long the store was left.
+const CLOCK_SLACK_MS: i64 = 60 * 60 * 1000;
+
+/// Why a store may not be trusted that was last caught up at `then`, when it is `now`, both in ms since the epoch; `None`
+/// if it may.
+#[must_use]
+pub fn distrust(then: Option<i64>, now: i64, grace: Option<Duration>) -> Option<String> {
+    let grace = grace?;
+    let Some(then) = then else { return Some("it does not say when it was last caught up".to_owned()) };
+    let age = now.saturating_sub(then);
+    if age < -CLOCK_SLACK_MS {
+        return Some(format!(
+            "it was last caught up {} from now by this machine's clock, so nobody knows how long ago",
+            shown(age.unsigned_abs())
+        ));
+    }
+    (age.max(0).unsigned_abs() > grace.as_millis() as u64).then(|| {
+        format!(
+            "it was last caught up {} ago, and deletes may be missed after {} (DELETE_RETENTION)",
+            shown(age.unsigned_abs()),
+            shown(grace.as_millis() as u64)
+        )
+    })
+}
+
+fn shown(ms: u64) -> String {
+    match ms {
+        0..10_000 => format!("{ms} ms"),
+        10_000..600_000 => format!("{} s", ms / 1000),
+        600_000..36_000_000 => format!("{} min", ms / 60_000),
+        _ => format!("{} h", ms / 3_600_000),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: i64 = 86_400_000;
+
+    #[test]
+    fn a_store_is_trusted_within_the_grace_and_while_the_clock_makes_sense() {
+        let grace = Some(Duration::from_secs(7 * 86_400));
+        let now = 1_700_000_000_000;
+        assert_eq!(distrust(Some(now), now, grace), None);
+        assert_eq!(distrust(Some(now - 7 * DAY), now, grace), None, "to the last moment");
+        assert!(distrust(Some(now - 7 * DAY - 1), now, grace).expect("too old").contains("168 h"));
+        assert_eq!(distrust(Some(now + 60_000), now, grace), None, "a clock that was set by a minute");
+        let back = distrust(Some(now), now - 30 * DAY, grace).expect("a clock that was set back by a month");
+        assert!(back.contains("720 h from now"), "{back}");
+        assert!(distrust(Some(now), 0, grace).is_some(), "a machine without a clock");
+        assert!(distrust(None, now, grace).is_some());
+        assert_eq!(distrust(Some(0), now, None), None, "a log that keeps its markers");
+        assert_eq!(distrust(Some(i64::MIN), i64::MAX, None), None);
+        assert!(distrust(Some(i64::MIN), i64::MAX, grace).is_some(), "no overflow");
+        assert!(distrust(Some(i64::MAX), i64::MIN, grace).is_some(), "no overflow");
+    }
+}
