@@ -2,6 +2,26 @@
 //! so it takes effect only if it comes first; where it did not, the newer record is appended once more behind it, before
 //! compaction can act on it. One node trims at a time, but any number would do no harm: whatever they append is
 //! conditional.
+//!
+//! # Why it loses nothing
+//!
+//! 1. Every record has a *version*: a write its own offset, a trimmer's record the offset in its header (`log/mod.rs`). A record
+//!    takes effect iff its partition holds none of the key, or none with a greater version. So a write always does.
+//! 2. A *trim* T(v) removes the key. A *repair* R(v) is the record of v as it was, position and timestamp too: where that still
+//!    is, R changes nothing; where T took it away, R brings it back.
+//! 3. T(v) is sent when v has been dead for `DELETE_RETENTION`. Nothing with a smaller version is on its way any more.
+//! 4. So T can only race with writes S after v. In the log S is before T or after it, and each replica decides alike: before,
+//!    T is *void*; after, S takes effect on an empty place.
+//! 5. A void T is a *debt*, since compaction would keep T and drop S. It is stored with the records; a node that is caught up
+//!    appends R(s) behind T. An R that is void, since a write came before it, is a debt in turn; the last write ends this.
+//! 6. Compaction can't drop S before T is `min.compaction.lag.ms` old. Some node that reads all partitions runs within that
+//!    time: the one assumption.
+//! 7. T stays for `delete.retention.ms`. A node that was away for less reads it; one that was away for longer rebuilds its store.
+//! 8. Partitions decide each for itself; a key's record is the newest of theirs. Older ones, left where the topic has grown, are
+//!    trimmed first: a delete in one partition may be all that hides them (if it is another writer's tombstone, some node must
+//!    trim within `delete.retention.ms`). A node that does not read all partitions trims none.
+//! 9. Whatever trimmers append is conditional: two at a time, or a late one, cost room in the log and nothing else.
+//! 10. `node/tests/simulation.rs` holds the real store, replica and trimmer to this, and seven deliberate mistakes fail it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
