@@ -38,6 +38,7 @@ pub struct EmbeddedLog {
     shared: Arc<Shared>,
     appends: Mutex<Option<mpsc::SyncSender<Append>>>,
     writer: Mutex<Option<JoinHandle<()>>>,
+    delete_grace: Option<Duration>,
 }
 
 struct Shared {
@@ -108,7 +109,16 @@ impl EmbeddedLog {
             let shared = Arc::clone(&shared);
             move || write(&shared, &queue)
         })?;
-        Ok(Self { shared, appends: Mutex::new(Some(appends)), writer: Mutex::new(Some(writer)) })
+        let (appends, writer) = (Mutex::new(Some(appends)), Mutex::new(Some(writer)));
+        Ok(Self { shared, appends, writer, delete_grace: None })
+    }
+
+    /// Tells the nodes after how long its delete markers may be trimmed: one that was not part of the cluster for longer
+    /// has to begin anew.
+    #[must_use]
+    pub fn with_delete_grace(mut self, grace: Duration) -> Self {
+        self.delete_grace = Some(grace);
+        self
     }
 }
 
@@ -287,6 +297,10 @@ impl Log for EmbeddedLog {
             return Box::pin(std::future::ready(Err(AppendError::NotTaken(reason))));
         }
         self.send(Some(partition), key, value, Some(condition))
+    }
+
+    fn delete_grace(&self) -> Option<Duration> {
+        self.delete_grace
     }
 
     fn check_trimming(&self) -> Result<(), String> {
