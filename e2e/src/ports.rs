@@ -23,12 +23,19 @@ pub fn free() -> u16 {
     panic!("no free port between {FIRST} and {}", FIRST + COUNT);
 }
 
-/// Two neighbours, as a node's ports are by default.
-pub fn pair() -> (u16, u16) {
+/// The first of so many neighbours.
+pub fn run_of(count: u16) -> u16 {
     loop {
-        let (first, second) = (free(), free());
-        if second == first + 1 {
-            return (first, second);
+        let first = free();
+        // Another thread may take one in between.
+        if (1..count).all(|n| free() == first + n) {
+            return first;
         }
     }
+}
+
+/// Two neighbours, as a node's ports are by default.
+pub fn pair() -> (u16, u16) {
+    let first = run_of(2);
+    (first, first + 1)
 }

@@ -1,6 +1,5 @@
 //! `bitacora-node dev`, the first thing that a new user runs: no server is needed for it.
 
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -19,14 +18,9 @@ pub fn tests() -> Vec<Test> {
     ]
 }
 
-/// The first of three ports in steps of two that are free, and their neighbours.
+/// The first of the ports of three nodes, two each.
 fn free_ports() -> u16 {
-    loop {
-        let first = ports::free();
-        if (first..first + 6).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
-            return first;
-        }
-    }
+    ports::run_of(6)
 }
 
 async fn dev(ctx: &Ctx, port: u16, data: &Path, log: &str) -> Result<Process> {
