@@ -88,6 +88,7 @@ async fn every_metric_is_on_the_page_and_every_one_on_the_page_is_printed(ctx: C
     // A node that reads slowly has something to say about its restore.
     let cold = cluster.add().await?;
     cold.set_env("KAFKA_PROPERTIES", "max.partition.fetch.bytes=1000");
+    cold.set_env("SNAPSHOT", "never");
     cold.spawn()?;
     let api = cold.api();
     // Collected as they come: some are there for a moment only.
