@@ -15,6 +15,7 @@ use warp::Filter;
 use warp::http::{HeaderMap, Method, Response, StatusCode};
 
 use crate::backends::CONTAINER_LABEL;
+use crate::deployment::docker;
 use crate::{java, wait};
 
 /// The name under which containers reach this machine.
@@ -371,12 +372,6 @@ pub async fn inspect(name: &str) -> Result<Value> {
     let text = docker(&["inspect", name]).await?;
     let mut all: Vec<Value> = serde_json::from_str(&text).context("docker inspect")?;
     all.pop().with_context(|| format!("docker knows no {name}"))
-}
-
-async fn docker(arguments: &[&str]) -> Result<String> {
-    let output = run(arguments).await?;
-    ensure!(output.status.success(), "docker {arguments:?} ended with {}: {}", output.status, both(&output));
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 async fn run(arguments: &[&str]) -> Result<Output> {

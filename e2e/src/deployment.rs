@@ -1,4 +1,4 @@
-//! The repository's own Compose deployments, as users start it, from images that are built from this checkout.
+//! The repository's own Compose deployments, as users start them, from images that are built from this checkout.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -94,7 +94,6 @@ pub struct Deployment {
 
 impl Deployment {
     pub fn new() -> Deployment {
-        let project = format!("{PREFIX}{}-{}", std::process::id(), ports::free());
         let names = [
             "BITACORA_PORT",
             "NODE_1_PORT",
@@ -105,12 +104,11 @@ impl Deployment {
             "PROMETHEUS_PORT",
             "HAPROXY_STATS_PORT",
         ];
-        Deployment { project, file: None, ports: names.map(|name| (name, ports::free())).to_vec() }
+        Deployment::of(None, "", &names)
     }
 
     /// The one that has three of everything.
     pub fn ha() -> Deployment {
-        let project = format!("{PREFIX}{}-{}{HA}", std::process::id(), ports::free());
         let names = [
             "BITACORA_PORT",
             "NODE_1_PORT",
@@ -125,7 +123,12 @@ impl Deployment {
             "PROMETHEUS_PORT",
             "HAPROXY_STATS_PORT",
         ];
-        Deployment { project, file: Some(HA_FILE), ports: names.map(|name| (name, ports::free())).to_vec() }
+        Deployment::of(Some(HA_FILE), HA, &names)
+    }
+
+    fn of(file: Option<&'static str>, suffix: &str, ports: &[&'static str]) -> Deployment {
+        let project = format!("{PREFIX}{}-{}{suffix}", std::process::id(), ports::free());
+        Deployment { project, file, ports: ports.iter().map(|name| (*name, ports::free())).collect() }
     }
 
     pub fn port(&self, name: &str) -> u16 {

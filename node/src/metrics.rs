@@ -1,8 +1,10 @@
 //! What Prometheus sees. One registry a node, since `dev` runs several nodes in one process.
 
+use std::fmt::Debug;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use prometheus::core::{Atomic, GenericGaugeVec};
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
@@ -383,16 +385,16 @@ impl Scraped {
             self.applied_offset.with_label_values(label).set(partition.applied);
             set(&self.high_watermark, label, partition.high_watermark);
             let age = partition.high_watermark_age_ms.map(|age| age as f64 / 1e3);
-            set_float(&self.high_watermark_age, label, age);
+            set(&self.high_watermark_age, label, age);
             set(&self.lag_records, label, partition.lag.map(u64::cast_signed));
-            set_float(&self.lag_seconds, label, partition.lag_seconds);
+            set(&self.lag_seconds, label, partition.lag_seconds);
         }
         self.caught_up.set(now.progress.caught_up().into());
         let restore = now.progress.restore();
         self.restored.set(restore.done.into());
-        set_float(&self.restored_ratio, NONE, restore.fraction);
-        set_float(&self.restore_remaining, NONE, restore.remaining_seconds);
-        set_float(&self.restore_duration, NONE, restore.seconds);
+        set(&self.restored_ratio, NONE, restore.fraction);
+        set(&self.restore_remaining, NONE, restore.remaining_seconds);
+        set(&self.restore_duration, NONE, restore.seconds);
         self.members.set(now.membership.members().len().cast_signed() as i64);
         let connected = !matches!(now.membership.state(), MembershipState::Disconnected { .. });
         self.membership_connected.set(connected.into());
@@ -472,7 +474,7 @@ impl LogMetrics {
             for broker in &client.brokers {
                 let labels = &[client.client, &broker.broker];
                 self.broker_up.with_label_values(labels).set(broker.up.into());
-                set_float(&self.broker_rtt, labels, broker.rtt);
+                set(&self.broker_rtt, labels, broker.rtt);
                 self.broker_throttle.with_label_values(labels).set(broker.throttle);
                 self.broker_errors.with_label_values(labels).inc_by(broker.errors);
                 self.broker_timeouts.with_label_values(labels).inc_by(broker.request_timeouts);
@@ -531,14 +533,7 @@ impl StoreMetrics {
 const NONE: &[&str] = &[];
 
 /// What is not known has no series.
-fn set<L: AsRef<str> + std::fmt::Debug>(metric: &IntGaugeVec, labels: &[L], value: Option<i64>) {
-    match value {
-        Some(value) => metric.with_label_values(labels).set(value),
-        None => drop(metric.remove_label_values(labels)),
-    }
-}
-
-fn set_float<L: AsRef<str> + std::fmt::Debug>(metric: &GaugeVec, labels: &[L], value: Option<f64>) {
+fn set<P: Atomic>(metric: &GenericGaugeVec<P>, labels: &[impl AsRef<str> + Debug], value: Option<P::T>) {
     match value {
         Some(value) => metric.with_label_values(labels).set(value),
         None => drop(metric.remove_label_values(labels)),
