@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use apache_avro::types::Value as Avro;
 use apache_avro::{Schema, from_avro_datum, to_avro_datum};
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -183,6 +185,16 @@ impl Topic {
             self.admin()?.delete_topics(&[&self.name], &options).await.context("deleting the topic")?
         {
             result.map_err(|(topic, error)| anyhow::anyhow!("deleting {topic}: {error}"))?;
+        }
+        Ok(())
+    }
+
+    /// Gives it more partitions: so many in total.
+    pub async fn grow(&self, partitions: usize) -> Result<()> {
+        let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
+        let more = NewPartitions::new(&self.name, partitions);
+        for result in self.admin()?.create_partitions([&more], &options).await.context("adding partitions")? {
+            result.map_err(|(topic, error)| anyhow::anyhow!("adding partitions to {topic}: {error}"))?;
         }
         Ok(())
     }

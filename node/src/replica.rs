@@ -19,6 +19,7 @@
 //! | the log starts above the store's next offset: this node missed records | emptied | emptied |
 //! | last caught up longer ago than the delete grace, for the process was away or frozen | emptied, before the log answers | emptied, before another read |
 //! | … for the log did not answer for that long | – | read until the switch |
+//! | the topic was given more partitions | goes on, and reads them from their start | the same, within seconds |
 //! | the volume was restored from a backup within the grace | goes on from its own offsets | – |
 //! | the machine's clock was set back by more than an hour: nobody knows how long it was away | emptied | nothing: a running process counts for itself |
 
@@ -77,8 +78,8 @@ struct Parts {
 struct Shared {
     /// The log that is read.
     identity: Mutex<Option<LogIdentity>>,
-    /// It is another one now, or has lost records: it must be opened anew.
-    replaced: AtomicBool,
+    /// It is another one now, has lost records or gained partitions: it must be opened anew.
+    changed: AtomicBool,
 }
 
 impl Shared {
@@ -152,15 +153,15 @@ fn learn(log: &dyn Log, progress: &Progress, shared: &Shared, stop: &AtomicBool)
             Ok(learnt) => {
                 progress.learnt(&learnt, asked);
                 if next.iter().zip(&learnt).any(|(next, HighWatermark(end))| next.0 > *end) {
-                    shared.replaced.store(true, Ordering::Release);
+                    shared.changed.store(true, Ordering::Release);
                 }
             }
             Err(error) => tracing::debug!(%error, "the high watermarks are not known"),
         }
         if looked.elapsed() >= STILL {
             let identity = shared.identity().clone();
-            if identity.is_some_and(|identity| !log.is_still(&identity)) {
-                shared.replaced.store(true, Ordering::Release);
+            if identity.is_some_and(|identity| !log.is_still(&identity, next.len())) {
+                shared.changed.store(true, Ordering::Release);
             }
             looked = Instant::now();
         }
@@ -277,7 +278,7 @@ impl Parts {
         too_old: Option<String>,
     ) -> Result<Interrupted, Interrupted> {
         // What is known of the log from here on is of this one.
-        self.shared.replaced.store(false, Ordering::Release);
+        self.shared.changed.store(false, Ordering::Release);
         if self.progress.tick(now_ms()) {
             return Ok(Interrupted::Frozen);
         }
@@ -295,8 +296,8 @@ impl Parts {
             if self.progress.tick(now_ms()) {
                 return Ok(Interrupted::Frozen);
             }
-            if self.shared.replaced.load(Ordering::Acquire) {
-                return Ok(Interrupted::Log(ReadError::Replaced));
+            if self.shared.changed.load(Ordering::Acquire) {
+                return Ok(Interrupted::Log(ReadError::Changed));
             }
             // What was read before an error is in order and counts.
             if !batch.says_nothing() {
@@ -361,18 +362,28 @@ impl Parts {
         if *identity != info.identity && info.identity.topic_id.is_some() {
             self.store.set_identity(&info.identity)?;
         }
-        let next: Vec<_> = (0..starts.len())
-            .map(|p| checkpoint.next.get(p).map_or(starts[p], |n| (*n).max(starts[p])))
-            .collect();
-        if next.len() > checkpoint.next.len() {
-            // The topic has grown. The store knows all partitions or none, whichever has records first.
-            let all: Vec<_> = (0..).zip(next.iter().copied()).collect();
-            self.store.apply(&mut Vec::new(), &all)?;
-        }
+        let next = self.grown(&checkpoint, info)?;
         // A build that goes on after an interruption stays one.
         match self.progress.restore().rebuilding.filter(|_| self.store.is_building()) {
             Some(why) => self.progress.rebuild(&next, why),
             None => self.progress.begin(&next, checkpoint.restored),
+        }
+        Ok(next)
+    }
+
+    /// The next offsets of all partitions, also of those that the topic has gained.
+    fn grown(&self, checkpoint: &Checkpoint, info: &LogInfo) -> Result<Vec<NextOffset>, StoreError> {
+        let mut next = checkpoint.next.clone();
+        for (p, range) in info.partitions.iter().enumerate() {
+            match next.get_mut(p) {
+                Some(known) => known.0 = known.0.max(range.start),
+                None => next.push(NextOffset(range.start)),
+            }
+        }
+        if next.len() > checkpoint.next.len() {
+            // The store knows all partitions or none, whichever has records first.
+            let all: Vec<_> = (0..).zip(next.iter().copied()).collect();
+            self.store.apply(&mut Vec::new(), &all)?;
         }
         Ok(next)
     }
@@ -416,8 +427,9 @@ impl Parts {
         };
         self.store.install(copy)?;
         self.metrics.snapshots_installed.inc();
-        self.progress.begin(&checkpoint.next, true);
-        Ok(Some(checkpoint.next))
+        let next = self.grown(&checkpoint, info)?;
+        self.progress.begin(&next, true);
+        Ok(Some(next))
     }
 
     fn apply(&self, batch: &Batch) -> Result<(), StoreError> {

@@ -1,6 +1,6 @@
 //! A store that does not fit the log is built anew, and what was deleted meanwhile never comes back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -20,7 +20,8 @@ pub fn tests() -> Vec<Test> {
             another_kafka_cluster_at_the_same_address_replaces_the_stores,
             a_node_that_the_log_left_behind_is_rebuilt_from_what_is_left,
             a_key_deleted_for_longer_than_the_grace_never_comes_back,
-            a_volume_from_an_older_backup_goes_on_from_its_own_offsets
+            a_volume_from_an_older_backup_goes_on_from_its_own_offsets,
+            partitions_added_under_running_nodes_are_read_and_written_without_downtime
     ]
 }
 
@@ -343,5 +344,75 @@ async fn a_volume_from_an_older_backup_goes_on_from_its_own_offsets(ctx: Ctx) ->
         node.has(key, value).await;
     }
     assert!(resyncs(node).await?.abs() < 0.1, "its own offsets lie in the log");
+    Ok(())
+}
+
+async fn partitions_added_under_running_nodes_are_read_and_written_without_downtime(ctx: Ctx) -> Result<()> {
+    let mut cluster = ctx.cluster_with(2, Options::new()).await?;
+    let old = cluster.nodes[0].api();
+    write_old_keys(&old).await?;
+    cluster.all_have("key-39", Some("old")).await;
+    let done = AtomicBool::new(false);
+    let reads = async {
+        let (api, mut reads) = (cluster.nodes[1].api(), 0);
+        while !done.load(Ordering::Relaxed) {
+            api.get("key-0").await?.expect(200);
+            reads += 1;
+        }
+        anyhow::Ok(reads)
+    };
+    let change = async {
+        cluster.topic.grow(12).await?;
+        // By somebody who knows all partitions already, some keys for the first time.
+        let writer = cluster.topic.writer()?;
+        for i in 20..60 {
+            writer.write_record(&KeyValue::new(&format!("key-{i}"), "foreign")).await?;
+        }
+        for i in 20..60 {
+            cluster.all_have(&format!("key-{i}"), Some("foreign")).await;
+        }
+        for node in &cluster.nodes {
+            let status = node.api().status().await?;
+            ensure!(status["partitions"].as_array().is_some_and(|p| p.len() == 12), "{status}");
+            // A delete, and a set over a record in another partition, count for the key.
+            for i in (0..60).filter(|i| i % 3 != 0) {
+                let key = format!("key-{i}");
+                if i % 3 == 1 {
+                    node.api().delete(&key).await?.expect(200);
+                } else {
+                    node.api().set(&key, &node.name).await?.expect(200);
+                }
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        anyhow::Ok(())
+    };
+    let (reads, changed) = tokio::join!(reads, change);
+    changed?;
+    ensure!(reads? > 10, "the node was hardly read");
+    for node in &cluster.nodes {
+        assert!(resyncs(node).await?.abs() < 0.1, "nothing has to be built anew");
+    }
+    let mut partitions = BTreeMap::<_, BTreeSet<_>>::new();
+    for record in cluster.topic.read_all().await? {
+        partitions.entry(record.key_text()).or_default().insert(record.position.partition);
+    }
+    let moved = partitions.values().filter(|partitions| partitions.len() > 1).count();
+    ensure!(moved > 10, "of 40 keys, {moved} lie in two partitions");
+    // The same for a node that reads it all from the start, and for one that starts again.
+    cluster.nodes[0].kill();
+    cluster.nodes[0].spawn()?;
+    cluster.add().await?.spawn()?;
+    cluster.formed().await;
+    let last = &cluster.nodes[1].name;
+    for i in 0..60 {
+        let value = match i % 3 {
+            0 if i < 20 => Some("old"),
+            0 => Some("foreign"),
+            1 => None,
+            _ => Some(last.as_str()),
+        };
+        cluster.all_have(&format!("key-{i}"), value).await;
+    }
     Ok(())
 }

@@ -70,9 +70,9 @@ pub trait Log: Send + Sync + 'static {
         LogStatistics::default()
     }
 
-    /// Whether the log is, as far as can be told, still the one that [`Log::open`] found: a topic can be made anew under
-    /// its name, and a cluster under its address. Blocks, for a second or so at most.
-    fn is_still(&self, _identity: &LogIdentity) -> bool {
+    /// Whether the log is, as far as can be told, still what [`Log::open`] found: a topic can be made anew under its name,
+    /// a cluster under its address, and a topic can be given more `partitions`. Blocks, for a second or so at most.
+    fn is_still(&self, _identity: &LogIdentity, _partitions: usize) -> bool {
         true
     }
 
@@ -268,8 +268,10 @@ pub enum ReadError {
     /// The log no longer holds, or never held, an offset that was asked for.
     #[error("partition {partition} does not hold the offset that the store stands at")]
     OutOfRange { partition: i32 },
-    #[error("the log is not the one that was opened: its topic or its cluster was replaced")]
-    Replaced,
+    #[error(
+        "the log is not as it was opened: its topic or its cluster was replaced, or has lost or gained partitions or records"
+    )]
+    Changed,
 }
 
 /// Records as they came from the log, and how far each partition has been read with them.

@@ -54,7 +54,7 @@ impl Scripted {
 }
 
 impl Log for Scripted {
-    fn is_still(&self, identity: &LogIdentity) -> bool {
+    fn is_still(&self, identity: &LogIdentity, _: usize) -> bool {
         self.identity() == *identity
     }
 

@@ -209,13 +209,19 @@ fn failed(code: Code, partition: i32, fatal: bool) -> Event {
     }
 }
 
-/// The id of a topic, which changes when it is deleted and created again; `None` if brokers have no ids yet (before 2.8).
+/// What a broker says of a topic.
+pub(super) struct Described {
+    /// Changes when the topic is deleted and created again; `None` if brokers have no ids yet (before 2.8).
+    pub topic_id: Option<String>,
+    pub partitions: usize,
+}
+
 /// Waits for a broker, no longer than `timeout`.
-pub(super) fn topic_id(
+pub(super) fn describe(
     client: &BaseConsumer<Quiet>,
     topic: &str,
     timeout: Duration,
-) -> Result<Option<String>, String> {
+) -> Result<Described, String> {
     const NO_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
     let name = CString::new(topic).map_err(|error| error.to_string())?;
     let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
@@ -259,12 +265,11 @@ pub(super) fn topic_id(
             Code::RD_KAFKA_RESP_ERR_NO_ERROR => {}
             code => return Err(text(code)),
         }
+        let mut partitions = 0;
+        sys::rd_kafka_TopicDescription_partitions(found, &raw mut partitions);
         let id = sys::rd_kafka_Uuid_base64str(sys::rd_kafka_TopicDescription_topic_id(found));
-        if id.is_null() {
-            return Ok(None);
-        }
-        let id = CStr::from_ptr(id).to_string_lossy().into_owned();
-        Ok((id != NO_ID).then_some(id))
+        let id = (!id.is_null()).then(|| CStr::from_ptr(id).to_string_lossy().into_owned());
+        Ok(Described { topic_id: id.filter(|id| id != NO_ID), partitions })
     }
 }
 

@@ -224,13 +224,32 @@ impl Log for KafkaLog {
 
     fn open(&self) -> Result<LogInfo, OpenError> {
         let info = topic::open(&self.queries, &self.settings)?;
-        self.partitions.store(info.partitions.len(), Ordering::Relaxed);
-        let before =
-            self.opened.lock().unwrap_or_else(PoisonError::into_inner).replace(info.identity.clone());
-        if before.is_some_and(|before| !before.fits(&info.identity)) {
-            let mut current = self.producer.write().unwrap_or_else(PoisonError::into_inner);
-            self.renew(&mut current, "the log was replaced");
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let (before, found) = (self.partitions.load(Ordering::Relaxed), info.partitions.len());
+        match &*opened {
+            Some(identity) if !identity.fits(&info.identity) => {
+                let mut current = self.producer.write().unwrap_or_else(PoisonError::into_inner);
+                self.renew(&mut current, "the log was replaced");
+            }
+            // A topic never shrinks.
+            Some(identity) if identity.topic_id.is_some() && found < before => {
+                return Err(OpenError::Unavailable(format!(
+                    "the broker that answered knows {found} of the topic's {before} partitions"
+                )));
+            }
+            Some(_) if found > before => {
+                tracing::info!(before, partitions = found, "the topic has more partitions");
+                // The producer would go on with the old ones for minutes.
+                if let Err(error) =
+                    self.producer().client().fetch_metadata(Some(&self.settings.topic), QUERY_TIMEOUT)
+                {
+                    return Err(OpenError::Unavailable(format!("Kafka did not describe the topic: {error}")));
+                }
+            }
+            _ => {}
         }
+        *opened = Some(info.identity.clone());
+        self.partitions.store(found, Ordering::Relaxed);
         Ok(info)
     }
 
@@ -291,8 +310,8 @@ impl Log for KafkaLog {
         self.statistics.summary(u64::try_from(self.producer().in_flight_count()).unwrap_or(0))
     }
 
-    fn is_still(&self, identity: &LogIdentity) -> bool {
-        topic::is_still(&self.queries, identity, WATERMARK_TIMEOUT)
+    fn is_still(&self, identity: &LogIdentity, partitions: usize) -> bool {
+        topic::is_still(&self.queries, identity, partitions, WATERMARK_TIMEOUT)
     }
 
     fn delete_grace(&self) -> Option<Duration> {

@@ -10,7 +10,8 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::{KafkaSettings, QUERY_TIMEOUT, Quiet, client_config, events};
+use super::events::{self, Described};
+use super::{KafkaSettings, QUERY_TIMEOUT, Quiet, client_config};
 use crate::log::{LogIdentity, LogInfo, OpenError};
 
 /// Room in the topic's records beside the node's own limit, for writers who add headers.
@@ -35,7 +36,7 @@ pub(super) fn open(queries: &BaseConsumer<Quiet>, settings: &KafkaSettings) -> R
         }
     };
     check(settings)?;
-    let topic_id = events::topic_id(queries, &settings.topic, QUERY_TIMEOUT)
+    let Described { topic_id, .. } = events::describe(queries, &settings.topic, QUERY_TIMEOUT)
         .map_err(|error| unavailable("did not describe the topic", &error))?;
     let cluster = queries
         .client()
@@ -52,12 +53,18 @@ pub(super) fn open(queries: &BaseConsumer<Quiet>, settings: &KafkaSettings) -> R
     })
 }
 
-/// Whether it is still that topic of that cluster, unless Kafka does not say.
-pub(super) fn is_still(queries: &BaseConsumer<Quiet>, identity: &LogIdentity, timeout: Duration) -> bool {
+/// Whether it is still that topic of that cluster, and has no more partitions, unless Kafka does not say.
+pub(super) fn is_still(
+    queries: &BaseConsumer<Quiet>,
+    identity: &LogIdentity,
+    partitions: usize,
+    timeout: Duration,
+) -> bool {
     // Its answer brings the cluster's id up to date, too.
-    let Ok(topic_id) = events::topic_id(queries, &identity.topic, timeout) else { return true };
+    let Ok(found) = events::describe(queries, &identity.topic, timeout) else { return true };
     let Some(cluster) = queries.client().fetch_cluster_id(timeout) else { return true };
-    identity.fits(&LogIdentity { cluster, topic: identity.topic.clone(), topic_id })
+    let now = LogIdentity { cluster, topic: identity.topic.clone(), topic_id: found.topic_id };
+    identity.fits(&now) && found.partitions <= partitions
 }
 
 /// The number of partitions; `None` if there is no such topic.
@@ -192,7 +199,7 @@ pub(super) fn check_trimming(
         Ok(Some(found)) if read == found => {}
         Ok(Some(found)) => {
             return Err(format!(
-                "the topic '{topic}' has {found} partitions now and this node reads {read}; restart the node"
+                "the topic '{topic}' has {found} partitions and this node reads {read} so far"
             ));
         }
         Ok(None) => return Err(format!("the topic '{topic}' is missing")),
