@@ -80,6 +80,7 @@ struct LogMetrics {
 
 struct StoreMetrics {
     records: IntGauge,
+    debts: IntGauge,
     bytes: IntGauge,
     map_bytes: IntGauge,
     used_pages: IntGauge,
@@ -226,7 +227,11 @@ impl Metrics {
                 "trim_repairs_sent_total",
                 "Records that this node sent once more, to repair.",
             )?,
-            trimmer: gauge(r, "trimmer", "1 while this node is the one that trims the log.")?,
+            trimmer: gauge(
+                r,
+                "trimmer",
+                "1 while this node trims the log: it is elected, and the topic fit.",
+            )?,
             scraped: Mutex::new(Scraped::new(r)?),
             registry,
         };
@@ -487,6 +492,7 @@ impl StoreMetrics {
     fn new(r: &Registry) -> prometheus::Result<Self> {
         Ok(Self {
             records: gauge(r, "store_records", "Keys in the store, delete markers included.")?,
+            debts: gauge(r, "trim_debts", "Keys with records of trimmers that are not repaired yet.")?,
             bytes: gauge(r, "store_bytes", "Size of the store's file.")?,
             map_bytes: gauge(r, "store_map_bytes", "Size of LMDB's map.")?,
             used_pages: gauge(r, "store_used_pages", "LMDB pages that hold something.")?,
@@ -510,6 +516,7 @@ impl StoreMetrics {
     fn fill(&self, store: &StoreStats) {
         for (metric, value) in [
             (&self.records, store.records),
+            (&self.debts, store.debts),
             (&self.bytes, store.bytes),
             (&self.map_bytes, store.map_bytes),
             (&self.used_pages, store.used_pages),

@@ -164,13 +164,13 @@ impl Parts {
         let _obituary = Obituary { progress: &progress, thread: "trimmer" };
         while !self.stop.load(Ordering::Relaxed) {
             let elected = self.membership.trims();
-            self.metrics.trimmer.set(elected.into());
             // Else it would decide on what may be replaced already.
             if self.progress.caught_up()
                 && let Err(error) = self.tick(elected)
             {
                 tracing::error!(%error, "the log could not be trimmed");
             }
+            self.metrics.trimmer.set((elected && self.refused.is_none()).into());
             // `stop` ends it early.
             std::thread::park_timeout(TICK);
         }

@@ -111,6 +111,8 @@ impl Applied {
 pub struct StoreStats {
     /// Keys, delete markers included.
     pub records: u64,
+    /// Keys with debts: see [`Store::owed`].
+    pub debts: u64,
     /// Size of LMDB's file.
     pub bytes: u64,
     /// It can't grow beyond this.
@@ -478,6 +480,7 @@ impl Store {
         let pages = (info.last_page_number as u64).saturating_sub(1);
         Ok(StoreStats {
             records: records.entries as u64,
+            debts: files.debts.stat(&txn)?.entries as u64,
             bytes: files.env.real_disk_size()?,
             map_bytes: info.map_size as u64,
             used_pages,
