@@ -303,7 +303,7 @@ async fn a_topic_that_gives_no_time_to_repair_is_not_trimmed(ctx: Ctx) -> Result
         }
     })
     .await;
-    assert_eq!(trimmers(&cluster).await.map_err(anyhow::Error::msg)?, []);
+    assert!(trimmers(&cluster).await.map_err(anyhow::Error::msg)?.is_empty());
     wait::holds("the marker stays", Duration::from_secs(4), || async {
         match records(&cluster, "key").await?.last() {
             Some(record) if record.value.is_some() => Ok(()),
