@@ -143,7 +143,7 @@ fn learn(log: &dyn Log, progress: &Progress, shared: &Shared, stop: &AtomicBool)
     while !stop.load(Ordering::Relaxed) {
         progress.tick(now_ms());
         progress.release(false);
-        if progress.phase() != Phase::Reading {
+        if !matches!(progress.phase(), Phase::Reading | Phase::Blocked(_)) {
             std::thread::sleep(WATERMARKS / 10);
             continue;
         }
@@ -226,18 +226,14 @@ impl Parts {
             match self.follow(&info, &mut caught_up, too_old.take()) {
                 Interrupted::Stopped => return,
                 Interrupted::Log(error) => self.wait_for_log(error.to_string()),
-                Interrupted::Store(error) => {
-                    // Reads go on as far as LMDB lets them; a full disk may get space again.
-                    tracing::error!(%error, "the store could not be written; trying again");
-                    self.wait_for_log(error.to_string());
-                }
+                Interrupted::Store(error) => self.blocked(error),
                 Interrupted::TooOld(why) => too_old = Some(why),
                 // Until it is done, nothing is read from it.
                 Interrupted::Frozen => {
                     caught_up = CaughtUp::default();
                     let why = "this process stood still for longer than DELETE_RETENTION";
                     if let Err(error) = self.discard(why) {
-                        self.wait_for_log(error.to_string());
+                        self.blocked(error);
                     }
                 }
             }
@@ -259,9 +255,58 @@ impl Parts {
             tracing::warn!("{reason}; trying again every {} ms", RETRY.as_millis());
         }
         self.progress.set_phase(Phase::Connecting(reason));
+        self.pause();
+    }
+
+    /// The store could not be changed. Reads go on; a full disk may get room again.
+    fn blocked(&self, error: StoreError) {
+        let may_pass = error.may_pass();
+        let reason = self.store.explain(error);
+        if !may_pass {
+            tracing::error!("{reason}");
+            self.progress.set_phase(Phase::Failed(reason));
+            self.stop.store(true, Ordering::Relaxed);
+            return;
+        }
+        // The number of free bytes may change all the time.
+        if !matches!(self.progress.phase(), Phase::Blocked(_)) {
+            tracing::error!("{reason}; trying again every {} ms", RETRY.as_millis());
+        }
+        self.progress.set_phase(Phase::Blocked(reason));
+        self.pause();
+    }
+
+    fn pause(&self) {
         let until = Instant::now() + RETRY;
         while !self.stopped() && Instant::now() < until {
             std::thread::sleep(POLL.min(RETRY));
+        }
+    }
+
+    /// Changes the store, and tries again for as long as that fails. The log's end is learnt meanwhile, so that the lag is
+    /// told.
+    fn persist<T>(&self, change: impl Fn() -> Result<T, StoreError>) -> Result<T, Interrupted> {
+        loop {
+            let error = match change() {
+                Ok(done) => {
+                    if matches!(self.progress.phase(), Phase::Blocked(_)) {
+                        tracing::info!("the store can be written again");
+                        self.progress.set_phase(Phase::Reading);
+                    }
+                    return Ok(done);
+                }
+                Err(error) => error,
+            };
+            self.blocked(error);
+            if self.stopped() {
+                return Err(Interrupted::Stopped);
+            }
+            if self.progress.tick(now_ms()) {
+                return Err(Interrupted::Frozen);
+            }
+            if self.shared.replaced.load(Ordering::Acquire) {
+                return Err(Interrupted::Log(ReadError::Replaced));
+            }
         }
     }
 
@@ -300,7 +345,11 @@ impl Parts {
             }
             // What was read before an error is in order and counts.
             if !batch.says_nothing() {
-                self.apply(&batch)?;
+                let live = self.progress.caught_up();
+                if let Some(time) = batch.records().map(|record| record.timestamp).max() {
+                    self.progress.log_told(time, live && batch.log_time().is_some());
+                }
+                self.persist(|| self.apply(&batch))?;
                 for (partition, offset) in batch.next() {
                     next[*partition as usize] = *offset;
                 }
@@ -314,7 +363,7 @@ impl Parts {
             {
                 return Ok(Interrupted::TooOld(why));
             }
-            self.sweep()?;
+            self.persist(|| self.sweep())?;
             if self.progress.caught_up() {
                 first = false;
                 self.note_caught_up(caught_up)?;
@@ -436,7 +485,9 @@ impl Parts {
     }
 
     fn sweep(&self) -> Result<(), StoreError> {
-        let swept = self.store.sweep(now_ms(), self.delete_retention, self.progress.caught_up())?;
+        // What a wrong clock drops would not come back when it is set right.
+        let Some(past) = self.progress.past(now_ms()) else { return Ok(()) };
+        let swept = self.store.sweep(past, self.delete_retention, self.progress.caught_up())?;
         self.metrics.keys_swept.inc_by(swept as u64);
         Ok(())
     }
@@ -459,7 +510,9 @@ impl Parts {
         if restored && last.noted.is_some_and(|noted| noted.elapsed() < note) {
             return Ok(());
         }
-        self.store.note_caught_up(now)?;
+        // A clock that is ahead would make the store too young when it is set right.
+        let noted = self.progress.log_now().map_or(now, |log_now| log_now.min(now));
+        self.persist(|| self.store.note_caught_up(noted))?;
         last.noted = Some(Instant::now());
         if !restored || !self.progress.caught_up_once() {
             self.progress.set_restored();
