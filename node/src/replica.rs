@@ -505,15 +505,16 @@ impl Parts {
         if restored && let Some(why) = distrust_now(last, now, grace) {
             return Err(Interrupted::TooOld(why));
         }
-        (last.at, last.seen) = (Some(now), Some(Instant::now()));
+        last.seen = Some(Instant::now());
+        // A clock that is ahead would make the store too young when it is set right.
+        let at = self.progress.log_now().map_or(now, |log_now| log_now.min(now));
         let note = grace.map_or(NOTE, |grace| NOTE.min(grace / 100));
-        if restored && last.noted.is_some_and(|noted| noted.elapsed() < note) {
+        let is_fresh = last.noted.is_some_and(|noted| noted.elapsed() < note);
+        if restored && is_fresh && last.at.is_some_and(|known| known <= at) {
             return Ok(());
         }
-        // A clock that is ahead would make the store too young when it is set right.
-        let noted = self.progress.log_now().map_or(now, |log_now| log_now.min(now));
-        self.persist(|| self.store.note_caught_up(noted))?;
-        last.noted = Some(Instant::now());
+        self.persist(|| self.store.note_caught_up(at))?;
+        (last.at, last.noted) = (Some(at), Some(Instant::now()));
         if !restored || !self.progress.caught_up_once() {
             self.progress.set_restored();
             let seconds = self.progress.restore().seconds.unwrap_or_default();

@@ -58,7 +58,7 @@ async fn has_the_other_log(node: &Node) {
     }
 }
 
-async fn recreate(topic: &Topic) -> Result<()> {
+pub async fn recreate(topic: &Topic) -> Result<()> {
     topic.delete().await?;
     // The nodes may be faster; and Kafka may still be at it.
     wait::until("the topic is there again", START, || async {

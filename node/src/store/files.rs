@@ -295,9 +295,8 @@ pub(super) fn explain(dir: &Path, error: &heed::Error) -> String {
     if !is_full {
         return format!("the store in {shown} can't be written: {error}");
     }
-    let free = disk.map_or_else(String::new, |disk| {
-        format!(", {} of its {} bytes are free", disk.free, disk.size)
-    });
+    let free =
+        disk.map_or_else(String::new, |disk| format!(", {} of its {} bytes are free", disk.free, disk.size));
     format!("the disk of {shown} is full{free} ({error}); make room on it or enlarge it")
 }
 
