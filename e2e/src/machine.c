@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <threads.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -57,6 +58,11 @@ int gettimeofday(struct timeval *restrict now, void *restrict zone) {
     return 0;
 }
 
+int timespec_get(struct timespec *now, int base) {
+    *now = timespec_of(nanoseconds(CLOCK_REALTIME));
+    return base;
+}
+
 time_t time(time_t *now) {
     time_t at = nanoseconds(CLOCK_REALTIME) / SECOND;
     if (now)
@@ -64,16 +70,28 @@ time_t time(time_t *now) {
     return at;
 }
 
-/* As the kernel has it: who waits until a time of day waits for days when the clock is set back by days. */
+/* As with the real clock: who waits until a time of day waits for days when the clock is set back by days. */
 int pthread_cond_timedwait(pthread_cond_t *restrict condition, pthread_mutex_t *restrict mutex,
                            const struct timespec *restrict until) {
     for (;;) {
+        // In slices: the clock may be set meanwhile.
         int64_t left = until->tv_sec * SECOND + until->tv_nsec - nanoseconds(CLOCK_REALTIME);
         int64_t wait = left < SLICE ? left : SLICE;
         struct timespec end = timespec_of(nanoseconds(CLOCK_MONOTONIC) + (wait > 0 ? wait : 0));
         int ended = pthread_cond_clockwait(condition, mutex, CLOCK_MONOTONIC, &end);
         if (ended != ETIMEDOUT || left <= SLICE)
             return ended;
+    }
+}
+
+int cnd_timedwait(cnd_t *restrict condition, mtx_t *restrict mutex, const struct timespec *restrict until) {
+    switch (pthread_cond_timedwait((pthread_cond_t *)condition, (pthread_mutex_t *)mutex, until)) {
+    case 0:
+        return thrd_success;
+    case ETIMEDOUT:
+        return thrd_timedout;
+    default:
+        return thrd_error;
     }
 }
 

@@ -366,7 +366,7 @@ impl Progress {
             return None;
         }
         Some(match (&inner.phase, inner.fraction()) {
-            (Phase::Connecting(reason), _) => reason.clone(),
+            (Phase::Connecting(reason) | Phase::Blocked(reason), _) => reason.clone(),
             (_, Some(fraction)) => format!("restoring, {:.1} % read", fraction * 100.0),
             _ => "restoring".to_owned(),
         })
