@@ -98,4 +98,22 @@ mod tests {
         assert!(distrust(Some(i64::MIN), i64::MAX, grace).is_some(), "no overflow");
         assert!(distrust(Some(i64::MAX), i64::MIN, grace).is_some(), "no overflow");
     }
+
+    #[test]
+    fn the_logs_clock_is_never_ahead_of_what_was_read() {
+        let mut clock = LogClock::default();
+        assert_eq!((clock.at_least(), clock.now()), (None, None));
+        // An old log, read from its start.
+        clock.told(5_000_000, false);
+        clock.told(1_000_000, false);
+        let at_least = clock.at_least().expect("a record was read");
+        assert!((5_000_000..5_000_000 + DAY).contains(&at_least), "{at_least}");
+        assert_eq!(clock.now(), None, "when that was is not known");
+        clock.told(8_000_000, true);
+        let (at_least, now) = (clock.at_least().expect("read"), clock.now().expect("read as it was written"));
+        assert!(8_000_000 <= now && now <= clock.at_least().expect("read"), "{now}, {at_least}");
+        // Brokers' clocks differ by a little; the latest word counts.
+        clock.told(7_999_000, true);
+        assert!(clock.now().expect("read") < clock.at_least().expect("read"));
+    }
 }

@@ -18,8 +18,9 @@
 //! | the log ends below the store's next offset, or has fewer partitions: it lost records | emptied | read until the switch |
 //! | the log starts above the store's next offset: this node missed records | emptied | emptied |
 //! | last caught up longer ago than the delete grace, for the process was away or frozen | emptied, before the log answers | emptied, before another read |
-//! | … for the log did not answer for that long | – | read until the switch |
+//! | … for the log did not answer, or the store could not be written, for that long | – | read until the switch |
 //! | the volume was restored from a backup within the grace | goes on from its own offsets | – |
+//! | the machine's clock was set forward by more than the grace: it may have been stopped for as long | emptied | emptied |
 //! | the machine's clock was set back by more than an hour: nobody knows how long it was away | emptied | nothing: a running process counts for itself |
 
 use std::sync::atomic::{AtomicBool, Ordering};

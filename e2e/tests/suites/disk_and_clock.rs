@@ -1,6 +1,6 @@
 //! Faults of a node's own machine: a disk that is full or slow, and a clock that is wrong.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::{Cluster, Node, Options, START};
@@ -408,6 +408,19 @@ async fn a_clock_that_jumps_under_a_running_node_costs_no_key(ctx: Ctx) -> Resul
     assert_eq!(session(&cluster, wrong).await?, owner, "its ZooKeeper session has expired");
 
     machine.clock_is_ahead(-2 * DAY)?;
+    // Nothing comes that could wake who waits for a time of day, which is four days from now.
+    let since = Instant::now();
+    wait::until("the replica goes round", START, || async {
+        let age = api.metric("bitacora_replica_heartbeat_age_seconds").await;
+        let age = age.map_err(|error| format!("{error:#}"))?;
+        let past = since.elapsed().as_secs_f64();
+        if past > 2.0 && age < past {
+            Ok(())
+        } else {
+            Err(format!("no sign of life for {age} s, set {past} s ago"))
+        }
+    })
+    .await;
     a_turn(good, wrong).await?;
     a_turn(wrong, good).await?;
     api.get_own("for an hour").await?.expect(200);

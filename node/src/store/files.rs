@@ -94,14 +94,14 @@ impl Files {
         }
         fs::create_dir_all(dir).map_err(|error| wrap(error.into()))?;
         let env = open_env(dir, 6, EnvFlags::NO_META_SYNC).map_err(wrap)?;
-        let files = Self::databases(env, dir.to_owned(), generation).map_err(wrap)?;
+        let files = Self::databases(&env, dir.to_owned(), generation).map_err(wrap)?;
         if unsynced.is_some() {
             files.leave_unsynced()?;
         }
         Ok(files)
     }
 
-    fn databases(env: Env, dir: PathBuf, generation: u64) -> heed::Result<Self> {
+    fn databases(env: &Env, dir: PathBuf, generation: u64) -> heed::Result<Self> {
         let mut txn = env.write_txn()?;
         let files = Self {
             records: env.create_database(&mut txn, Some("records"))?,
@@ -151,7 +151,7 @@ impl Files {
         self.due.clear(txn)?;
         self.positions.clear(txn)?;
         self.meta.clear(txn)?;
-        Ok(self.meta.put(txn, "format", FORMAT)?)
+        self.meta.put(txn, "format", FORMAT)
     }
 
     /// Empties it and ties it to a log, to be read from `next` on; `now` is when that begins. All or nothing.
@@ -257,7 +257,7 @@ fn set_unsynced(env: &Env, mode: FlagSetMode) -> heed::Result<()> {
 #[allow(unsafe_code)]
 pub(crate) fn open_env(dir: &Path, databases: u32, flags: EnvFlags) -> heed::Result<Env> {
     // LMDB maps it and leaves holes in it: one that is touched on a full disk would end the process (SIGBUS), at any read.
-    fs::write(dir.join(LOCK_FILE), [0; LOCK_BYTES])?;
+    fs::write(dir.join(LOCK_FILE), vec![0; LOCK_BYTES])?;
     let mut map_bytes = MAP_BYTES;
     loop {
         let mut options = EnvOpenOptions::new();
