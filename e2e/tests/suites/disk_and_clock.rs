@@ -103,7 +103,8 @@ fn is_blocked(status: &Value) -> bool {
 }
 
 fn is_caught_up(status: &Value) -> bool {
-    status["caught_up"] == true && status["log"]["state"] == "reading"
+    // Ready: it has also been noted in the store.
+    status["caught_up"] == true && status["ready"] == true && status["log"]["state"] == "reading"
 }
 
 /// Its folder holds one store, and nothing that an attempt at another has left.
