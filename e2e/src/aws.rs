@@ -350,7 +350,12 @@ impl Container {
         self.ended(Duration::from_secs(5)).await
     }
 
-    /// What it printed, both streams.
+    /// All that it printed, both streams.
+    pub async fn whole_log(&self) -> Result<String> {
+        Ok(both(&run(&["logs", &self.name]).await?))
+    }
+
+    /// What it printed last, both streams.
     pub async fn logs(&self) -> String {
         let output = run(&["logs", "--tail", "30", &self.name]).await;
         output.map_or_else(|error| format!("{error:#}"), |output| both(&output))

@@ -19,7 +19,7 @@ const HA_FILE: &str = "compose/ha.yaml";
 /// The nodes' image: built from this checkout, unless `E2E_IMAGE` names one.
 static GIVEN: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("E2E_IMAGE").ok());
 
-fn image() -> &'static str {
+pub fn image() -> &'static str {
     GIVEN.as_deref().unwrap_or("bitacora:e2e")
 }
 

@@ -9,6 +9,7 @@ pub mod deployment;
 pub mod history;
 pub mod http;
 pub mod java;
+pub mod machine;
 pub mod nemesis;
 pub mod npm;
 pub mod ports;

@@ -20,7 +20,7 @@ use crate::backends::{self, Backends, Server};
 use crate::process::{self, tail};
 use crate::prometheus::{self, Prometheus};
 use crate::proxy::Proxy;
-use crate::{aws, cluster, deployment, java, npm};
+use crate::{aws, cluster, deployment, java, machine, npm};
 
 /// No test may take longer, unless it says so; the longest takes a third of it on two slow cores.
 const TEST_DEADLINE: Duration = Duration::from_secs(300);
@@ -41,6 +41,8 @@ pub enum Needs {
     Deployment,
     /// Python, for a check against botocore.
     Python,
+    /// The servers, and a C compiler and a loader for what stands between a node and its machine.
+    ServersAndMachine,
 }
 
 impl Needs {
@@ -58,6 +60,7 @@ struct Has {
     prometheus: bool,
     npm: bool,
     python: bool,
+    machine: bool,
 }
 
 impl Has {
@@ -69,12 +72,13 @@ impl Has {
             prometheus: prometheus::available(backends),
             npm: npm::available().await,
             python: aws::python_available().await,
+            machine: machine::available().await,
         }
     }
 
     /// All that any test needs beside the servers.
     fn everything(self) -> bool {
-        self.java && self.compose && self.prometheus && self.npm && self.python
+        self.java && self.compose && self.prometheus && self.npm && self.python && self.machine
     }
 
     /// Why a test can't run here.
@@ -91,6 +95,9 @@ impl Has {
                 Some("no Docker engine, no prometheus and promtool")
             }
             Needs::Npm if !self.npm => Some("no Node with npm for the check by Grafana's types"),
+            Needs::ServersAndMachine if !self.machine => {
+                Some("no Linux with glibc and cc for a machine's faults")
+            }
             Needs::Python if !self.python => Some("no python3 with venv for the check against botocore"),
             _ => None,
         }

@@ -43,9 +43,10 @@ impl DataDir {
             }
         }
         // Only for the message above; the lock itself is the kernel's.
-        lock.set_len(0)
-            .and_then(|()| writeln!(lock, "process {}", std::process::id()))
-            .with_context(|| format!("the data folder {shown} can't be written; is its disk full?"))?;
+        if let Err(error) = lock.set_len(0).and_then(|()| writeln!(lock, "process {}", std::process::id())) {
+            // On a full disk what is stored can still be read.
+            tracing::warn!(%error, "the data folder {shown} can't be written; is its disk full?");
+        }
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
 

@@ -1,7 +1,7 @@
 //! Whether a store may be trusted after it was not kept up: delete markers leave the log after a grace
 //! (`DELETE_RETENTION`), so who did not read it for longer may hold keys that were deleted meanwhile.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Clocks are set by a little now and then; by more, and it is not known how long the store was left.
 const CLOCK_SLACK_MS: i64 = 60 * 60 * 1000;
@@ -26,6 +26,44 @@ pub fn distrust(then: Option<i64>, now: i64, grace: Option<Duration>) -> Option<
             shown(grace.as_millis() as u64)
         )
     })
+}
+
+/// The log's clock, as far as its records tell: that of the brokers, where they stamp them.
+#[derive(Default)]
+pub struct LogClock {
+    /// The newest time that was read, ms since the epoch, and when.
+    newest: Option<(i64, Instant)>,
+    /// The same of records that were read as they were written.
+    live: Option<(i64, Instant)>,
+}
+
+impl LogClock {
+    /// A record was appended at `time`, ms since the epoch; `live`: just now.
+    pub fn told(&mut self, time: i64, live: bool) {
+        let told = Some((time, Instant::now()));
+        if self.at_least().is_none_or(|known| known < time) {
+            self.newest = told;
+        }
+        if live {
+            self.live = told;
+        }
+    }
+
+    /// It has come as far, ms since the epoch.
+    #[must_use]
+    pub fn at_least(&self) -> Option<i64> {
+        self.newest.map(later)
+    }
+
+    /// What it shows, ms since the epoch, but for the moment that a record is under way.
+    #[must_use]
+    pub fn now(&self) -> Option<i64> {
+        self.live.map(later)
+    }
+}
+
+fn later((time, told): (i64, Instant)) -> i64 {
+    time.saturating_add(told.elapsed().as_millis() as i64)
 }
 
 fn shown(ms: u64) -> String {
@@ -59,5 +97,23 @@ mod tests {
         assert_eq!(distrust(Some(i64::MIN), i64::MAX, None), None);
         assert!(distrust(Some(i64::MIN), i64::MAX, grace).is_some(), "no overflow");
         assert!(distrust(Some(i64::MAX), i64::MIN, grace).is_some(), "no overflow");
+    }
+
+    #[test]
+    fn the_logs_clock_is_never_ahead_of_what_was_read() {
+        let mut clock = LogClock::default();
+        assert_eq!((clock.at_least(), clock.now()), (None, None));
+        // An old log, read from its start.
+        clock.told(5_000_000, false);
+        clock.told(1_000_000, false);
+        let at_least = clock.at_least().expect("a record was read");
+        assert!((5_000_000..5_000_000 + DAY).contains(&at_least), "{at_least}");
+        assert_eq!(clock.now(), None, "when that was is not known");
+        clock.told(8_000_000, true);
+        let (at_least, now) = (clock.at_least().expect("read"), clock.now().expect("read as it was written"));
+        assert!(8_000_000 <= now && now <= clock.at_least().expect("read"), "{now}, {at_least}");
+        // Brokers' clocks differ by a little; the latest word counts.
+        clock.told(7_999_000, true);
+        assert!(clock.now().expect("read") < clock.at_least().expect("read"));
     }
 }

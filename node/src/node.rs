@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -66,7 +66,9 @@ impl Node {
         let Parts { log, membership, data_dir, listener, rpc_listener, address, settings } = parts;
         let metrics = Arc::new(Metrics::new()?);
         metrics.connections_limit.set(settings.max_connections.into());
-        let store = Arc::new(Store::open(&data_dir.path().join("store"), settings.cache_bytes)?);
+        let store = Store::open(&data_dir.path().join("store"), settings.cache_bytes);
+        // It names its cause already.
+        let store = Arc::new(store.map_err(|error| anyhow!(error.to_string()))?);
         let progress = Arc::new(Progress::default());
         let peers = Peers::new(
             Arc::clone(&membership),

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tokio::sync::watch;
 
+use crate::freshness::LogClock;
 use crate::position::{HighWatermark, NextOffset, Position, partition_of};
 
 /// A node that learnt the high watermarks longer ago than this does not know whether it is caught up.
@@ -54,6 +55,7 @@ struct Inner {
     ticked_at: Option<i64>,
     /// Whether the process stood still for longer than the grace, and nobody has drawn the consequence yet.
     frozen: bool,
+    log_clock: LogClock,
 }
 
 struct Partition {
@@ -102,6 +104,8 @@ pub enum Phase {
     /// Waiting for the log, for the reason given.
     Connecting(String),
     Reading,
+    /// The store can't be changed, for the reason given: what it holds is read, and grows old.
+    Blocked(String),
     /// Will not come back by itself.
     Failed(String),
 }
@@ -154,6 +158,7 @@ impl Default for Progress {
             rebuilding: None,
             ticked_at: None,
             frozen: false,
+            log_clock: LogClock::default(),
         };
         Self {
             inner: Mutex::new(inner),
@@ -270,6 +275,12 @@ impl Progress {
         });
     }
 
+    /// A record was appended at `time` of the log's clock, ms since the epoch. `live`: just now, as it was read while the
+    /// node was caught up.
+    pub(crate) fn log_told(&self, time: i64, live: bool) {
+        self.lock().log_clock.told(time, live);
+    }
+
     pub(crate) fn heartbeat(&self) {
         self.lock().heartbeat = Instant::now();
     }
@@ -294,6 +305,19 @@ impl Progress {
     }
 
     // Asked by everybody.
+
+    /// What is certainly past, in ms since the epoch, if this machine's clock shows `now`: both it and the log's have come
+    /// as far. `None` until something was read from the log.
+    #[must_use]
+    pub fn past(&self, now: i64) -> Option<i64> {
+        Some(self.lock().log_clock.at_least()?.min(now))
+    }
+
+    /// The time by the log's clock, ms since the epoch; `None` until a record was read as it was written.
+    #[must_use]
+    pub fn log_now(&self) -> Option<i64> {
+        self.lock().log_clock.now()
+    }
 
     /// Told after every change.
     #[must_use]
@@ -342,7 +366,7 @@ impl Progress {
             return None;
         }
         Some(match (&inner.phase, inner.fraction()) {
-            (Phase::Connecting(reason), _) => reason.clone(),
+            (Phase::Connecting(reason) | Phase::Blocked(reason), _) => reason.clone(),
             (_, Some(fraction)) => format!("restoring, {:.1} % read", fraction * 100.0),
             _ => "restoring".to_owned(),
         })

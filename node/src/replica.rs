@@ -18,9 +18,10 @@
 //! | the log ends below the store's next offset, or has fewer partitions: it lost records | emptied | read until the switch |
 //! | the log starts above the store's next offset: this node missed records | emptied | emptied |
 //! | last caught up longer ago than the delete grace, for the process was away or frozen | emptied, before the log answers | emptied, before another read |
-//! | … for the log did not answer for that long | – | read until the switch |
+//! | … for the log did not answer, or the store could not be written, for that long | – | read until the switch |
 //! | the topic was given more partitions | goes on, and reads them from their start | the same, within seconds |
 //! | the volume was restored from a backup within the grace | goes on from its own offsets | – |
+//! | the machine's clock was set forward by more than the grace: it may have been stopped for as long | emptied | emptied |
 //! | the machine's clock was set back by more than an hour: nobody knows how long it was away | emptied | nothing: a running process counts for itself |
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -144,7 +145,7 @@ fn learn(log: &dyn Log, progress: &Progress, shared: &Shared, stop: &AtomicBool)
     while !stop.load(Ordering::Relaxed) {
         progress.tick(now_ms());
         progress.release(false);
-        if progress.phase() != Phase::Reading {
+        if !matches!(progress.phase(), Phase::Reading | Phase::Blocked(_)) {
             std::thread::sleep(WATERMARKS / 10);
             continue;
         }
@@ -227,18 +228,14 @@ impl Parts {
             match self.follow(&info, &mut caught_up, too_old.take()) {
                 Interrupted::Stopped => return,
                 Interrupted::Log(error) => self.wait_for_log(error.to_string()),
-                Interrupted::Store(error) => {
-                    // Reads go on as far as LMDB lets them; a full disk may get space again.
-                    tracing::error!(%error, "the store could not be written; trying again");
-                    self.wait_for_log(error.to_string());
-                }
+                Interrupted::Store(error) => self.blocked(error),
                 Interrupted::TooOld(why) => too_old = Some(why),
                 // Until it is done, nothing is read from it.
                 Interrupted::Frozen => {
                     caught_up = CaughtUp::default();
                     let why = "this process stood still for longer than DELETE_RETENTION";
                     if let Err(error) = self.discard(why) {
-                        self.wait_for_log(error.to_string());
+                        self.blocked(error);
                     }
                 }
             }
@@ -260,9 +257,58 @@ impl Parts {
             tracing::warn!("{reason}; trying again every {} ms", RETRY.as_millis());
         }
         self.progress.set_phase(Phase::Connecting(reason));
+        self.pause();
+    }
+
+    /// The store could not be changed. Reads go on; a full disk may get room again.
+    fn blocked(&self, error: StoreError) {
+        let may_pass = error.may_pass();
+        let reason = self.store.explain(error);
+        if !may_pass {
+            tracing::error!("{reason}");
+            self.progress.set_phase(Phase::Failed(reason));
+            self.stop.store(true, Ordering::Relaxed);
+            return;
+        }
+        // The number of free bytes may change all the time.
+        if !matches!(self.progress.phase(), Phase::Blocked(_)) {
+            tracing::error!("{reason}; trying again every {} ms", RETRY.as_millis());
+        }
+        self.progress.set_phase(Phase::Blocked(reason));
+        self.pause();
+    }
+
+    fn pause(&self) {
         let until = Instant::now() + RETRY;
         while !self.stopped() && Instant::now() < until {
             std::thread::sleep(POLL.min(RETRY));
+        }
+    }
+
+    /// Changes the store, and tries again for as long as that fails. The log's end is learnt meanwhile, so that the lag is
+    /// told.
+    fn persist<T>(&self, change: impl Fn() -> Result<T, StoreError>) -> Result<T, Interrupted> {
+        loop {
+            let error = match change() {
+                Ok(done) => {
+                    if matches!(self.progress.phase(), Phase::Blocked(_)) {
+                        tracing::info!("the store can be written again");
+                        self.progress.set_phase(Phase::Reading);
+                    }
+                    return Ok(done);
+                }
+                Err(error) => error,
+            };
+            self.blocked(error);
+            if self.stopped() {
+                return Err(Interrupted::Stopped);
+            }
+            if self.progress.tick(now_ms()) {
+                return Err(Interrupted::Frozen);
+            }
+            if self.shared.changed.load(Ordering::Acquire) {
+                return Err(Interrupted::Log(ReadError::Changed));
+            }
         }
     }
 
@@ -301,7 +347,11 @@ impl Parts {
             }
             // What was read before an error is in order and counts.
             if !batch.says_nothing() {
-                self.apply(&batch)?;
+                let live = self.progress.caught_up();
+                if let Some(time) = batch.records().map(|record| record.timestamp).max() {
+                    self.progress.log_told(time, live && batch.log_time().is_some());
+                }
+                self.persist(|| self.apply(&batch))?;
                 for (partition, offset) in batch.next() {
                     next[*partition as usize] = *offset;
                 }
@@ -315,7 +365,7 @@ impl Parts {
             {
                 return Ok(Interrupted::TooOld(why));
             }
-            self.sweep()?;
+            self.persist(|| self.sweep())?;
             if self.progress.caught_up() {
                 first = false;
                 self.note_caught_up(caught_up)?;
@@ -448,7 +498,9 @@ impl Parts {
     }
 
     fn sweep(&self) -> Result<(), StoreError> {
-        let swept = self.store.sweep(now_ms(), self.delete_retention, self.progress.caught_up())?;
+        // What a wrong clock drops would not come back when it is set right.
+        let Some(past) = self.progress.past(now_ms()) else { return Ok(()) };
+        let swept = self.store.sweep(past, self.delete_retention, self.progress.caught_up())?;
         self.metrics.keys_swept.inc_by(swept as u64);
         Ok(())
     }
@@ -466,13 +518,16 @@ impl Parts {
         if restored && let Some(why) = distrust_now(last, now, grace) {
             return Err(Interrupted::TooOld(why));
         }
-        (last.at, last.seen) = (Some(now), Some(Instant::now()));
+        last.seen = Some(Instant::now());
+        // A clock that is ahead would make the store too young when it is set right.
+        let at = self.progress.log_now().map_or(now, |log_now| log_now.min(now));
         let note = grace.map_or(NOTE, |grace| NOTE.min(grace / 100));
-        if restored && last.noted.is_some_and(|noted| noted.elapsed() < note) {
+        let is_fresh = last.noted.is_some_and(|noted| noted.elapsed() < note);
+        if restored && is_fresh && last.at.is_some_and(|known| known <= at) {
             return Ok(());
         }
-        self.store.note_caught_up(now)?;
-        last.noted = Some(Instant::now());
+        self.persist(|| self.store.note_caught_up(at))?;
+        (last.at, last.noted) = (Some(at), Some(Instant::now()));
         if !restored || !self.progress.caught_up_once() {
             self.progress.set_restored();
             let seconds = self.progress.restore().seconds.unwrap_or_default();

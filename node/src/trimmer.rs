@@ -9,7 +9,8 @@
 //!    takes effect iff its partition holds none of the key, or none with a greater version. So a write always does.
 //! 2. A *trim* T(v) removes the key. A *repair* R(v) is the record of v as it was, position and timestamp too: where that still
 //!    is, R changes nothing; where T took it away, R brings it back.
-//! 3. T(v) is sent when v has been dead for `DELETE_RETENTION`. Nothing with a smaller version is on its way any more.
+//! 3. T(v) is sent when v has been dead for `DELETE_RETENTION`, by this machine's clock and by the log's: one clock that is wrong
+//!    buries nothing alive. Nothing with a smaller version is on its way any more.
 //! 4. So T can only race with writes S after v. In the log S is before T or after it, and each replica decides alike: before,
 //!    T is *void*; after, S takes effect on an empty place.
 //! 5. A void T is a *debt*, since compaction would keep T and drop S. It is stored with the records; a node that is caught up
@@ -177,13 +178,16 @@ impl Parts {
     }
 
     fn tick(&mut self, elected: bool) -> Result<(), StoreError> {
-        let patience = if elected { 0 } else { PATIENCE.as_millis() as i64 };
-        let repairs = self.trimmer.repairs(now_ms() - patience)?;
+        // A clock that is behind must not put them off: compaction does not wait.
+        let made_until = if elected { i64::MAX } else { now_ms() - PATIENCE.as_millis() as i64 };
+        let repairs = self.trimmer.repairs(made_until)?;
         self.metrics.repairs_sent.inc_by(self.append(repairs));
         if !elected || Instant::now() < self.next || !self.fit() {
             return Ok(());
         }
-        let (trims, all) = self.trimmer.trims(now_ms())?;
+        // Nothing was read since the start: the log does not grow.
+        let Some(past) = self.progress.past(now_ms()) else { return Ok(()) };
+        let (trims, all) = self.trimmer.trims(past)?;
         self.metrics.tombstones_sent.inc_by(self.append(trims));
         if all {
             let pause = Duration::from_millis(self.trimmer.retention.unsigned_abs() / 100);

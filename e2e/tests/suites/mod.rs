@@ -8,6 +8,7 @@ mod command_line;
 mod compose;
 mod crash;
 mod dev;
+mod disk_and_clock;
 mod ecs;
 mod faults;
 mod foreign_records;
@@ -35,6 +36,7 @@ pub fn all() -> Vec<Test> {
         monitoring::tests(),
         compose::tests(),
         ecs::tests(),
+        disk_and_clock::tests(),
         real_data::tests(),
         resync::tests(),
         snapshot::tests(),

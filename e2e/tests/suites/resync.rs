@@ -59,7 +59,7 @@ async fn has_the_other_log(node: &Node) {
     }
 }
 
-async fn recreate(topic: &Topic) -> Result<()> {
+pub async fn recreate(topic: &Topic) -> Result<()> {
     topic.delete().await?;
     // The nodes may be faster; and Kafka may still be at it.
     wait::until("the topic is there again", START, || async {
@@ -145,7 +145,10 @@ async fn watch(api: &Api, done: &AtomicBool) -> Result<usize> {
 
 async fn replaced_while_running(cluster: &Cluster, replace: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
     write_old_keys(&cluster.nodes[0].api()).await?;
-    cluster.all_have("key-39", Some("old")).await;
+    // One that is watched too: it lies in another partition.
+    for key in ["key-0", "key-39"] {
+        cluster.all_have(key, Some("old")).await;
+    }
     let done = AtomicBool::new(false);
     let change = async {
         replace().await?;

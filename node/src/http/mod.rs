@@ -294,7 +294,11 @@ impl Door {
                 let why = why.map_or_else(String::new, |why| {
                     format!("; rebuilding the store, and reading the old one: {why}")
                 });
-                plain(StatusCode::OK, format!("OK\nserving reads, not caught up: lag {lag}{why}\n"))
+                let blocked = match self.progress.phase() {
+                    Phase::Blocked(reason) => format!("; {reason}"),
+                    _ => String::new(),
+                };
+                plain(StatusCode::OK, format!("OK\nserving reads, not caught up: lag {lag}{why}{blocked}\n"))
             }
         }
     }
@@ -306,6 +310,7 @@ impl Door {
         let (state, state_reason) = match self.progress.phase() {
             Phase::Connecting(reason) => ("connecting", Some(reason)),
             Phase::Reading => ("reading", None),
+            Phase::Blocked(reason) => ("blocked", Some(reason)),
             Phase::Failed(reason) => ("failed", Some(reason)),
         };
         let status = Status {

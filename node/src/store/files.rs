@@ -31,7 +31,7 @@ use heed::types::{Bytes as RawBytes, I64, Str, U32, Unit};
 use heed::{Database, Env, EnvFlags, EnvOpenOptions, FlagSetMode, RoTxn, RwTxn};
 
 use super::key_state::{KeyState, parse_debts, parse_others};
-use super::{Checkpoint, Entry, StoreError};
+use super::{Checkpoint, Disk, Entry, StoreError};
 use crate::log::LogIdentity;
 use crate::position::NextOffset;
 
@@ -41,9 +41,14 @@ pub const FORMAT: &str = "2";
 const MAP_BYTES: usize = 1 << 40;
 /// One reader slot for each thread that ever reads.
 const MAX_READERS: u32 = 1024;
+/// LMDB's own name for its table of readers; and a size that has room for them.
+const LOCK_FILE: &str = "lock.mdb";
+const LOCK_BYTES: usize = MAX_READERS as usize * 64 + 4096;
 const CURRENT: &str = "CURRENT";
 /// In the folder of an environment whose commits are not synced: the boot of the machine in which that began.
 const UNSYNCED: &str = "UNSYNCED";
+/// A disk with less is as good as full.
+const FULL_BYTES: u64 = 1 << 20;
 /// LMDB's own name for its file.
 pub const DATA_FILE: &str = "data.mdb";
 
@@ -71,14 +76,32 @@ impl Files {
     /// Opens an environment of this format, or makes an empty one.
     pub fn open(root: &Path, generation: u64) -> Result<Self, StoreError> {
         let dir = root.join(generation.to_string());
-        let wrap = |source| StoreError::Open { path: dir.display().to_string(), source };
+        let is_new = !dir.exists();
+        let opened = Self::open_in(&dir, generation);
+        if is_new && opened.is_err() {
+            // A full disk is tried again and again.
+            let _ = fs::remove_dir_all(&dir);
+        }
+        opened
+    }
+
+    fn open_in(dir: &Path, generation: u64) -> Result<Self, StoreError> {
+        let wrap = |source| StoreError::Open { why: explain(dir, &source), source };
         let unsynced = fs::read_to_string(dir.join(UNSYNCED)).ok();
         if unsynced.is_some() && unsynced != boot() {
             tracing::warn!("{} was being filled when the machine went down; beginning anew", dir.display());
-            fs::remove_dir_all(&dir).map_err(|error| wrap(error.into()))?;
+            fs::remove_dir_all(dir).map_err(|error| wrap(error.into()))?;
         }
-        fs::create_dir_all(&dir).map_err(|error| wrap(error.into()))?;
-        let env = open_env(&dir, 6, EnvFlags::NO_META_SYNC).map_err(wrap)?;
+        fs::create_dir_all(dir).map_err(|error| wrap(error.into()))?;
+        let env = open_env(dir, 6, EnvFlags::NO_META_SYNC).map_err(wrap)?;
+        let files = Self::databases(&env, dir.to_owned(), generation).map_err(wrap)?;
+        if unsynced.is_some() {
+            files.leave_unsynced()?;
+        }
+        Ok(files)
+    }
+
+    fn databases(env: &Env, dir: PathBuf, generation: u64) -> heed::Result<Self> {
         let mut txn = env.write_txn()?;
         let files = Self {
             records: env.create_database(&mut txn, Some("records"))?,
@@ -95,9 +118,6 @@ impl Files {
             files.clear(&mut txn)?;
         }
         txn.commit()?;
-        if unsynced.is_some() {
-            files.leave_unsynced()?;
-        }
         Ok(files)
     }
 
@@ -124,14 +144,14 @@ impl Files {
         Ok(())
     }
 
-    pub fn clear(&self, txn: &mut RwTxn<'_>) -> Result<(), StoreError> {
+    pub fn clear(&self, txn: &mut RwTxn<'_>) -> heed::Result<()> {
         for database in [self.records, self.others, self.debts] {
             database.clear(txn)?;
         }
         self.due.clear(txn)?;
         self.positions.clear(txn)?;
         self.meta.clear(txn)?;
-        Ok(self.meta.put(txn, "format", FORMAT)?)
+        self.meta.put(txn, "format", FORMAT)
     }
 
     /// Empties it and ties it to a log, to be read from `next` on; `now` is when that begins. All or nothing.
@@ -236,6 +256,8 @@ fn set_unsynced(env: &Env, mode: FlagSetMode) -> heed::Result<()> {
 /// Opens an LMDB environment of this process's own.
 #[allow(unsafe_code)]
 pub(crate) fn open_env(dir: &Path, databases: u32, flags: EnvFlags) -> heed::Result<Env> {
+    // LMDB maps it and leaves holes in it: one that is touched on a full disk would end the process (SIGBUS), at any read.
+    fs::write(dir.join(LOCK_FILE), vec![0; LOCK_BYTES])?;
     let mut map_bytes = MAP_BYTES;
     loop {
         let mut options = EnvOpenOptions::new();
@@ -251,6 +273,31 @@ pub(crate) fn open_env(dir: &Path, databases: u32, flags: EnvFlags) -> heed::Res
             opened => return opened,
         }
     }
+}
+
+/// Why a store in a folder can't be written, and how to mend it.
+pub(super) fn explain(dir: &Path, error: &heed::Error) -> String {
+    let shown = dir.display();
+    let disk = Disk::of(dir);
+    let is_full = match error {
+        heed::Error::Io(error) => {
+            // LMDB makes an input/output error of a write that found room for only a part.
+            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+                || disk.is_some_and(|disk| disk.free < FULL_BYTES)
+        }
+        heed::Error::Mdb(heed::MdbError::MapFull) => {
+            return format!(
+                "the store in {shown} has used up its address space ({error}); raise the process's limit (ulimit -v) and restart it"
+            );
+        }
+        _ => false,
+    };
+    if !is_full {
+        return format!("the store in {shown} can't be written: {error}");
+    }
+    let free =
+        disk.map_or_else(String::new, |disk| format!(", {} of its {} bytes are free", disk.free, disk.size));
+    format!("the disk of {shown} is full{free} ({error}); make room on it or enlarge it")
 }
 
 /// The folder of a store.

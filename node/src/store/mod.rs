@@ -25,7 +25,7 @@ use smallvec::SmallVec;
 pub use self::entry::{Entry, State};
 pub(crate) use self::files::open_env;
 pub use self::files::{DATA_FILE, FORMAT};
-use self::files::{Files, Root};
+use self::files::{Files, Root, explain};
 use self::key_state::Outcome;
 pub use self::key_state::{Change, Debt};
 pub use self::upkeep::Owed;
@@ -39,8 +39,8 @@ const SCAN_KEYS: usize = 50_000;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("the store in {path} can't be opened: {source}")]
-    Open { path: String, source: heed::Error },
+    #[error("{why}")]
+    Open { why: String, source: heed::Error },
     #[error("the store failed: {0}")]
     Lmdb(#[from] heed::Error),
     #[error("the store's folder failed: {0}")]
@@ -49,6 +49,20 @@ pub enum StoreError {
         "the store holds something that it never wrote under '{0}'; stop the node and remove its data folder, it is rebuilt from the log"
     )]
     Corrupt(&'static str),
+}
+
+impl StoreError {
+    /// Whether the same may be tried again, now that it failed: with more room on the disk it may succeed.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        use heed::{Error, MdbError};
+        match self {
+            Self::Open { .. } | Self::Io(_) => true,
+            // After a failure of the meta page LMDB refuses everything until the environment is opened anew.
+            Self::Lmdb(error) => !matches!(error, Error::Mdb(MdbError::Panic)),
+            Self::Corrupt(_) => false,
+        }
+    }
 }
 
 /// Where a record was found.
@@ -138,6 +152,14 @@ pub struct Disk {
     pub size: u64,
 }
 
+impl Disk {
+    /// That of a folder; `None` if the system doesn't tell.
+    fn of(dir: &Path) -> Option<Self> {
+        let disk = rustix::fs::statvfs(dir).ok()?;
+        Some(Self { free: disk.f_bavail * disk.f_frsize, size: disk.f_blocks * disk.f_frsize })
+    }
+}
+
 impl Store {
     /// Opens the store in a folder of its own, or makes an empty one.
     ///
@@ -147,7 +169,8 @@ impl Store {
         let root = Root::new(dir);
         let current = root
             .current()
-            .map_err(|error| StoreError::Open { path: dir.display().to_string(), source: error.into() })?;
+            .map_err(heed::Error::from)
+            .map_err(|source| StoreError::Open { why: explain(dir, &source), source })?;
         let current = Files::open(root.path(), current)?;
         // Without an estimate of their number the cache can't size its shards; a kilobyte each is a guess, not a limit.
         let estimate = usize::try_from(cache_bytes / 1024).unwrap_or(usize::MAX).clamp(64, 1 << 20);
@@ -320,7 +343,19 @@ impl Store {
     /// # Errors
     /// When LMDB or the disk fails; this store then stays.
     pub fn discard(&self) -> Result<(), StoreError> {
-        self.replace(Files::open(self.root.path(), self.root.unused()?)?)
+        let new = Files::open(self.root.path(), self.root.unused()?)?;
+        let generation = new.generation;
+        self.replace(new).inspect_err(|_| self.root.remove(generation))
+    }
+
+    /// Why a change failed, where, and how to mend it.
+    #[must_use]
+    pub fn explain(&self, error: StoreError) -> String {
+        match error {
+            StoreError::Lmdb(error) => explain(self.root.path(), &error),
+            StoreError::Io(error) => explain(self.root.path(), &error.into()),
+            StoreError::Open { .. } | StoreError::Corrupt(_) => error.to_string(),
+        }
     }
 
     /// Ties the store to the same log by a name that says more.
@@ -486,10 +521,7 @@ impl Store {
             used_pages,
             free_pages: pages.saturating_sub(used_pages),
             page_bytes: u64::from(records.page_size),
-            disk: rustix::fs::statvfs(files.env.path()).ok().map(|disk| Disk {
-                free: disk.f_bavail * disk.f_frsize,
-                size: disk.f_blocks * disk.f_frsize,
-            }),
+            disk: Disk::of(files.env.path()),
             cache_records: self.cache.len() as u64,
             cache_bytes: self.cache.weight(),
             cache_capacity_bytes: self.cache.capacity(),

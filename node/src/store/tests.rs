@@ -606,3 +606,52 @@ fn a_store_that_is_being_filled_survives_a_kill_but_not_another_boot() {
     store.note_caught_up(2).expect("written");
     assert!(!mark.exists());
 }
+
+#[test]
+#[allow(unsafe_code)]
+fn a_full_map_changes_nothing_and_says_how_to_mend_it() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let store = open(dir.path());
+    // SAFETY: no transaction is open.
+    unsafe { store.current().env.resize(1 << 20) }.expect("resized");
+    let put = |offset: i64| {
+        let key = format!("key {offset}");
+        let entry = entry(P0, offset, 10, &"x".repeat(100_000));
+        store.apply(&mut vec![(key.as_bytes(), entry.into())], &[(P0, NextOffset(offset + 1))])
+    };
+    let (full, error) = (0..).find_map(|offset| Some((offset, put(offset).err()?))).expect("it fills up");
+    assert!(full > 0 && error.may_pass(), "{full}: {error}");
+    let said = store.explain(error);
+    assert!(said.contains("address space") && said.contains("ulimit -v"), "{said}");
+    assert!(said.contains(&dir.path().display().to_string()), "{said}");
+    assert_eq!(store.checkpoint().expect("readable").next, [NextOffset(full)]);
+    assert!(body(&store, "key 0").is_some());
+    assert_eq!(body(&store, &format!("key {full}")), None);
+    // SAFETY: as before.
+    unsafe { store.current().env.resize(1 << 30) }.expect("resized");
+    put(full).expect("the same process goes on");
+}
+
+#[test]
+fn an_attempt_at_a_new_store_that_fails_leaves_nothing() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let store = open(dir.path());
+    store.reset(&identity(), &[NextOffset(3)], 5).expect("written");
+    // A folder in its place: the file can't be made.
+    let blocker = dir.path().join("CURRENT.new");
+    std::fs::create_dir(&blocker).expect("made");
+    for _ in 0..3 {
+        let error = store.discard().expect_err("the switch fails");
+        assert!(error.may_pass(), "{error}");
+        let mut left: Vec<_> = std::fs::read_dir(dir.path())
+            .expect("readable")
+            .map(|file| file.expect("readable").file_name().to_string_lossy().into_owned())
+            .collect();
+        left.sort();
+        assert_eq!(left, ["1", "CURRENT.new"]);
+    }
+    assert_eq!(store.checkpoint().expect("readable").next, [NextOffset(3)]);
+    std::fs::remove_dir(&blocker).expect("removed");
+    store.discard().expect("emptied");
+    assert_eq!(store.checkpoint().expect("readable"), Checkpoint::default());
+}
