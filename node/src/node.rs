@@ -68,13 +68,15 @@ impl Node {
         metrics.connections_limit.set(settings.max_connections.into());
         let store = Arc::new(Store::open(&data_dir.path().join("store"), settings.cache_bytes)?);
         let progress = Arc::new(Progress::default());
+        let max_value_bytes = usize::try_from(settings.max_value_bytes).context("MAX_VALUE_BYTES")?;
         let peers = Peers::new(
             Arc::clone(&membership),
+            Arc::clone(&progress),
             address.api(),
             settings.external_request_timeout,
+            max_value_bytes,
             Arc::clone(&metrics),
         )?;
-        let max_value_bytes = usize::try_from(settings.max_value_bytes).context("MAX_VALUE_BYTES")?;
         let door = Arc::new(Door {
             reads: Arc::new(Reads::new(
                 Arc::clone(&store),
