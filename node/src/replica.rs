@@ -609,6 +609,9 @@ pub fn apply(store: &Store, batch: &Batch) -> Result<(Applied, usize), StoreErro
             Ok(change) => changes.push(change),
             Err(reason) => {
                 poison += 1;
+                if let Some(key) = record.key.filter(|key| (1..=store.max_key_bytes()).contains(&key.len())) {
+                    changes.push((key, Change::Poison { at: record.position, timestamp: record.timestamp }));
+                }
                 if poison <= POISON_LOGGED {
                     tracing::warn!(position = %record.position, "skipped a record that can't be decoded: {reason}");
                 }

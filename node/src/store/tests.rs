@@ -304,6 +304,25 @@ fn a_trim_removes_what_it_has_seen_and_nothing_newer() {
 }
 
 #[test]
+fn poison_is_a_debt_to_what_its_partition_holds_of_the_key() {
+    let (_dir, store) = filled(&[]);
+    let poison = |offset| Change::Poison { at: at(offset), timestamp: offset };
+    assert_eq!(apply(&store, poison(4)), Applied::default());
+    assert_eq!((shown(&store), debts(&store)), (None, vec![]), "there is nothing to lose");
+    apply(&store, write(5, "five"));
+    for offset in [6, 7] {
+        assert_eq!(apply(&store, poison(offset)), Applied::default());
+        assert_eq!(debts(&store), [offset], "one for the newest is enough");
+    }
+    assert_eq!(apply(&store, poison(3)), Applied::default(), "it was applied before");
+    apply(&store, Change::Poison { at: Position { partition: 1, offset: 9 }, timestamp: 0 });
+    assert_eq!(debts(&store), [7], "another partition is compacted by itself");
+    assert_eq!(shown(&store), Some((5, 1_005, "five".into())));
+    apply(&store, repair(8, 5, "five"));
+    assert_eq!((shown(&store), debts(&store)), (Some((5, 1_005, "five".into())), vec![]));
+}
+
+#[test]
 fn a_debt_is_settled_by_a_repair_or_by_any_later_record_that_takes_effect() {
     let settlers = [repair(20, 8, "eight"), write(20, "later").into(), trim(20, 8)];
     for settler in settlers {
