@@ -12,7 +12,7 @@ use e2e::cluster::{Cluster, Node, Options, START};
 use e2e::ports;
 use e2e::proxy::Proxy;
 use e2e::runner::{Ctx, Test};
-use e2e::topic::{KeyValue, java_partition};
+use e2e::topic::{KeyValue, Record, java_partition};
 use e2e::zookeeper::ZkClient;
 use e2e::{tests, wait};
 use futures_util::future::{join_all, try_join_all};
@@ -400,8 +400,8 @@ async fn members_that_are_slow_or_endless_cost_no_more_than_the_timeout(ctx: Ctx
             "memory: {} MiB more at its peak under {TOGETHER} endless answers of three members",
             grown >> 20
         );
-        // Three times what the answers together may have.
-        assert!(grown < 512 << 20, "{} MiB more at its peak", grown >> 20);
+        // All their answers together may have less.
+        assert!(grown < 256 << 20, "{} MiB more at its peak", grown >> 20);
     }
     for member in &members {
         assert!(member.asked() > 1);
@@ -433,11 +433,29 @@ async fn the_log_goes_back(ctx: Ctx, grows: bool) -> Result<()> {
     let [running, restarted] = &cluster.nodes[..] else { unreachable!("two nodes") };
     let api = running.api();
     let keys = |what: &str, count: usize| (0..count).map(|i| format!("{what} {i}")).collect::<Vec<_>>();
-    let (kept, lost, new) = (keys("kept", 40), keys("lost", 40), keys("new", if grows { 120 } else { 8 }));
+    let (kept, lost) = (keys("kept", 40), keys("lost", 40));
     for answer in try_join_all(kept.iter().map(|key| api.set(key, "value"))).await? {
         answer.expect(200);
     }
+    for node in &cluster.nodes {
+        for key in &kept {
+            node.has(key, Some("value")).await;
+        }
+    }
+    let ends = |log: &[Record]| -> Vec<i64> {
+        let end = |partition| {
+            let of = log.iter().filter(|record| record.position.partition == partition);
+            of.map(|record| record.position.offset + 1).max().unwrap_or(0)
+        };
+        (0..4).map(end).collect()
+    };
+    let at_backup = ends(&cluster.topic.read_all().await?);
     broker.back_up().await?;
+    // Its producer gets an id that the broker, as of the backup, will give to the next one again.
+    running.kill();
+    running.spawn()?;
+    running.ready().await;
+    let api = running.api();
     for key in &lost {
         wait::until("it is written", START, || async {
             let answer = api.set(key, "value").await.map_err(|error| format!("{error:#}"))?;
@@ -451,12 +469,23 @@ async fn the_log_goes_back(ctx: Ctx, grows: bool) -> Result<()> {
     for key in &lost {
         cluster.all_have(key, Some("value")).await;
     }
-    let ends = async |node: &Node| -> Result<Vec<i64>> {
-        let status = node.api().status().await?;
-        let partitions = status["partitions"].as_array().cloned().unwrap_or_default();
-        Ok(partitions.iter().map(|partition| partition["applied"].as_i64().unwrap_or(-1) + 1).collect())
-    };
-    let before = ends(running).await?;
+    let before = ends(&cluster.topic.read_all().await?);
+    // Each partition gets two more than it loses, so that the first of the node's writes after that has a number that the
+    // broker has seen of this producer's id; or fewer.
+    let mut left: Vec<_> =
+        before.iter().zip(&at_backup).map(|(end, kept)| if grows { end - kept + 2 } else { 1 }).collect();
+    let (wanted, mut new) = (left.iter().sum::<i64>() as usize, Vec::new());
+    for n in 0.. {
+        let key = format!("new {n}");
+        let left = &mut left[java_partition(key.as_bytes(), 4) as usize];
+        if *left > 0 {
+            *left -= 1;
+            new.push(key);
+        }
+        if wanted == new.len() {
+            break;
+        }
+    }
 
     let done = AtomicBool::new(false);
     let change = async {
@@ -467,12 +496,11 @@ async fn the_log_goes_back(ctx: Ctx, grows: bool) -> Result<()> {
         for key in &new {
             writer.write_record(&KeyValue::new(key, "new")).await?;
         }
-        let records = cluster.topic.read_all().await?;
-        for (partition, before) in before.iter().enumerate() {
-            let last = records.iter().filter(|record| record.position.partition as usize == partition);
-            let end = last.map(|record| record.position.offset + 1).max().unwrap_or(0);
-            ensure!((end >= *before) == grows, "partition {partition} ends at {end}, and ended at {before}");
-        }
+        let after = ends(&cluster.topic.read_all().await?);
+        ensure!(
+            after.iter().zip(&before).all(|(after, before)| (after > before) == grows),
+            "{before:?}, {after:?}"
+        );
         proxy.mend();
         restarted.spawn()?;
         for node in [running, restarted] {
@@ -847,8 +875,11 @@ async fn what_a_slow_frozen_and_killed_broker_acknowledged_is_there(ctx: Ctx) ->
 }
 
 async fn a_frozen_member_holds_nobody_up(ctx: Ctx) -> Result<()> {
-    // Every miss asks, and the frozen one, too.
-    let options = Options::new().env("PEER_READS", "always").env("EXTERNAL_REQUEST_TIMEOUT", "200");
+    // Every miss asks, and the frozen one, too; which is a member for long.
+    let options = Options::new()
+        .env("PEER_READS", "always")
+        .env("EXTERNAL_REQUEST_TIMEOUT", "200")
+        .env("ZOOKEEPER_SESSION_TIMEOUT", "15000");
     let cluster = ctx.cluster_with(3, options).await?;
     let [node, other, frozen] = &cluster.nodes[..] else { unreachable!("three nodes") };
     let (api, zk) = (node.api(), cluster.zk().await);
@@ -867,6 +898,8 @@ async fn a_frozen_member_holds_nobody_up(ctx: Ctx) -> Result<()> {
         api.get("key").await?.expect(200);
     }
     let ghost = format!("127.0.0.1:{}", frozen.api_port);
+    let members = api.status().await?["members"].to_string();
+    assert!(members.contains(&ghost), "the answers came only when the ghost was gone: {members}");
     wait::until("the ghost is no member", START, || async {
         for node in [node, other] {
             let members =
