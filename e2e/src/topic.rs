@@ -347,6 +347,22 @@ impl Writer {
         self.send(record.headers(OwnedHeaders::new().insert(header))).await
     }
 
+    /// As [`Writer::write`], with a timestamp of the writer's own (ms; 0 for now) and perhaps a header.
+    pub async fn write_at(
+        &self,
+        timestamp: i64,
+        partition: Option<i32>,
+        key: &[u8],
+        value: Option<&[u8]>,
+        header: Option<(&str, &str)>,
+    ) -> Result<Position> {
+        let mut record = FutureRecord::<[u8], [u8]>::to(&self.topic).key(key).timestamp(timestamp);
+        (record.partition, record.payload) = (partition, value);
+        record.headers =
+            header.map(|(key, value)| OwnedHeaders::new().insert(Header { key, value: Some(value) }));
+        self.send(record).await
+    }
+
     async fn send(&self, record: FutureRecord<'_, [u8], [u8]>) -> Result<Position> {
         let delivery = self.producer.send(record, PATIENCE).await;
         let delivery = delivery.map_err(|(error, _)| error).context("writing to the topic")?;

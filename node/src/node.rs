@@ -70,13 +70,15 @@ impl Node {
         // It names its cause already.
         let store = Arc::new(store.map_err(|error| anyhow!(error.to_string()))?);
         let progress = Arc::new(Progress::default());
+        let max_value_bytes = usize::try_from(settings.max_value_bytes).context("MAX_VALUE_BYTES")?;
         let peers = Peers::new(
             Arc::clone(&membership),
+            Arc::clone(&progress),
             address.api(),
             settings.external_request_timeout,
+            max_value_bytes,
             Arc::clone(&metrics),
         )?;
-        let max_value_bytes = usize::try_from(settings.max_value_bytes).context("MAX_VALUE_BYTES")?;
         let door = Arc::new(Door {
             reads: Arc::new(Reads::new(
                 Arc::clone(&store),

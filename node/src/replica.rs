@@ -16,6 +16,7 @@
 //! | another `KAFKA_TOPIC` | emptied | – |
 //! | the topic was deleted and created again, the Kafka cluster was replaced | emptied | read until the switch |
 //! | the log ends below the store's next offset, or has fewer partitions: it lost records | emptied | read until the switch |
+//! | it lost records and has others in their place, later ones by their write timestamps ([`rewritten`]) | emptied | read until the switch |
 //! | the log starts above the store's next offset: this node missed records | emptied | emptied |
 //! | last caught up longer ago than the delete grace, for the process was away or frozen | emptied, before the log answers | emptied, before another read |
 //! | … for the log did not answer, or the store could not be written, for that long | – | read until the switch |
@@ -50,6 +51,8 @@ const WATERMARKS: Duration = Duration::from_millis(250);
 const STILL: Duration = Duration::from_secs(2);
 /// Between two notes in the store that the node is caught up, unless the grace is short: its age is known as well.
 const NOTE: Duration = Duration::from_secs(30);
+/// How long it may take to look whether the log holds other records than were read.
+const VERIFY: Duration = Duration::from_secs(10);
 /// A log of fewer offsets is read faster than a member is asked.
 const WORTH_A_SNAPSHOT: i64 = 20_000;
 /// A poison record is logged with its position, but not more than so many in one batch.
@@ -81,11 +84,18 @@ struct Shared {
     identity: Mutex<Option<LogIdentity>>,
     /// It is another one now, has lost records or gained partitions: it must be opened anew.
     changed: AtomicBool,
+    /// How far the store was when the log stopped answering. When it answers again it may have lost records, and have
+    /// others in their place by the time that somebody looks, or that they are applied.
+    silent_since: Mutex<Option<Checkpoint>>,
 }
 
 impl Shared {
     fn identity(&self) -> MutexGuard<'_, Option<LogIdentity>> {
         self.identity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn silent_since(&self) -> MutexGuard<'_, Option<Checkpoint>> {
+        self.silent_since.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -119,8 +129,8 @@ impl Replica {
         let shared = Arc::new(Shared::default());
         let learner = std::thread::Builder::new().name("watermarks".into()).spawn({
             let (log, progress, stop) = (Arc::clone(&log), Arc::clone(&progress), Arc::clone(&stop));
-            let shared = Arc::clone(&shared);
-            move || learn(&*log, &progress, &shared, &stop)
+            let (shared, store) = (Arc::clone(&shared), Arc::clone(&store));
+            move || learn(&*log, &store, &progress, &shared, &stop)
         })?;
         let delete_retention = delete_retention.as_millis() as i64;
         let stop_applier = Arc::clone(&stop);
@@ -140,7 +150,7 @@ impl Replica {
     }
 }
 
-fn learn(log: &dyn Log, progress: &Progress, shared: &Shared, stop: &AtomicBool) {
+fn learn(log: &dyn Log, store: &Store, progress: &Progress, shared: &Shared, stop: &AtomicBool) {
     let mut looked = Instant::now();
     while !stop.load(Ordering::Relaxed) {
         progress.tick(now_ms());
@@ -156,8 +166,22 @@ fn learn(log: &dyn Log, progress: &Progress, shared: &Shared, stop: &AtomicBool)
                 if next.iter().zip(&learnt).any(|(next, HighWatermark(end))| next.0 > *end) {
                     shared.changed.store(true, Ordering::Release);
                 }
+                let before = shared.silent_since().clone();
+                match before.map(|before| rewritten(log, &before, stop)) {
+                    // Who opens the log anew looks again, and says so.
+                    Some(Ok(Some(_))) => shared.changed.store(true, Ordering::Release),
+                    Some(Ok(None)) => *shared.silent_since() = None,
+                    Some(Err(error)) => tracing::debug!(%error, "not known whether the log is what it was"),
+                    None => {}
+                }
             }
-            Err(error) => tracing::debug!(%error, "the high watermarks are not known"),
+            Err(error) => {
+                tracing::debug!(%error, "the high watermarks are not known");
+                let mut silent_since = shared.silent_since();
+                if silent_since.is_none() {
+                    *silent_since = store.checkpoint().ok();
+                }
+            }
         }
         if looked.elapsed() >= STILL {
             let identity = shared.identity().clone();
@@ -329,6 +353,7 @@ impl Parts {
             return Ok(Interrupted::Frozen);
         }
         let mut next = self.reconcile(info, caught_up, too_old)?;
+        *self.shared.silent_since() = None;
         caught_up.at = self.store.checkpoint()?.caught_up_at;
         let mut reader = self.log.reader(&next).map_err(Interrupted::Log)?;
         *self.shared.identity() = Some(info.identity.clone());
@@ -381,11 +406,25 @@ impl Parts {
         info: &LogInfo,
         caught_up: &mut CaughtUp,
         too_old: Option<String>,
-    ) -> Result<Vec<NextOffset>, StoreError> {
+    ) -> Result<Vec<NextOffset>, Interrupted> {
         let checkpoint = self.store.checkpoint()?;
-        let Some(identity) = &checkpoint.identity else { return self.begin_anew(info) };
+        let Some(identity) = &checkpoint.identity else { return Ok(self.begin_anew(info)?) };
         caught_up.at = checkpoint.caught_up_at;
-        let misfit = misfit(&checkpoint, info).or_else(|| {
+        let mut misfit = misfit(&checkpoint, info);
+        if misfit.is_none() {
+            let before = self.shared.silent_since().clone();
+            let before = before.filter(|before| before.identity.as_ref() == Some(identity));
+            for known in before.iter().chain([&checkpoint]) {
+                if let Some(why) = rewritten(&*self.log, known, &self.stop).map_err(Interrupted::Log)? {
+                    misfit = Some(Misfit { why, of_all: true });
+                    break;
+                }
+            }
+        }
+        if misfit.as_ref().is_some_and(|misfit| misfit.of_all) && identity.fits(&info.identity) {
+            self.log.has_gone_back();
+        }
+        let misfit = misfit.or_else(|| {
             let age = too_old.or_else(|| distrust_now(caught_up, now_ms(), self.log.delete_grace()));
             // One that is being built is as old as its beginning; it may take its time.
             age.filter(|_| checkpoint.restored).map(|why| Misfit { why, of_all: true })
@@ -396,7 +435,7 @@ impl Parts {
             // Of what was read before this run, nobody depends on.
             if !(of_all && self.progress.restored() && self.progress.caught_up_once()) {
                 self.discard(&why)?;
-                return self.begin_anew(info);
+                return Ok(self.begin_anew(info)?);
             }
             tracing::warn!(
                 "the store does not fit the log: {why}; building it anew, and reading the old one until then"
@@ -461,7 +500,10 @@ impl Parts {
             if !checkpoint.restored || checkpoint.identity.is_none() {
                 return Err("it is not complete".to_owned());
             }
-            let misfit = misfit(checkpoint, &info).map(|misfit| misfit.why);
+            let mut misfit = misfit(checkpoint, &info).map(|misfit| misfit.why);
+            if misfit.is_none() {
+                misfit = rewritten(&*self.log, checkpoint, &self.stop).map_err(|error| error.to_string())?;
+            }
             let why = misfit.or_else(|| distrust(checkpoint.caught_up_at, now_ms(), self.log.delete_grace()));
             why.map_or(Ok(()), Err)
         };
@@ -582,6 +624,46 @@ fn misfit(checkpoint: &Checkpoint, info: &LogInfo) -> Option<Misfit> {
     })
 }
 
+/// Why a log, although the offsets fit, can't be the one that a store was built from: it has a record below the next
+/// offset that is later than all that were read there. So a log that went back to an older state and grew beyond the
+/// next offset again is found out, unless its new records are no later than its old ones: writers' clocks may say so
+/// (CreateTime), or a broker's that was set back.
+fn rewritten(log: &dyn Log, known: &Checkpoint, stop: &AtomicBool) -> Result<Option<String>, ReadError> {
+    let found = log.first_after(&known.latest)?;
+    let mut at = known.next.clone();
+    for (at, found) in at.iter_mut().zip(found) {
+        *at = found.map_or(*at, |found| NextOffset(found).min(*at));
+    }
+    if at == known.next {
+        return Ok(None);
+    }
+    // Transaction markers and aborted records have timestamps, too, so it takes a record.
+    let mut reader = log.reader(&at)?;
+    let (mut batch, until) = (Batch::default(), Instant::now() + VERIFY);
+    while at.iter().zip(&known.next).any(|(at, next)| at < next) {
+        if stop.load(Ordering::Relaxed) || Instant::now() > until {
+            return Err(ReadError::Unavailable("it was not read again in time".to_owned()));
+        }
+        batch.clear();
+        reader.poll(POLL, &mut batch)?;
+        let other = batch.records().find(|LogRecord { position, timestamp, .. }| {
+            let partition = position.partition as usize;
+            position.offset < known.next[partition].0
+                && known.latest[partition].is_some_and(|latest| *timestamp > latest)
+        });
+        if let Some(LogRecord { position, .. }) = other {
+            return Ok(Some(format!(
+                "it has been read up to offset {} of partition {}, and now another record is at {position}: the log has gone back",
+                known.next[position.partition as usize].0, position.partition
+            )));
+        }
+        for (partition, next) in batch.next() {
+            at[*partition as usize] = *next;
+        }
+    }
+    Ok(None)
+}
+
 /// Applies a batch to the store, in one transaction. Returns what came of it, and how many records were poison.
 ///
 /// # Errors
@@ -594,6 +676,9 @@ pub fn apply(store: &Store, batch: &Batch) -> Result<(Applied, usize), StoreErro
             Ok(change) => changes.push(change),
             Err(reason) => {
                 poison += 1;
+                if let Some(key) = record.key.filter(|key| (1..=store.max_key_bytes()).contains(&key.len())) {
+                    changes.push((key, Change::Poison { at: record.position, timestamp: record.timestamp }));
+                }
                 if poison <= POISON_LOGGED {
                     tracing::warn!(position = %record.position, "skipped a record that can't be decoded: {reason}");
                 }
@@ -603,7 +688,7 @@ pub fn apply(store: &Store, batch: &Batch) -> Result<(Applied, usize), StoreErro
     if poison > POISON_LOGGED {
         tracing::warn!(records = poison - POISON_LOGGED, "skipped further records that can't be decoded");
     }
-    Ok((store.apply(&mut changes, batch.next())?, poison))
+    Ok((store.apply_with(&mut changes, batch.next(), &batch.latest())?, poison))
 }
 
 /// What a record of the log changes; the reason if it is poison.

@@ -21,8 +21,9 @@
 //! 8. Partitions decide each for itself; a key's record is the newest of theirs. Older ones, left where the topic has grown, are
 //!    trimmed first: a delete in one partition may be all that hides them (if it is another writer's tombstone, some node must
 //!    trim within `delete.retention.ms`). A node that does not read all partitions trims none.
-//! 9. Whatever trimmers append is conditional: two at a time, or a late one, cost room in the log and nothing else.
-//! 10. `node/tests/simulation.rs` holds the real store, replica and trimmer to this, and seven deliberate mistakes fail it.
+//! 9. A record that can't be decoded is void, too: what its partition holds of the key is repaired.
+//! 10. Whatever trimmers append is conditional: two at a time, or a late one, cost room in the log and nothing else.
+//! 11. `node/tests/simulation.rs` holds the real store, replica and trimmer to this, and seven deliberate mistakes fail it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -178,7 +179,7 @@ impl Parts {
     }
 
     fn tick(&mut self, elected: bool) -> Result<(), StoreError> {
-        // A clock that is behind must not put them off: compaction does not wait.
+        // A clock that is behind must not put them off, for compaction does not wait; nor those of the future by others' clocks.
         let made_until = if elected { i64::MAX } else { now_ms() - PATIENCE.as_millis() as i64 };
         let repairs = self.trimmer.repairs(made_until)?;
         self.metrics.repairs_sent.inc_by(self.append(repairs));

@@ -10,11 +10,16 @@ use testcontainers::bollard::query_parameters::{
     ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
 };
 use testcontainers::core::client::docker_client_instance;
-use testcontainers::core::{ContainerPort, IntoContainerPort};
+use testcontainers::core::{CmdWaitFor, ContainerPort, ExecCommand, IntoContainerPort};
 use testcontainers::runners::AsyncRunner;
 use testcontainers::{ContainerAsync, ContainerRequest, GenericImage, ImageExt};
 
-use super::{CONTAINER_LABEL as LABEL, Detour, KAFKA_VERSION, Kind, ZOOKEEPER_VERSION};
+use super::{CONTAINER_LABEL as LABEL, Detour, KAFKA_VERSION, Kind, Order, ZOOKEEPER_VERSION};
+
+const DATA: &str = "/tmp/bitacora-e2e-data";
+/// Files that say what is to be done with a broker's data before it starts.
+const KEEP: &str = "/tmp/bitacora-e2e-keep";
+const GO_BACK: &str = "/tmp/bitacora-e2e-go-back";
 
 async fn engine() -> Result<Docker> {
     docker_client_instance().await.context("reaching the Docker engine")
@@ -92,6 +97,17 @@ impl Container {
         self.0.start().await.context("starting the container again")
     }
 
+    /// Has the broker's data copied, or put back as of then, when it is started the next time.
+    pub(super) async fn at_next_start(&self, order: Order) -> Result<()> {
+        let file = match order {
+            Order::Keep => KEEP,
+            Order::GoBack => GO_BACK,
+        };
+        let touch = ExecCommand::new(["touch", file]).with_cmd_ready_condition(CmdWaitFor::exit_code(0));
+        self.0.exec(touch).await.context("running touch in the container")?;
+        Ok(())
+    }
+
     pub(super) async fn check_running(&self) -> Result<(), String> {
         match self.0.is_running().await {
             Ok(true) => Ok(()),
@@ -124,10 +140,11 @@ fn kafka(port: u16, cluster: &str, detour: Option<Detour>) -> ContainerRequest<G
     // Its own format and start rather than the image's: those render KAFKA_* variables in a Java process of its own.
     const CONFIG: &str = "/tmp/bitacora-e2e.properties";
     let inside = detour.map(|detour| (":9094", detour.advertised));
-    let properties =
-        super::kafka_properties(":9092", port, 9093, Path::new("/tmp/bitacora-e2e-data"), inside);
+    let properties = super::kafka_properties(":9092", port, 9093, Path::new(DATA), inside);
     let start = format!(
-        "cd /opt/kafka/bin && ./kafka-storage.sh format --ignore-formatted --cluster-id {cluster} --config {CONFIG} \
+        "if [ -e {KEEP} ]; then rm {KEEP} && cp -a {DATA} {DATA}-kept; fi \
+         && if [ -e {GO_BACK} ]; then rm -r {GO_BACK} {DATA} && cp -a {DATA}-kept {DATA}; fi \
+         && cd /opt/kafka/bin && ./kafka-storage.sh format --ignore-formatted --cluster-id {cluster} --config {CONFIG} \
          && exec ./kafka-server-start.sh {CONFIG}",
     );
     let mut request = mapped(GenericImage::new("apache/kafka", KAFKA_VERSION), port, 9092.tcp());

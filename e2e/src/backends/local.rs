@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result, ensure};
 use tokio::sync::OnceCell;
 
-use super::{Detour, Kind};
+use super::{Detour, Kind, Order};
 use crate::java;
 use crate::ports;
 use crate::process::{Process, Signal, tail};
@@ -122,6 +122,18 @@ impl Local {
     pub(super) fn stop(&self) -> Result<()> {
         // Dropping it kills it and waits for its end.
         self.process.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Ok(())
+    }
+
+    /// Copies the broker's data aside or, in its place, back; it must not be running.
+    pub(super) fn copy_data(&self, order: Order) -> Result<()> {
+        let (data, kept) = (self.dir.join("data"), self.dir.join("data-kept"));
+        let (from, to) = if order == Order::Keep { (data, kept) } else { (kept, data) };
+        if to.exists() {
+            std::fs::remove_dir_all(&to).context("removing data")?;
+        }
+        let copied = Command::new("cp").arg("-a").arg(from).arg(to).status().context("running cp")?;
+        ensure!(copied.success(), "copying data failed: {copied}");
         Ok(())
     }
 

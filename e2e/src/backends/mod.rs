@@ -178,6 +178,13 @@ pub enum Kind {
     ZooKeeper,
 }
 
+/// What is done with a stopped broker's data.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Order {
+    Keep,
+    GoBack,
+}
+
 enum Engine {
     Docker(Box<docker::Container>),
     Local(Box<local::Local>),
@@ -216,6 +223,28 @@ impl Server {
             Engine::Docker(container) => container.stop().await,
             Engine::Local(local) => local.stop(),
         }
+    }
+
+    /// Kills it, copies its data, and starts it again.
+    pub async fn back_up(&self) -> Result<()> {
+        self.restart(Order::Keep).await
+    }
+
+    /// Kills it, and starts it on its data as of [`Server::back_up`].
+    pub async fn go_back(&self) -> Result<()> {
+        self.restart(Order::GoBack).await
+    }
+
+    async fn restart(&self, order: Order) -> Result<()> {
+        match &self.engine {
+            Engine::Docker(container) => container.at_next_start(order).await?,
+            Engine::Local(_) => {}
+        }
+        self.stop().await?;
+        if let Engine::Local(local) = &self.engine {
+            local.copy_data(order)?;
+        }
+        self.start().await
     }
 
     /// Starts it again on its data, and waits until it answers.

@@ -1,5 +1,6 @@
 mod back_ends;
 mod bad_input;
+mod bad_neighbours;
 mod bad_start;
 mod batch_scan;
 mod broker_outage;
@@ -45,6 +46,7 @@ pub fn all() -> Vec<Test> {
         command_line::tests(),
         trimming::tests(),
         broker_outage::tests(),
+        bad_neighbours::tests(),
         peers::tests(),
         membership::tests(),
         bad_start::tests(),

@@ -76,6 +76,19 @@ pub trait Log: Send + Sync + 'static {
         true
     }
 
+    /// The offset of each partition's first record whose write timestamp is greater than `times[p]` (ms since the epoch);
+    /// `None` where there is none, or no time was given. It may also be that of something that no reader is given, such as
+    /// a transaction marker. Blocks, for seconds at most.
+    ///
+    /// # Errors
+    /// [`ReadError::Unavailable`] when the log did not answer.
+    fn first_after(&self, times: &[Option<i64>]) -> Result<Vec<Option<i64>>, ReadError> {
+        Ok(vec![None; times.len()])
+    }
+
+    /// Hears that the log has lost records: it may have forgotten what it agreed upon with its writers, too.
+    fn has_gone_back(&self) {}
+
     /// After how long a delete marker may leave the log: who has not read it for longer may have missed deletes. `None`
     /// for never.
     fn delete_grace(&self) -> Option<Duration> {
@@ -348,6 +361,19 @@ impl Batch {
     #[must_use]
     pub fn log_time(&self) -> Option<i64> {
         self.log_time
+    }
+
+    /// The latest write timestamp of each partition's records.
+    #[must_use]
+    pub fn latest(&self) -> Vec<(i32, i64)> {
+        let mut latest: Vec<(i32, i64)> = Vec::new();
+        for record in &self.records {
+            match latest.iter_mut().find(|(partition, _)| *partition == record.position.partition) {
+                Some((_, time)) => *time = record.timestamp.max(*time),
+                None => latest.push((record.position.partition, record.timestamp)),
+            }
+        }
+        latest
     }
 
     fn copy(&mut self, bytes: &[u8]) -> Range<usize> {

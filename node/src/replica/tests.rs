@@ -15,6 +15,7 @@ use crate::position::{HighWatermark, Position};
 const RETENTION: Duration = Duration::from_hours(100 * 365 * 24);
 
 /// What the reader finds next.
+#[derive(Clone)]
 enum Step {
     Record {
         offset: i64,
@@ -26,6 +27,11 @@ enum Step {
         key: &'static str,
         value: Option<Vec<u8>>,
         condition: Condition,
+    },
+    /// A record of the key `k`.
+    At {
+        offset: i64,
+        timestamp: i64,
     },
     End(i64),
     /// So late is it by the log's clock, in ms since the epoch.
@@ -44,9 +50,35 @@ struct Scripted {
     /// Where each reader was told to start.
     started: Mutex<Vec<i64>>,
     refuses: Option<&'static str>,
+    /// Whether it does not tell the high watermark.
+    silent: AtomicBool,
+    /// Where the first is that is later than what was read.
+    later: Mutex<Option<i64>>,
 }
 
 impl Scripted {
+    fn new(topic: &'static str, cluster: &'static str, range: std::ops::Range<i64>) -> Self {
+        Self {
+            topic,
+            cluster: Mutex::new(cluster),
+            high_watermark: Mutex::new(range.end),
+            range: Mutex::new(range),
+            grace: None,
+            steps: Mutex::default(),
+            started: Mutex::default(),
+            refuses: None,
+            silent: AtomicBool::new(false),
+            later: Mutex::default(),
+        }
+    }
+
+    /// One more reader, and what it finds.
+    fn script(&self) -> Sender<Step> {
+        let (steps, script) = channel();
+        self.steps.lock().expect("no panic").push_back(script);
+        steps
+    }
+
     fn identity(&self) -> LogIdentity {
         let cluster = (*self.cluster.lock().expect("no panic")).to_owned();
         LogIdentity { cluster, topic: self.topic.to_owned(), topic_id: None }
@@ -96,7 +128,14 @@ impl Log for Scripted {
         }
     }
 
+    fn first_after(&self, _: &[Option<i64>]) -> Result<Vec<Option<i64>>, ReadError> {
+        Ok(vec![*self.later.lock().expect("no panic")])
+    }
+
     fn high_watermarks(&self) -> Result<Vec<HighWatermark>, ReadError> {
+        if self.silent.load(Ordering::Relaxed) {
+            return Err(ReadError::Unavailable("not a word".to_owned()));
+        }
         Ok(vec![HighWatermark(*self.high_watermark.lock().expect("no panic"))])
     }
 
@@ -122,6 +161,13 @@ impl LogReader for ScriptedReader {
                     value: value.as_deref(),
                     condition: Some(condition),
                 });
+                Ok(())
+            }
+            Ok(Step::At { offset, timestamp }) => {
+                let position = Position { partition: 0, offset };
+                let value = encoded("k", "another");
+                let (key, value) = (Some(&b"k"[..]), Some(&value[..]));
+                batch.push(LogRecord { position, timestamp, key, value, condition: None });
                 Ok(())
             }
             Ok(Step::End(next)) => {
@@ -180,17 +226,8 @@ impl Bench {
         refuses: Option<&'static str>,
         grace: Option<Duration>,
     ) -> Self {
-        let (steps, script) = channel();
-        let log = Arc::new(Scripted {
-            topic,
-            cluster: Mutex::new(identity),
-            high_watermark: Mutex::new(range.end),
-            range: Mutex::new(range),
-            grace,
-            steps: Mutex::new([script].into()),
-            started: Mutex::default(),
-            refuses,
-        });
+        let log = Arc::new(Scripted { grace, refuses, ..Scripted::new(topic, identity, range) });
+        let steps = log.script();
         let (progress, metrics) =
             (Arc::new(Progress::default()), Arc::new(Metrics::new().expect("names differ")));
         let snapshots = None;
@@ -208,12 +245,10 @@ impl Bench {
 
     /// The log is another one from now on, with a script of its own.
     fn becomes(&mut self, cluster: &'static str, range: std::ops::Range<i64>) {
-        let (steps, script) = channel();
-        self.log.steps.lock().expect("no panic").push_back(script);
+        self.steps = self.log.script();
         *self.log.high_watermark.lock().expect("no panic") = range.end;
         *self.log.range.lock().expect("no panic") = range;
         *self.log.cluster.lock().expect("no panic") = cluster;
-        self.steps = steps;
     }
 
     fn set(&self, offset: i64, key: &'static str, value: &str) {
@@ -520,4 +555,67 @@ fn a_topics_id_is_learnt_by_a_store_that_had_none_and_tells_topics_apart() {
     let old: LogIdentity =
         serde_json::from_str(r#"{"cluster":"c","topic":"t"}"#).expect("of an older version");
     assert_eq!(old, id(None));
+}
+
+#[test]
+fn only_a_later_record_among_those_that_were_read_tells_that_the_log_went_back() {
+    let known = Checkpoint {
+        identity: None,
+        restored: true,
+        next: vec![NextOffset(5)],
+        latest: vec![Some(1_004)],
+        caught_up_at: None,
+    };
+    let look = |later: Option<i64>, steps: &[Step]| {
+        let log = Scripted::new("t", "c", 0..9);
+        *log.later.lock().expect("no panic") = later;
+        let script = log.script();
+        for step in steps {
+            script.send(step.clone()).expect("there is a reader");
+        }
+        let found = rewritten(&log, &known, &AtomicBool::new(false)).expect("the log answers");
+        (found.is_some(), log.started.lock().expect("no panic").first().copied())
+    };
+    assert_eq!(look(None, &[]), (false, None), "there is nothing later");
+    assert_eq!(look(Some(5), &[]), (false, None), "what comes next is later");
+    let at = |offset, timestamp| Step::At { offset, timestamp };
+    assert_eq!(look(Some(3), &[at(4, 1_005)]), (true, Some(3)));
+    // A transaction's marker at 3.
+    assert_eq!(look(Some(3), &[at(4, 1_004)]), (false, Some(3)));
+    assert_eq!(look(Some(4), &[Step::End(5)]), (false, Some(4)));
+    assert_eq!(look(Some(4), &[at(5, 2_000)]), (false, Some(4)), "nothing is left of what was read");
+}
+
+#[test]
+fn a_log_that_went_back_and_grew_again_while_it_was_silent_is_read_into_a_new_store() {
+    let dir = folder();
+    let mut bench = Bench::start(dir.path(), "c", 0..3);
+    bench.set(0, "k", "v");
+    bench.set(1, "lost", "v");
+    bench.set(2, "lost too", "v");
+    bench.wait("ready", |bench| bench.progress.unready().is_none());
+    bench.log.silent.store(true, Ordering::Relaxed);
+    bench.wait("the silence is noticed", |bench| !bench.progress.caught_up());
+    // Before anybody has looked, some of the new records are applied upon the old ones.
+    *bench.log.later.lock().expect("no panic") = Some(1);
+    *bench.log.high_watermark.lock().expect("no panic") = 5;
+    *bench.log.range.lock().expect("no panic") = 0..5;
+    bench.feed(Step::At { offset: 3, timestamp: 9_003 });
+    bench.feed(Step::At { offset: 4, timestamp: 9_004 });
+    bench.applied(4);
+    // Who notices, who opens it anew, and the reader.
+    for _ in 0..2 {
+        bench.log.script().send(Step::At { offset: 1, timestamp: 9_001 }).expect("there is a reader");
+    }
+    bench.steps = bench.log.script();
+    bench.log.silent.store(false, Ordering::Relaxed);
+    bench.wait("it is built anew", |bench| bench.metrics.resyncs.get() == 1);
+    assert!(bench.value("lost").is_some() && bench.progress.restored(), "the old store answers");
+    *bench.log.later.lock().expect("no panic") = None;
+    bench.set(0, "k", "v");
+    bench.feed(Step::At { offset: 4, timestamp: 9_004 });
+    bench.wait("switched", |bench| bench.value("lost").is_none());
+    bench.wait("caught up", |bench| bench.progress.caught_up());
+    assert_eq!(bench.value("k").as_deref(), Some("another"));
+    assert_eq!(bench.metrics.resyncs.get(), 1);
 }

@@ -66,6 +66,9 @@ pub(super) struct Files {
     pub due: Database<RawBytes, Unit>,
     /// Partition → next offset.
     pub positions: Database<U32<BigEndian>, I64<BigEndian>>,
+    /// Partition → the latest write timestamp of all records below the next offset (ms, i64; its least if there was
+    /// none). Missing where a store from before this was kept has read some already.
+    pub latest: Database<U32<BigEndian>, I64<BigEndian>>,
     /// `format`, `identity`, `restored`, `caught_up_at`.
     pub meta: Database<Str, Str>,
     pub generation: u64,
@@ -93,7 +96,7 @@ impl Files {
             fs::remove_dir_all(dir).map_err(|error| wrap(error.into()))?;
         }
         fs::create_dir_all(dir).map_err(|error| wrap(error.into()))?;
-        let env = open_env(dir, 6, EnvFlags::NO_META_SYNC).map_err(wrap)?;
+        let env = open_env(dir, 7, EnvFlags::NO_META_SYNC).map_err(wrap)?;
         let files = Self::databases(&env, dir.to_owned(), generation).map_err(wrap)?;
         if unsynced.is_some() {
             files.leave_unsynced()?;
@@ -109,6 +112,7 @@ impl Files {
             debts: env.create_database(&mut txn, Some("debts"))?,
             due: env.create_database(&mut txn, Some("due"))?,
             positions: env.create_database(&mut txn, Some("positions"))?,
+            latest: env.create_database(&mut txn, Some("latest"))?,
             meta: env.create_database(&mut txn, Some("meta"))?,
             env: env.clone(),
             generation,
@@ -150,6 +154,7 @@ impl Files {
         }
         self.due.clear(txn)?;
         self.positions.clear(txn)?;
+        self.latest.clear(txn)?;
         self.meta.clear(txn)?;
         self.meta.put(txn, "format", FORMAT)
     }
@@ -162,9 +167,27 @@ impl Files {
         self.put_identity(&mut txn, identity)?;
         self.meta.put(&mut txn, "caught_up_at", &now.to_string())?;
         for (partition, offset) in (0..).zip(next) {
-            self.positions.put(&mut txn, &partition, &offset.0)?;
+            self.put_next(&mut txn, partition, *offset, None)?;
         }
         Ok(txn.commit()?)
+    }
+
+    /// Notes that a partition is read up to `next`, and the latest write timestamp of what was read since the last time.
+    pub fn put_next(
+        &self,
+        txn: &mut RwTxn<'_>,
+        partition: u32,
+        next: NextOffset,
+        latest: Option<i64>,
+    ) -> Result<(), StoreError> {
+        let known = match self.latest.get(txn, &partition)? {
+            None if self.positions.get(txn, &partition)?.is_none() => Some(i64::MIN),
+            known => known,
+        };
+        if let Some(known) = known {
+            self.latest.put(txn, &partition, &latest.map_or(known, |latest| latest.max(known)))?;
+        }
+        Ok(self.positions.put(txn, &partition, &next.0)?)
     }
 
     pub fn put_identity(&self, txn: &mut RwTxn<'_>, identity: &LogIdentity) -> Result<(), StoreError> {
@@ -187,16 +210,18 @@ impl Files {
             None => None,
             Some(json) => Some(serde_json::from_str(json).map_err(|_| StoreError::Corrupt("identity"))?),
         };
-        let mut next = Vec::new();
+        let (mut next, mut latest) = (Vec::new(), Vec::new());
         for item in self.positions.iter(&txn)? {
             let (partition, offset) = item?;
             if partition as usize != next.len() {
                 return Err(StoreError::Corrupt("positions"));
             }
             next.push(NextOffset(offset));
+            latest.push(self.latest.get(&txn, &partition)?);
         }
         let caught_up_at = self.meta.get(&txn, "caught_up_at")?.and_then(|text| text.parse().ok());
-        Ok(Checkpoint { identity, restored: self.meta.get(&txn, "restored")?.is_some(), next, caught_up_at })
+        let restored = self.meta.get(&txn, "restored")?.is_some();
+        Ok(Checkpoint { identity, restored, next, latest, caught_up_at })
     }
 
     /// The size of a copy without free pages, in bytes; what is written meanwhile comes on top.
@@ -214,6 +239,7 @@ impl Files {
             self.debts.stat(txn)?,
             self.due.stat(txn)?,
             self.positions.stat(txn)?,
+            self.latest.stat(txn)?,
             self.meta.stat(txn)?,
         ];
         Ok(stats.iter().map(|stat| (stat.branch_pages + stat.leaf_pages + stat.overflow_pages) as u64).sum())

@@ -13,6 +13,8 @@ pub enum Change {
     Repair { at: Position, timestamp: i64, entry: Entry },
     /// [`crate::log::Condition::Trim`] of the record at `offset`.
     Trim { at: Position, timestamp: i64, offset: i64 },
+    /// One that can't be decoded: nothing, but compaction would keep it and drop what the store holds.
+    Poison { at: Position, timestamp: i64 },
 }
 
 impl From<Entry> for Change {
@@ -27,11 +29,12 @@ impl Change {
         match self {
             Self::Write(entry) | Self::Repair { entry, .. } => entry.position(),
             Self::Trim { at, offset, .. } => Position { partition: at.partition, offset: *offset },
+            Self::Poison { at, .. } => *at,
         }
     }
 }
 
-/// A condition that was not met, by a record that compaction would nevertheless prefer to the one that the store holds.
+/// A condition that was not met, or nonsense: a record that compaction would prefer to the one that the store holds.
 /// Owed until a later record of the key takes effect: [`crate::trimmer`] sees to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Debt {
@@ -67,12 +70,19 @@ impl KeyState {
         if offset.is_some_and(|offset| offset > reach.offset) {
             let (at, timestamp) = match change {
                 // Applied before.
-                Change::Write(_) => return Outcome::Nothing,
+                Change::Write(_) | Change::Poison { .. } => return Outcome::Nothing,
                 Change::Repair { at, timestamp, .. } | Change::Trim { at, timestamp, .. } => (at, timestamp),
             };
             self.settle(reach.partition);
             self.debts.push(Debt { position: at, timestamp });
             return Outcome::Void;
+        }
+        if let Change::Poison { at, timestamp } = change {
+            if held.is_some() {
+                self.settle(at.partition);
+                self.debts.push(Debt { position: at, timestamp });
+            }
+            return Outcome::Nothing;
         }
         self.settle(reach.partition);
         match (change, held) {
@@ -80,7 +90,7 @@ impl KeyState {
                 self.entries.swap_remove(held);
                 Outcome::Trimmed
             }
-            (Change::Trim { .. }, None) => Outcome::Nothing,
+            (Change::Trim { .. }, None) | (Change::Poison { .. }, _) => Outcome::Nothing,
             // The same record again.
             (_, Some(_)) if offset == Some(reach.offset) => Outcome::Nothing,
             (Change::Write(entry) | Change::Repair { entry, .. }, Some(held)) => {

@@ -94,6 +94,9 @@ pub struct Checkpoint {
     pub restored: bool,
     /// Per partition.
     pub next: Vec<NextOffset>,
+    /// Per partition, the latest write timestamp of all its records below the next offset, in ms since the epoch, and
+    /// `i64::MIN` if there was none; `None` if that is not known.
+    pub latest: Vec<Option<i64>>,
     /// When everything up to the log's end was last known to be applied, ms since the epoch; until the first time, when
     /// the reading began.
     pub caught_up_at: Option<i64>,
@@ -444,6 +447,20 @@ impl Store {
         changes: &mut Vec<(&[u8], Change)>,
         next: &[(i32, NextOffset)],
     ) -> Result<Applied, StoreError> {
+        self.apply_with(changes, next, &[])
+    }
+
+    /// As [`Store::apply`], with the latest write timestamp (ms) of all records that were read of a partition, be they
+    /// changes or not.
+    ///
+    /// # Errors
+    /// As [`Store::apply`].
+    pub fn apply_with(
+        &self,
+        changes: &mut Vec<(&[u8], Change)>,
+        next: &[(i32, NextOffset)],
+        latest: &[(i32, i64)],
+    ) -> Result<Applied, StoreError> {
         // In key order, a page is written once however many of its keys change; the sort is stable, so each key's changes
         // keep the order of their partition.
         changes.sort_by_key(|(key, _)| *key);
@@ -482,7 +499,8 @@ impl Store {
             changed.push((key, newest));
         }
         for (partition, offset) in next {
-            files.positions.put(&mut txn, &partition.cast_unsigned(), &offset.0)?;
+            let latest = latest.iter().find(|(of, _)| of == partition).map(|(_, latest)| *latest);
+            files.put_next(&mut txn, partition.cast_unsigned(), *offset, latest)?;
         }
         txn.commit()?;
         applied.changed = changed.len();

@@ -38,11 +38,32 @@ fn records_and_positions_survive_together() {
         identity: Some(identity()),
         restored: true,
         next: vec![NextOffset(5), NextOffset(7)],
+        latest: vec![Some(i64::MIN), Some(i64::MIN)],
         caught_up_at: Some(9),
     };
     assert_eq!(store.checkpoint().expect("readable"), expected);
     assert_eq!(body(&store, "a"), Some(("second".into(), Tier::Store)));
     assert_eq!(body(&store, "a"), Some(("second".into(), Tier::Cache)));
+}
+
+#[test]
+fn the_latest_timestamp_of_a_partition_is_that_of_all_its_records() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let store = open(dir.path());
+    store.reset(&identity(), &[NextOffset(0)], 5).expect("written");
+    for (next, latest) in [(1, [(P0, -1)]), (2, [(P0, 70)]), (3, [(P0, 7)])] {
+        store.apply_with(&mut Vec::new(), &[(P0, NextOffset(next))], &latest).expect("applied");
+    }
+    // The topic has grown.
+    store.apply(&mut Vec::new(), &[(1, NextOffset(0))]).expect("applied");
+    assert_eq!(store.checkpoint().expect("readable").latest, [Some(70), Some(i64::MIN)]);
+    // One that has read some of a partition before this was kept knows nothing of it.
+    let files = store.written().0;
+    let mut txn = files.env.write_txn().expect("a transaction");
+    files.latest.clear(&mut txn).expect("cleared");
+    txn.commit().expect("committed");
+    store.apply_with(&mut Vec::new(), &[(P0, NextOffset(4))], &[(P0, 80)]).expect("applied");
+    assert_eq!(store.checkpoint().expect("readable").latest, [None, None]);
 }
 
 #[test]
@@ -76,6 +97,7 @@ fn a_reset_leaves_nothing_behind() {
         identity: Some(identity()),
         restored: false,
         next: vec![NextOffset(0)],
+        latest: vec![Some(i64::MIN)],
         caught_up_at: Some(5),
     };
     assert_eq!(store.checkpoint().expect("readable"), expected);
@@ -282,6 +304,25 @@ fn a_trim_removes_what_it_has_seen_and_nothing_newer() {
 }
 
 #[test]
+fn poison_is_a_debt_to_what_its_partition_holds_of_the_key() {
+    let (_dir, store) = filled(&[]);
+    let poison = |offset| Change::Poison { at: at(offset), timestamp: offset };
+    assert_eq!(apply(&store, poison(4)), Applied::default());
+    assert_eq!((shown(&store), debts(&store)), (None, vec![]), "there is nothing to lose");
+    apply(&store, write(5, "five"));
+    for offset in [6, 7] {
+        assert_eq!(apply(&store, poison(offset)), Applied::default());
+        assert_eq!(debts(&store), [offset], "one for the newest is enough");
+    }
+    assert_eq!(apply(&store, poison(3)), Applied::default(), "it was applied before");
+    apply(&store, Change::Poison { at: Position { partition: 1, offset: 9 }, timestamp: 0 });
+    assert_eq!(debts(&store), [7], "another partition is compacted by itself");
+    assert_eq!(shown(&store), Some((5, 1_005, "five".into())));
+    apply(&store, repair(8, 5, "five"));
+    assert_eq!((shown(&store), debts(&store)), (Some((5, 1_005, "five".into())), vec![]));
+}
+
+#[test]
 fn a_debt_is_settled_by_a_repair_or_by_any_later_record_that_takes_effect() {
     let settlers = [repair(20, 8, "eight"), write(20, "later").into(), trim(20, 8)];
     for settler in settlers {
@@ -481,6 +522,7 @@ fn a_new_store_is_built_beside_the_old_one_which_is_read_until_the_switch() {
         identity: Some(other),
         restored: true,
         next: vec![NextOffset(1)],
+        latest: vec![Some(i64::MIN)],
         caught_up_at: Some(3),
     };
     assert_eq!(store.checkpoint().expect("readable"), expected);

@@ -314,6 +314,16 @@ impl Log for KafkaLog {
         topic::is_still(&self.queries, identity, partitions, WATERMARK_TIMEOUT)
     }
 
+    fn first_after(&self, times: &[Option<i64>]) -> Result<Vec<Option<i64>>, ReadError> {
+        topic::first_after(&self.queries, &self.settings.topic, times, QUERY_TIMEOUT)
+            .map_err(|error| ReadError::Unavailable(error.to_string()))
+    }
+
+    fn has_gone_back(&self) {
+        let mut current = self.producer.write().unwrap_or_else(PoisonError::into_inner);
+        self.renew(&mut current, "the log has gone back");
+    }
+
     fn delete_grace(&self) -> Option<Duration> {
         Some(self.settings.delete_retention)
     }

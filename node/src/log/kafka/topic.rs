@@ -311,6 +311,34 @@ pub(super) fn offsets(
         .collect()
 }
 
+/// The offset of each partition's first batch that has something later than `times[p]`, in one request a broker.
+pub(super) fn first_after(
+    queries: &BaseConsumer<Quiet>,
+    topic: &str,
+    times: &[Option<i64>],
+    timeout: Duration,
+) -> KafkaResult<Vec<Option<i64>>> {
+    let mut ask = TopicPartitionList::new();
+    for (partition, time) in (0..).zip(times) {
+        // Nothing is later than the last moment; and times below 0 mean something else to a broker.
+        if let Some(after) = time.and_then(|time| time.checked_add(1)) {
+            ask.add_partition_offset(topic, partition, Offset::Offset(after.max(0)))?;
+        }
+    }
+    let mut found = vec![None; times.len()];
+    if ask.count() == 0 {
+        return Ok(found);
+    }
+    for element in queries.offsets_for_times(ask, timeout)?.elements() {
+        element.error()?;
+        let place = usize::try_from(element.partition()).ok().and_then(|partition| found.get_mut(partition));
+        if let Some(place) = place {
+            *place = element.offset().to_raw().filter(|offset| *offset >= 0);
+        }
+    }
+    Ok(found)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
