@@ -10,6 +10,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
 use crate::membership::Address;
+use crate::text_of;
 
 /// Set in a task's containers by ECS: where the metadata of this container are.
 const TASK: &str = "ECS_CONTAINER_METADATA_URI_V4";
@@ -27,6 +28,8 @@ const TASK_PATIENCE: Duration = Duration::from_secs(10);
 const INSTANCE_PATIENCE: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(250);
 const REQUEST: Duration = Duration::from_secs(1);
+/// A container's metadata have some thousand.
+const METADATA_BYTES: usize = 1 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Ports {
@@ -161,7 +164,7 @@ async fn text(answer: reqwest::Result<reqwest::Response>, what: &str) -> Result<
     let read = async {
         let answer = answer?;
         let status = answer.status();
-        Ok((status, answer.text().await?))
+        Ok((status, text_of(answer, METADATA_BYTES).await?))
     };
     match read.await.map_err(|error: reqwest::Error| format!("{:#}", anyhow!(error)))? {
         (StatusCode::OK, text) => Ok(text),
@@ -249,9 +252,41 @@ impl Container {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::damage::{damaged, damages};
 
     const OWN: Ports = Ports { api: 8080, avro: 8081 };
+
+    proptest! {
+        /// The endpoint's answer, with one of its fields being anything, and cut and changed at will.
+        #[test]
+        fn any_metadata_are_an_address_or_a_sentence(
+            mode in "awsvpc|host|bridge|default|.{0,8}",
+            port in prop_oneof![Just(8080_i64), any::<i64>()],
+            host in prop_oneof![Just(0_i64), any::<i64>()],
+            address in ".{0,8}", damages in damages(), damage: bool,
+        ) {
+            let metadata = serde_json::json!({
+                "Networks": [{ "NetworkMode": mode, "IPv4Addresses": [address] }],
+                "Ports": [{ "ContainerPort": port, "HostPort": host, "HostIp": address, "Protocol": "tcp" },
+                    { "ContainerPort": 8081, "HostPort": 5 }],
+            });
+            let mut bytes = serde_json::to_vec(&metadata).expect("JSON");
+            if damage {
+                bytes = damaged(&bytes, &damages);
+            }
+            if let Ok(container) = serde_json::from_slice::<Container>(&bytes) {
+                match container.reached(OWN) {
+                    Ok((_, ports)) => prop_assert!(ports.api > 0 && ports.avro > 0),
+                    Err(error) => {
+                        prop_assert!(error.starts_with("they ") || error.starts_with("with the network mode"), "{}", error);
+                    }
+                }
+            }
+        }
+    }
 
     fn reached(metadata: &str) -> Result<(Option<String>, Ports), String> {
         serde_json::from_str::<Container>(metadata).expect("as the endpoint writes it").reached(OWN)

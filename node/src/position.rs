@@ -17,7 +17,7 @@ impl NextOffset {
     /// The next offset once the record at `offset` has been read.
     #[must_use]
     pub fn after(offset: i64) -> Self {
-        Self(offset + 1)
+        Self(offset.saturating_add(1))
     }
 
     /// The last position below this offset; offset -1 if there is none.

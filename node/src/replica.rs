@@ -701,7 +701,11 @@ fn decode<'a>(record: &LogRecord<'a>, max_key_bytes: usize) -> Result<(&'a [u8],
     let text = std::str::from_utf8(key).map_err(|_| "its key is not UTF-8")?;
     let earlier = |offset: i64| {
         // One that claims to be newer than it is would make later writes void.
-        if offset < at.offset { Ok(offset) } else { Err("its header names an offset that is not before it") }
+        if (0..at.offset).contains(&offset) {
+            Ok(offset)
+        } else {
+            Err("its header names an offset that is not before it")
+        }
     };
     let (position, write_timestamp) = match condition {
         None => (at, timestamp),

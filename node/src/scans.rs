@@ -127,7 +127,31 @@ fn tag(scan: &ScanRequest<'_>) -> [u8; 8] {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::damage::{damaged, damages};
+
+    proptest! {
+        #[test]
+        fn any_cursor_is_a_key_of_this_scan_or_refused(
+            key in prop::collection::vec(any::<u8>(), 1..MAX_KEY_BYTES),
+            prefix in ".{0,5}",
+            text in ".*|[A-Za-z0-9_-]{12,40}",
+            damages in damages(),
+        ) {
+            let scan = ScanRequest { prefix: &prefix, ..ScanRequest::default() };
+            let cursor = cursor_after(&key, &scan);
+            prop_assert_eq!(key_of(&cursor, &scan).expect("its own"), key);
+            prop_assert!(key_of(&text, &scan).is_err(), "eight bytes of a tag are not hit by chance");
+            let bytes = damaged(cursor.as_bytes(), &damages);
+            if let Ok(key) = key_of(&String::from_utf8_lossy(&bytes), &scan) {
+                // Another key of the same scan is a place to go on from, as good as any.
+                prop_assert!(!key.is_empty() && key.len() <= MAX_KEY_BYTES);
+                prop_assert_eq!(cursor_after(&key, &scan).into_bytes(), bytes);
+            }
+        }
+    }
 
     #[test]
     fn a_cursor_leads_on_in_its_own_scan_only() {

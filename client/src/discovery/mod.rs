@@ -64,13 +64,31 @@ pub fn host_port(text: &str) -> Result<(), String> {
     let wrong = || format!("'{text}' is not host:port");
     let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    let plausible = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || "/@?#".contains(c));
+    let plausible = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || "/\\@?#".contains(c));
     if plausible && port.parse::<u16>().is_ok_and(|port| port > 0) { Ok(()) } else { Err(wrong()) }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_name_is_an_address_or_refused(
+            name in "[a-z0-9.:\\[\\]@/#? ]{0,12}|\\PC{0,20}",
+            host in "[a-z][a-z0-9.-]{0,9}",
+            port in 1..u16::MAX,
+        ) {
+            prop_assert_eq!(host_port(&format!("{host}:{port}")), Ok(()));
+            match host_port(&name) {
+                Ok(()) => prop_assert!(name.len() > 2 && !name.contains(['/', '\\', '@', '?', '#', ' '])),
+                Err(error) => prop_assert!(error.contains(&name)),
+            }
+            let _ = name.parse::<ConnectString>();
+        }
+    }
 
     #[test]
     fn connect_strings() {

@@ -46,7 +46,25 @@ impl FromStr for Position {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_position_or_refused(
+            text in "[0-9:+-]{0,12}|\\PC{0,40}",
+            partition in 0..i32::MAX,
+            offset in -1..i64::MAX,
+        ) {
+            let position = Position { partition, offset };
+            prop_assert_eq!(position.to_string().parse(), Ok(position));
+            match text.parse::<Position>() {
+                Ok(Position { partition, offset }) => prop_assert!(partition >= 0 && offset >= -1),
+                Err(error) => prop_assert!(error.to_string().contains("is not a position")),
+            }
+        }
+    }
 
     #[test]
     fn written_and_read_back() {

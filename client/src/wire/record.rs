@@ -150,7 +150,14 @@ mod tests {
     }
 
     prop_compose! {
-        fn records()(key in ".*", value in ".*", timestamp: i64, source: i32, ttl: i64, uuid in ".*") -> OwnedKeyValue {
+        fn records(
+            )(key in ".*",
+            value in ".*",
+            timestamp: i64,
+            source: i32,
+            ttl: i64,
+            uuid in ".*",
+        ) -> OwnedKeyValue {
             OwnedKeyValue { key, value, timestamp, source, ttl, uuid }
         }
     }
@@ -178,6 +185,15 @@ mod tests {
                 record.encode(&mut again);
                 prop_assert_eq!(KeyValue::decode(&again), Ok(record));
             }
+        }
+
+        /// As the other members answer it.
+        #[test]
+        fn a_record_survives_json_and_any_other_is_refused(record in records(), text in ".*") {
+            let json = serde_json::to_string(&record).expect("it is text");
+            prop_assert_eq!(serde_json::from_str::<OwnedKeyValue>(&json).expect("whole"), record);
+            prop_assert!(serde_json::from_str::<OwnedKeyValue>(&text).is_err());
+            prop_assert!(serde_json::from_str::<OwnedKeyValue>(&json[..json.len() - 1]).is_err());
         }
 
         #[test]

@@ -361,10 +361,11 @@ impl Lines {
             self.start = (end + 1).min(self.buffer.len());
             self.searched = self.start;
             self.number += 1;
-            let line = self.buffer[line].trim_ascii();
+            // As it came, like the one that is skipped: the result must not hang on where the pieces end.
             if skipped || line.len() > self.limit {
                 return Some(Err(()));
             }
+            let line = self.buffer[line].trim_ascii();
             if !line.is_empty() {
                 return Some(Ok(line.to_vec()));
             }
@@ -377,7 +378,30 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::damage::{damaged, damages};
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_lines_within_the_limit_and_each_an_operation_or_a_sentence(
+            bytes in prop_oneof![any::<Vec<u8>>(), "[a\n \r]{0,80}".prop_map(String::into_bytes)],
+            step in 1..20_usize,
+            key in ".{0,5}", value in ".{0,5}", ms: u64, damages in damages(),
+        ) {
+            let longest = cut(&bytes, step);
+            prop_assert_eq!(&longest, &cut(&bytes, bytes.len() + 1));
+            prop_assert!(longest.len() <= memchr::memchr_iter(b'\n', &bytes).count() + 1);
+            let line = serde_json::json!({ "op": "set", "key": key, "value": value, "ttl": ms }).to_string();
+            let whole: Line = serde_json::from_str(&line).expect("a line");
+            let Line::Set { key: found, value: with, ttl: Some(Ttl::Ms(live)) } = whole else { panic!("another line") };
+            prop_assert_eq!((found, with, live), (key, value, ms));
+            if let Err(error) = serde_json::from_slice::<Line>(&damaged(line.as_bytes(), &damages)) {
+                prop_assert!(json_error(&error).contains("(column "));
+            }
+        }
+    }
 
     fn cut(text: &[u8], step: usize) -> Vec<Result<String, u64>> {
         let mut lines = Lines::new(10);

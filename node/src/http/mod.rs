@@ -490,7 +490,32 @@ fn parse_ttl(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_query_and_body_are_a_set_or_a_sentence(
+            query in "(key=[a-c]{0,2}|value=[a-c]{0,2}|ttl=[0-9smhdx-]{0,5}|[a-z%&=+]{0,6})(&(value=x|ttl=[0-9]{1,22}[smhd]?))?",
+            body in prop_oneof![any::<Vec<u8>>(), "(key=k&)?value=[a-z%+]{0,4}(&ttl=[0-9]{1,3})?".prop_map(String::into_bytes)],
+            has_content_type: bool, form: bool, level in "eventual|session|.{0,9}", position in ".{0,9}",
+        ) {
+            let _ = check_consistency(Some(&level), Some(&position), Some(&query));
+            let set = query_params(&query, &["key", "value", "ttl"])
+                .and_then(|query| set_request(query, body.clone(), has_content_type, form));
+            match set {
+                Ok(set) => {
+                    prop_assert!(set.value.len() <= query.len().max(body.len()));
+                    prop_assert!(set.ttl.is_none_or(|ttl| !ttl.is_zero() && ttl <= MAX_TTL));
+                }
+                Err(error) => {
+                    let most = 200 + 2 * query.len() + 2 * body.len();
+                    prop_assert!(error.status().is_client_error() && error.to_string().len() < most, "{}", error);
+                }
+            }
+        }
+    }
 
     const FORM: &str = "application/x-www-form-urlencoded";
 

@@ -69,7 +69,36 @@ fn decode(text: &str, what: &str) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn encode<'a>(pairs: impl IntoIterator<Item = (&'a String, &'a String)>) -> String {
+        let percent = |text: &str| text.bytes().map(|byte| format!("%{byte:02x}")).collect::<String>();
+        let pairs = pairs.into_iter().map(|(name, value)| format!("{}={}", percent(name), percent(value)));
+        pairs.collect::<Vec<_>>().join("&")
+    }
+
+    proptest! {
+        #[test]
+        fn any_names_and_values_survive_their_encoding(
+            pairs in prop::collection::btree_map(".{1,5}", ".{0,20}", 0..5),
+        ) {
+            let text = encode(&pairs);
+            prop_assert_eq!(Params::parse(&text, "the query"), Ok(Params(pairs.into_iter().collect())));
+        }
+
+        #[test]
+        fn any_text_is_read_whole_or_refused_with_a_sentence(text in "([a-c%+&=0-9é]|\\PC){0,30}") {
+            match Params::parse(&text, "the query") {
+                Ok(params) => {
+                    let again = encode(params.0.iter().map(|(name, value)| (name, value)));
+                    prop_assert_eq!(Params::parse(&again, "the query"), Ok(params));
+                }
+                Err(error) => prop_assert!(error.starts_with("the query has "), "{}", error),
+            }
+        }
+    }
 
     fn value(text: &str) -> Result<String, String> {
         Params::parse(&format!("v={text}"), "the query")

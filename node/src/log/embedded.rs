@@ -409,7 +409,26 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::path::Path;
+
+    proptest! {
+        #[test]
+        fn any_stored_bytes_are_a_record_of_no_more_than_these_or_none(
+            bytes: Vec<u8>,
+            at: Vec<u8>,
+            kind in 0..6_u8,
+            length in 0..20_u8,
+        ) {
+            let header = [&[0; 8][..], &[kind, 0, 0, length], &bytes].concat();
+            for bytes in [&bytes, &header] {
+                if let Some(Stored { key, value, .. }) = parse(bytes) {
+                    prop_assert!(key.len() + value.unwrap_or_default().len() + 12 <= bytes.len());
+                }
+            }
+            prop_assert_eq!(offset_of(&at).is_some(), at.len() >= 12);
+        }
+    }
 
     fn open(dir: &Path) -> EmbeddedLog {
         EmbeddedLog::open(DataDir::open(dir).expect("the folder is free"), "t", 2).expect("the log opens")

@@ -410,7 +410,37 @@ impl Batch {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_header_is_a_condition_of_an_offset_or_unreadable(
+            name in "bitacora-(trim|repair)",
+            value: Vec<u8>,
+            text in "[+-]?[0-9]{0,20}(:[+-]?[0-9]{0,20})?",
+            number: bool,
+        ) {
+            let condition = Condition::from_header(&name, if number { text.as_bytes() } else { &value });
+            let (again, text) = condition.header();
+            match condition {
+                Condition::Trim { offset } | Condition::Repair { offset, .. } => {
+                    prop_assert!(offset >= 0);
+                    prop_assert_eq!(again, name);
+                    prop_assert_eq!(Condition::from_header(again, text.as_bytes()), condition);
+                }
+                Condition::Unreadable => prop_assert_eq!(Condition::from_header(again, text.as_bytes()), condition),
+            }
+        }
+
+        #[test]
+        fn any_condition_survives_its_header(offset in 0..i64::MAX, timestamp: i64, repair: bool) {
+            let condition = if repair { Condition::Repair { offset, timestamp } } else { Condition::Trim { offset } };
+            let (name, value) = condition.header();
+            prop_assert_eq!(Condition::from_header(name, value.as_bytes()), condition);
+        }
+    }
 
     #[test]
     fn a_condition_survives_its_header_and_anything_else_is_unreadable() {

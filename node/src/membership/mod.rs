@@ -77,3 +77,23 @@ fn join(host: &str, port: u16) -> String {
         format!("{host}:{port}")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bitacora_client::discovery::host_port;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// ZooKeeper's nodes are named by anybody; what passes leads to a member's own paths or nowhere.
+        #[test]
+        fn any_name_of_a_member_is_an_address_or_left_out(
+            name in "[a-z0-9.:\\[\\]@/#?%\\\\ ]{0,12}:[0-9]{1,5}|\\PC{0,20}",
+        ) {
+            let url = reqwest::Url::parse(&format!("http://{name}/rpc/cluster?key=k"));
+            if let (Ok(()), Ok(url)) = (host_port(&name), url) {
+                let reached = (url.path(), url.query(), url.username(), url.fragment());
+                prop_assert_eq!(reached, ("/rpc/cluster", Some("key=k"), "", None), "{}", name);
+            }
+        }
+    }
+}

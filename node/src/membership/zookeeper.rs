@@ -8,7 +8,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bitacora_client::discovery::{ConnectString, open_session};
+use bitacora_client::discovery::{ConnectString, host_port, open_session};
 use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -290,6 +290,14 @@ async fn create_parents(zookeeper: &ZooKeeper, folder: &str) -> ZkResult<()> {
 async fn members(zookeeper: &ZooKeeper, chroot: &str) -> ZkResult<Vec<String>> {
     match zookeeper.get_children(&format!("{chroot}{SERVERS}"), true).await {
         Ok(mut members) => {
+            // Anybody may have put something else there.
+            members.retain(|member| match host_port(member) {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::debug!(error, "a znode of {SERVERS} is no node");
+                    false
+                }
+            });
             members.sort();
             Ok(members)
         }

@@ -6,8 +6,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use bitacora_client::wire::source;
 use futures_util::future::BoxFuture;
+use proptest::prelude::*;
 
 use super::*;
+use crate::damage::{damaged, damages};
 use crate::log::{AppendError, Appended, LogIdentity, LogReader, Tidy};
 use crate::position::{HighWatermark, Position};
 
@@ -618,4 +620,65 @@ fn a_log_that_went_back_and_grew_again_while_it_was_silent_is_read_into_a_new_st
     bench.wait("caught up", |bench| bench.progress.caught_up());
     assert_eq!(bench.value("k").as_deref(), Some("another"));
     assert_eq!(bench.metrics.resyncs.get(), 1);
+}
+
+proptest! {
+    #[test]
+    fn any_record_is_a_change_that_its_position_allows_or_poison_with_a_reason(
+        offset in 0..i64::MAX, named in prop_oneof![0..100_i64, any::<i64>()], timestamp: i64, kind in 0..5_u8,
+        key in prop::option::of(prop_oneof![
+            Just(b"key".to_vec()),
+            any::<Vec<u8>>(),
+            (1..5_000_usize).prop_map(|length| vec![b'k'; length]),
+        ]),
+        value in prop::option::of(any::<Vec<u8>>()),
+        text in ".{0,20}",
+        ttl: i64,
+        damages in damages(),
+    ) {
+        const MAX_KEY: usize = 1_024;
+        let at = Position { partition: 3, offset };
+        let condition = match kind {
+            0 => Some(Condition::Trim { offset: named }),
+            1 => Some(Condition::Repair { offset: named, timestamp }),
+            2 => Some(Condition::Unreadable),
+            _ => None,
+        };
+        let mut encoded = Vec::new();
+        KeyValue { key: "key", value: &text, timestamp, source: 3, ttl, uuid: "u" }.encode(&mut encoded);
+        let damaged = damaged(&encoded, &damages);
+        for value in [value.as_deref(), Some(encoded.as_slice()), Some(&damaged)] {
+            let record = LogRecord { position: at, timestamp, key: key.as_deref(), value, condition };
+            match decode(&record, MAX_KEY) {
+                Ok((found, change)) => {
+                    prop_assert!(!found.is_empty() && found.len() <= MAX_KEY && std::str::from_utf8(found).is_ok());
+                    prop_assert_eq!(Some(found), key.as_deref());
+                    match change {
+                        Change::Write(entry) => {
+                            prop_assert!(condition.is_none() && entry.position() == at && entry.is_of(found));
+                        }
+                        Change::Repair { at: lies, entry, .. } => {
+                            prop_assert!(lies == at && entry.is_of(found));
+                            prop_assert!((0..offset).contains(&entry.position().offset));
+                        }
+                        Change::Trim { at: lies, offset: of, .. } => {
+                            prop_assert!(lies == at && (0..offset).contains(&of) && value.is_none());
+                        }
+                        Change::Poison { .. } => prop_assert!(false, "poison is told as an error"),
+                    }
+                }
+                Err(reason) => {
+                    prop_assert!(!reason.is_empty());
+                    let of_the_key = key.as_deref() == Some(b"key") && value == Some(encoded.as_slice());
+                    let sound = of_the_key && condition.is_none();
+                    prop_assert!(!sound, "{}", reason);
+                }
+            }
+        }
+        let record = LogRecord { position: at, timestamp, key: Some(b"key"), value: Some(&encoded), condition: None };
+        let (_, change) = decode(&record, MAX_KEY).expect("it is whole");
+        let Change::Write(entry) = change else { panic!("it is a write") };
+        let found = (entry.record_bytes(), entry.ttl(), entry.timestamp());
+        prop_assert_eq!(found, (encoded.as_slice(), ttl, timestamp));
+    }
 }

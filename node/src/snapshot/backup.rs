@@ -8,11 +8,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use futures_util::StreamExt as _;
 
-use super::fetch::{Chain, room_for};
+use super::fetch::{Chain, REASON_BYTES, room_for};
 use super::{Header, Receiver};
 use crate::data_dir::DataDir;
-use crate::now_ms;
 use crate::store::Store;
+use crate::{now_ms, text_of};
 
 /// How long the node may be silent.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -32,7 +32,7 @@ pub async fn write(from: &reqwest::Url, file: &Path) -> Result<()> {
     let response = response.map_err(|error| anyhow!("no answer from {url}: {}", Chain(&error)))?;
     let status = response.status();
     if !status.is_success() {
-        bail!("{url} answers {status}: {}", response.text().await.unwrap_or_default());
+        bail!("{url} answers {status}: {}", text_of(response, REASON_BYTES).await.unwrap_or_default());
     }
     // Whole under its name, or not there.
     let part = file.with_added_extension("part");
@@ -56,7 +56,7 @@ pub async fn write(from: &reqwest::Url, file: &Path) -> Result<()> {
     };
     match written.await {
         Ok((header, bytes)) => {
-            println!("{shown}: {} in {bytes} bytes, at {}", header.identity, positions(&header));
+            println!("{shown}: {} in {bytes} bytes, at {}", header.identity, positions(header.next));
             Ok(())
         }
         Err(error) => {
@@ -96,18 +96,21 @@ pub fn restore(file: &Path, data_dir: &Path) -> Result<()> {
         }
         let (header, out) = receiver.finish()?;
         out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
-        incoming.open()?;
+        let checkpoint = incoming.open()?;
+        if checkpoint.identity.as_ref().is_none_or(|identity| !identity.fits(&header.identity)) {
+            bail!("its header says that it is of {}, and its content is of another log", header.identity);
+        }
         store.install(incoming)?;
-        anyhow::Ok(header)
+        anyhow::Ok((header, checkpoint))
     })();
     match restored {
-        Ok(header) => {
-            let minutes = (now_ms() - header.caught_up_at) / 60_000;
+        Ok((header, checkpoint)) => {
+            let minutes = now_ms().saturating_sub(header.caught_up_at) / 60_000;
             println!(
                 "{} holds the store of {}, {minutes} min old, at {}",
                 dir.path().display(),
                 header.identity,
-                positions(&header)
+                positions(checkpoint.next.iter().map(|next| next.0))
             );
             Ok(())
         }
@@ -118,7 +121,7 @@ pub fn restore(file: &Path, data_dir: &Path) -> Result<()> {
     }
 }
 
-fn positions(header: &Header) -> String {
-    let positions = (0..).zip(&header.next).map(|(partition, next): (i32, _)| format!("{partition}:{next}"));
+fn positions(next: impl IntoIterator<Item = i64>) -> String {
+    let positions = (0..).zip(next).map(|(partition, next): (i32, _)| format!("{partition}:{next}"));
     positions.collect::<Vec<_>>().join(" ")
 }

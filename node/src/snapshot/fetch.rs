@@ -15,6 +15,7 @@ use super::{Header, Receiver};
 use crate::log::LogIdentity;
 use crate::membership::{Membership, MembershipState};
 use crate::store::{Checkpoint, Incoming, Store};
+use crate::text_of;
 
 /// How long a member may take to begin its answer, or its next bytes.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -24,6 +25,8 @@ const MEMBERS: Duration = Duration::from_secs(5);
 const ROUNDS: usize = 20;
 /// Longest pause between two rounds.
 const PAUSE: Duration = Duration::from_secs(5);
+/// Of the reason that a member gives, as much is told.
+pub(super) const REASON_BYTES: usize = 1000;
 /// The disk keeps as much free, for the store's growth.
 const SPARE_BYTES: u64 = 64 << 20;
 
@@ -168,7 +171,7 @@ impl Fetcher {
             let pause = response.headers().get(RETRY_AFTER).and_then(|text| text.to_str().ok()?.parse().ok());
             return Err(match pause {
                 Some(seconds) => Failed::Busy(Duration::from_secs(seconds)),
-                None => Failed::Unusable(response.text().await.unwrap_or_default()),
+                None => Failed::Unusable(text_of(response, REASON_BYTES).await.unwrap_or_default()),
             });
         }
         if response.status() != StatusCode::OK {

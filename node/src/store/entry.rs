@@ -120,6 +120,15 @@ impl Entry {
         Some(KeyValue { timestamp: self.timestamp(), source: source::LOG, ..self.record()? })
     }
 
+    /// Whether it is such as the replica writes for this key: its record is the key's, or it is one that has none.
+    #[must_use]
+    pub fn is_of(&self, key: &[u8]) -> bool {
+        if !self.has_record() {
+            return self.ttl() != ttl::FOR_EVER;
+        }
+        self.record().is_some_and(|record| record.key.as_bytes() == key && record.ttl == self.ttl())
+    }
+
     /// The record's value as it is encoded: [`KeyValue::value_field`].
     #[must_use]
     pub fn value_field(&self) -> Option<&[u8]> {

@@ -31,9 +31,9 @@ use heed::types::{Bytes as RawBytes, I64, Str, U32, Unit};
 use heed::{Database, Env, EnvFlags, EnvOpenOptions, FlagSetMode, RoTxn, RwTxn};
 
 use super::key_state::{KeyState, parse_debts, parse_others};
-use super::{Checkpoint, Disk, Entry, StoreError};
+use super::{Checkpoint, Disk, Entry, StoreError, pages};
 use crate::log::LogIdentity;
-use crate::position::NextOffset;
+use crate::position::{NextOffset, Position};
 
 /// Changed whenever the bytes in the store mean something else; a store of another format is built anew.
 pub const FORMAT: &str = "2";
@@ -90,14 +90,27 @@ impl Files {
 
     fn open_in(dir: &Path, generation: u64) -> Result<Self, StoreError> {
         let wrap = |source| StoreError::Open { why: explain(dir, &source), source };
-        let unsynced = fs::read_to_string(dir.join(UNSYNCED)).ok();
-        if unsynced.is_some() && unsynced != boot() {
+        let unsynced = match fs::read(dir.join(UNSYNCED)) {
+            Ok(boot) => Some(boot),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(wrap(error.into())),
+        };
+        if unsynced.is_some() && unsynced != boot().map(String::into_bytes) {
             tracing::warn!("{} was being filled when the machine went down; beginning anew", dir.display());
             fs::remove_dir_all(dir).map_err(|error| wrap(error.into()))?;
         }
         fs::create_dir_all(dir).map_err(|error| wrap(error.into()))?;
+        match File::open(dir.join(DATA_FILE)) {
+            Ok(file) => pages::check_metadata(file)
+                .map_err(|why| StoreError::Damaged { path: dir.display().to_string(), why })?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(wrap(error.into())),
+        }
         let env = open_env(dir, 7, EnvFlags::NO_META_SYNC).map_err(wrap)?;
-        let files = Self::databases(&env, dir.to_owned(), generation).map_err(wrap)?;
+        let files = Self::databases(&env, dir.to_owned(), generation).map_err(|error| match error {
+            heed::Error::Decoding(_) => StoreError::Corrupt("meta"),
+            error => wrap(error),
+        })?;
         if unsynced.is_some() {
             files.leave_unsynced()?;
         }
@@ -206,22 +219,79 @@ impl Files {
 
     pub fn checkpoint(&self) -> Result<Checkpoint, StoreError> {
         let txn = self.env.read_txn()?;
-        let identity = match self.meta.get(&txn, "identity")? {
+        let meta = |name| self.meta.get(&txn, name).map_err(undecoded("meta"));
+        let identity = match meta("identity")? {
             None => None,
             Some(json) => Some(serde_json::from_str(json).map_err(|_| StoreError::Corrupt("identity"))?),
         };
         let (mut next, mut latest) = (Vec::new(), Vec::new());
         for item in self.positions.iter(&txn)? {
-            let (partition, offset) = item?;
-            if partition as usize != next.len() {
+            let (partition, offset) = item.map_err(undecoded("positions"))?;
+            if partition as usize != next.len() || offset < 0 {
                 return Err(StoreError::Corrupt("positions"));
             }
             next.push(NextOffset(offset));
-            latest.push(self.latest.get(&txn, &partition)?);
+            latest.push(self.latest.get(&txn, &partition).map_err(undecoded("latest"))?);
         }
-        let caught_up_at = self.meta.get(&txn, "caught_up_at")?.and_then(|text| text.parse().ok());
-        let restored = self.meta.get(&txn, "restored")?.is_some();
-        Ok(Checkpoint { identity, restored, next, latest, caught_up_at })
+        let caught_up_at = meta("caught_up_at")?.and_then(|text| text.parse().ok());
+        Ok(Checkpoint { identity, restored: meta("restored")?.is_some(), next, latest, caught_up_at })
+    }
+
+    /// Whether a copy of another node's store holds what a node writes, and no more than its positions say.
+    ///
+    /// # Errors
+    /// What is wrong, and with which key.
+    pub fn check(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
+        if checkpoint.identity.is_none() || !checkpoint.restored || checkpoint.next.is_empty() {
+            return Err(StoreError::Copy("it is not complete".to_owned()));
+        }
+        let wrong = |database: &str, key: &[u8], what: &str| {
+            StoreError::Copy(format!("under '{database}', '{}' {what}", String::from_utf8_lossy(key)))
+        };
+        // A record from beyond would make those void that are still to come.
+        let applied = |at: Position| {
+            let next =
+                usize::try_from(at.partition).ok().and_then(|partition| checkpoint.next.get(partition));
+            next.is_some_and(|next| (0..next.0).contains(&at.offset))
+        };
+        let check = |database: &str, key: &[u8], entry: &Entry| {
+            if !entry.is_of(key) {
+                return Err(wrong(database, key, "has another's record, or none"));
+            }
+            let at = entry.position();
+            if applied(at) {
+                Ok(())
+            } else {
+                Err(wrong(database, key, &format!("lies at {at}, which was never applied")))
+            }
+        };
+        let txn = self.env.read_txn()?;
+        let mut last: &[u8] = &[];
+        for item in self.records.iter(&txn)? {
+            let (key, stored) = item?;
+            if key <= last {
+                return Err(wrong("records", key, "is out of order"));
+            }
+            last = key;
+            check("records", key, &Entry::from_bytes(stored).ok_or(StoreError::Corrupt("records"))?)?;
+        }
+        for item in self.others.iter(&txn)? {
+            let (key, stored) = item?;
+            parse_others(stored)?.iter().try_for_each(|entry| check("others", key, entry))?;
+        }
+        for item in self.debts.iter(&txn)? {
+            let (key, stored) = item?;
+            if !parse_debts(stored)?.iter().all(|debt| applied(debt.position)) {
+                return Err(wrong("debts", key, "owes to a record that was never applied"));
+            }
+        }
+        for item in self.due.iter(&txn)? {
+            let (at, ()) = item?;
+            if at.len() <= size_of::<i64>() {
+                return Err(wrong("due", at, "has no key"));
+            }
+        }
+        Ok(())
     }
 
     /// The size of a copy without free pages, in bytes; what is written meanwhile comes on top.
@@ -264,6 +334,14 @@ impl Files {
             state.debts = parse_debts(bytes)?;
         }
         Ok(state)
+    }
+}
+
+/// What LMDB reads without a complaint may still be nothing that was written there.
+fn undecoded(database: &'static str) -> impl Fn(heed::Error) -> StoreError {
+    move |error| match error {
+        heed::Error::Decoding(_) => StoreError::Corrupt(database),
+        error => error.into(),
     }
 }
 
@@ -326,6 +404,11 @@ pub(super) fn explain(dir: &Path, error: &heed::Error) -> String {
     format!("the disk of {shown} is full{free} ({error}); make room on it or enlarge it")
 }
 
+/// The number of a generation; far from the largest, so that there is always a next one.
+fn generation(text: &str) -> Option<u64> {
+    text.parse::<u32>().ok().map(u64::from)
+}
+
 /// The folder of a store.
 pub(super) struct Root(PathBuf);
 
@@ -341,12 +424,12 @@ impl Root {
     /// The generation that is the store. Removes every other one, the traces of a build that was cut short.
     pub fn current(&self) -> io::Result<u64> {
         fs::create_dir_all(&self.0)?;
-        let current = match fs::read_to_string(self.0.join(CURRENT)) {
-            Ok(text) => text.trim().parse().map_err(|_| {
-                let path = self.0.join(CURRENT).display().to_string();
+        let current = match fs::read(self.0.join(CURRENT)) {
+            Ok(text) => generation(String::from_utf8_lossy(&text).trim()).ok_or_else(|| {
                 io::Error::other(format!(
-                    "{path} holds '{}', which is no number; remove the folder, it is rebuilt from the log",
-                    text.trim()
+                    "{} holds '{}', which is no number of a store; remove the folder, it is rebuilt from the log",
+                    self.0.join(CURRENT).display(),
+                    String::from_utf8_lossy(&text).trim().chars().take(40).collect::<String>()
                 ))
             })?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => 1,
@@ -362,7 +445,7 @@ impl Root {
 
     fn generations(&self) -> io::Result<Vec<u64>> {
         let entries = fs::read_dir(&self.0)?;
-        Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+        Ok(entries.flatten().filter_map(|entry| generation(entry.file_name().to_str()?)).collect())
     }
 
     /// A generation that is not there yet.

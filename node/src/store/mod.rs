@@ -7,6 +7,7 @@
 mod entry;
 mod files;
 mod key_state;
+mod pages;
 mod upkeep;
 
 use std::fs::File;
@@ -49,6 +50,12 @@ pub enum StoreError {
         "the store holds something that it never wrote under '{0}'; stop the node and remove its data folder, it is rebuilt from the log"
     )]
     Corrupt(&'static str),
+    #[error(
+        "the store in {path} is damaged: {why}; stop the node and remove its data folder, it is rebuilt from the log"
+    )]
+    Damaged { path: String, why: String },
+    #[error("the copy is not that of a store: {0}")]
+    Copy(String),
 }
 
 impl StoreError {
@@ -60,7 +67,7 @@ impl StoreError {
             Self::Open { .. } | Self::Io(_) => true,
             // After a failure of the meta page LMDB refuses everything until the environment is opened anew.
             Self::Lmdb(error) => !matches!(error, Error::Mdb(MdbError::Panic)),
-            Self::Corrupt(_) => false,
+            Self::Corrupt(_) | Self::Damaged { .. } | Self::Copy(_) => false,
         }
     }
 }
@@ -357,7 +364,7 @@ impl Store {
         match error {
             StoreError::Lmdb(error) => explain(self.root.path(), &error),
             StoreError::Io(error) => explain(self.root.path(), &error.into()),
-            StoreError::Open { .. } | StoreError::Corrupt(_) => error.to_string(),
+            error => error.to_string(),
         }
     }
 
@@ -567,13 +574,25 @@ impl Incoming {
         &self.file
     }
 
-    /// Opens what was written.
+    /// Looks at all that was written, and opens it. Takes as long as to read it.
     ///
     /// # Errors
-    /// When it is no store of this format.
+    /// When it is no store of this format, complete and such as a node writes.
     pub fn open(&mut self) -> Result<Checkpoint, StoreError> {
-        let files = Files::open(self.root.path(), self.generation)?;
-        let checkpoint = files.checkpoint()?;
+        pages::check_copy(File::open(&self.file)?).map_err(StoreError::Copy)?;
+        let checked = || {
+            let files = Files::open(self.root.path(), self.generation)?;
+            let checkpoint = files.checkpoint()?;
+            files.check(&checkpoint)?;
+            Ok((files, checkpoint))
+        };
+        let (files, checkpoint) = checked().map_err(|error| match error {
+            // It is not this node's data folder that is to be removed.
+            StoreError::Corrupt(database) => {
+                StoreError::Copy(format!("it holds something under '{database}' that no node writes"))
+            }
+            error => error,
+        })?;
         self.files = Some(files);
         Ok(checkpoint)
     }
@@ -664,5 +683,7 @@ impl Weighter<CacheKey, Entry> for EntryWeight {
     }
 }
 
+#[cfg(test)]
+pub(crate) mod copy_tests;
 #[cfg(test)]
 mod tests;

@@ -570,6 +570,15 @@ fn a_discarded_store_is_empty_and_tied_to_nothing() {
     assert_eq!(open(dir.path()).checkpoint().expect("readable"), Checkpoint::default());
 }
 
+/// Ends the other threads, also where this one fails.
+struct AtEnd<'a>(&'a AtomicBool);
+
+impl Drop for AtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn a_copy_is_whole_and_as_of_one_moment_while_a_writer_goes_on() {
     let (from, to) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
@@ -577,15 +586,20 @@ fn a_copy_is_whole_and_as_of_one_moment_while_a_writer_goes_on() {
     source.reset(&identity(), &[NextOffset(0)], 1).expect("written");
     source.note_caught_up(1).expect("written");
     let done = AtomicBool::new(false);
+    let value = |key: &str| {
+        let found = target.get(key.as_bytes()).expect("the store answers");
+        found.map(|(entry, _)| entry.record().expect("a record").value.to_owned())
+    };
     std::thread::scope(|scope| {
+        let _end = AtEnd(&done);
         scope.spawn(|| {
             let mut offset = 0;
             while !done.load(Ordering::Relaxed) {
                 // Two keys that are one in every transaction.
                 let text = offset.to_string();
                 let mut changes = vec![
-                    (b"a".as_slice(), entry(P0, offset, 1, &text).into()),
-                    (b"b".as_slice(), entry(P0, offset, 1, &text).into()),
+                    (b"a".as_slice(), copy_tests::entry("a", P0, offset, &text).into()),
+                    (b"b".as_slice(), copy_tests::entry("b", P0, offset, &text).into()),
                 ];
                 source.apply(&mut changes, &[(P0, NextOffset::after(offset))]).expect("applied");
                 offset += 1;
@@ -598,12 +612,11 @@ fn a_copy_is_whole_and_as_of_one_moment_while_a_writer_goes_on() {
             let checkpoint = incoming.open().expect("a store");
             assert!(checkpoint.next >= copy.checkpoint.next, "{checkpoint:?}");
             target.install(incoming).expect("installed");
-            let seen = body(&target, "a").map(|(text, _)| text);
-            assert_eq!(body(&target, "b").map(|(text, _)| text), seen);
+            let seen = value("a");
+            assert_eq!(value("b"), seen);
             let next = seen.map_or(0, |text| text.parse::<i64>().expect("a number") + 1);
             assert_eq!(checkpoint.next, [NextOffset(next)]);
         }
-        done.store(true, Ordering::Relaxed);
     });
     // One that is not installed leaves nothing.
     let incoming = target.incoming().expect("a place");

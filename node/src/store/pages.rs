@@ -1,0 +1,274 @@
+//! Whether a file is a whole copy of an LMDB environment. LMDB trusts its file: a wrong byte in it, or a page that is not
+//! there, can end the process. So what came from elsewhere is looked at page by page before LMDB opens it.
+//!
+//! The layout is that of LMDB's `mdb.c`, in the byte order of the machine, as a compacting copy has it: two pages of
+//! metadata, of which the second counts, then pages that belong to one tree each, and none that is free.
+
+use std::io::{Read, Seek, SeekFrom};
+
+const MAGIC: u32 = 0xbeef_c0de;
+const VERSION: u32 = 1;
+/// Bytes of metadata, of which the first page's lie behind its header.
+const META_BYTES: usize = 136;
+/// Bytes that a page begins with, and a node in it.
+const PAGE_HEADER: usize = 16;
+const NODE_HEADER: usize = 8;
+const TREE_BYTES: usize = 48;
+/// LMDB's cursors go no deeper.
+const MAX_DEPTH: u16 = 32;
+const NO_PAGE: u64 = u64::MAX;
+
+/// Kinds of page.
+const BRANCH: u16 = 1;
+const LEAF: u16 = 2;
+const OVERFLOW: u16 = 4;
+const META: u16 = 8;
+/// Kinds of node in a leaf, beside those that hold their value: it lies in pages of its own, or is a tree.
+const ELSEWHERE: u16 = 1;
+const SUBTREE: u16 = 2;
+/// The only flag of the tree of free pages, and a tree of these databases has none.
+const INTEGER_KEYS: u16 = 8;
+
+/// Looks at every page of a copy.
+///
+/// # Errors
+/// What is wrong, and in which page.
+pub fn check_copy(mut file: impl Read + Seek) -> Result<(), String> {
+    let bytes = file.seek(SeekFrom::End(0)).map_err(unreadable)?;
+    let (first, second) = metas(&mut file)?;
+    if first.transaction != 0 || second.transaction != 1 {
+        return Err("its metadata are not those of a copy".to_owned());
+    }
+    if first.trees[1].root != NO_PAGE
+        || second.trees[0].root != NO_PAGE
+        || second.trees[0].flags != INTEGER_KEYS
+    {
+        return Err("its metadata name pages that are free".to_owned());
+    }
+    let page_bytes = second.page_bytes;
+    let pages =
+        second.last_page.checked_add(1).filter(|pages| pages.checked_mul(page_bytes as u64) == Some(bytes));
+    let pages = pages.and_then(|pages| usize::try_from(pages).ok());
+    let pages =
+        pages.ok_or_else(|| format!("it has {bytes} bytes, and its metadata tell of another number"))?;
+    let mut seen = vec![false; pages];
+    seen.iter_mut().take(2).for_each(|seen| *seen = true);
+    let mut walk = Walk { file, page_bytes, seen };
+    walk.tree(second.trees[1], true)?;
+    match walk.seen.iter().position(|seen| !seen) {
+        Some(number) => Err(format!("page {number} belongs to nothing")),
+        None => Ok(()),
+    }
+}
+
+/// Looks at the metadata of an environment that this node wrote, no further.
+///
+/// # Errors
+/// What is wrong.
+pub fn check_metadata(mut file: impl Read + Seek) -> Result<(), String> {
+    let bytes = file.seek(SeekFrom::End(0)).map_err(unreadable)?;
+    if bytes == 0 {
+        // LMDB begins anew.
+        return Ok(());
+    }
+    let (first, second) = metas(&mut file)?;
+    let meta = if first.transaction < second.transaction { second } else { first };
+    // The last pages may be missing if they are free; the roots may not.
+    let there = |tree: Tree| tree.root == NO_PAGE || tree.root < bytes / meta.page_bytes as u64;
+    if meta.trees.into_iter().all(there) {
+        Ok(())
+    } else {
+        Err(format!("it ends early, after {bytes} bytes"))
+    }
+}
+
+struct Meta {
+    page_bytes: usize,
+    /// Of free pages, and of the names of the databases.
+    trees: [Tree; 2],
+    last_page: u64,
+    transaction: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Tree {
+    flags: u16,
+    depth: u16,
+    entries: u64,
+    root: u64,
+}
+
+fn metas(file: &mut (impl Read + Seek)) -> Result<(Meta, Meta), String> {
+    let first = meta(file, 0)?;
+    let second = meta(file, first.page_bytes as u64)?;
+    if first.page_bytes == second.page_bytes {
+        Ok((first, second))
+    } else {
+        Err("it has pages of two sizes".to_owned())
+    }
+}
+
+fn meta(file: &mut (impl Read + Seek), at: u64) -> Result<Meta, String> {
+    let mut page = [0; PAGE_HEADER + META_BYTES];
+    file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut page)).map_err(unreadable)?;
+    let bytes = &page[PAGE_HEADER..];
+    if u16_at(&page, 10) != META || u32_at(bytes, 0) != MAGIC {
+        return Err("it is no file of LMDB".to_owned());
+    }
+    if u32_at(bytes, 4) != VERSION {
+        return Err(format!("its format is LMDB's {}, this node's is {VERSION}", u32_at(bytes, 4)));
+    }
+    let page_bytes = u32_at(bytes, 24) as usize;
+    if !page_bytes.is_power_of_two() || !(512..=32_768).contains(&page_bytes) {
+        return Err(format!("its pages are of {page_bytes} bytes"));
+    }
+    Ok(Meta {
+        page_bytes,
+        trees: [tree(&bytes[24..]), tree(&bytes[24 + TREE_BYTES..])],
+        last_page: u64_at(bytes, 120),
+        transaction: u64_at(bytes, 128),
+    })
+}
+
+fn tree(bytes: &[u8]) -> Tree {
+    Tree {
+        flags: u16_at(bytes, 4),
+        depth: u16_at(bytes, 6),
+        entries: u64_at(bytes, 32),
+        root: u64_at(bytes, 40),
+    }
+}
+
+struct Walk<F> {
+    file: F,
+    page_bytes: usize,
+    /// Per page.
+    seen: Vec<bool>,
+}
+
+impl<F: Read + Seek> Walk<F> {
+    /// `main` is the tree of the names of the databases.
+    fn tree(&mut self, tree: Tree, main: bool) -> Result<(), String> {
+        if tree.flags != 0 || tree.depth > MAX_DEPTH {
+            return Err("it has a database of another kind".to_owned());
+        }
+        let entries = if tree.root == NO_PAGE { 0 } else { self.below(tree.root, tree.depth, main)? };
+        if entries == tree.entries {
+            Ok(())
+        } else {
+            Err(format!("it has a database of {entries} entries that tells of {}", tree.entries))
+        }
+    }
+
+    /// Looks at a page and all below it. Returns how many entries there are.
+    fn below(&mut self, number: u64, depth: u16, main: bool) -> Result<u64, String> {
+        let page = self.take(number)?;
+        let wrong = |what: &str| format!("page {number} {what}");
+        let kind = if depth == 1 { LEAF } else { BRANCH };
+        // A tree of no depth has no page.
+        if depth == 0 || u16_at(&page, 10) != kind {
+            return Err(wrong("is of another kind"));
+        }
+        let (lower, upper) = (usize::from(u16_at(&page, 12)), usize::from(u16_at(&page, 14)));
+        let least = if kind == BRANCH { 2 } else { 1 };
+        if lower < PAGE_HEADER + 2 * least || lower % 2 != 0 || lower > upper || upper > page.len() {
+            return Err(wrong("has nonsense in its header"));
+        }
+        // As LMDB counts, so that two nodes always fit into a page.
+        let most = (((page.len() - PAGE_HEADER) / 2) & !1) - 2;
+        let mut places = Vec::with_capacity((lower - PAGE_HEADER) / 2);
+        let mut entries = 0;
+        for pointer in page[PAGE_HEADER..lower].chunks_exact(2) {
+            let at = usize::from(u16_at(pointer, 0));
+            let node = page.get(at..).filter(|node| at >= upper && node.len() >= NODE_HEADER);
+            let node = node.ok_or_else(|| wrong("has a node outside"))?;
+            // The length of the value, or the lower bits of a page's number.
+            let low = u32_at(node, 0);
+            let (flags, key) = (u16_at(node, 4), usize::from(u16_at(node, 6)));
+            let inside = match (kind, flags) {
+                (BRANCH, _) => 0,
+                (_, 0) => low as usize,
+                (_, ELSEWHERE) => 8,
+                (_, SUBTREE) if main && low as usize == TREE_BYTES => TREE_BYTES,
+                _ => return Err(wrong("has a node of another kind")),
+            };
+            let size = NODE_HEADER + key + inside;
+            let content = node
+                .get(NODE_HEADER + key..size)
+                .filter(|_| size <= most && key + TREE_BYTES <= most - NODE_HEADER);
+            let content = content.ok_or_else(|| wrong("has a node that is too large"))?;
+            places.push((at, size.next_multiple_of(2)));
+            match (kind, flags) {
+                (BRANCH, _) => {
+                    entries += self.below(u64::from(low) | (u64::from(flags) << 32), depth - 1, main)?;
+                }
+                (_, ELSEWHERE) => self.value(u64_at(content, 0), low as usize)?,
+                (_, SUBTREE) => self.tree(tree(content), false)?,
+                _ => {}
+            }
+            if kind == LEAF {
+                if key == 0 {
+                    return Err(wrong("has an empty key"));
+                }
+                entries += 1;
+            }
+        }
+        places.sort_unstable();
+        // Side by side up to the end, as LMDB moves them.
+        let end = places.iter().try_fold(upper, |end, (at, size)| (*at == end).then_some(end + size));
+        if end == Some(page.len()) { Ok(entries) } else { Err(wrong("has nodes that overlap")) }
+    }
+
+    /// Looks at the pages of a value. There may be more than it needs: it was longer before.
+    fn value(&mut self, number: u64, bytes: usize) -> Result<(), String> {
+        let page = self.take(number)?;
+        let pages = u32_at(&page, 12);
+        if u16_at(&page, 10) != OVERFLOW || (pages as usize) <= (PAGE_HEADER - 1 + bytes) / self.page_bytes {
+            return Err(format!("page {number} does not begin a value of {bytes} bytes"));
+        }
+        (1..u64::from(pages)).try_for_each(|further| self.mark(number + further))
+    }
+
+    /// Reads a page that nothing else may have.
+    fn take(&mut self, number: u64) -> Result<Vec<u8>, String> {
+        self.mark(number)?;
+        let mut page = vec![0; self.page_bytes];
+        let at = SeekFrom::Start(number * self.page_bytes as u64);
+        self.file.seek(at).and_then(|_| self.file.read_exact(&mut page)).map_err(unreadable)?;
+        if u64_at(&page, 0) == number { Ok(page) } else { Err(format!("page {number} is another")) }
+    }
+
+    fn mark(&mut self, number: u64) -> Result<(), String> {
+        let seen = usize::try_from(number).ok().and_then(|number| self.seen.get_mut(number));
+        match seen.map(|seen| std::mem::replace(seen, true)) {
+            Some(false) => Ok(()),
+            Some(true) => Err(format!("page {number} is in two places")),
+            None => Err(format!("it has no page {number}")),
+        }
+    }
+}
+
+#[allow(clippy::needless_pass_by_value)] // as `map_err` has it
+fn unreadable(error: std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => "it ends early".to_owned(),
+        _ => format!("it can't be read: {error}"),
+    }
+}
+
+/// The number at a place that lies within `bytes`.
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    chunk(bytes, at).map_or(0, u16::from_ne_bytes)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    chunk(bytes, at).map_or(0, u32::from_ne_bytes)
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    chunk(bytes, at).map_or(0, u64::from_ne_bytes)
+}
+
+fn chunk<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..)?.first_chunk().copied()
+}
