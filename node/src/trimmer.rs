@@ -13,17 +13,17 @@
 //!    buries nothing alive. Nothing with a smaller version is on its way any more.
 //! 4. So T can only race with writes S after v. In the log S is before T or after it, and each replica decides alike: before,
 //!    T is *void*; after, S takes effect on an empty place.
-//! 5. A void T is a *debt*, since compaction would keep T and drop S. It is stored with the records; a node that is caught up
-//!    appends R(s) behind T. An R that is void, since a write came before it, is a debt in turn; the last write ends this.
+//! 5. A void T is a *debt*, since compaction would keep T and drop S; so is a record that can't be decoded. It is stored with the
+//!    records; a node that is caught up appends R(s) behind it. An R that is void, since a write came before it, is a debt in
+//!    turn; the last write ends this.
 //! 6. Compaction can't drop S before T is `min.compaction.lag.ms` old. Some node that reads all partitions runs within that
 //!    time: the one assumption.
 //! 7. T stays for `delete.retention.ms`. A node that was away for less reads it; one that was away for longer rebuilds its store.
 //! 8. Partitions decide each for itself; a key's record is the newest of theirs. Older ones, left where the topic has grown, are
 //!    trimmed first: a delete in one partition may be all that hides them (if it is another writer's tombstone, some node must
 //!    trim within `delete.retention.ms`). A node that does not read all partitions trims none.
-//! 9. A record that can't be decoded is void, too: what its partition holds of the key is repaired.
-//! 10. Whatever trimmers append is conditional: two at a time, or a late one, cost room in the log and nothing else.
-//! 11. `node/tests/simulation.rs` holds the real store, replica and trimmer to this, and seven deliberate mistakes fail it.
+//! 9. Whatever trimmers append is conditional: two at a time, or a late one, cost room in the log and nothing else.
+//! 10. `node/tests/simulation.rs` holds the real store, replica and trimmer to this, and eight deliberate mistakes fail it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

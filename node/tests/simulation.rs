@@ -58,6 +58,8 @@ enum Bug {
     NoResync,
     /// What other partitions hold of a key is not looked at by the trimmer.
     StrandedForgotten,
+    /// A record that can't be decoded is skipped as if compaction did so, too.
+    PoisonForgotten,
 }
 
 /// `SplitMix64`.
@@ -145,6 +147,7 @@ struct Replica {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Counts {
     operations: u64,
+    poison: u64,
     steps: u64,
     crashes: u64,
     resyncs: u64,
@@ -158,10 +161,11 @@ struct Counts {
 }
 
 impl Counts {
-    fn each(&self) -> [(&'static str, u64); 11] {
+    fn each(&self) -> [(&'static str, u64); 12] {
         [
             ("steps", self.steps),
             ("writes", self.operations),
+            ("records that can't be decoded", self.poison),
             ("crashes", self.crashes),
             ("resyncs", self.resyncs),
             ("tombstones sent by trimmers", self.tombstones),
@@ -384,15 +388,19 @@ impl<'a> Simulation<'a> {
         note!(self, "{partition}:{offset} {key} {} {condition:?}", show(value.as_deref()));
         if condition.is_none() {
             let position = Position { partition, offset };
-            let decoded = value.as_deref().map(KeyValue::decode);
-            let (ttl, text) = match decoded {
-                None => (ttl::DELETED, ""),
-                Some(Ok(record)) => (record.ttl, record.value),
-                // Poison says nothing of its key, but compaction does not know; so there is none here.
-                Some(Err(_)) => unreachable!("all values are records"),
+            let write = match value.as_deref().map(KeyValue::decode) {
+                None => Some((ttl::DELETED, "")),
+                Some(Ok(record)) => Some((record.ttl, record.value)),
+                // It says nothing of its key, although compaction prefers it to what does.
+                Some(Err(_)) => None,
             };
-            let write = Write { position, timestamp, ttl, value: text.to_owned() };
-            self.writes.insert((key, partition), write);
+            match write {
+                Some((ttl, text)) => {
+                    let write = Write { position, timestamp, ttl, value: text.to_owned() };
+                    self.writes.insert((key, partition), write);
+                }
+                None => self.counts.poison += 1,
+            }
         }
         self.log[partition as usize].records.push(Record {
             offset,
@@ -485,19 +493,20 @@ impl<'a> Simulation<'a> {
         self.send(key, Some(encode(key, &value, ttl)), partition);
     }
 
-    /// Another program, which writes tombstones, and may not know of new partitions.
+    /// Another program, which writes tombstones and nonsense, and may not know of new partitions.
     fn foreign(&mut self) {
         self.counts.operations += 1;
         let key = KEYS[self.random.index(self.keys)];
         let partitions = if self.random.one_in(4) { 1 } else { self.log.len() };
         let partition = partition_of(key.as_bytes(), partitions);
-        let value = match self.random.below(4) {
+        let value = match self.random.below(5) {
             0 => {
                 let text = self.value();
                 Some(encode(key, &text, ttl::FOR_EVER))
             }
             // Expired when written.
             1 => Some(encode(key, "old", 1)),
+            2 => Some(b"no record".to_vec()),
             _ => None,
         };
         self.send(key, value, partition);
@@ -575,14 +584,11 @@ impl<'a> Simulation<'a> {
             self.crash(number);
             return Ok(());
         }
-        let (applied, poison) = replica::apply(&replica.store, &batch).map_err(failed)?;
+        let (applied, _) = replica::apply(&replica.store, &batch).map_err(failed)?;
         replica.caught_up = false;
         self.counts.void += applied.void as u64;
         self.counts.effective += applied.trimmed as u64;
         note!(self, "replica {number} applied {:?}: {applied:?}", batch.next());
-        if poison > 0 {
-            return Err(format!("replica {number} skipped {poison} records"));
-        }
         let after = checkpoint(&self.replicas[number].store)?;
         if after.iter().zip(&before).any(|(after, before)| after < before) {
             return Err(format!("replica {number} went back from {before:?} to {after:?}"));
@@ -788,10 +794,12 @@ fn read(bug: Bug, partition: i32, record: &Record) -> LogRecord<'_> {
         (Bug::UnconditionalRepairs, Some(Condition::Repair { .. })) => None,
         (_, condition) => condition,
     };
+    let forgotten = bug == Bug::PoisonForgotten
+        && record.value.as_deref().is_some_and(|value| KeyValue::decode(value).is_err());
     LogRecord {
         position: Position { partition, offset: record.offset },
         timestamp: record.timestamp,
-        key: Some(record.key.as_bytes()),
+        key: Some(record.key.as_bytes()).filter(|_| !forgotten),
         value: record.value.as_deref(),
         condition,
     }
@@ -982,4 +990,9 @@ fn a_missing_resync_is_caught() {
 #[test]
 fn a_trimmer_that_forgets_other_partitions_is_caught() {
     is_caught(Bug::StrandedForgotten);
+}
+
+#[test]
+fn poison_that_is_forgotten_is_caught() {
+    is_caught(Bug::PoisonForgotten);
 }
