@@ -283,6 +283,13 @@ async fn a_new_store_that_finds_no_room_leaves_the_old_one_readable(ctx: Ctx) ->
     equal(&good, &small.api, 100).await;
     small.fill_but(0).await?;
     recreate(&cluster.topic).await?;
+    wait::until("the other node reads the new topic", START, || async {
+        match good.metric("bitacora_resyncs_total").await {
+            Ok(resyncs) if resyncs > 0.0 => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
     small.status_is("blocked", is_blocked).await?;
     write(&good, "new", 50, 10_000).await?;
     reads(&small.api, "old", 100, 10_000).await?;
