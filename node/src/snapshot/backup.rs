@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{BufWriter, Read as _, Write as _};
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -96,7 +97,7 @@ pub fn restore(file: &Path, data_dir: &Path) -> Result<()> {
         }
         let (header, out) = receiver.finish()?;
         out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
-        let checkpoint = incoming.open()?;
+        let checkpoint = incoming.open(&AtomicBool::new(false))?;
         if checkpoint.identity.as_ref().is_none_or(|identity| !identity.fits(&header.identity)) {
             bail!("its header says that it is of {}, and its content is of another log", header.identity);
         }

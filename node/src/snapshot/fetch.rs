@@ -4,6 +4,8 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io::BufWriter;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
@@ -25,6 +27,8 @@ const MEMBERS: Duration = Duration::from_secs(5);
 const ROUNDS: usize = 20;
 /// Longest pause between two rounds.
 const PAUSE: Duration = Duration::from_secs(5);
+/// Between two signs that it goes on.
+const SIGN_OF_LIFE: Duration = Duration::from_millis(200);
 /// Of the reason that a member gives, as much is told.
 pub(super) const REASON_BYTES: usize = 1000;
 /// The disk keeps as much free, for the store's growth.
@@ -143,7 +147,7 @@ impl Fetcher {
         let bytes = self.runtime.block_on(async {
             let stopped = async {
                 while report(doing.borrow().clone()) {
-                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    tokio::time::sleep(SIGN_OF_LIFE).await;
                 }
             };
             tokio::select! {
@@ -151,9 +155,11 @@ impl Fetcher {
                 () = stopped => Err(Failed::Stopped),
             }
         })?;
-        let checkpoint = incoming.open().map_err(|error| unusable(&error))?;
+        let fetched = started.elapsed();
+        let checkpoint = open(&mut incoming, report, || format!("looking at the store of {member}"))?;
         fits(&checkpoint).map_err(Failed::Unusable)?;
-        tracing::info!(bytes, seconds = started.elapsed().as_secs_f64(), "took a snapshot from {member}");
+        let (fetching, all) = (fetched.as_secs_f64(), started.elapsed().as_secs_f64());
+        tracing::info!(bytes, fetching, seconds = all, "took a snapshot from {member}");
         Ok((incoming, checkpoint))
     }
 
@@ -201,6 +207,38 @@ impl Fetcher {
         file.sync_all().map_err(|error| unusable(&error))?;
         Ok(bytes)
     }
+}
+
+/// Looks at a copy and opens it, which takes a while, and says so meanwhile.
+fn open(
+    incoming: &mut Incoming,
+    report: Report<'_>,
+    doing: impl Fn() -> String,
+) -> Result<Checkpoint, Failed> {
+    let stop = AtomicBool::new(false);
+    let (send, opened) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let opening = scope.spawn(|| {
+            // Who asks waits until this scope ends.
+            let _ = send.send(incoming.open(&stop));
+        });
+        loop {
+            match opened.recv_timeout(SIGN_OF_LIFE) {
+                Ok(_) if stop.load(Ordering::Relaxed) => return Err(Failed::Stopped),
+                Ok(opened) => return opened.map_err(|error| Failed::Unusable(error.to_string())),
+                Err(RecvTimeoutError::Timeout) => {
+                    if !report(doing()) {
+                        stop.store(true, Ordering::Relaxed);
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    // Joined, so that the panic ends here.
+                    let _ = opening.join();
+                    return Err(Failed::Unusable("looking at it ended in a panic".to_owned()));
+                }
+            }
+        }
+    })
 }
 
 /// Whether a store of this size fits on the disk of a folder.

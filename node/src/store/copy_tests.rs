@@ -1,7 +1,8 @@
 //! A copy of a store that holds anything: an error and never the end of the process.
 
-use std::io::Cursor;
+use std::io::{Cursor, Read, Seek};
 use std::sync::LazyLock;
+use std::sync::atomic::AtomicBool;
 
 use bitacora_client::wire::{KeyValue, ttl};
 use proptest::prelude::*;
@@ -85,7 +86,7 @@ fn take(copy: &[u8]) -> Result<Checkpoint, StoreError> {
     let store = open(dir.path());
     let mut incoming = store.incoming()?;
     std::fs::write(incoming.file(), copy)?;
-    let checkpoint = incoming.open()?;
+    let checkpoint = incoming.open(&AtomicBool::new(false))?;
     store.install(incoming)?;
     use_all(&store);
     Ok(checkpoint)
@@ -154,9 +155,28 @@ fn changed(copy: &[u8], changes: &[Overwrite]) -> Vec<u8> {
     copy
 }
 
+fn check_copy(copy: impl Read + Seek) -> Result<(), String> {
+    pages::check_copy(copy, &AtomicBool::new(false))
+}
+
+#[test]
+fn who_does_not_wait_for_a_copy_is_not_held_up() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let store = open(dir.path());
+    let mut incoming = store.incoming().expect("a place");
+    std::fs::write(incoming.file(), &*COPY).expect("written");
+    let stop = AtomicBool::new(true);
+    let error = pages::check_copy(Cursor::new(&*COPY), &stop).expect_err("it has pages");
+    assert_eq!(error, pages::GIVEN_UP);
+    let checkpoint = incoming.open(&AtomicBool::new(false)).expect("it is whole");
+    let files = incoming.files.as_ref().expect("opened");
+    let error = files.check(&checkpoint, &stop).expect_err("it has records").to_string();
+    assert!(error.contains(pages::GIVEN_UP), "{error}");
+}
+
 #[test]
 fn a_copy_of_everything_is_taken() {
-    assert_eq!(pages::check_copy(Cursor::new(&*COPY)), Ok(()));
+    assert_eq!(check_copy(Cursor::new(&*COPY)), Ok(()));
     let checkpoint = take(&COPY).expect("it is whole");
     assert_eq!(checkpoint.next, [NextOffset(END); 2]);
 }
@@ -170,17 +190,17 @@ fn slow() -> ProptestConfig {
 proptest! {
     #[test]
     fn any_bytes_are_no_copy(bytes: Vec<u8>, from in any::<Index>()) {
-        prop_assert!(pages::check_copy(Cursor::new(&bytes)).is_err());
+        prop_assert!(check_copy(Cursor::new(&bytes)).is_err());
         let half = [&COPY[..from.index(COPY.len())], &bytes].concat();
-        prop_assert!(half == *COPY || pages::check_copy(Cursor::new(&half)).is_err());
+        prop_assert!(half == *COPY || check_copy(Cursor::new(&half)).is_err());
         let _ = pages::check_metadata(Cursor::new(&bytes));
         let _ = pages::check_metadata(Cursor::new(&half));
     }
 
     #[test]
     fn any_pages_are_looked_at_without_a_panic(changes in changes(), damages in damages()) {
-        let _ = pages::check_copy(Cursor::new(changed(&COPY, &changes)));
-        let _ = pages::check_copy(Cursor::new(damaged(&COPY, &damages)));
+        let _ = check_copy(Cursor::new(changed(&COPY, &changes)));
+        let _ = check_copy(Cursor::new(damaged(&COPY, &damages)));
     }
 }
 
@@ -191,7 +211,7 @@ proptest! {
     #[test]
     fn a_copy_with_pages_of_anything_is_refused_or_of_use(changes in changes()) {
         let copy = changed(&COPY, &changes);
-        let looked = pages::check_copy(Cursor::new(&copy));
+        let looked = check_copy(Cursor::new(&copy));
         match take(&copy) {
             Ok(_) => prop_assert_eq!(looked, Ok(())),
             Err(error) => prop_assert!(!error.to_string().is_empty()),
@@ -214,7 +234,7 @@ fn refused(change: impl FnOnce(&Files, &mut RwTxn<'_>) -> heed::Result<()>) -> S
     // Not by way of `Store::copy`, which looks at some of it itself.
     let mut file = File::create_new(incoming.file()).expect("a file");
     files.env.copy_to_file(&mut file, CompactionOption::Enabled).expect("copied");
-    incoming.open().expect_err("it was taken").to_string()
+    incoming.open(&AtomicBool::new(false)).expect_err("it was taken").to_string()
 }
 
 #[test]

@@ -25,6 +25,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use heed::byteorder::BigEndian;
 use heed::types::{Bytes as RawBytes, I64, Str, U32, Unit};
@@ -237,11 +238,12 @@ impl Files {
         Ok(Checkpoint { identity, restored: meta("restored")?.is_some(), next, latest, caught_up_at })
     }
 
-    /// Whether a copy of another node's store holds what a node writes, and no more than its positions say.
+    /// Whether a copy of another node's store holds what a node writes, and no more than its positions say. Looks at all
+    /// of it, until it is to stop.
     ///
     /// # Errors
     /// What is wrong, and with which key.
-    pub fn check(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
+    pub fn check(&self, checkpoint: &Checkpoint, stop: &AtomicBool) -> Result<(), StoreError> {
         if checkpoint.identity.is_none() || !checkpoint.restored || checkpoint.next.is_empty() {
             return Err(StoreError::Copy("it is not complete".to_owned()));
         }
@@ -273,6 +275,9 @@ impl Files {
                 return Err(wrong("records", key, "is out of order"));
             }
             last = key;
+            if stop.load(Ordering::Relaxed) {
+                return Err(StoreError::Copy(pages::GIVEN_UP.to_owned()));
+            }
             check("records", key, &Entry::from_bytes(stored).ok_or(StoreError::Corrupt("records"))?)?;
         }
         for item in self.others.iter(&txn)? {

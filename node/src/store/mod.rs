@@ -14,7 +14,7 @@ use std::fs::File;
 use std::ops::Bound;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use heed::types::Bytes as RawBytes;
@@ -574,16 +574,16 @@ impl Incoming {
         &self.file
     }
 
-    /// Looks at all that was written, and opens it. Takes as long as to read it.
+    /// Looks at all that was written, and opens it. Takes as long as to read it, unless it is told to stop.
     ///
     /// # Errors
     /// When it is no store of this format, complete and such as a node writes.
-    pub fn open(&mut self) -> Result<Checkpoint, StoreError> {
-        pages::check_copy(File::open(&self.file)?).map_err(StoreError::Copy)?;
+    pub fn open(&mut self, stop: &AtomicBool) -> Result<Checkpoint, StoreError> {
+        pages::check_copy(File::open(&self.file)?, stop).map_err(StoreError::Copy)?;
         let checked = || {
             let files = Files::open(self.root.path(), self.generation)?;
             let checkpoint = files.checkpoint()?;
-            files.check(&checkpoint)?;
+            files.check(&checkpoint, stop)?;
             Ok((files, checkpoint))
         };
         let (files, checkpoint) = checked().map_err(|error| match error {

@@ -5,6 +5,7 @@
 //! metadata, of which the second counts, then pages that belong to one tree each, and none that is free.
 
 use std::io::{Read, Seek, SeekFrom};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const MAGIC: u32 = 0xbeef_c0de;
 const VERSION: u32 = 1;
@@ -17,6 +18,8 @@ const TREE_BYTES: usize = 48;
 /// LMDB's cursors go no deeper.
 const MAX_DEPTH: u16 = 32;
 const NO_PAGE: u64 = u64::MAX;
+/// What is wrong with a copy that was not looked at up to its end.
+pub const GIVEN_UP: &str = "nobody waits for it any more";
 
 /// Kinds of page.
 const BRANCH: u16 = 1;
@@ -29,11 +32,11 @@ const SUBTREE: u16 = 2;
 /// The only flag of the tree of free pages, and a tree of these databases has none.
 const INTEGER_KEYS: u16 = 8;
 
-/// Looks at every page of a copy.
+/// Looks at every page of a copy, until it is to stop.
 ///
 /// # Errors
 /// What is wrong, and in which page.
-pub fn check_copy(mut file: impl Read + Seek) -> Result<(), String> {
+pub fn check_copy(mut file: impl Read + Seek, stop: &AtomicBool) -> Result<(), String> {
     let bytes = file.seek(SeekFrom::End(0)).map_err(unreadable)?;
     let (first, second) = metas(&mut file)?;
     if first.transaction != 0 || second.transaction != 1 {
@@ -53,7 +56,7 @@ pub fn check_copy(mut file: impl Read + Seek) -> Result<(), String> {
         pages.ok_or_else(|| format!("it has {bytes} bytes, and its metadata tell of another number"))?;
     let mut seen = vec![false; pages];
     seen.iter_mut().take(2).for_each(|seen| *seen = true);
-    let mut walk = Walk { file, page_bytes, seen };
+    let mut walk = Walk { file, page_bytes, seen, stop };
     walk.tree(second.trees[1], true)?;
     match walk.seen.iter().position(|seen| !seen) {
         Some(number) => Err(format!("page {number} belongs to nothing")),
@@ -139,14 +142,15 @@ fn tree(bytes: &[u8]) -> Tree {
     }
 }
 
-struct Walk<F> {
+struct Walk<'a, F> {
     file: F,
     page_bytes: usize,
     /// Per page.
     seen: Vec<bool>,
+    stop: &'a AtomicBool,
 }
 
-impl<F: Read + Seek> Walk<F> {
+impl<F: Read + Seek> Walk<'_, F> {
     /// `main` is the tree of the names of the databases.
     fn tree(&mut self, tree: Tree, main: bool) -> Result<(), String> {
         if tree.flags != 0 || tree.depth > MAX_DEPTH {
@@ -231,6 +235,9 @@ impl<F: Read + Seek> Walk<F> {
 
     /// Reads a page that nothing else may have.
     fn take(&mut self, number: u64) -> Result<Vec<u8>, String> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(GIVEN_UP.to_owned());
+        }
         self.mark(number)?;
         let mut page = vec![0; self.page_bytes];
         let at = SeekFrom::Start(number * self.page_bytes as u64);

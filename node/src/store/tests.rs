@@ -609,7 +609,7 @@ fn a_copy_is_whole_and_as_of_one_moment_while_a_writer_goes_on() {
             let mut incoming = target.incoming().expect("a place");
             let copy = source.copy().expect("a copy");
             copy.write_to(File::create_new(incoming.file()).expect("a file")).expect("copied");
-            let checkpoint = incoming.open().expect("a store");
+            let checkpoint = incoming.open(&AtomicBool::new(false)).expect("a store");
             assert!(checkpoint.next >= copy.checkpoint.next, "{checkpoint:?}");
             target.install(incoming).expect("installed");
             let seen = value("a");
@@ -626,7 +626,7 @@ fn a_copy_is_whole_and_as_of_one_moment_while_a_writer_goes_on() {
     assert_eq!(folders(to.path()).0.len(), before - 1);
     let mut incoming = target.incoming().expect("a place");
     std::fs::write(incoming.file(), vec![7; 100_000]).expect("written");
-    assert!(incoming.open().is_err(), "garbage is no store");
+    assert!(incoming.open(&AtomicBool::new(false)).is_err(), "garbage is no store");
 }
 
 #[test]
