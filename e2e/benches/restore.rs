@@ -24,6 +24,8 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 const VALUE_BYTES: usize = 100;
 const PATIENCE: Duration = Duration::from_secs(1800);
 const RESTARTS: usize = 5;
+/// For how long reads are measured.
+const READS: Duration = Duration::from_secs(4);
 
 fn main() -> ExitCode {
     let test = Test::new("restore", "restore", Needs::Servers, restore);
@@ -70,21 +72,25 @@ async fn restore(ctx: Ctx) -> Result<()> {
         let bare = blocking(move || consume(&topic, keys)).await?;
         println!("  bare rdkafka consumer                                       {}", rate(bare, keys));
 
-        let idle = reads(old, keys, Duration::from_secs(2)).await?;
+        let idle = reads(old, keys).await?;
         new.kill_and_wipe()?;
-        let (by_snapshot, busy) = tokio::join!(start(new, keys), reads(old, keys, Duration::from_secs(2)));
+        let (by_snapshot, busy) = tokio::join!(start(new, keys), reads(old, keys));
         let by_snapshot = by_snapshot?;
         let installed = new.api().metric("bitacora_snapshots_installed_total").await?;
         by_snapshot.print("empty store, by snapshot", keys);
         ensure!((installed - 1.0).abs() < 0.1, "it was not by snapshot");
-        println!("  reads at the node that gave it: p99 {} µs idle, {} µs meanwhile", idle, busy?);
         let file = data_file(new)?;
         let bytes = std::fs::metadata(&file)?.len();
         let to = ctx.dir.join("copy");
-        let copied = blocking(move || copy(&file, &to)).await?;
+        let (copied, beside_copy) = tokio::join!(blocking(move || copy(&file, &to)), reads(old, keys));
+        let copied = copied?;
         println!(
             "  plain copy of its file, {:.0} MB, synced                    {copied:>7.2} s",
             bytes as f64 / 1e6
+        );
+        println!(
+            "  reads at the node that gave it: p99 {idle} µs idle, {} µs while it did, {} µs beside the plain copy",
+            busy?, beside_copy?
         );
         println!(
             "  log / bare consumer {:.2}; snapshot / log {:.2}; snapshot / plain copy {:.2}",
@@ -174,10 +180,10 @@ async fn start(node: &Node, keys: usize) -> Result<Started> {
 }
 
 /// The 99th percentile of reads of one connection, one at a time, in µs.
-async fn reads(node: &Node, keys: usize, period: Duration) -> Result<u128> {
+async fn reads(node: &Node, keys: usize) -> Result<u128> {
     let (api, began): (Api, _) = (node.api(), Instant::now());
     let (mut latencies, mut i) = (Vec::new(), 1_usize);
-    while began.elapsed() < period {
+    while began.elapsed() < READS {
         i = i.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let path = format!("/rpc/cluster?key={}", encode(&key((i >> 20) % keys)));
         let sent = Instant::now();

@@ -51,7 +51,7 @@ const WATERMARKS: Duration = Duration::from_millis(250);
 const STILL: Duration = Duration::from_secs(2);
 /// Between two notes in the store that the node is caught up, unless the grace is short: its age is known as well.
 const NOTE: Duration = Duration::from_secs(30);
-/// How long it may take to look whether the log holds other records than were read.
+/// How long to look whether the log holds other records than were read.
 const VERIFY: Duration = Duration::from_secs(10);
 /// A log of fewer offsets is read faster than a member is asked.
 const WORTH_A_SNAPSHOT: i64 = 20_000;
@@ -167,7 +167,7 @@ fn learn(log: &dyn Log, store: &Store, progress: &Progress, shared: &Shared, sto
                     shared.changed.store(true, Ordering::Release);
                 }
                 let before = shared.silent_since().clone();
-                match before.map(|before| rewritten(log, &before, stop)) {
+                match before.map(|before| rewritten(log, &before, VERIFY, stop)) {
                     // Who opens the log anew looks again, and says so.
                     Some(Ok(Some(_))) => shared.changed.store(true, Ordering::Release),
                     Some(Ok(None)) => *shared.silent_since() = None,
@@ -415,7 +415,9 @@ impl Parts {
             let before = self.shared.silent_since().clone();
             let before = before.filter(|before| before.identity.as_ref() == Some(identity));
             for known in before.iter().chain([&checkpoint]) {
-                if let Some(why) = rewritten(&*self.log, known, &self.stop).map_err(Interrupted::Log)? {
+                if let Some(why) =
+                    rewritten(&*self.log, known, VERIFY, &self.stop).map_err(Interrupted::Log)?
+                {
                     misfit = Some(Misfit { why, of_all: true });
                     break;
                 }
@@ -502,7 +504,8 @@ impl Parts {
             }
             let mut misfit = misfit(checkpoint, &info).map(|misfit| misfit.why);
             if misfit.is_none() {
-                misfit = rewritten(&*self.log, checkpoint, &self.stop).map_err(|error| error.to_string())?;
+                misfit = rewritten(&*self.log, checkpoint, VERIFY, &self.stop)
+                    .map_err(|error| error.to_string())?;
             }
             let why = misfit.or_else(|| distrust(checkpoint.caught_up_at, now_ms(), self.log.delete_grace()));
             why.map_or(Ok(()), Err)
@@ -627,8 +630,14 @@ fn misfit(checkpoint: &Checkpoint, info: &LogInfo) -> Option<Misfit> {
 /// Why a log, although the offsets fit, can't be the one that a store was built from: it has a record below the next
 /// offset that is later than all that were read there. So a log that went back to an older state and grew beyond the
 /// next offset again is found out, unless its new records are no later than its old ones: writers' clocks may say so
-/// (CreateTime), or a broker's that was set back.
-fn rewritten(log: &dyn Log, known: &Checkpoint, stop: &AtomicBool) -> Result<Option<String>, ReadError> {
+/// (CreateTime), or a broker's that was set back. Nor is it found out within `patience` if transaction markers are later
+/// than the records in between, and those are many; a node must be able to start all the same.
+fn rewritten(
+    log: &dyn Log,
+    known: &Checkpoint,
+    patience: Duration,
+    stop: &AtomicBool,
+) -> Result<Option<String>, ReadError> {
     let found = log.first_after(&known.latest)?;
     let mut at = known.next.clone();
     for (at, found) in at.iter_mut().zip(found) {
@@ -639,10 +648,20 @@ fn rewritten(log: &dyn Log, known: &Checkpoint, stop: &AtomicBool) -> Result<Opt
     }
     // Transaction markers and aborted records have timestamps, too, so it takes a record.
     let mut reader = log.reader(&at)?;
-    let (mut batch, until) = (Batch::default(), Instant::now() + VERIFY);
+    let (mut batch, mut answers, until) = (Batch::default(), false, Instant::now() + patience);
     while at.iter().zip(&known.next).any(|(at, next)| at < next) {
-        if stop.load(Ordering::Relaxed) || Instant::now() > until {
-            return Err(ReadError::Unavailable("it was not read again in time".to_owned()));
+        if stop.load(Ordering::Relaxed) {
+            return Err(ReadError::Unavailable("this node is stopping".to_owned()));
+        }
+        if Instant::now() > until {
+            if !answers {
+                return Err(ReadError::Unavailable("it was not read again in time".to_owned()));
+            }
+            tracing::warn!(
+                "there was no time to see whether the log has gone back: it holds much that is later than its records, such as \
+                 transaction markers; it is taken for what it was"
+            );
+            return Ok(None);
         }
         batch.clear();
         reader.poll(POLL, &mut batch)?;
@@ -659,6 +678,7 @@ fn rewritten(log: &dyn Log, known: &Checkpoint, stop: &AtomicBool) -> Result<Opt
         }
         for (partition, next) in batch.next() {
             at[*partition as usize] = *next;
+            answers = true;
         }
     }
     Ok(None)
