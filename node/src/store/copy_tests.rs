@@ -175,6 +175,19 @@ fn who_does_not_wait_for_a_copy_is_not_held_up() {
 }
 
 #[test]
+fn a_database_of_more_pages_than_there_are_is_refused() {
+    // The tree follows its name; there may be others of it in what a page does not use.
+    let names = COPY.windows(7).enumerate().filter(|(_, bytes)| bytes == b"records");
+    let names: Vec<_> = names.map(|(at, _)| at).collect();
+    for field in [8, 16, 24] {
+        let mut copy = COPY.clone();
+        names.iter().for_each(|name| copy[name + 7 + field..][..8].fill(0xff));
+        let error = check_copy(Cursor::new(&copy)).expect_err("it was taken");
+        assert!(error.contains("more pages"), "{error}");
+    }
+}
+
+#[test]
 fn a_copy_of_everything_is_taken() {
     assert_eq!(check_copy(Cursor::new(&*COPY)), Ok(()));
     let checkpoint = take(&COPY).expect("it is whole");

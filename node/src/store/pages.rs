@@ -97,6 +97,8 @@ struct Meta {
 struct Tree {
     flags: u16,
     depth: u16,
+    /// Branches, leaves, and those of values.
+    pages: [u64; 3],
     entries: u64,
     root: u64,
 }
@@ -137,6 +139,7 @@ fn tree(bytes: &[u8]) -> Tree {
     Tree {
         flags: u16_at(bytes, 4),
         depth: u16_at(bytes, 6),
+        pages: [8, 16, 24].map(|at| u64_at(bytes, at)),
         entries: u64_at(bytes, 32),
         root: u64_at(bytes, 40),
     }
@@ -155,6 +158,10 @@ impl<F: Read + Seek> Walk<'_, F> {
     fn tree(&mut self, tree: Tree, main: bool) -> Result<(), String> {
         if tree.flags != 0 || tree.depth > MAX_DEPTH {
             return Err("it has a database of another kind".to_owned());
+        }
+        // Whoever adds them up must not overflow.
+        if tree.pages.iter().any(|pages| *pages > self.seen.len() as u64) {
+            return Err("it has a database that tells of more pages than there are".to_owned());
         }
         let entries = if tree.root == NO_PAGE { 0 } else { self.below(tree.root, tree.depth, main)? };
         if entries == tree.entries {
