@@ -181,7 +181,9 @@ fn a_database_of_more_pages_than_there_are_is_refused() {
     let names: Vec<_> = names.map(|(at, _)| at).collect();
     for field in [8, 16, 24] {
         let mut copy = COPY.clone();
-        names.iter().for_each(|name| copy[name + 7 + field..][..8].fill(0xff));
+        for name in &names {
+            copy[name + 7 + field..][..8].fill(0xff);
+        }
         let error = check_copy(Cursor::new(&copy)).expect_err("it was taken");
         assert!(error.contains("more pages"), "{error}");
     }
