@@ -10,7 +10,8 @@
 //! 2. A *trim* T(v) removes the key. A *repair* R(v) is the record of v as it was, position and timestamp too: where that still
 //!    is, R changes nothing; where T took it away, R brings it back.
 //! 3. T(v) is sent when v has been dead for `DELETE_RETENTION`, by this machine's clock and by the log's: one clock that is wrong
-//!    buries nothing alive. Nothing with a smaller version is on its way any more.
+//!    buries nothing alive. Nothing with a smaller version is on its way any more: who repairs knew a second ago that it was
+//!    caught up, and the producer gives up in time.
 //! 4. So T can only race with writes S after v. In the log S is before T or after it, and each replica decides alike: before,
 //!    T is *void*; after, S takes effect on an empty place.
 //! 5. A void T is a *debt*, since compaction would keep T and drop S; so is a record that can't be decoded. It is stored with the

@@ -648,7 +648,10 @@ impl<'a> Simulation<'a> {
     }
 
     fn repair(&mut self, number: usize) -> Outcome {
-        if !self.replicas[number].caught_up || self.bug == Bug::NoRepairs {
+        let Replica { caught_up, current, .. } = self.replicas[number];
+        // A node knows for a second that it is caught up. Who decided on what it saw long ago, could bring back what has
+        // been trimmed since.
+        if !caught_up || self.now - current > DELAY || self.bug == Bug::NoRepairs {
             return Ok(());
         }
         let replica = &self.replicas[number];
