@@ -106,20 +106,26 @@ impl<'a> Nemesis<'a> {
     pub async fn inject(&mut self, fault: &Fault) -> Result<()> {
         *self.injected.entry(fault.kind()).or_default() += 1;
         match fault {
-            Fault::Kill(service) => self.deployment.compose(&["kill", service]).await.map(drop),
-            Fault::Pause(service) => self.deployment.compose(&["pause", service]).await.map(drop),
-            Fault::Restart(service) => self.deployment.compose(&["restart", service]).await.map(drop),
+            Fault::Kill(service) => self.tell("kill", service).await,
+            Fault::Pause(service) => self.tell("pause", service).await,
+            Fault::Restart(service) => self.tell("restart", service).await,
             Fault::Cut(a, b) => self.route("add", a, b).await,
         }
     }
 
     pub async fn heal(&self, fault: &Fault) -> Result<()> {
         match fault {
-            Fault::Kill(service) => self.deployment.compose(&["start", service]).await.map(drop),
-            Fault::Pause(service) => self.deployment.compose(&["unpause", service]).await.map(drop),
+            Fault::Kill(service) => self.tell("start", service).await,
+            Fault::Pause(service) => self.tell("unpause", service).await,
             Fault::Restart(_) => Ok(()),
             Fault::Cut(a, b) => self.route("del", a, b).await,
         }
+    }
+
+    /// Compose would wait until all is well that the service depends on, and give up if another fault forbids it.
+    async fn tell(&self, what: &str, service: &str) -> Result<()> {
+        let container = self.deployment.container_of(service).await?;
+        docker(&[what, &container]).await.map(drop)
     }
 
     /// One side throws away what it would send to the other: no connection between the two gets on.
