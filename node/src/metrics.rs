@@ -205,7 +205,7 @@ impl Metrics {
             records_void: counter(
                 r,
                 "records_void_total",
-                "Records of trimmers that came too late and took no effect.",
+                "Records that took no effect and would outlive in compaction what decided before them: trimmers' that came too late, and such as can't be decoded.",
             )?,
             tombstones_sent: counter(
                 r,

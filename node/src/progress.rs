@@ -10,6 +10,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::freshness::LogClock;
+use crate::now_ms;
 use crate::position::{HighWatermark, NextOffset, Position, partition_of};
 
 /// A node that learnt the high watermarks longer ago than this does not know whether it is caught up.
@@ -39,6 +40,9 @@ pub struct Progress {
 struct Inner {
     phase: Phase,
     partitions: Vec<Partition>,
+    /// For the high watermarks that are known; `None` while they are not.
+    asked: Option<Asked>,
+    stores: u64,
     caught_up_once: bool,
     started: Instant,
     restored_after: Option<Duration>,
@@ -58,9 +62,37 @@ struct Inner {
     log_clock: LogClock,
 }
 
+/// A question to the log for its high watermarks. Each time is of before it was put, so that the answer is never thought
+/// newer than it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    at: Instant,
+    /// By this machine's clock, ms since the epoch. While the machine is suspended, an [`Instant`] does not grow older.
+    wall: i64,
+    /// What was past by the log's clock, ms since the epoch; `None` if nothing was read yet.
+    past: Option<i64>,
+    /// Of which store, counted by [`Progress::begin`].
+    store: u64,
+}
+
+impl Asked {
+    fn is_fresh(&self) -> bool {
+        self.at.elapsed() <= FRESH && now_ms() - self.wall <= FRESH.as_millis() as i64
+    }
+}
+
+/// A moment until when everything that was appended has been applied, in ms since the epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// By this machine's clock and by the log's: the earlier.
+    pub until: i64,
+    /// By the log's.
+    pub log_time: i64,
+}
+
 struct Partition {
     next: NextOffset,
-    high_watermark: Option<(HighWatermark, Instant)>,
+    high_watermark: Option<HighWatermark>,
     /// High watermarks that are not reached yet, and when each was asked for; in order.
     ahead: VecDeque<(HighWatermark, Instant)>,
 }
@@ -74,7 +106,7 @@ impl Partition {
     }
 
     fn learnt(&mut self, end: HighWatermark, asked: Instant) {
-        self.high_watermark = Some((end, asked));
+        self.high_watermark = Some(end);
         let newest = self.ahead.back().map_or(HighWatermark(self.next.0), |(newest, _)| *newest);
         if end > newest {
             self.ahead.push_back((end, asked));
@@ -148,6 +180,8 @@ impl Default for Progress {
         let inner = Inner {
             phase: Phase::Connecting("starting".into()),
             partitions: Vec::new(),
+            asked: None,
+            stores: 0,
             caught_up_once: false,
             started: now,
             restored_after: None,
@@ -260,6 +294,8 @@ impl Progress {
             inner.rebuilding = None;
             inner.from = next.to_vec();
             inner.began = Instant::now();
+            inner.asked = None;
+            inner.stores += 1;
             inner.partitions = next.iter().map(|next| Partition::new(*next)).collect();
         });
     }
@@ -295,11 +331,22 @@ impl Progress {
         });
     }
 
-    /// `asked` is when the question was put, so that the answer is never thought newer than it is.
-    pub(crate) fn learnt(&self, high_watermarks: &[HighWatermark], asked: Instant) {
+    /// The log is to be asked for its high watermarks.
+    pub(crate) fn asks(&self) -> Asked {
+        let inner = self.lock();
+        Asked { at: Instant::now(), wall: now_ms(), past: inner.log_clock.at_least(), store: inner.stores }
+    }
+
+    /// What it answered, a high watermark for each partition.
+    pub(crate) fn learnt(&self, high_watermarks: &[HighWatermark], asked: Asked) {
         self.change(|inner| {
+            // Those of another log, or of fewer partitions, say nothing of this one.
+            if asked.store != inner.stores || high_watermarks.len() != inner.partitions.len() {
+                return;
+            }
+            inner.asked = Some(asked);
             for (known, learnt) in inner.partitions.iter_mut().zip(high_watermarks) {
-                known.learnt(*learnt, asked);
+                known.learnt(*learnt, asked.at);
             }
         });
     }
@@ -311,6 +358,15 @@ impl Progress {
     #[must_use]
     pub fn past(&self, now: i64) -> Option<i64> {
         Some(self.lock().log_clock.at_least()?.min(now))
+    }
+
+    /// Until when this node has applied everything that was appended, if this machine's clock shows `now`; `None` while it is
+    /// behind. What is read from the store after this may be newer, but not older, however long that takes.
+    #[must_use]
+    pub fn seen(&self, now: i64) -> Option<Seen> {
+        let inner = self.lock();
+        let log_time = inner.asked.filter(|_| inner.has_reached())?.past?;
+        Some(Seen { until: log_time.min(now), log_time })
     }
 
     /// The time by the log's clock, ms since the epoch; `None` until a record was read as it was written.
@@ -398,10 +454,10 @@ impl Progress {
         let status = |(partition, known): (i32, &Partition)| PartitionStatus {
             partition,
             applied: known.next.applied(partition).offset,
-            high_watermark: known.high_watermark.map(|(value, _)| value.0),
-            lag: known.high_watermark.map(|(value, _)| known.next.lag(value)),
+            high_watermark: known.high_watermark.map(|value| value.0),
+            lag: known.high_watermark.map(|value| known.next.lag(value)),
             lag_seconds: known.lag_seconds(),
-            high_watermark_age_ms: known.high_watermark.map(|(_, at)| at.elapsed().as_millis() as u64),
+            high_watermark_age_ms: inner.asked.map(|asked| asked.at.elapsed().as_millis() as u64),
         };
         (0..).zip(&inner.partitions).map(status).collect()
     }
@@ -426,10 +482,12 @@ impl Progress {
 
 impl Inner {
     fn caught_up(&self) -> bool {
+        self.has_reached() && self.asked.is_some_and(|asked| asked.is_fresh())
+    }
+
+    fn has_reached(&self) -> bool {
         !self.partitions.is_empty()
-            && self.partitions.iter().all(|p| {
-                p.high_watermark.is_some_and(|(end, at)| p.next.lag(end) == 0 && at.elapsed() <= FRESH)
-            })
+            && self.partitions.iter().all(|p| p.high_watermark.is_some_and(|end| p.next.lag(end) == 0))
     }
 
     fn fraction(&self) -> Option<f64> {
@@ -438,7 +496,7 @@ impl Inner {
         }
         let (mut read, mut all) = (0u64, 0u64);
         for (partition, from) in self.partitions.iter().zip(&self.from) {
-            let (end, _) = partition.high_watermark?;
+            let end = partition.high_watermark?;
             all += from.lag(end);
             read += from.lag(end) - partition.next.lag(end);
         }
@@ -450,22 +508,59 @@ impl Inner {
 mod tests {
     use super::*;
 
+    fn ago(seconds: u64) -> Instant {
+        Instant::now()
+            .checked_sub(Duration::from_secs(seconds))
+            .expect("the machine has been up for that long")
+    }
+
     #[test]
     fn caught_up_needs_every_partition_and_fresh_high_watermarks() {
         let progress = Progress::default();
         assert!(!progress.caught_up(), "nothing is known yet");
         progress.begin(&[NextOffset(0), NextOffset(5)], false);
         assert!(!progress.caught_up());
-        progress.learnt(&[HighWatermark(2), HighWatermark(5)], Instant::now());
+        progress.learnt(&[HighWatermark(2), HighWatermark(5)], progress.asks());
         assert!(!progress.caught_up());
         assert_eq!(progress.restore().fraction, Some(0.0));
         progress.applied(&[(0, NextOffset(2))]);
         assert!(progress.caught_up());
         assert_eq!(progress.restore().fraction, Some(1.0));
         assert_eq!(progress.partitions()[0].lag_seconds, Some(0.0));
-        let stale = Instant::now().checked_sub(FRESH * 2).expect("the machine has been up for two seconds");
-        progress.learnt(&[HighWatermark(2), HighWatermark(5)], stale);
+        let learn = |asked| progress.learnt(&[HighWatermark(2), HighWatermark(5)], asked);
+        learn(Asked { at: ago(2), ..progress.asks() });
         assert!(!progress.caught_up(), "learnt too long ago");
+        learn(Asked { wall: now_ms() - 2_000, ..progress.asks() });
+        assert!(!progress.caught_up(), "the machine was suspended since");
+        let of_this = progress.asks();
+        learn(of_this);
+        assert!(progress.caught_up());
+        progress.learnt(&[HighWatermark(2)], of_this);
+        assert!(progress.caught_up(), "an answer for fewer partitions says nothing");
+        progress.begin(&[NextOffset(2), NextOffset(5)], false);
+        learn(of_this);
+        assert!(!progress.caught_up(), "an answer to a question before the store was begun");
+    }
+
+    #[test]
+    fn what_a_node_has_seen_is_what_was_past_when_it_asked_for_the_end_that_it_has_reached() {
+        let progress = Progress::default();
+        progress.begin(&[NextOffset(0)], false);
+        progress.learnt(&[HighWatermark(0)], progress.asks());
+        assert_eq!(progress.seen(i64::MAX), None, "the log has told no time yet");
+        progress.log_told(1_000, true);
+        let asked = progress.asks();
+        // What is read while the answer is on its way is later.
+        progress.log_told(1_000_000, true);
+        progress.learnt(&[HighWatermark(2)], asked);
+        assert_eq!(progress.seen(i64::MAX), None, "it is behind");
+        assert!(progress.past(i64::MAX).is_some_and(|past| past >= 1_000_000));
+        progress.applied(&[(0, NextOffset(2))]);
+        let seen = progress.seen(i64::MAX).expect("it has reached that end");
+        assert!((1_000..1_000_000).contains(&seen.until) && seen.until == seen.log_time, "{seen:?}");
+        assert_eq!(progress.seen(5), Some(Seen { until: 5, ..seen }), "by this machine's clock, too");
+        progress.begin(&[NextOffset(2)], true);
+        assert_eq!(progress.seen(i64::MAX), None, "another store");
     }
 
     #[test]
@@ -474,11 +569,9 @@ mod tests {
         progress.begin(&[NextOffset(0)], false);
         let lag = || progress.partitions()[0].lag_seconds;
         assert_eq!(lag(), None, "nothing is known yet");
-        let ago =
-            |seconds| Instant::now().checked_sub(Duration::from_secs(seconds)).expect("up for that long");
-        progress.learnt(&[HighWatermark(4)], ago(3000));
-        progress.learnt(&[HighWatermark(4)], ago(2000));
-        progress.learnt(&[HighWatermark(6)], ago(1000));
+        for (end, seconds) in [(4, 3000), (4, 2000), (6, 1000)] {
+            progress.learnt(&[HighWatermark(end)], Asked { at: ago(seconds), ..progress.asks() });
+        }
         progress.applied(&[(0, NextOffset(3))]);
         assert!(lag().is_some_and(|lag| lag >= 3000.0), "{:?}", lag());
         progress.applied(&[(0, NextOffset(5))]);
@@ -489,7 +582,7 @@ mod tests {
         progress.applied(&[(0, NextOffset(6))]);
         assert_eq!(lag(), Some(0.0));
         progress.set_restored();
-        progress.learnt(&[HighWatermark(100)], Instant::now());
+        progress.learnt(&[HighWatermark(100)], progress.asks());
         assert_eq!(progress.restore().remaining_seconds, None);
         assert_eq!(progress.restore().fraction, Some(1.0), "what is written later is no part of the restore");
     }
@@ -498,9 +591,10 @@ mod tests {
     fn a_node_that_falls_behind_for_long_remembers_a_bounded_number_of_ends() {
         let progress = Progress::default();
         progress.begin(&[NextOffset(0)], false);
-        let start = Instant::now().checked_sub(Duration::from_secs(1000)).expect("up for that long");
+        let start = ago(1000);
         for n in 0..10_000 {
-            progress.learnt(&[HighWatermark(n + 1)], start + Duration::from_millis(n as u64));
+            let at = start + Duration::from_millis(n as u64);
+            progress.learnt(&[HighWatermark(n + 1)], Asked { at, ..progress.asks() });
         }
         assert!(progress.lock().partitions[0].ahead.len() <= AHEAD);
         let lag = || progress.partitions()[0].lag_seconds.expect("known");

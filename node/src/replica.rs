@@ -19,12 +19,14 @@
 //! | it lost records and has others in their place, later ones by their write timestamps ([`rewritten`]) | emptied | read until the switch |
 //! | the log starts above the store's next offset: this node missed records | emptied | emptied |
 //! | last caught up longer ago than the delete grace, for the process was away or frozen | emptied, before the log answers | emptied, before another read |
+//! | … while it was being built from the log | emptied | begun anew |
 //! | … for the log did not answer, or the store could not be written, for that long | – | read until the switch |
 //! | the topic was given more partitions | goes on, and reads them from their start | the same, within seconds |
 //! | the volume was restored from a backup within the grace | goes on from its own offsets | – |
 //! | the machine's clock was set forward by more than the grace: it may have been stopped for as long | emptied | emptied |
 //! | the machine's clock was set back by more than an hour: nobody knows how long it was away | emptied | nothing: a running process counts for itself |
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -39,7 +41,7 @@ use crate::now_ms;
 use crate::position::{HighWatermark, NextOffset, Position};
 use crate::progress::{Phase, Progress};
 use crate::snapshot::Fetcher;
-use crate::store::{Applied, Change, Checkpoint, Entry, Store, StoreError};
+use crate::store::{Applied, Author, Change, Checkpoint, Entry, Store, StoreError};
 
 /// How long the reader waits for news before the thread looks whether it should stop.
 const POLL: Duration = Duration::from_millis(100);
@@ -51,6 +53,8 @@ const WATERMARKS: Duration = Duration::from_millis(250);
 const STILL: Duration = Duration::from_secs(2);
 /// Between two notes in the store that the node is caught up, unless the grace is short: its age is known as well.
 const NOTE: Duration = Duration::from_secs(30);
+/// A store is built from the log at most so often until what it holds is beyond doubt.
+const READINGS: usize = 3;
 /// How long to look whether the log holds other records than were read.
 const VERIFY: Duration = Duration::from_secs(10);
 /// A log of fewer offsets is read faster than a member is asked.
@@ -159,7 +163,7 @@ fn learn(log: &dyn Log, store: &Store, progress: &Progress, shared: &Shared, sto
             std::thread::sleep(WATERMARKS / 10);
             continue;
         }
-        let (asked, next) = (Instant::now(), progress.next());
+        let (asked, next) = (progress.asks(), progress.next());
         match log.high_watermarks() {
             Ok(learnt) => {
                 progress.learnt(&learnt, asked);
@@ -203,6 +207,8 @@ enum Interrupted {
     TooOld(String),
     /// The process stood still for longer than the grace.
     Frozen,
+    /// The store was built, and emptied to be built once more.
+    Again,
 }
 
 impl From<StoreError> for Interrupted {
@@ -220,6 +226,9 @@ struct CaughtUp {
     seen: Option<Instant>,
     /// When the store was last told.
     noted: Option<Instant>,
+    /// How often a store that is being built has been read to the end, and what was doubtful then.
+    readings: usize,
+    doubtful: BTreeSet<(Vec<u8>, Position)>,
 }
 
 /// Empties a store whose records must not be read any more.
@@ -254,6 +263,7 @@ impl Parts {
                 Interrupted::Log(error) => self.wait_for_log(error.to_string()),
                 Interrupted::Store(error) => self.blocked(error),
                 Interrupted::TooOld(why) => too_old = Some(why),
+                Interrupted::Again => {}
                 // Until it is done, nothing is read from it.
                 Interrupted::Frozen => {
                     caught_up = CaughtUp::default();
@@ -393,6 +403,14 @@ impl Parts {
             self.persist(|| self.sweep())?;
             if self.progress.caught_up() {
                 first = false;
+                if !self.trusts() && self.is_doubtful(caught_up)? {
+                    let starts: Vec<_> =
+                        info.partitions.iter().map(|range| NextOffset(range.start)).collect();
+                    // First, so that nobody takes the empty store for a complete one.
+                    self.begin(&starts, false);
+                    self.persist(|| self.store.reset(&info.identity, &starts, now_ms()))?;
+                    return Ok(Interrupted::Again);
+                }
                 self.note_caught_up(caught_up)?;
             }
             reader.applied(&next);
@@ -428,8 +446,7 @@ impl Parts {
         }
         let misfit = misfit.or_else(|| {
             let age = too_old.or_else(|| distrust_now(caught_up, now_ms(), self.log.delete_grace()));
-            // One that is being built is as old as its beginning; it may take its time.
-            age.filter(|_| checkpoint.restored).map(|why| Misfit { why, of_all: true })
+            age.map(|why| Misfit { why, of_all: true })
         });
         let starts: Vec<_> = info.partitions.iter().map(|range| NextOffset(range.start)).collect();
         if let Some(Misfit { why, of_all }) = misfit {
@@ -454,12 +471,33 @@ impl Parts {
             self.store.set_identity(&info.identity)?;
         }
         let next = self.grown(&checkpoint, info)?;
+        self.begin(&next, checkpoint.restored);
+        Ok(next)
+    }
+
+    fn begin(&self, next: &[NextOffset], restored: bool) {
         // A build that goes on after an interruption stays one.
         match self.progress.restore().rebuilding.filter(|_| self.store.is_building()) {
-            Some(why) => self.progress.rebuild(&next, why),
-            None => self.progress.begin(&next, checkpoint.restored),
+            Some(why) => self.progress.rebuild(next, why),
+            None => self.progress.begin(next, restored),
         }
-        Ok(next)
+    }
+
+    /// Whether a store that has just been built from the log is to be built once more: behind a record that it holds lies one
+    /// without effect. Between them may have been a tombstone that was compacted away before it was reached; so was the
+    /// record then, and a second reading does not find it.
+    fn is_doubtful(&self, last: &mut CaughtUp) -> Result<bool, StoreError> {
+        if self.store.checkpoint()?.restored {
+            return Ok(false);
+        }
+        let doubtful = self.store.doubtful()?;
+        last.readings += 1;
+        if doubtful.is_subset(&last.doubtful) || last.readings == READINGS {
+            return Ok(false);
+        }
+        tracing::info!(keys = doubtful.len(), "reading the log once more, as it was compacted meanwhile");
+        last.doubtful = doubtful;
+        Ok(true)
     }
 
     /// The next offsets of all partitions, also of those that the topic has gained.
@@ -499,9 +537,6 @@ impl Parts {
         let fits = |checkpoint: &Checkpoint| {
             // The log has moved on while the copy was made.
             let info = self.log.open().map_err(|error| error.to_string())?;
-            if !checkpoint.restored || checkpoint.identity.is_none() {
-                return Err("it is not complete".to_owned());
-            }
             let mut misfit = misfit(checkpoint, &info).map(|misfit| misfit.why);
             if misfit.is_none() {
                 misfit = rewritten(&*self.log, checkpoint, VERIFY, &self.stop)
@@ -545,7 +580,8 @@ impl Parts {
     fn sweep(&self) -> Result<(), StoreError> {
         // What a wrong clock drops would not come back when it is set right.
         let Some(past) = self.progress.past(now_ms()) else { return Ok(()) };
-        let swept = self.store.sweep(past, self.delete_retention, self.progress.caught_up())?;
+        let swept =
+            self.store.sweep(past, self.delete_retention, self.progress.seen(past).map(|seen| seen.until))?;
         self.metrics.keys_swept.inc_by(swept as u64);
         Ok(())
     }
@@ -697,7 +733,8 @@ pub fn apply(store: &Store, batch: &Batch) -> Result<(Applied, usize), StoreErro
             Err(reason) => {
                 poison += 1;
                 if let Some(key) = record.key.filter(|key| (1..=store.max_key_bytes()).contains(&key.len())) {
-                    changes.push((key, Change::Poison { at: record.position, timestamp: record.timestamp }));
+                    let (at, timestamp) = (record.position, record.timestamp);
+                    changes.push((key, Change::Nothing { at, timestamp, by: Author::Unknown }));
                 }
                 if poison <= POISON_LOGGED {
                     tracing::warn!(position = %record.position, "skipped a record that can't be decoded: {reason}");
@@ -727,12 +764,15 @@ fn decode<'a>(record: &LogRecord<'a>, max_key_bytes: usize) -> Result<(&'a [u8],
             Err("its header names an offset that is not before it")
         }
     };
+    let late = Change::Nothing { at, timestamp, by: Author::Trimmer };
     let (position, write_timestamp) = match condition {
         None => (at, timestamp),
-        Some(Condition::Trim { offset }) if record.value.is_none() => {
-            return Ok((key, Change::Trim { at, timestamp, offset: earlier(offset)? }));
+        Some(Condition::Trim { offset, until }) if record.value.is_none() => {
+            let offset = earlier(offset)?;
+            let change = if timestamp > until { late } else { Change::Trim { at, timestamp, offset } };
+            return Ok((key, change));
         }
-        Some(Condition::Repair { offset, timestamp }) => {
+        Some(Condition::Repair { offset, timestamp, .. }) => {
             (Position { offset: earlier(offset)?, ..at }, timestamp)
         }
         Some(Condition::Trim { .. } | Condition::Unreadable) => {
@@ -749,7 +789,11 @@ fn decode<'a>(record: &LogRecord<'a>, max_key_bytes: usize) -> Result<(&'a [u8],
             Entry::new(position, write_timestamp, decoded.ttl, value)
         }
     };
-    let change = if position == at { entry.into() } else { Change::Repair { at, timestamp, entry } };
+    let change = match condition {
+        None => entry.into(),
+        Some(Condition::Repair { until, .. }) if timestamp > until => late,
+        Some(_) => Change::Repair { at, timestamp, entry },
+    };
     Ok((key, change))
 }
 

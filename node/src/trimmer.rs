@@ -8,23 +8,26 @@
 //! 1. Every record has a *version*: a write its own offset, a trimmer's record the offset in its header (`log/mod.rs`). A record
 //!    takes effect iff its partition holds none of the key, or none with a greater version. So a write always does.
 //! 2. A *trim* T(v) removes the key. A *repair* R(v) is the record of v as it was, position and timestamp too: where that still
-//!    is, R changes nothing; where T took it away, R brings it back.
-//! 3. T(v) is sent when v has been dead for `DELETE_RETENTION`, by this machine's clock and by the log's: one clock that is wrong
-//!    buries nothing alive. Nothing with a smaller version is on its way any more: who repairs knew a second ago that it was
-//!    caught up, and the producer gives up in time.
+//!    is, R changes nothing; where T took it away, R brings it back. Neither has any effect in the log later than a quarter of
+//!    `DELETE_RETENTION` after what it was decided upon: its header says until when.
+//! 3. T(v) is sent by a node that has read all that was there when v had been dead for `DELETE_RETENTION`, or replaced by another
+//!    partition's record for half of it, by its machine's clock and by the log's: one clock that is wrong buries nothing alive. What
+//!    was decided without v is too late by then, however long it, or who sent it, was held up (brokers' clocks agree that far).
 //! 4. So T can only race with writes S after v. In the log S is before T or after it, and each replica decides alike: before,
 //!    T is *void*; after, S takes effect on an empty place.
-//! 5. A void T is a *debt*, since compaction would keep T and drop S; so is a record that can't be decoded. It is stored with the
-//!    records; a node that is caught up appends R(s) behind it. An R that is void, since a write came before it, is a debt in
-//!    turn; the last write ends this.
+//! 5. A record without effect is a *debt*, since compaction would keep it and drop what decided before it. It is stored with the
+//!    records; a node that is caught up appends behind it R(s) of what the partition holds or, if that is nothing and a trimmer's
+//!    record hides it, a trim of all before. What is without effect in turn is a debt in turn; the last write ends this. Others'
+//!    nonsense on a key that holds nothing is left alone; who builds a store while that is compacted reads twice (`replica.rs`).
 //! 6. Compaction can't drop S before T is `min.compaction.lag.ms` old. Some node that reads all partitions runs within that
 //!    time: the one assumption.
 //! 7. T stays for `delete.retention.ms`. A node that was away for less reads it; one that was away for longer rebuilds its store.
 //! 8. Partitions decide each for itself; a key's record is the newest of theirs. Older ones, left where the topic has grown, are
 //!    trimmed first: a delete in one partition may be all that hides them (if it is another writer's tombstone, some node must
-//!    trim within `delete.retention.ms`). A node that does not read all partitions trims none.
+//!    trim in the second half of `delete.retention.ms`; nobody may write nonsense to where they were). A node that does not read
+//!    all partitions trims none.
 //! 9. Whatever trimmers append is conditional: two at a time, or a late one, cost room in the log and nothing else.
-//! 10. `node/tests/simulation.rs` holds the real store, replica and trimmer to this, and eight deliberate mistakes fail it.
+//! 10. `node/tests/simulation.rs` holds the real store, replica and trimmer to this, and eleven deliberate mistakes fail it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,7 +41,7 @@ use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::now_ms;
 use crate::position::Position;
-use crate::progress::Progress;
+use crate::progress::{Progress, Seen};
 use crate::replica::Obituary;
 use crate::store::{Owed, Store, StoreError};
 
@@ -58,6 +61,8 @@ pub struct Trimmer {
     store: Arc<Store>,
     /// How long a record stays after it died, in ms.
     retention: i64,
+    /// How long what it decides takes effect, in ms.
+    window: i64,
     /// The last key looked at.
     after: Vec<u8>,
 }
@@ -66,51 +71,56 @@ impl Trimmer {
     /// `retention` in ms.
     #[must_use]
     pub fn new(store: Arc<Store>, retention: i64) -> Self {
-        Self { store, retention, after: Vec::new() }
+        // In less, a debt that was left to others for a while could not be paid.
+        let window = (retention / 4).max(2 * PATIENCE.as_millis() as i64);
+        Self { store, retention, window, after: Vec::new() }
     }
 
-    /// What settles the debts that were made until a moment (ms since the epoch). To be appended only while the store is
-    /// caught up.
+    /// What settles the debts that were made until a moment (ms since the epoch).
     ///
     /// # Errors
     /// When the store fails.
     pub fn repairs(&self, made_until: i64) -> Result<Vec<Tidy>, StoreError> {
         let owed = self.store.owed(LIMIT)?;
-        Ok(owed.into_iter().filter(|owed| owed.debt.timestamp <= made_until).filter_map(repair).collect())
+        let due = owed.into_iter().filter(|owed| owed.debt.timestamp <= made_until);
+        Ok(due.map(|owed| self.repair(owed)).collect())
     }
 
-    /// The next tombstones at `now` (ms since the epoch), and whether all keys have been looked at. To be appended only
-    /// while the store is caught up.
+    fn repair(&self, Owed { key, debt, entry, replaced_at }: Owed) -> Tidy {
+        let until = debt.timestamp.saturating_add(self.window);
+        let Some(entry) = entry else {
+            // A trim of all that was before: what had said so is behind in compaction now.
+            let before = Position { offset: (debt.position.offset - 1).max(0), ..debt.position };
+            return trim(key, before, until);
+        };
+        let Position { partition, offset } = entry.position();
+        if replaced_at.is_some_and(|at| at <= debt.timestamp.saturating_sub(self.retention / 2)) {
+            // It need not be said again.
+            return trim(key, entry.position(), until);
+        }
+        let condition = Condition::Repair { offset, timestamp: entry.timestamp(), until };
+        // A tombstone's is one.
+        let value = entry.has_record().then(|| entry.record_bytes().to_vec());
+        Tidy { partition, key, value, condition }
+    }
+
+    /// The next tombstones, and whether all keys have been looked at.
     ///
     /// # Errors
     /// When the store fails.
-    pub fn trims(&mut self, now: i64) -> Result<(Vec<Tidy>, bool), StoreError> {
-        let mut dead = self.store.stranded(LIMIT)?;
-        let (found, after) =
-            self.store.long_dead(&self.after, now, self.retention, LIMIT - dead.len(), LOOKS)?;
-        dead.extend(found);
+    pub fn trims(&mut self, seen: Seen) -> Result<(Vec<Tidy>, bool), StoreError> {
+        let dead = seen.until.saturating_sub(self.retention);
+        let replaced = seen.until.saturating_sub(self.retention / 2);
+        let (found, after) = self.store.trimmable(&self.after, dead, replaced, LIMIT, LOOKS)?;
         let all = after.is_none();
         self.after = after.unwrap_or_default();
-        Ok((dead.into_iter().map(|(key, position)| trim(key, position)).collect(), all))
+        let until = seen.log_time.saturating_add(self.window);
+        Ok((found.into_iter().map(|(key, position)| trim(key, position, until)).collect(), all))
     }
 }
 
-fn trim(key: Vec<u8>, Position { partition, offset }: Position) -> Tidy {
-    Tidy { partition, key, value: None, condition: Condition::Trim { offset } }
-}
-
-fn repair(Owed { key, entry, newest, .. }: Owed) -> Option<Tidy> {
-    // There is always one: a condition is only not met by a newer record, which stays as long as the debt.
-    let entry = entry?;
-    let Position { partition, offset } = entry.position();
-    if !newest {
-        // What another partition's record replaced need not be said again.
-        return Some(trim(key, entry.position()));
-    }
-    let condition = Condition::Repair { offset, timestamp: entry.timestamp() };
-    // A tombstone's is one.
-    let value = entry.has_record().then(|| entry.record_bytes().to_vec());
-    Some(Tidy { partition, key, value, condition })
+fn trim(key: Vec<u8>, Position { partition, offset }: Position, until: i64) -> Tidy {
+    Tidy { partition, key, value: None, condition: Condition::Trim { offset, until } }
 }
 
 /// The thread that trims when it is this node's turn.
@@ -167,7 +177,7 @@ impl Parts {
         let _obituary = Obituary { progress: &progress, thread: "trimmer" };
         while !self.stop.load(Ordering::Relaxed) {
             let elected = self.membership.trims();
-            // Else it would decide on what may be replaced already.
+            // What others have done already need not be done again.
             if self.progress.caught_up()
                 && let Err(error) = self.tick(elected)
             {
@@ -187,9 +197,9 @@ impl Parts {
         if !elected || Instant::now() < self.next || !self.fit() {
             return Ok(());
         }
-        // Nothing was read since the start: the log does not grow.
-        let Some(past) = self.progress.past(now_ms()) else { return Ok(()) };
-        let (trims, all) = self.trimmer.trims(past)?;
+        // The clock first, then the store: it may be newer than that, never older.
+        let Some(seen) = self.progress.seen(now_ms()) else { return Ok(()) };
+        let (trims, all) = self.trimmer.trims(seen)?;
         self.metrics.tombstones_sent.inc_by(self.append(trims));
         if all {
             let pause = Duration::from_millis(self.trimmer.retention.unsigned_abs() / 100);

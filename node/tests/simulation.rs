@@ -8,7 +8,7 @@
 //! the last write in the log, trimmers' records left aside, says of it. That is: no acknowledged write is lost, no deleted
 //! key comes back, all replicas agree, and compaction changes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,8 +18,9 @@ use std::time::Instant;
 use bitacora_client::wire::{KeyValue, source, ttl};
 use bitacora_node::log::{Batch, Condition, LogIdentity, LogRecord, Tidy};
 use bitacora_node::position::{NextOffset, Position, partition_of};
+use bitacora_node::progress::Seen;
 use bitacora_node::replica;
-use bitacora_node::store::{Entry, State, Store};
+use bitacora_node::store::{Checkpoint, Entry, State, Store};
 use bitacora_node::trimmer::Trimmer;
 
 const SECOND: i64 = 1_000;
@@ -31,8 +32,10 @@ const RETENTION: i64 = 10 * HOUR;
 const TOMBSTONES: i64 = RETENTION;
 /// `min.compaction.lag.ms`.
 const LAG: i64 = HOUR;
-/// From a decision to its record's place in the log, at most.
+/// From a writer to the log, at most; and what a trimmer decided, if nothing holds it up.
 const DELAY: i64 = MINUTE;
+/// What holds a trimmer up, at most: the machine was suspended, or its connection hung.
+const LONG: i64 = 3 * RETENTION;
 /// How far a node's clock is off, at most.
 const SKEW: i64 = MINUTE;
 /// Steps of a run.
@@ -60,6 +63,12 @@ enum Bug {
     StrandedForgotten,
     /// A record that can't be decoded is skipped as if compaction did so, too.
     PoisonForgotten,
+    /// What a trimmer sent takes effect however late it comes.
+    LateTidies,
+    /// A debt to a key that the partition holds nothing of is not paid.
+    HollowDebts,
+    /// A store that was just built is taken for what it seems.
+    DoubtsIgnored,
 }
 
 /// `SplitMix64`.
@@ -142,6 +151,8 @@ struct Replica {
     skew: i64,
     /// It has read everything since it last did anything else.
     caught_up: bool,
+    /// What was doubtful when it had built its store from the log.
+    doubtful: BTreeSet<(Vec<u8>, Position)>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -151,6 +162,7 @@ struct Counts {
     steps: u64,
     crashes: u64,
     resyncs: u64,
+    doubts: u64,
     tombstones: u64,
     effective: u64,
     void: u64,
@@ -161,13 +173,14 @@ struct Counts {
 }
 
 impl Counts {
-    fn each(&self) -> [(&'static str, u64); 12] {
+    fn each(&self) -> [(&'static str, u64); 13] {
         [
             ("steps", self.steps),
             ("writes", self.operations),
             ("records that can't be decoded", self.poison),
             ("crashes", self.crashes),
             ("resyncs", self.resyncs),
+            ("stores that were built twice", self.doubts),
             ("tombstones sent by trimmers", self.tombstones),
             ("records that they removed", self.effective),
             ("of them and of repairs void", self.void),
@@ -194,6 +207,12 @@ struct Simulation<'a> {
     repaired: i64,
     /// When somebody last trimmed for sure.
     trimmed: i64,
+    /// When the topic last got a partition.
+    grown: i64,
+    /// Whether Kafka compacts seldom.
+    lazy: bool,
+    /// One step in so many is compaction or hours that pass, besides those in a hundred that are so anyway.
+    pace: u64,
     /// How many of the keys are used; few make for many races.
     keys: usize,
     values: u64,
@@ -225,6 +244,7 @@ impl<'a> Simulation<'a> {
             current: now,
             skew,
             caught_up: false,
+            doubtful: BTreeSet::new(),
         };
         let replicas: Vec<_> =
             stores[..REPLICAS].iter().map(|store| replica(store, random.between(-SKEW, SKEW))).collect();
@@ -232,10 +252,14 @@ impl<'a> Simulation<'a> {
             store.reset(&identity(), &starts(log.len()), 0).expect("writable");
         }
         let keys = 1 + random.index(KEYS.len());
+        let lazy = random.one_in(3);
+        let pace = [3, 10, u64::MAX][random.index(3)];
         Self {
             seed,
             bug,
             random,
+            lazy,
+            pace,
             keys,
             now,
             log,
@@ -245,6 +269,7 @@ impl<'a> Simulation<'a> {
             spare: &stores[REPLICAS],
             repaired: now,
             trimmed: now,
+            grown: now,
             values: 0,
             counts: Counts::default(),
             trace: traced.then(String::new),
@@ -263,20 +288,26 @@ impl<'a> Simulation<'a> {
         let passes = self.random.between(0, 3 * SECOND);
         self.advance(passes)?;
         let replica = self.random.index(REPLICAS);
-        match self.random.below(100) {
+        let kind = if self.random.one_in(self.pace) {
+            self.random.between(86, 99)
+        } else {
+            self.random.between(0, 99)
+        };
+        match kind {
             0..28 => self.write(),
             28..33 => self.foreign(),
             33..53 => self.poll(replica, 10)?,
-            53..63 => self.catch_up(replica)?,
+            53..63 => self.read_on(replica)?,
             63..66 => self.crash(replica),
-            66..71 => self.start(replica)?,
-            71..77 => self.trim(replica)?,
+            66..70 => self.start(replica)?,
+            70 => self.overtake(replica)?,
+            71..77 => self.trim(replica, LONG)?,
             // Two at once.
             77..79 => {
-                self.catch_up(replica)?;
-                self.catch_up((replica + 1) % REPLICAS)?;
-                self.trim(replica)?;
-                self.trim((replica + 1) % REPLICAS)?;
+                self.read_on(replica)?;
+                self.read_on((replica + 1) % REPLICAS)?;
+                self.trim(replica, LONG)?;
+                self.trim((replica + 1) % REPLICAS, LONG)?;
             }
             79..83 => self.repair(replica)?,
             83..86 => self.sweep(replica)?,
@@ -288,6 +319,7 @@ impl<'a> Simulation<'a> {
                 // The brokers' clocks agree no better than others.
                 if self.log.len() < 4 && self.random.one_in(3) {
                     self.log.push(Partition::default());
+                    self.grown = self.now;
                     note!(self, "the topic has {} partitions now", self.log.len());
                 }
             }
@@ -298,8 +330,8 @@ impl<'a> Simulation<'a> {
             96..99 => {
                 let hours = self.random.between(1, 6);
                 self.advance(hours * HOUR)?;
-                self.catch_up(replica)?;
-                self.trim(replica)?;
+                self.read_on(replica)?;
+                self.trim(replica, LONG)?;
                 for _ in 0..self.log.len() {
                     self.compact();
                 }
@@ -317,17 +349,26 @@ impl<'a> Simulation<'a> {
     /// Lets time pass. The assumptions: somebody pays the debts within the time that compaction leaves, and trims what is
     /// left in other partitions while the tombstone that hides it is there.
     fn advance(&mut self, ms: i64) -> Outcome {
-        if self.now + ms - self.trimmed > TOMBSTONES / 2 {
-            let trimmer = self.anybody()?;
-            self.catch_up(trimmer)?;
-            self.trim(trimmer)?;
-            self.trimmed = self.now;
+        let end = self.now + ms;
+        // Mostly the same, so that the others may be behind for long.
+        let somebody = if self.random.one_in(10) { self.random.index(REPLICAS) } else { 0 };
+        while self.now < end {
+            // What was held up may make debts at any time.
+            let tidies = self.sent.iter().filter(|sent| sent.condition.is_some());
+            let next = tidies.map(|sent| sent.due).min().map(|due| due + self.random.between(0, LAG / 2));
+            let ms = next.map_or(end, |next| next.clamp(self.now + 1, end)) - self.now;
+            if self.now + ms - self.trimmed > TOMBSTONES / 4 {
+                let trimmer = self.started(somebody)?;
+                self.catch_up(trimmer)?;
+                self.trim(trimmer, DELAY)?;
+                self.trimmed = self.now;
+            }
+            if self.now + ms - self.repaired > LAG / 2 {
+                self.pass(DELAY);
+                self.pay_debts(somebody)?;
+            }
+            self.pass(ms);
         }
-        if self.now + ms - self.repaired > LAG / 2 {
-            self.pass(DELAY);
-            self.pay_debts()?;
-        }
-        self.pass(ms);
         Ok(())
     }
 
@@ -342,9 +383,8 @@ impl<'a> Simulation<'a> {
         }
     }
 
-    /// Some replica, which is started if need be, and reads all partitions.
-    fn anybody(&mut self) -> Result<usize, String> {
-        let mut number = self.random.index(REPLICAS);
+    /// That replica or, if it is away, the next; it reads all partitions.
+    fn started(&mut self, mut number: usize) -> Result<usize, String> {
         self.start(number)?;
         if !self.replicas[number].up {
             number = (number + 1) % REPLICAS;
@@ -354,13 +394,12 @@ impl<'a> Simulation<'a> {
         Ok(number)
     }
 
-    fn pay_debts(&mut self) -> Outcome {
-        let payer = self.anybody()?;
+    fn pay_debts(&mut self, somebody: usize) -> Outcome {
+        let payer = self.started(somebody)?;
         for round in 0..100 {
             self.catch_up(payer)?;
-            let Replica { trimmer, .. } = &self.replicas[payer];
-            let repairs = trimmer.repairs(i64::MAX).map_err(|error| error.to_string())?;
-            if repairs.is_empty() || self.bug == Bug::NoRepairs {
+            let repairs = self.repairs(payer, i64::MAX)?;
+            if repairs.is_empty() {
                 self.repaired = self.now;
                 return Ok(());
             }
@@ -368,11 +407,30 @@ impl<'a> Simulation<'a> {
                 self.counts.repairs += 1;
                 let delay = if round < 3 { self.random.between(0, DELAY) } else { 0 };
                 self.race(&tidy, delay);
+                // And somebody else, whom something holds up.
+                if round == 0 && self.random.one_in(4) {
+                    let delay = self.random.between(0, LONG);
+                    self.send_tidy(tidy.clone(), delay);
+                }
                 self.send_tidy(tidy, delay);
             }
             self.pass(if round < 3 { DELAY } else { 0 });
         }
         Err("the debts don't end".to_owned())
+    }
+
+    fn repairs(&self, number: usize, made_until: i64) -> Result<Vec<Tidy>, String> {
+        let Replica { trimmer, store, .. } = &self.replicas[number];
+        let mut repairs = trimmer.repairs(made_until).map_err(|error| error.to_string())?;
+        match self.bug {
+            Bug::NoRepairs => repairs.clear(),
+            Bug::HollowDebts => {
+                let owed = store.owed(usize::MAX).map_err(|error| error.to_string())?;
+                repairs.retain(|tidy| owed.iter().any(|owed| owed.key == tidy.key && owed.entry.is_some()));
+            }
+            _ => {}
+        }
+        Ok(repairs)
     }
 
     // The log.
@@ -430,10 +488,12 @@ impl<'a> Simulation<'a> {
     }
 
     /// What Kafka's cleaner may do now: remove, as far as everything is old enough, what a newer record of its key follows
-    /// there, or some of it if it is interrupted; and tombstones, a while after they were first cleaned.
+    /// there, up to some segment if it is interrupted; and tombstones, a while after they were first cleaned.
     fn compact(&mut self) {
+        if self.lazy && !self.random.one_in(30) {
+            return;
+        }
         let partition = self.random.index(self.log.len());
-        let interrupted = self.random.one_in(5);
         let (now, random) = (self.now, &mut self.random);
         let log = &mut self.log[partition];
         // `timestamp` may lie ahead of `now` by the broker's clock.
@@ -449,23 +509,23 @@ impl<'a> Simulation<'a> {
             }
             _ => bound,
         };
-        log.cleaned = log.cleaned.max(end);
+        // It goes from the oldest segment to the newest.
+        let done = if random.one_in(5) { random.between(0, end) } else { end };
+        log.cleaned = log.cleaned.max(done);
         let mut newest = BTreeMap::new();
         for record in log.records.iter().filter(|record| record.offset < end) {
             newest.insert(record.key, record.offset);
         }
         let before = log.records.len();
         log.records.retain_mut(|record| {
-            if record.offset >= end {
+            if record.offset >= done {
                 return true;
             }
-            if newest[record.key] != record.offset {
-                return interrupted && random.one_in(2);
-            }
-            if record.value.is_none() && !interrupted {
+            let is_newest = newest[record.key] == record.offset;
+            if is_newest && record.value.is_none() {
                 return *record.horizon.get_or_insert(now + TOMBSTONES) > now;
             }
-            true
+            is_newest
         });
         let gone = before - log.records.len();
         self.counts.compacted += gone as u64;
@@ -497,16 +557,19 @@ impl<'a> Simulation<'a> {
     fn foreign(&mut self) {
         self.counts.operations += 1;
         let key = KEYS[self.random.index(self.keys)];
-        let partitions = if self.random.one_in(4) { 1 } else { self.log.len() };
-        let partition = partition_of(key.as_bytes(), partitions);
-        let value = match self.random.below(5) {
+        let kind = self.random.below(6);
+        let nonsense = (2..4).contains(&kind);
+        // The assumption: nonsense does not follow what the topic's growth has left behind.
+        let knows_new = nonsense || !self.random.one_in(4);
+        let partition = partition_of(key.as_bytes(), if knows_new { self.log.len() } else { 1 });
+        let value = match kind {
             0 => {
                 let text = self.value();
                 Some(encode(key, &text, ttl::FOR_EVER))
             }
             // Expired when written.
             1 => Some(encode(key, "old", 1)),
-            2 => Some(b"no record".to_vec()),
+            _ if nonsense => Some(b"no record".to_vec()),
             _ => None,
         };
         self.send(key, value, partition);
@@ -518,6 +581,7 @@ impl<'a> Simulation<'a> {
         let replica = &mut self.replicas[number];
         if replica.up {
             (replica.up, replica.caught_up) = (false, false);
+            replica.doubtful.clear();
             replica.trimmer = Trimmer::new(Arc::clone(&replica.store), RETENTION);
             self.counts.crashes += 1;
             note!(self, "replica {number} crashes");
@@ -556,10 +620,11 @@ impl<'a> Simulation<'a> {
             self.resync(number)?;
         }
         let replica = &mut self.replicas[number];
-        if self.random.one_in(5) {
+        // A node asks for them every few seconds.
+        if self.now - self.grown > HOUR || self.random.one_in(5) {
             learn_partitions(replica, self.log.len())?;
         }
-        let before = checkpoint(&replica.store)?;
+        let before = checkpoint(&replica.store)?.next;
         let mut batch = Batch::default();
         for (partition, log) in (0..).zip(&self.log[..replica.partitions]) {
             if limit != u64::MAX && self.random.one_in(3) {
@@ -589,11 +654,33 @@ impl<'a> Simulation<'a> {
         self.counts.void += applied.void as u64;
         self.counts.effective += applied.trimmed as u64;
         note!(self, "replica {number} applied {:?}: {applied:?}", batch.next());
-        let after = checkpoint(&self.replicas[number].store)?;
+        let after = checkpoint(&self.replicas[number].store)?.next;
         if after.iter().zip(&before).any(|(after, before)| after < before) {
             return Err(format!("replica {number} went back from {before:?} to {after:?}"));
         }
         Ok(())
+    }
+
+    /// Compaction overtakes a replica that builds its store, with nonsense behind what it has read.
+    fn overtake(&mut self, number: usize) -> Outcome {
+        if !self.replicas[number].up {
+            return Ok(());
+        }
+        self.resync(number)?;
+        self.poll(number, 20)?;
+        // Of a key that has not been written for long.
+        let written = |key: &&'static str| self.expected(key).map_or(0, |write| write.timestamp);
+        if let Some(key) = KEYS[..self.keys].iter().copied().min_by_key(written) {
+            let partition = partition_of(key.as_bytes(), self.log.len());
+            self.send(key, Some(b"no record".to_vec()), partition);
+        }
+        self.advance(2 * LAG)?;
+        let lazy = std::mem::take(&mut self.lazy);
+        for _ in 0..2 * self.log.len() {
+            self.compact();
+        }
+        self.lazy = lazy;
+        self.catch_up(number)
     }
 
     fn resync(&mut self, number: usize) -> Outcome {
@@ -606,9 +693,18 @@ impl<'a> Simulation<'a> {
             replica.store.reset(&identity(), &starts, 0)
         };
         replica.current = self.now;
+        replica.doubtful.clear();
         self.counts.resyncs += 1;
         note!(self, "replica {number} resyncs");
         reset.map_err(|error| error.to_string())
+    }
+
+    /// As [`Simulation::catch_up`], but a store that is being built may take long.
+    fn read_on(&mut self, number: usize) -> Outcome {
+        if !checkpoint(&self.replicas[number].store)?.restored && !self.random.one_in(8) {
+            return self.poll(number, 4);
+        }
+        self.catch_up(number)
     }
 
     /// Reads everything, and compares.
@@ -617,6 +713,21 @@ impl<'a> Simulation<'a> {
             return Ok(());
         }
         self.poll(number, u64::MAX)?;
+        let failed = |error: bitacora_node::store::StoreError| error.to_string();
+        while !checkpoint(&self.replicas[number].store)?.restored {
+            let replica = &mut self.replicas[number];
+            let doubtful = replica.store.doubtful().map_err(failed)?;
+            if doubtful.is_subset(&replica.doubtful) || self.bug == Bug::DoubtsIgnored {
+                replica.store.note_caught_up(self.now).map_err(failed)?;
+                replica.doubtful.clear();
+            } else {
+                replica.store.reset(&identity(), &starts(replica.partitions), 0).map_err(failed)?;
+                (replica.doubtful, replica.current) = (doubtful, self.now);
+                self.counts.doubts += 1;
+                note!(self, "replica {number} reads the log once more");
+                self.poll(number, u64::MAX)?;
+            }
+        }
         let replica = &mut self.replicas[number];
         (replica.current, replica.caught_up) = (self.now, true);
         if replica.partitions == self.log.len() {
@@ -626,20 +737,20 @@ impl<'a> Simulation<'a> {
         Ok(())
     }
 
-    fn trim(&mut self, number: usize) -> Outcome {
-        // It may have been caught up a moment ago, and decide on what it saw then. Of new partitions, the log would tell.
+    fn trim(&mut self, number: usize, held_up: i64) -> Outcome {
+        // It may have been caught up long ago, and decide on what it saw then. Of new partitions, the log would tell.
         if !self.replicas[number].caught_up || self.replicas[number].partitions < self.log.len() {
             return Ok(());
         }
         let replica = &mut self.replicas[number];
-        let (mut tidies, _) =
-            replica.trimmer.trims(self.now + replica.skew).map_err(|error| error.to_string())?;
+        let seen = Seen { until: replica.current.min(self.now + replica.skew), log_time: replica.current };
+        let (mut tidies, _) = replica.trimmer.trims(seen).map_err(|error| error.to_string())?;
         if self.bug == Bug::StrandedForgotten {
             tidies = forgetful_trims(&replica.store, self.now)?;
         }
         for tidy in tidies {
             self.counts.tombstones += 1;
-            let delay = if self.random.one_in(2) { self.random.between(0, DELAY) } else { 0 };
+            let delay = self.delay(held_up);
             note!(self, "replica {number} trims {tidy:?} in {delay} ms");
             self.race(&tidy, delay);
             self.send_tidy(tidy, delay);
@@ -648,22 +759,27 @@ impl<'a> Simulation<'a> {
     }
 
     fn repair(&mut self, number: usize) -> Outcome {
-        let Replica { caught_up, current, .. } = self.replicas[number];
-        // A node knows for a second that it is caught up. Who decided on what it saw long ago, could bring back what has
-        // been trimmed since.
-        if !caught_up || self.now - current > DELAY || self.bug == Bug::NoRepairs {
+        if !self.replicas[number].caught_up {
             return Ok(());
         }
         let replica = &self.replicas[number];
         let until = self.now + replica.skew - self.random.between(0, 30) * SECOND;
-        for tidy in replica.trimmer.repairs(until).map_err(|error| error.to_string())? {
+        for tidy in self.repairs(number, until)? {
             self.counts.repairs += 1;
-            let delay = self.random.between(0, DELAY);
+            let delay = self.delay(LONG);
             note!(self, "replica {number} repairs {} in {delay} ms", show(tidy.value.as_deref()));
             self.race(&tidy, delay);
             self.send_tidy(tidy, delay);
         }
         Ok(())
+    }
+
+    fn delay(&mut self, held_up: i64) -> i64 {
+        match self.random.below(20) {
+            0..10 => 0,
+            10..19 => self.random.between(0, DELAY),
+            _ => self.random.between(0, held_up),
+        }
     }
 
     /// Now and then, somebody writes the key while a trimmer's record is on its way.
@@ -672,7 +788,7 @@ impl<'a> Simulation<'a> {
             self.counts.operations += 1;
             let text = self.value();
             let value = Some(encode(known(&tidy.key), &text, ttl::FOR_EVER));
-            let due = self.now + self.random.between(0, delay);
+            let due = self.now + self.random.between(0, delay.min(DELAY));
             let (partition, key) = (tidy.partition, known(&tidy.key));
             self.sent.push(Sent { due, partition, key, value, condition: None });
         }
@@ -682,7 +798,8 @@ impl<'a> Simulation<'a> {
         let replica = &self.replicas[number];
         if replica.up {
             let caught_up = replica.caught_up;
-            let swept = replica.store.sweep(self.now + replica.skew, RETENTION, caught_up);
+            let past = self.now + replica.skew;
+            let swept = replica.store.sweep(past, RETENTION, caught_up.then(|| replica.current.min(past)));
             self.counts.swept += swept.map_err(|error| error.to_string())? as u64;
         }
         Ok(())
@@ -756,15 +873,15 @@ impl<'a> Simulation<'a> {
             learn_partitions(&mut self.replicas[number], self.log.len())?;
             self.catch_up(number)?;
         }
-        self.pay_debts()?;
+        self.pay_debts(0)?;
         for _ in 0..6 {
             for number in 0..REPLICAS {
                 self.catch_up(number)?;
-                self.trim(number)?;
+                self.trim(number, DELAY)?;
                 self.sweep(number)?;
             }
             self.pass(DELAY);
-            self.pay_debts()?;
+            self.pay_debts(0)?;
             for _ in 0..2 * self.log.len() {
                 self.compact();
             }
@@ -786,6 +903,7 @@ impl<'a> Simulation<'a> {
             current: self.now,
             skew: 0,
             caught_up: false,
+            doubtful: BTreeSet::new(),
         });
         self.catch_up(REPLICAS)
     }
@@ -795,6 +913,12 @@ fn read(bug: Bug, partition: i32, record: &Record) -> LogRecord<'_> {
     let condition = match (bug, record.condition) {
         (Bug::UnconditionalTrims, Some(Condition::Trim { .. })) => None,
         (Bug::UnconditionalRepairs, Some(Condition::Repair { .. })) => None,
+        (Bug::LateTidies, Some(Condition::Trim { offset, .. })) => {
+            Some(Condition::Trim { offset, until: i64::MAX })
+        }
+        (Bug::LateTidies, Some(Condition::Repair { offset, timestamp, .. })) => {
+            Some(Condition::Repair { offset, timestamp, until: i64::MAX })
+        }
         (_, condition) => condition,
     };
     let forgotten = bug == Bug::PoisonForgotten
@@ -821,15 +945,15 @@ fn forgetful_trims(store: &Store, now: i64) -> Result<Vec<Tidy>, String> {
         };
         if entry.has_record() && entry.state(now - RETENTION) != State::Live {
             let Position { partition, offset } = entry.position();
-            let (key, condition) = (key.as_bytes().to_vec(), Condition::Trim { offset });
+            let (key, condition) = (key.as_bytes().to_vec(), Condition::Trim { offset, until: i64::MAX });
             tidies.push(Tidy { partition, key, value: None, condition });
         }
     }
     Ok(tidies)
 }
 
-fn checkpoint(store: &Store) -> Result<Vec<NextOffset>, String> {
-    store.checkpoint().map(|checkpoint| checkpoint.next).map_err(|error| error.to_string())
+fn checkpoint(store: &Store) -> Result<Checkpoint, String> {
+    store.checkpoint().map_err(|error| error.to_string())
 }
 
 /// As a node does that finds the topic grown.
@@ -953,9 +1077,14 @@ fn a_seed_is_a_run() {
 }
 
 fn is_caught(bug: Bug) {
+    is_caught_from(0, bug);
+}
+
+/// What few seeds catch is looked for where one is known to.
+fn is_caught_from(first: u64, bug: Bug) {
     const PATIENCE: u64 = 1_000;
     let stores = Stores::open();
-    let found = (0..PATIENCE).find_map(|seed| Some((seed, stores.run(seed, bug).1.err()?)));
+    let found = (first..first + PATIENCE).find_map(|seed| Some((seed, stores.run(seed, bug).1.err()?)));
     let Some((seed, violation)) = found else { panic!("{PATIENCE} seeds did not find {bug:?}") };
     println!("{bug:?}: seed {seed}: {violation}");
 }
@@ -993,6 +1122,21 @@ fn a_missing_resync_is_caught() {
 #[test]
 fn a_trimmer_that_forgets_other_partitions_is_caught() {
     is_caught(Bug::StrandedForgotten);
+}
+
+#[test]
+fn what_comes_too_late_and_takes_effect_is_caught() {
+    is_caught(Bug::LateTidies);
+}
+
+#[test]
+fn doubts_that_are_ignored_are_caught() {
+    is_caught_from(450, Bug::DoubtsIgnored);
+}
+
+#[test]
+fn debts_to_nothing_that_nobody_pays_are_caught() {
+    is_caught_from(100, Bug::HollowDebts);
 }
 
 #[test]

@@ -82,14 +82,21 @@ fn conditions(log: &EmbeddedLog, key: &str) -> Vec<Option<Condition>> {
     of_key.map(|record| record.condition).collect()
 }
 
-/// The condition of what follows so many writes of a key; on a slow machine it may be there more than once.
-fn tidied(log: &EmbeddedLog, key: &str, writes: usize) -> Condition {
+/// The offset in the trims that follow so many writes of a key; on a slow machine there may be more than one.
+fn trimmed(log: &EmbeddedLog, key: &str, writes: usize) -> i64 {
     let mut all = conditions(log, key);
-    let mut tidies = all.split_off(writes);
+    let tidies = all.split_off(writes);
     assert_eq!(all, vec![None; writes]);
-    tidies.dedup();
-    let [Some(condition)] = tidies[..] else { panic!("{tidies:?}") };
-    condition
+    let mut offsets: Vec<_> = tidies
+        .iter()
+        .map(|tidy| match tidy {
+            Some(Condition::Trim { offset, .. }) => *offset,
+            _ => panic!("{tidies:?}"),
+        })
+        .collect();
+    offsets.dedup();
+    let [offset] = offsets[..] else { panic!("{tidies:?}") };
+    offset
 }
 
 #[test]
@@ -108,8 +115,7 @@ fn the_elected_node_trims_what_is_dead_and_all_forget_it() {
         node.wait("it is there", |node| node.has_something_of("lives"));
     }
     for (key, writes, dead) in [("deleted", 2, marker), ("expired", 1, expired)] {
-        let trim = Condition::Trim { offset: dead.position.offset };
-        assert_eq!(tidied(&log, key, writes), trim);
+        assert_eq!(trimmed(&log, key, writes), dead.position.offset);
     }
     assert_eq!(conditions(&log, "lives"), [None]);
     assert_eq!(second.metrics.tombstones_sent.get(), 0, "only the first trims");
@@ -122,19 +128,21 @@ fn a_tombstone_that_came_too_late_is_repaired_by_the_elected_node() {
     let log = open(&dir);
     let old = append(&log, "k", "old", ttl::FOR_EVER);
     let new = append(&log, "k", "new", ttl::FOR_EVER);
-    let condition = Condition::Trim { offset: old.position.offset };
+    let condition = Condition::Trim { offset: old.position.offset, until: i64::MAX };
     let late = Tidy { partition: old.position.partition, key: b"k".to_vec(), value: None, condition };
-    futures_executor::block_on(log.tidy(late)).expect("acknowledged");
+    let late = futures_executor::block_on(log.tidy(late)).expect("acknowledged");
     let second = Node::start(&log, "second");
-    second.wait("it has read the tombstone", |node| node.metrics.records_void.get() == 1);
+    second.wait("it has read the tombstone", |node| node.metrics.records_void.get() > 0);
     let first = Node::start(&log, "first");
     for node in [&first, &second] {
-        node.wait("the tombstone is read", |node| node.metrics.records_void.get() == 1);
-        node.wait("nothing is owed", |node| node.store.owed(9).expect("readable").is_empty());
+        node.wait("the tombstone is read", |node| node.metrics.records_void.get() > 0);
+        node.wait("nothing is owed", |node| node.store.stats().expect("readable").debts == 0);
         let (entry, _) = node.store.get(b"k").expect("readable").expect("not lost");
         assert_eq!((entry.position(), entry.timestamp()), (new.position, new.timestamp));
     }
-    let repair = Condition::Repair { offset: new.position.offset, timestamp: new.timestamp };
+    let (offset, timestamp) = (new.position.offset, new.timestamp);
+    let until = late.timestamp + 60_000;
+    let repair = Condition::Repair { offset, timestamp, until };
     assert_eq!(conditions(&log, "k")[2], Some(condition));
     let mut repairs = conditions(&log, "k").split_off(3);
     repairs.dedup();

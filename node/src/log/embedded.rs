@@ -163,12 +163,11 @@ fn commit(shared: &Shared, group: &[Append]) -> heed::Result<Vec<Appended>> {
         value.extend(timestamp.to_be_bytes());
         let (kind, added): (u32, &[i64]) = match append.condition {
             None => (PLAIN, &[]),
-            Some(Condition::Trim { offset }) => (TRIM, &[offset]),
-            Some(Condition::Repair { offset, timestamp }) if append.tombstone => {
-                (REPAIRED_TOMBSTONE, &[offset, timestamp])
+            Some(Condition::Trim { offset, until }) => (TRIM, &[offset, until]),
+            Some(Condition::Repair { offset, timestamp, until }) => {
+                (if append.tombstone { REPAIRED_TOMBSTONE } else { REPAIR }, &[offset, timestamp, until])
             }
-            Some(Condition::Repair { offset, timestamp }) => (REPAIR, &[offset, timestamp]),
-            Some(Condition::Unreadable) => (TRIM, &[-1]),
+            Some(Condition::Unreadable) => (TRIM, &[-1, i64::MAX]),
         };
         value.extend((kind << 24 | append.key.len() as u32).to_be_bytes());
         value.extend(added.iter().flat_map(|number| number.to_be_bytes()));
@@ -265,9 +264,10 @@ fn parse(bytes: &[u8]) -> Option<Stored<'_>> {
     let (kind_and_length, mut rest) = (u32::from_be_bytes(*length), rest);
     let condition = match kind_and_length >> 24 {
         PLAIN => None,
-        TRIM => Some(Condition::Trim { offset: number(&mut rest)? }),
+        TRIM => Some(Condition::Trim { offset: number(&mut rest)?, until: number(&mut rest)? }),
         REPAIR | REPAIRED_TOMBSTONE => {
-            Some(Condition::Repair { offset: number(&mut rest)?, timestamp: number(&mut rest)? })
+            let (offset, timestamp, until) = (number(&mut rest)?, number(&mut rest)?, number(&mut rest)?);
+            Some(Condition::Repair { offset, timestamp, until })
         }
         _ => return None,
     };
@@ -478,8 +478,12 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let log = open(dir.path());
         log.append("k", b"one".to_vec()).await.expect("acknowledged");
-        let repair = Condition::Repair { offset: 0, timestamp: 7 };
-        let tidies = [(Condition::Trim { offset: 0 }, None), (repair, None), (repair, Some(b"one".to_vec()))];
+        let repair = Condition::Repair { offset: 0, timestamp: 7, until: 8 };
+        let tidies = [
+            (Condition::Trim { offset: 0, until: 9 }, None),
+            (repair, None),
+            (repair, Some(b"one".to_vec())),
+        ];
         // Not the key's own partition.
         let partition = 1 - partition_of(b"k", 2);
         let mut positions = Vec::new();
@@ -510,7 +514,7 @@ mod tests {
         assert_eq!(read(&log), tidies[2..]);
         // A tombstone goes in the end, unless it is a partition's last record.
         for key in [b"k", b"l"] {
-            let condition = Condition::Trim { offset: 1 };
+            let condition = Condition::Trim { offset: 1, until: 9 };
             let tidy = Tidy { partition, key: key.to_vec(), value: None, condition };
             log.tidy(tidy).await.expect("acknowledged");
         }

@@ -190,34 +190,36 @@ pub struct LogInfo {
 }
 
 /// What a record says of an earlier one of its key and partition. It takes effect only if the partition holds none of the
-/// key by then, or none with a greater offset than this one's; a write has no condition and always takes effect.
+/// key by then, or none with a greater offset than this one's, and if its own write timestamp is not later than `until`. A
+/// write has no condition and always takes effect. Times in ms since the epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {
     /// A tombstone: the record at `offset` is no longer needed.
-    Trim { offset: i64 },
-    /// The record of `offset` and of that write timestamp once more, since a [`Condition::Trim`] or a repair that took no
-    /// effect lies behind it and would outlive it in compaction.
-    Repair { offset: i64, timestamp: i64 },
+    Trim { offset: i64, until: i64 },
+    /// The record of `offset` and of that write timestamp once more, since another that took no effect lies behind it and
+    /// would outlive it in compaction.
+    Repair { offset: i64, timestamp: i64, until: i64 },
     /// A condition that this node does not understand.
     Unreadable,
 }
 
 impl Condition {
-    /// Kafka header of a [`Condition::Trim`]: the offset in decimal.
+    /// Kafka header of a [`Condition::Trim`]: `offset:until` in decimal.
     pub const TRIM: &str = "bitacora-trim";
-    /// Kafka header of a [`Condition::Repair`]: `offset:timestamp` in decimal.
+    /// Kafka header of a [`Condition::Repair`]: `offset:timestamp:until` in decimal.
     pub const REPAIR: &str = "bitacora-repair";
 
     /// The condition that a header states.
     #[must_use]
     pub fn from_header(name: &str, value: &[u8]) -> Self {
-        let number = |text: &str| text.parse().ok().filter(|number| *number >= 0);
-        let parsed = std::str::from_utf8(value).ok().and_then(|text| match name {
-            Self::TRIM => Some(Self::Trim { offset: number(text)? }),
-            _ => {
-                let (offset, timestamp) = text.split_once(':')?;
-                Some(Self::Repair { offset: number(offset)?, timestamp: timestamp.parse().ok()? })
+        let parsed = std::str::from_utf8(value).ok().and_then(|text| {
+            let (offset, times) = text.split_once(':')?;
+            let offset = offset.parse().ok().filter(|offset| *offset >= 0)?;
+            if name == Self::TRIM {
+                return Some(Self::Trim { offset, until: times.parse().ok()? });
             }
+            let (timestamp, until) = times.split_once(':')?;
+            Some(Self::Repair { offset, timestamp: timestamp.parse().ok()?, until: until.parse().ok()? })
         });
         parsed.unwrap_or(Self::Unreadable)
     }
@@ -226,8 +228,10 @@ impl Condition {
     #[must_use]
     pub fn header(self) -> (&'static str, String) {
         match self {
-            Self::Trim { offset } => (Self::TRIM, offset.to_string()),
-            Self::Repair { offset, timestamp } => (Self::REPAIR, format!("{offset}:{timestamp}")),
+            Self::Trim { offset, until } => (Self::TRIM, format!("{offset}:{until}")),
+            Self::Repair { offset, timestamp, until } => {
+                (Self::REPAIR, format!("{offset}:{timestamp}:{until}"))
+            }
             Self::Unreadable => (Self::TRIM, String::new()),
         }
     }
@@ -419,13 +423,13 @@ mod tests {
         fn any_header_is_a_condition_of_an_offset_or_unreadable(
             name in "bitacora-(trim|repair)",
             value: Vec<u8>,
-            text in "[+-]?[0-9]{0,20}(:[+-]?[0-9]{0,20})?",
+            text in "[+-]?[0-9]{0,20}(:[+-]?[0-9]{0,20}){0,3}",
             number: bool,
         ) {
             let condition = Condition::from_header(&name, if number { text.as_bytes() } else { &value });
             let (again, text) = condition.header();
             match condition {
-                Condition::Trim { offset } | Condition::Repair { offset, .. } => {
+                Condition::Trim { offset, .. } | Condition::Repair { offset, .. } => {
                     prop_assert!(offset >= 0);
                     prop_assert_eq!(again, name);
                     prop_assert_eq!(Condition::from_header(again, text.as_bytes()), condition);
@@ -435,8 +439,9 @@ mod tests {
         }
 
         #[test]
-        fn any_condition_survives_its_header(offset in 0..i64::MAX, timestamp: i64, repair: bool) {
-            let condition = if repair { Condition::Repair { offset, timestamp } } else { Condition::Trim { offset } };
+        fn any_condition_survives_its_header(offset in 0..i64::MAX, timestamp: i64, until: i64, repair: bool) {
+            let repair = repair.then_some(Condition::Repair { offset, timestamp, until });
+            let condition = repair.unwrap_or(Condition::Trim { offset, until });
             let (name, value) = condition.header();
             prop_assert_eq!(Condition::from_header(name, value.as_bytes()), condition);
         }
@@ -444,20 +449,23 @@ mod tests {
 
     #[test]
     fn a_condition_survives_its_header_and_anything_else_is_unreadable() {
-        for condition in
-            [Condition::Trim { offset: 0 }, Condition::Repair { offset: i64::MAX, timestamp: -1 }]
-        {
+        let repair = Condition::Repair { offset: i64::MAX, timestamp: -1, until: 3 };
+        for condition in [Condition::Trim { offset: 0, until: -7 }, repair] {
             let (name, value) = condition.header();
             assert_eq!(Condition::from_header(name, value.as_bytes()), condition);
         }
         for (name, value) in [
             (Condition::TRIM, ""),
-            (Condition::TRIM, "-1"),
-            (Condition::TRIM, "1:2"),
-            (Condition::TRIM, "99999999999999999999"),
+            (Condition::TRIM, "1"),
+            (Condition::TRIM, "-1:2"),
+            (Condition::TRIM, "1:2:3"),
+            (Condition::TRIM, "99999999999999999999:2"),
             (Condition::REPAIR, "1"),
-            (Condition::REPAIR, "-1:5"),
-            (Condition::REPAIR, "1:x"),
+            (Condition::REPAIR, "1:5"),
+            (Condition::REPAIR, "-1:5:5"),
+            (Condition::REPAIR, "1:x:5"),
+            (Condition::REPAIR, "1:5:"),
+            (Condition::REPAIR, "1:5:5:5"),
         ] {
             assert_eq!(
                 Condition::from_header(name, value.as_bytes()),

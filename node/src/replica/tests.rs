@@ -335,24 +335,63 @@ fn a_tombstone_deletes() {
 #[test]
 fn records_with_a_condition_are_counted_by_what_they_did_and_nonsense_is_poison() {
     let dir = folder();
-    let bench = Bench::start(dir.path(), "c", 0..9);
+    let bench = Bench::start(dir.path(), "c", 0..11);
     bench.set(0, "k", "v");
     bench.set(1, "l", "v");
-    bench.tidy(2, "k", None, Condition::Trim { offset: 0 });
-    bench.tidy(3, "l", None, Condition::Trim { offset: 0 });
-    bench.tidy(4, "m", Some("again"), Condition::Repair { offset: 3, timestamp: 77 });
+    bench.tidy(2, "k", None, Condition::Trim { offset: 0, until: i64::MAX });
+    bench.tidy(3, "l", None, Condition::Trim { offset: 0, until: i64::MAX });
+    bench.tidy(4, "m", Some("again"), Condition::Repair { offset: 3, timestamp: 77, until: i64::MAX });
     // Each would be a tombstone or a write if its condition were overlooked.
     bench.tidy(5, "l", None, Condition::Unreadable);
-    bench.tidy(6, "l", None, Condition::Trim { offset: 6 });
-    bench.tidy(7, "l", Some("w"), Condition::Repair { offset: 7, timestamp: 0 });
-    bench.tidy(8, "l", Some("w"), Condition::Trim { offset: 1 });
-    bench.applied(8);
+    bench.tidy(6, "l", None, Condition::Trim { offset: 6, until: i64::MAX });
+    bench.tidy(7, "l", Some("w"), Condition::Repair { offset: 7, timestamp: 0, until: i64::MAX });
+    bench.tidy(8, "l", Some("w"), Condition::Trim { offset: 1, until: i64::MAX });
+    // Too late, by their own timestamps.
+    bench.tidy(9, "l", None, Condition::Trim { offset: 1, until: 0 });
+    bench.tidy(10, "k", Some("w"), Condition::Repair { offset: 0, timestamp: 0, until: 0 });
+    bench.applied(10);
     assert_eq!((bench.value("k"), bench.value("l").as_deref()), (None, Some("v")));
     let (entry, _) = bench.store.get(b"m").expect("readable").expect("restored");
     assert_eq!((entry.position().offset, entry.timestamp()), (3, 77));
     let metrics = &bench.metrics;
-    assert_eq!((metrics.records_trimmed.get(), metrics.records_void.get()), (1, 1));
+    assert_eq!((metrics.records_trimmed.get(), metrics.records_void.get()), (1, 7));
     assert_eq!(metrics.poison_records.get(), 4);
+}
+
+#[test]
+fn a_build_that_may_have_missed_a_tombstone_is_read_once_more() {
+    let dir = folder();
+    let bench = Bench::start(dir.path(), "c", 0..4);
+    let again = bench.log.script();
+    let nonsense = |offset, key: &'static [u8]| {
+        let value = Some(b"no record".to_vec());
+        Step::Record { offset, key: Some(key), value }
+    };
+    // Of `k` there was a tombstone, but nonsense behind it let it go before it was read.
+    bench.set(0, "k", "v");
+    for steps in [&bench.steps, &again] {
+        let record = Step::Record { offset: 1, key: Some(b"l"), value: Some(encoded("l", "v")) };
+        for step in [record, nonsense(2, b"k"), nonsense(3, b"l")] {
+            steps.send(step).expect("the replica reads");
+        }
+    }
+    bench.wait("ready", |bench| bench.progress.unready().is_none());
+    assert_eq!(*bench.log.started.lock().expect("no panic"), [0, 0]);
+    assert_eq!((bench.value("k"), bench.value("l").as_deref()), (None, Some("v")));
+    assert_eq!(bench.store.stats().expect("readable").debts, 1);
+}
+
+#[test]
+fn a_build_that_was_left_for_longer_than_the_grace_begins_anew() {
+    let grace = Some(Duration::from_secs(3_600));
+    for (left, from) in [(3_500, 1), (3_700, 0)] {
+        let dir = folder();
+        let store = Arc::new(Store::open(dir.path(), 1 << 20).expect("the store opens"));
+        let identity = LogIdentity { cluster: "c".into(), topic: "t".into(), topic_id: None };
+        store.reset(&identity, &[NextOffset(1)], now_ms() - left * 1_000).expect("written");
+        let bench = Bench::start_on(store, "t", "c", 0..2, None, grace);
+        bench.wait("reading", |bench| *bench.log.started.lock().expect("no panic") == [from]);
+    }
 }
 
 /// KAFKA-12951: the log's last offsets hold no record, so waiting for the last record would be for ever.
@@ -629,7 +668,7 @@ fn a_log_that_went_back_and_grew_again_while_it_was_silent_is_read_into_a_new_st
 proptest! {
     #[test]
     fn any_record_is_a_change_that_its_position_allows_or_poison_with_a_reason(
-        offset in 0..i64::MAX, named in prop_oneof![0..100_i64, any::<i64>()], timestamp: i64, kind in 0..5_u8,
+        offset in 0..i64::MAX, named in prop_oneof![0..100_i64, any::<i64>()], timestamp: i64, until: i64, kind in 0..5_u8,
         key in prop::option::of(prop_oneof![
             Just(b"key".to_vec()),
             any::<Vec<u8>>(),
@@ -643,8 +682,8 @@ proptest! {
         const MAX_KEY: usize = 1_024;
         let at = Position { partition: 3, offset };
         let condition = match kind {
-            0 => Some(Condition::Trim { offset: named }),
-            1 => Some(Condition::Repair { offset: named, timestamp }),
+            0 => Some(Condition::Trim { offset: named, until }),
+            1 => Some(Condition::Repair { offset: named, timestamp, until }),
             2 => Some(Condition::Unreadable),
             _ => None,
         };
@@ -662,13 +701,16 @@ proptest! {
                             prop_assert!(condition.is_none() && entry.position() == at && entry.is_of(found));
                         }
                         Change::Repair { at: lies, entry, .. } => {
-                            prop_assert!(lies == at && entry.is_of(found));
+                            prop_assert!(lies == at && entry.is_of(found) && timestamp <= until);
                             prop_assert!((0..offset).contains(&entry.position().offset));
                         }
                         Change::Trim { at: lies, offset: of, .. } => {
-                            prop_assert!(lies == at && (0..offset).contains(&of) && value.is_none());
+                            prop_assert!(lies == at && (0..offset).contains(&of) && value.is_none() && timestamp <= until);
                         }
-                        Change::Poison { .. } => prop_assert!(false, "poison is told as an error"),
+                        Change::Nothing { at: lies, .. } => {
+                            let late = condition.is_some() && until < timestamp;
+                            prop_assert!(lies == at && late, "poison is told as an error");
+                        }
                     }
                 }
                 Err(reason) => {

@@ -60,7 +60,7 @@ fn fill(store: &Store) {
     }
     let next = [(0, NextOffset(END)), (1, NextOffset(END))];
     store.apply(&mut changes, &next).expect("applied");
-    store.sweep(60, 1_000, false).expect("swept");
+    store.sweep(60, 1_000, None).expect("swept");
     store.note_caught_up(1).expect("written");
 }
 
@@ -97,13 +97,12 @@ fn use_all(store: &Store) {
     let (_, all) = (store.stats(), store.checkpoint());
     assert!(all.is_ok(), "it was checked");
     let _ = store.owed(1_000);
-    let _ = store.stranded(1_000);
-    let _ = store.long_dead(b"", i64::MAX, 0, 1_000, 1_000);
+    let _ = store.trimmable(b"", i64::MAX, i64::MAX, 1_000, 1_000);
     let scanned = store.scan(&Bound::Unbounded, b"", b"", 10_000, |_| true).map(|(found, _)| found);
     for entry in scanned.iter().flatten() {
         let _ = (entry.state_now(), entry.answer(), entry.value_field());
     }
-    let _ = store.sweep(100, 50, true);
+    let _ = store.sweep(100, 50, Some(100));
     let keys: Vec<String> = (0..400).map(|n| format!("key {n:03}")).collect();
     let mut changes: Vec<(&[u8], Change)> = Vec::new();
     for (offset, key) in (END..).zip(&keys) {
@@ -346,8 +345,8 @@ proptest! {
                 let offset = ends[*partition as usize];
                 ends[*partition as usize] += 1 + number.rem_euclid(3);
                 let condition = match timestamp.rem_euclid(8) {
-                    0 => Some(Condition::Trim { offset: *number }),
-                    1 => Some(Condition::Repair { offset: *number, timestamp: *timestamp }),
+                    0 => Some(Condition::Trim { offset: *number, until: number.saturating_mul(100) }),
+                    1 => Some(Condition::Repair { offset: *number, timestamp: *timestamp, until: number.saturating_mul(100) }),
                     2 => Some(Condition::Unreadable),
                     _ => None,
                 };
@@ -360,7 +359,7 @@ proptest! {
                 batch.push(LogRecord { position, timestamp: *timestamp, key, value: value.as_deref(), condition });
             }
             crate::replica::apply(&store, &batch).expect("applied");
-            store.sweep(part[0].2, 50, part[0].0 % 2 == 0).expect("swept");
+            store.sweep(part[0].2, 50, (part[0].0 % 2 == 0).then_some(part[0].2)).expect("swept");
         }
         store.note_caught_up(1).expect("written");
         let taken = take(&copy_of(&store));

@@ -218,6 +218,11 @@ impl Files {
         Ok(txn.commit()?)
     }
 
+    /// Whether it has been caught up since it was begun.
+    pub fn is_restored(&self, txn: &RoTxn<'_>) -> Result<bool, StoreError> {
+        Ok(self.meta.get(txn, "restored").map_err(undecoded("meta"))?.is_some())
+    }
+
     pub fn checkpoint(&self) -> Result<Checkpoint, StoreError> {
         let txn = self.env.read_txn()?;
         let meta = |name| self.meta.get(&txn, name).map_err(undecoded("meta"));
@@ -235,7 +240,7 @@ impl Files {
             latest.push(self.latest.get(&txn, &partition).map_err(undecoded("latest"))?);
         }
         let caught_up_at = meta("caught_up_at")?.and_then(|text| text.parse().ok());
-        Ok(Checkpoint { identity, restored: meta("restored")?.is_some(), next, latest, caught_up_at })
+        Ok(Checkpoint { identity, restored: self.is_restored(&txn)?, next, latest, caught_up_at })
     }
 
     /// Whether a copy of another node's store holds what a node writes, and no more than its positions say. Looks at all

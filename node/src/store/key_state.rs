@@ -13,8 +13,16 @@ pub enum Change {
     Repair { at: Position, timestamp: i64, entry: Entry },
     /// [`crate::log::Condition::Trim`] of the record at `offset`.
     Trim { at: Position, timestamp: i64, offset: i64 },
-    /// One that can't be decoded: nothing, but compaction would keep it and drop what the store holds.
-    Poison { at: Position, timestamp: i64 },
+    /// Nothing, whatever the store holds, though compaction would keep it and drop what was before: what can't be decoded,
+    /// and what a trimmer sent that came too late.
+    Nothing { at: Position, timestamp: i64, by: Author },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Author {
+    Trimmer,
+    /// Perhaps none of ours: where it is in nobody's way, it is left alone.
+    Unknown,
 }
 
 impl From<Entry> for Change {
@@ -29,12 +37,13 @@ impl Change {
         match self {
             Self::Write(entry) | Self::Repair { entry, .. } => entry.position(),
             Self::Trim { at, offset, .. } => Position { partition: at.partition, offset: *offset },
-            Self::Poison { at, .. } => *at,
+            Self::Nothing { at, .. } => *at,
         }
     }
 }
 
-/// A condition that was not met, or nonsense: a record that compaction would prefer to the one that the store holds.
+/// A record of no effect that compaction would prefer to what decided before it: the one that the store holds, or the
+/// tombstone that left it nothing.
 /// Owed until a later record of the key takes effect: [`crate::trimmer`] sees to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Debt {
@@ -70,19 +79,20 @@ impl KeyState {
         if offset.is_some_and(|offset| offset > reach.offset) {
             let (at, timestamp) = match change {
                 // Applied before.
-                Change::Write(_) | Change::Poison { .. } => return Outcome::Nothing,
+                Change::Write(_) | Change::Nothing { .. } => return Outcome::Nothing,
                 Change::Repair { at, timestamp, .. } | Change::Trim { at, timestamp, .. } => (at, timestamp),
             };
             self.settle(reach.partition);
             self.debts.push(Debt { position: at, timestamp });
             return Outcome::Void;
         }
-        if let Change::Poison { at, timestamp } = change {
-            if held.is_some() {
-                self.settle(at.partition);
-                self.debts.push(Debt { position: at, timestamp });
+        if let Change::Nothing { at, timestamp, by } = change {
+            if held.is_none() && by == Author::Unknown {
+                return Outcome::Nothing;
             }
-            return Outcome::Nothing;
+            self.settle(at.partition);
+            self.debts.push(Debt { position: at, timestamp });
+            return Outcome::Void;
         }
         self.settle(reach.partition);
         match (change, held) {
@@ -90,7 +100,7 @@ impl KeyState {
                 self.entries.swap_remove(held);
                 Outcome::Trimmed
             }
-            (Change::Trim { .. }, None) | (Change::Poison { .. }, _) => Outcome::Nothing,
+            (Change::Trim { .. }, None) | (Change::Nothing { .. }, _) => Outcome::Nothing,
             // The same record again.
             (_, Some(_)) if offset == Some(reach.offset) => Outcome::Nothing,
             (Change::Write(entry) | Change::Repair { entry, .. }, Some(held)) => {

@@ -28,7 +28,7 @@ pub(crate) use self::files::open_env;
 pub use self::files::{DATA_FILE, FORMAT};
 use self::files::{Files, Root, explain};
 use self::key_state::Outcome;
-pub use self::key_state::{Change, Debt};
+pub use self::key_state::{Author, Change, Debt};
 pub use self::upkeep::Owed;
 use crate::log::LogIdentity;
 use crate::position::NextOffset;

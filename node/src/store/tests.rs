@@ -169,6 +169,7 @@ fn filled(keys: &[&str]) -> (tempfile::TempDir, Store) {
     let entries =
         keys.iter().zip(0..).map(|(key, offset)| (key.as_bytes(), entry(P0, offset, 1, key).into()));
     store.apply(&mut entries.collect(), &[]).expect("applied");
+    store.note_caught_up(5).expect("written");
     (dir, store)
 }
 
@@ -304,22 +305,40 @@ fn a_trim_removes_what_it_has_seen_and_nothing_newer() {
 }
 
 #[test]
-fn poison_is_a_debt_to_what_its_partition_holds_of_the_key() {
+fn a_record_without_any_effect_is_a_debt_to_what_its_partition_holds_of_the_key_or_to_nothing() {
     let (_dir, store) = filled(&[]);
-    let poison = |offset| Change::Poison { at: at(offset), timestamp: offset };
-    assert_eq!(apply(&store, poison(4)), Applied::default());
-    assert_eq!((shown(&store), debts(&store)), (None, vec![]), "there is nothing to lose");
-    apply(&store, write(5, "five"));
-    for offset in [6, 7] {
-        assert_eq!(apply(&store, poison(offset)), Applied::default());
+    let nothing = |offset, by| Change::Nothing { at: at(offset), timestamp: offset, by };
+    let poison = |offset| nothing(offset, Author::Unknown);
+    let void = Applied { changed: 0, trimmed: 0, void: 1 };
+    assert_eq!(apply(&store, poison(3)), Applied::default());
+    assert_eq!((shown(&store), debts(&store)), (None, vec![]), "it is none of ours");
+    assert_eq!(apply(&store, nothing(4, Author::Trimmer)), void);
+    assert_eq!((shown(&store), debts(&store)), (None, vec![4]), "a tombstone may have been before it");
+    assert_eq!(store.owed(9).expect("readable")[0].entry, None);
+    assert_eq!(apply(&store, trim(5, 3)), Applied::default());
+    assert_eq!(debts(&store), [0; 0], "said again");
+    apply(&store, poison(6));
+    apply(&store, write(7, "seven"));
+    assert_eq!((shown(&store), debts(&store)), (Some((7, 1_007, "seven".into())), vec![]));
+    for offset in [8, 9] {
+        assert_eq!(apply(&store, poison(offset)), void);
         assert_eq!(debts(&store), [offset], "one for the newest is enough");
     }
     assert_eq!(apply(&store, poison(3)), Applied::default(), "it was applied before");
-    apply(&store, Change::Poison { at: Position { partition: 1, offset: 9 }, timestamp: 0 });
-    assert_eq!(debts(&store), [7], "another partition is compacted by itself");
-    assert_eq!(shown(&store), Some((5, 1_005, "five".into())));
-    apply(&store, repair(8, 5, "five"));
-    assert_eq!((shown(&store), debts(&store)), (Some((5, 1_005, "five".into())), vec![]));
+    apply(
+        &store,
+        Change::Nothing { at: Position { partition: 1, offset: 5 }, timestamp: 0, by: Author::Trimmer },
+    );
+    assert_eq!(debts(&store), [9, 5], "another partition is compacted by itself");
+    assert_eq!(shown(&store), Some((7, 1_007, "seven".into())));
+    apply(&store, repair(10, 7, "seven"));
+    assert_eq!((shown(&store), debts(&store)), (Some((7, 1_007, "seven".into())), vec![5]));
+    store.reset(&identity(), &[NextOffset(0)], 5).expect("written");
+    apply(&store, write(1, "one"));
+    apply(&store, poison(2));
+    assert_eq!(debts(&store), [0; 0], "a store that is being built may lack what settles it");
+    store.note_caught_up(6).expect("written");
+    assert_eq!(debts(&store), [2]);
 }
 
 #[test]
@@ -373,7 +392,7 @@ fn conditions_hold_within_one_batch_and_debts_survive_a_restart_but_not_a_reset(
     let owed = store.owed(9).expect("readable");
     assert_eq!(owed[0].debt, Debt { position: at(5), timestamp: 5 });
     assert_eq!(owed[0].entry.as_ref().map(Entry::position), Some(at(4)));
-    assert!(owed[0].newest);
+    assert_eq!(owed[0].replaced_at, None);
     store.reset(&identity(), &[NextOffset(0)], 5).expect("written");
     assert_eq!(debts(&store), [0; 0]);
 }
@@ -387,12 +406,14 @@ fn a_record_left_in_another_partition_is_remembered_until_it_is_trimmed() {
     apply(&store, write(8, "left"));
     apply(&store, marker.clone());
     assert_eq!(shown(&store).map(|shown| shown.2).as_deref(), Some("marker"));
-    assert_eq!(store.stranded(9).expect("readable"), [(b"k".to_vec(), at(8))]);
-    let dead = || store.long_dead(b"", 9_000, 100, 9, 9).expect("readable").0;
-    assert_eq!(dead(), [], "not before the other is gone");
+    let found = |dead_since, replaced_since| {
+        store.trimmable(b"", dead_since, replaced_since, 9, 9).expect("readable").0
+    };
+    assert_eq!(found(9_000, 1_999), [], "what is dead is not trimmed before the other is gone");
+    assert_eq!(found(9_000, 2_000), [(b"k".to_vec(), at(8))]);
     assert_eq!(apply(&store, trim(10, 8)), Applied { changed: 0, trimmed: 1, void: 0 });
-    assert_eq!(store.stranded(9).expect("readable"), []);
-    assert_eq!(dead(), [(b"k".to_vec(), marker.position())]);
+    assert_eq!(found(1_999, 9_000), []);
+    assert_eq!(found(2_000, 9_000), [(b"k".to_vec(), marker.position())]);
     // Had it been trimmed nevertheless, every replica would show what is left, whatever it read first.
     let (_dir, other) = filled(&[]);
     let trim_marker = Change::Trim { at: Position { partition: 1, offset: 1 }, timestamp: 0, offset: 0 };
@@ -408,18 +429,18 @@ fn a_sweep_drops_the_values_of_expired_keys_and_keeps_their_positions() {
     let expires = |offset, ttl: i64| Entry::new(at(offset), 100, ttl, b"a long value");
     apply(&store, expires(1, 500));
     assert!(shown(&store).is_some(), "it is cached");
-    assert_eq!(store.sweep(499, 0, true).expect("swept"), 0);
-    assert_eq!(store.sweep(500, 0, true).expect("swept"), 1);
+    assert_eq!(store.sweep(499, 0, Some(499)).expect("swept"), 0);
+    assert_eq!(store.sweep(500, 0, Some(500)).expect("swept"), 1);
     let (entry, tier) = store.get(b"k").expect("readable").expect("it is still an answer");
     assert_eq!((entry.position(), entry.ttl(), entry.has_record()), (at(1), 500, false));
     assert_eq!(tier, Tier::Store, "it left the cache");
     assert_eq!(entry.state(0), State::Expired, "also if the clock goes back");
-    assert_eq!(store.sweep(i64::MAX, 0, true).expect("swept"), 0, "nothing is left to do");
+    assert_eq!(store.sweep(i64::MAX, 0, Some(i64::MAX)).expect("swept"), 0, "nothing is left to do");
     // What was replaced before it expired is not swept for it.
     apply(&store, expires(2, 700));
     apply(&store, expires(3, 900));
-    assert_eq!(store.sweep(899, 0, true).expect("swept"), 0);
-    assert_eq!(store.sweep(900, 0, true).expect("swept"), 1);
+    assert_eq!(store.sweep(899, 0, Some(899)).expect("swept"), 0);
+    assert_eq!(store.sweep(900, 0, Some(900)).expect("swept"), 1);
 }
 
 #[test]
@@ -428,7 +449,7 @@ fn anothers_tombstone_is_forgotten_after_its_time_once_caught_up() {
     let tombstone = Entry::new(at(1), 1_000, -1, b"");
     apply(&store, write(0, "value"));
     apply(&store, tombstone);
-    let sweep = |now, caught_up| store.sweep(now, 500, caught_up).expect("swept");
+    let sweep = |now, caught_up: bool| store.sweep(now, 500, caught_up.then_some(now)).expect("swept");
     assert_eq!(sweep(1_499, true), 0);
     assert!(shown(&store).is_some(), "it is an answer");
     assert_eq!(sweep(1_500, false), 0, "the log may have more to say");
@@ -464,7 +485,7 @@ fn what_is_long_dead_is_found_in_bounded_steps() {
     put("expired when written", 15, 1_001, 1, b"v");
     put("swept", 16, 0, 1_000, b"");
     let find = |after: &str, limit, looks| {
-        let (found, last) = store.long_dead(after.as_bytes(), 1_500, 500, limit, looks).expect("readable");
+        let (found, last) = store.trimmable(after.as_bytes(), 1_000, 0, limit, looks).expect("readable");
         let text = |key: Vec<u8>| String::from_utf8(key).expect("text");
         (found.into_iter().map(|(key, _)| text(key)).collect::<Vec<_>>(), last.map(text))
     };

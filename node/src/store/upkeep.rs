@@ -1,9 +1,12 @@
 //! What the store does and tells for its own and the log's upkeep.
 
+use std::collections::BTreeSet;
 use std::ops::Bound;
 
 use bitacora_client::wire::ttl;
+use heed::RoTxn;
 
+use super::files::Files;
 use super::key_state::{Debt, parse_debts, parse_others};
 use super::{Entry, KeyRef, Store, StoreError};
 use crate::position::Position;
@@ -18,20 +21,21 @@ pub(super) const SWEEP_AGAIN: i64 = 10_000;
 pub struct Owed {
     pub key: Vec<u8>,
     pub debt: Debt,
-    /// What the debt's partition holds of the key.
+    /// What the debt's partition holds of the key, if anything.
     pub entry: Option<Entry>,
-    /// Whether that is the key's record, and not replaced by another partition's.
-    pub newest: bool,
+    /// When a newer record of another partition replaced that, ms since the epoch; `None` if it is the key's record.
+    pub replaced_at: Option<i64>,
 }
 
 impl Store {
     /// Drops from disk and memory the values of keys that have expired at `now`, of a bounded number of keys; their
-    /// positions stay. Once the node is caught up, forgets the tombstones of other writers that are `retention` old; until
-    /// then the log may have something to come that they decide. Times in ms. Returns how many keys it changed.
+    /// positions stay. Forgets the tombstones of other writers that were `retention` old at `seen`, until when everything
+    /// has been read: before that, the log may have something to come that they decide. Times in ms. Returns how many keys
+    /// it changed.
     ///
     /// # Errors
     /// When LMDB fails; nothing is changed then.
-    pub fn sweep(&self, now: i64, retention: i64, caught_up: bool) -> Result<usize, StoreError> {
+    pub fn sweep(&self, now: i64, retention: i64, seen: Option<i64>) -> Result<usize, StoreError> {
         let (files, read) = self.written();
         let txn = files.env.read_txn()?;
         let due: Vec<Vec<u8>> = {
@@ -60,7 +64,7 @@ impl Store {
             } else if entry.ttl() == ttl::DELETED {
                 let forget = entry.timestamp().saturating_add(retention);
                 let settled = files.others.get(&txn, key)?.is_none() && files.debts.get(&txn, key)?.is_none();
-                if caught_up && settled && forget <= now {
+                if settled && seen.is_some_and(|seen| forget <= seen) {
                     files.records.delete(&mut txn, key)?;
                     swept.push(key);
                 } else {
@@ -76,96 +80,119 @@ impl Store {
         Ok(swept.len())
     }
 
-    /// The first debts, at most so many.
+    /// The first debts, at most so many. None of a store that has never been caught up: what it still lacks may settle them.
     ///
     /// # Errors
     /// When LMDB fails.
     pub fn owed(&self, limit: usize) -> Result<Vec<Owed>, StoreError> {
         let files = self.written().0;
         let txn = files.env.read_txn()?;
-        let mut owed = Vec::new();
-        for item in files.debts.iter(&txn)? {
-            let (key, debts) = item?;
-            let stored = files.records.get(&txn, key)?;
-            let record = stored.map(|bytes| Entry::from_bytes(bytes).ok_or(StoreError::Corrupt("records")));
-            let record = record.transpose()?;
-            let others = parse_others(files.others.get(&txn, key)?.unwrap_or_default())?;
-            for debt in parse_debts(debts)? {
-                if owed.len() >= limit {
-                    return Ok(owed);
-                }
-                let of = |entry: &&Entry| entry.position().partition == debt.position.partition;
-                let newest = record.as_ref().filter(of);
-                let entry = newest.or_else(|| others.iter().find(of)).cloned();
-                owed.push(Owed { key: key.to_vec(), debt, entry, newest: newest.is_some() });
-            }
+        let mut all = Vec::new();
+        if files.is_restored(&txn)? {
+            each_owed(&files, &txn, limit, |owed| all.push(owed))?;
         }
-        Ok(owed)
+        Ok(all)
     }
 
-    /// The first records, at most so many, that a newer one of their key in another partition has replaced: compaction
-    /// can't remove them.
+    /// The keys that a debt is owed to, and the positions of what their partitions hold.
     ///
     /// # Errors
     /// When LMDB fails.
-    pub fn stranded(&self, limit: usize) -> Result<Vec<(Vec<u8>, Position)>, StoreError> {
+    pub fn doubtful(&self) -> Result<BTreeSet<(Vec<u8>, Position)>, StoreError> {
         let files = self.written().0;
         let txn = files.env.read_txn()?;
-        let mut found = Vec::new();
-        for item in files.others.iter(&txn)? {
-            let (key, others) = item?;
-            for entry in parse_others(others)? {
-                if found.len() >= limit {
-                    return Ok(found);
-                }
-                found.push((key.to_vec(), entry.position()));
-            }
-        }
-        Ok(found)
+        let mut all = BTreeSet::new();
+        each_owed(&files, &txn, usize::MAX, |owed| {
+            all.extend(owed.entry.map(|entry| (owed.key, entry.position())));
+        })?;
+        Ok(all)
     }
 
-    /// The dead records beyond `after` in key order that the log need not keep at `now`, being dead for `retention`: at
-    /// most `limit`, looking at no more than `looks` keys. With the last key looked at if there are more. Times in ms.
+    /// The records of the keys beyond `after` in key order that the log need not keep: those that are dead since
+    /// `dead_since`, and those that a newer record of their key in another partition has replaced since `replaced_since`, which
+    /// compaction can't remove. At most `limit`, looking at no more than `looks` keys. With the last key looked at if there are
+    /// more. Times in ms since the epoch.
     ///
-    /// Left out are other writers' tombstones, which the log forgets by itself, and keys with stranded records or debts.
+    /// Left out are other writers' tombstones, which the log forgets by itself, what is dead and hides a replaced record,
+    /// keys with debts, and all of a store that has never been caught up, which may lack just those.
     ///
     /// # Errors
     /// When LMDB fails.
-    pub fn long_dead(
+    pub fn trimmable(
         &self,
         after: &[u8],
-        now: i64,
-        retention: i64,
+        dead_since: i64,
+        replaced_since: i64,
         limit: usize,
         looks: usize,
     ) -> Result<(Vec<(Vec<u8>, Position)>, Option<Vec<u8>>), StoreError> {
         let files = self.written().0;
         let txn = files.env.read_txn()?;
+        if !files.is_restored(&txn)? {
+            return Ok((Vec::new(), None));
+        }
+        let none_replaced = files.others.is_empty(&txn)?;
         // LMDB has no empty keys.
         let from = if after.is_empty() { Bound::Unbounded } else { Bound::Excluded(after) };
         let (mut found, mut last) = (Vec::new(), None);
         for (looked_at, item) in files.records.range(&txn, &(from, Bound::Unbounded))?.enumerate() {
-            if looked_at == looks || found.len() == limit {
+            if looked_at == looks || found.len() >= limit {
                 return Ok((found, last.map(<[u8]>::to_vec)));
             }
             let (key, stored) = item?;
             last = Some(key);
             let entry = Entry::header_of(stored).ok_or(StoreError::Corrupt("records"))?;
-            let dead_since = match entry.ttl() {
-                ttl::FOR_EVER => continue,
-                ttl if ttl < 0 && stored.len() == entry.as_bytes().len() => continue,
-                // A ttl may lie before the write.
-                ttl => ttl.max(entry.timestamp()),
-            };
-            if dead_since.saturating_add(retention) <= now
-                && files.others.get(&txn, key)?.is_none()
-                && files.debts.get(&txn, key)?.is_none()
-            {
-                found.push((key.to_vec(), entry.position()));
+            let others = if none_replaced { None } else { files.others.get(&txn, key)? };
+            let is_replaced = others.is_some() && entry.timestamp() <= replaced_since;
+            let is_dead = others.is_none() && died(&entry, stored).is_some_and(|died| died <= dead_since);
+            if !(is_replaced || is_dead) || files.debts.get(&txn, key)?.is_some() {
+                continue;
+            }
+            match others {
+                None => found.push((key.to_vec(), entry.position())),
+                Some(others) => {
+                    found.extend(parse_others(others)?.iter().map(|entry| (key.to_vec(), entry.position())));
+                }
             }
         }
         Ok((found, None))
     }
+}
+
+/// Since when a stored record is dead and needs a trimmer to leave the log, ms since the epoch.
+fn died(entry: &Entry, stored: &[u8]) -> Option<i64> {
+    match entry.ttl() {
+        ttl::FOR_EVER => None,
+        ttl if ttl < 0 && stored.len() == entry.as_bytes().len() => None,
+        // A ttl may lie before the write.
+        ttl => Some(ttl.max(entry.timestamp())),
+    }
+}
+
+fn each_owed(
+    files: &Files,
+    txn: &RoTxn<'_>,
+    limit: usize,
+    mut tell: impl FnMut(Owed),
+) -> Result<(), StoreError> {
+    let mut left = limit;
+    for item in files.debts.iter(txn)? {
+        let (key, debts) = item?;
+        let stored = files.records.get(txn, key)?;
+        let record = stored.map(|bytes| Entry::from_bytes(bytes).ok_or(StoreError::Corrupt("records")));
+        let record = record.transpose()?;
+        let others = parse_others(files.others.get(txn, key)?.unwrap_or_default())?;
+        for debt in parse_debts(debts)? {
+            let Some(one_less) = left.checked_sub(1) else { return Ok(()) };
+            left = one_less;
+            let of = |entry: &&Entry| entry.position().partition == debt.position.partition;
+            let other = others.iter().find(of);
+            let replaced_at = other.and(record.as_ref()).map(Entry::timestamp);
+            let entry = other.or_else(|| record.as_ref().filter(of)).cloned();
+            tell(Owed { key: key.to_vec(), debt, entry, replaced_at });
+        }
+    }
+    Ok(())
 }
 
 /// When a sweep has something to do with an entry, ms since the epoch: its value goes when it expires; for another writer's
