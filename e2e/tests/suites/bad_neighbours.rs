@@ -647,12 +647,17 @@ async fn out_of_time(ctx: Ctx, kind: &str) -> Result<()> {
     // Conditions of a foreign hand. Those that name what comes after them are no records.
     let (trim, repair) = ("bitacora-trim", "bitacora-repair");
     let headers = [
-        ("a trim of the future", trim, "9000", true),
-        ("a trim of the last offset", trim, "9223372036854775807", true),
-        ("a trim of a negative offset", trim, "-1", true),
-        ("a repair of the future", repair, "9000:5", false),
-        ("a repair of the last offset", repair, "9223372036854775807:9223372036854775807", false),
-        ("a repair of a negative offset", repair, "-9223372036854775808:0", false),
+        ("a trim of the future", trim, "9000:9223372036854775807", true),
+        ("a trim of the last offset", trim, "9223372036854775807:9223372036854775807", true),
+        ("a trim of a negative offset", trim, "-1:9223372036854775807", true),
+        ("a repair of the future", repair, "9000:5:9223372036854775807", false),
+        (
+            "a repair of the last offset",
+            repair,
+            "9223372036854775807:9223372036854775807:9223372036854775807",
+            false,
+        ),
+        ("a repair of a negative offset", repair, "-9223372036854775808:0:9223372036854775807", false),
     ];
     for (key, header, text, tombstone) in headers {
         api.set(key, "value").await?.expect(200);
@@ -665,7 +670,7 @@ async fn out_of_time(ctx: Ctx, kind: &str) -> Result<()> {
         // Something earlier than that at offset 0 is there: without effect.
         let key = format!("a late repair {n}");
         api.set(&key, "value").await?.expect(200);
-        let text = format!("0:{time}");
+        let text = format!("0:{time}:{}", i64::MAX);
         let value = avro(&key, "not this", time, 0);
         writer.write_at(times[n], None, key.as_bytes(), Some(&value), Some((repair, &text))).await?;
         expected.insert(key, Some("value"));

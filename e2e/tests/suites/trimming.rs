@@ -16,6 +16,7 @@ pub fn tests() -> Vec<Test> {
         Servers: what_is_long_dead_becomes_a_tombstone_and_leaves_log_and_stores,
             a_tombstone_that_came_too_late_loses_nothing_in_compaction,
             writes_that_race_with_the_trimmer_are_never_lost, a_dead_trimmers_place_is_taken,
+            what_was_held_up_for_too_long_brings_nothing_back,
             a_topic_that_gives_no_time_to_repair_is_not_trimmed
     ]
 }
@@ -133,7 +134,10 @@ async fn what_is_long_dead_becomes_a_tombstone_and_leaves_log_and_stores(ctx: Ct
         let records = records(&cluster, key).await.map_err(anyhow::Error::msg)?;
         let trim = records.iter().find(|record| header(record, "bitacora-trim").is_some());
         let trim = trim.with_context(|| format!("no tombstone of {key:?} in {records:?}"))?;
-        assert_eq!(header(trim, "bitacora-trim"), Some(of.offset.to_string().as_str()), "{trim:?}");
+        let (offset, until) =
+            header(trim, "bitacora-trim").and_then(|text| text.split_once(':')).context("no header")?;
+        assert_eq!(offset, of.offset.to_string(), "{trim:?}");
+        ensure!(until.parse::<i64>()? > now_ms(), "{trim:?}");
         assert_eq!((trim.position.partition, trim.value.as_ref()), (of.partition, None), "{trim:?}");
     }
     for node in &cluster.nodes {
@@ -176,8 +180,9 @@ async fn a_tombstone_that_came_too_late_loses_nothing_in_compaction(ctx: Ctx) ->
     // A trimmer that decided before the second write, and a node that repaired the first one as late.
     let writer = cluster.topic.writer()?;
     let old_value = KeyValue::new("key", "old").to_avro();
-    let trim = ("bitacora-trim", old.offset.to_string());
-    let repair = ("bitacora-repair", format!("{}:{}", old.offset, now_ms()));
+    let (offset, until) = (old.offset, now_ms() + 60_000);
+    let trim = ("bitacora-trim", format!("{offset}:{until}"));
+    let repair = ("bitacora-repair", format!("{offset}:{}:{until}", now_ms()));
     let late = [
         writer.write_with(old.partition, b"key", None, (trim.0, &trim.1)).await?,
         writer.write_with(old.partition, b"key", Some(&old_value), (repair.0, &repair.1)).await?,
@@ -209,6 +214,52 @@ async fn a_tombstone_that_came_too_late_loses_nothing_in_compaction(ctx: Ctx) ->
         node.has("key", Some("new")).await;
         assert_eq!(said(&node.api().get_own("key").await?), held, "{}", node.name);
     }
+    Ok(())
+}
+
+/// A trimmer, or a node that repairs, may be suspended between what it saw and what it sends.
+async fn what_was_held_up_for_too_long_brings_nothing_back(ctx: Ctx) -> Result<()> {
+    let mut cluster = cluster(&ctx).await?;
+    one_trimmer(&cluster).await;
+    let api = cluster.nodes[0].api();
+    let keys = ["a late repair", "nonsense", "a late trim"];
+    let mut of = Vec::new();
+    for key in keys {
+        of.push(api.set(key, "value").await?.expect(200).position());
+        api.delete(key).await?.expect(200);
+    }
+    for key in keys {
+        forgotten(&cluster, key).await;
+    }
+    let of_live = api.set("lives", "value").await?.expect(200).position();
+    let (writer, past) = (cluster.topic.writer()?, now_ms() - 1);
+    let value = KeyValue::new(keys[0], "value").to_avro();
+    let repair = format!("{}:{past}:{past}", of[0].offset);
+    writer
+        .write_with(of[0].partition, keys[0].as_bytes(), Some(&value), ("bitacora-repair", &repair))
+        .await?;
+    writer.write(Some(of[1].partition), Some(keys[1].as_bytes()), Some(b"no record")).await?;
+    for (key, of) in [(keys[2], of[2]), ("lives", of_live)] {
+        let trim = format!("{}:{past}", of.offset);
+        writer.write_with(of.partition, key.as_bytes(), None, ("bitacora-trim", &trim)).await?;
+    }
+    // Nor does that stay in the log, where it would stand for what had decided before; others' nonsense is left alone.
+    compacted(&cluster, |records| {
+        let is_left = |record: &&Record| record.key_text() == keys[0] || record.key_text() == keys[2];
+        records.iter().find(is_left).map(|record| format!("{record:?}"))
+    })
+    .await?;
+    cluster.add().await?.spawn()?;
+    cluster.formed().await;
+    for key in keys {
+        forgotten(&cluster, key).await;
+    }
+    cluster.all_have("lives", Some("value")).await;
+    let nonsense = records(&cluster, keys[1]).await.map_err(anyhow::Error::msg)?;
+    ensure!(
+        nonsense.last().is_some_and(|record| record.value.as_deref() == Some(b"no record")),
+        "{nonsense:?}"
+    );
     Ok(())
 }
 
