@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use fastrand::Rng;
 
 use crate::deployment::{Deployment, docker};
 
+/// How often the engine is told something.
+const TRIES: usize = 5;
 /// An image with `ip`, which the servers' images lack.
 const TOOLS: &str = "bitacora-e2e-tools";
 
@@ -125,7 +127,13 @@ impl<'a> Nemesis<'a> {
     /// Compose would wait until all is well that the service depends on, and give up if another fault forbids it.
     async fn tell(&self, what: &str, service: &str) -> Result<()> {
         let container = self.deployment.container_of(service).await?;
-        docker(&[what, &container]).await.map(drop)
+        let mut tries = 1;
+        // The engine gives up freezing what has too much to do just then.
+        while let Err(error) = docker(&[what, &container]).await {
+            ensure!(tries < TRIES, error);
+            tries += 1;
+        }
+        Ok(())
     }
 
     /// One side throws away what it would send to the other: no connection between the two gets on.
