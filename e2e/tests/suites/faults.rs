@@ -77,8 +77,8 @@ async fn scenario(deployment: &Deployment, seed: u64) -> Result<()> {
     let finals = run.settled().await?;
     let log = logged(deployment).await?;
     let history = run.history.into_inner();
-    history::check(&history, &log, &finals, &run.keys)?;
-    report(seed, &history, &nemesis.injected, &run.touched.into_inner(), log.len());
+    let again = history::check(&history, &log, &finals, &run.keys)?;
+    report(seed, &history, &nemesis.injected, &run.touched.into_inner(), log.len(), again);
     Ok(())
 }
 
@@ -216,9 +216,10 @@ async fn logged(deployment: &Deployment) -> Result<Vec<Logged>> {
     let logged = records.into_iter().map(|record| {
         let key = record.key_text();
         let decoded = record.value.as_deref().map(KeyValue::from_avro).transpose()?;
+        let uuid = decoded.as_ref().map(|record| record.uuid.clone());
         // A ttl of -1 is a delete marker.
         let value = decoded.filter(|record| record.ttl != -1).map(|record| record.value);
-        Ok(Logged { position: record.position, key, value })
+        Ok(Logged { position: record.position, key, value, uuid })
     });
     logged.collect()
 }
@@ -229,6 +230,7 @@ fn report(
     injected: &BTreeMap<String, usize>,
     touched: &[(usize, u64, u64)],
     records: usize,
+    again: usize,
 ) {
     let count = |wanted: fn(&Outcome) -> bool| history.iter().filter(|op| wanted(&op.outcome)).count();
     let faults: Vec<_> = injected.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
@@ -240,7 +242,7 @@ fn report(
     );
     println!(
         "  {} operations: {} reads, {} writes acknowledged, {} not taken, {} unclear or unanswered; {records} records in \
-         the log; 0 promises broken",
+         the log, {again} of them twice while under way; 0 promises broken",
         history.len(),
         count(|outcome| matches!(outcome, Outcome::Read { .. })),
         count(|outcome| matches!(outcome, Outcome::Acknowledged(_))),
@@ -282,6 +284,10 @@ async fn the_check_sees_every_broken_promise(_: Ctx) -> Result<()> {
         position: at(offset),
         key: key(),
         value: value.map(str::to_owned),
+        uuid: None,
+    };
+    let of_one = |log: &[Logged]| -> Vec<Logged> {
+        log.iter().map(|record| Logged { uuid: Some("u".to_owned()), ..record.clone() }).collect()
     };
     let ends = |value: Option<&str>, offset| {
         vec![BTreeMap::from([(key(), Final { value: value.map(str::to_owned), position: at(offset) })])]
@@ -300,7 +306,18 @@ async fn the_check_sees_every_broken_promise(_: Ctx) -> Result<()> {
     let check = |history: &[Operation], log: &[Logged], finals: &[BTreeMap<String, Final>]| {
         history::check(history, log, finals, &keys).map_err(|error| error.to_string())
     };
-    ensure!(check(&history, &log, &ends(None, 2)) == Ok(()), "{:?}", check(&history, &log, &ends(None, 2)));
+    let sound = check(&history, &log, &ends(None, 2));
+    ensure!(sound == Ok(0), "{sound:?}");
+    // Twice while it was under way.
+    let retried =
+        [&log[..1], &of_one(&[logged(1, Some("b")), logged(2, Some("b"))])[..], &[logged(3, None)]].concat();
+    let late = |mut history: Vec<Operation>| {
+        history[4].outcome = Outcome::Acknowledged(at(3));
+        history[5] = read(None, 3, 40);
+        history
+    };
+    let sound = check(&late(history.clone()), &retried, &ends(None, 3));
+    ensure!(sound == Ok(1), "{sound:?}");
     let changed = |index: usize, operation: Operation| {
         let mut history = history.clone();
         history[index] = operation;
@@ -321,6 +338,12 @@ async fn the_check_sees_every_broken_promise(_: Ctx) -> Result<()> {
             history.clone(),
             [&log[..], &[logged(3, Some("b"))]].concat(),
             ends(Some("b"), 3),
+        ),
+        (
+            "acknowledged, and written again",
+            history.clone(),
+            [&of_one(&[logged(0, Some("a"))])[..], &log[1..], &of_one(&[logged(3, Some("a"))])].concat(),
+            ends(Some("a"), 3),
         ),
         (
             "a read of what the log does not hold",
