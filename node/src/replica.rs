@@ -404,8 +404,7 @@ impl Parts {
             if self.progress.caught_up() {
                 first = false;
                 if !self.trusts() && self.is_doubtful(caught_up)? {
-                    let starts: Vec<_> =
-                        info.partitions.iter().map(|range| NextOffset(range.start)).collect();
+                    let starts = info.starts();
                     // First, so that nobody takes the empty store for a complete one.
                     self.begin(&starts, false);
                     self.persist(|| self.store.reset(&info.identity, &starts, now_ms()))?;
@@ -448,7 +447,7 @@ impl Parts {
             let age = too_old.or_else(|| distrust_now(caught_up, now_ms(), self.log.delete_grace()));
             age.map(|why| Misfit { why, of_all: true })
         });
-        let starts: Vec<_> = info.partitions.iter().map(|range| NextOffset(range.start)).collect();
+        let starts = info.starts();
         if let Some(Misfit { why, of_all }) = misfit {
             *caught_up = CaughtUp::default();
             // Of what was read before this run, nobody depends on.
@@ -522,7 +521,7 @@ impl Parts {
         if let Some(next) = self.install_snapshot(info)? {
             return Ok(next);
         }
-        let starts: Vec<_> = info.partitions.iter().map(|range| NextOffset(range.start)).collect();
+        let starts = info.starts();
         self.store.reset(&info.identity, &starts, now_ms())?;
         self.progress.begin(&starts, false);
         Ok(starts)

@@ -132,10 +132,11 @@ fn a_tombstone_that_came_too_late_is_repaired_by_the_elected_node() {
     let late = Tidy { partition: old.position.partition, key: b"k".to_vec(), value: None, condition };
     let late = futures_executor::block_on(log.tidy(late)).expect("acknowledged");
     let second = Node::start(&log, "second");
-    second.wait("it has read the tombstone", |node| node.metrics.records_void.get() > 0);
+    // A store that was just built is built twice where a tombstone may have been missed.
+    second.wait("it has read the tombstone", |node| node.metrics.records_void.get() == 2);
     let first = Node::start(&log, "first");
     for node in [&first, &second] {
-        node.wait("the tombstone is read", |node| node.metrics.records_void.get() > 0);
+        node.wait("the tombstone is read", |node| node.metrics.records_void.get() == 2);
         node.wait("nothing is owed", |node| node.store.stats().expect("readable").debts == 0);
         let (entry, _) = node.store.get(b"k").expect("readable").expect("not lost");
         assert_eq!((entry.position(), entry.timestamp()), (new.position, new.timestamp));

@@ -189,6 +189,14 @@ pub struct LogInfo {
     pub partitions: Vec<Range<i64>>,
 }
 
+impl LogInfo {
+    /// Where each partition is read from the start.
+    #[must_use]
+    pub fn starts(&self) -> Vec<NextOffset> {
+        self.partitions.iter().map(|range| NextOffset(range.start)).collect()
+    }
+}
+
 /// What a record says of an earlier one of its key and partition. It takes effect only if the partition holds none of the
 /// key by then, or none with a greater offset than this one's, and if its own write timestamp is not later than `until`. A
 /// write has no condition and always takes effect. Times in ms since the epoch.
