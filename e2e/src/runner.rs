@@ -282,12 +282,23 @@ fn run_test(runtime: &Runtime, run: &Arc<Run>, test: Test) -> Result<(), String>
         Ok(Err(error)) => Some(format!("{error:#}")),
         Err(_) => Some(panicked),
     };
+    if let Some(text) = &failure {
+        // At once: the report at the end is lost if this process is (a full disk under its own output, for one).
+        eprintln!("e2e: {} failed: {}", test.name, in_brief(text));
+    }
     let failure = failure.map(|text| format!("{text}\n{}", logs(&dir)));
     // E2E_KEEP is for looking into a failure; a directory that cannot be removed goes with the root.
     if std::env::var_os("E2E_KEEP").is_none() {
         let _ = std::fs::remove_dir_all(&dir);
     }
     failure.map_or(Ok(()), Err)
+}
+
+/// Its first line, which says what was being done, and its last, which is a command's own reason.
+fn in_brief(text: &str) -> String {
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or_default();
+    lines.next_back().map_or_else(|| first.to_string(), |last| format!("{first} … {last}"))
 }
 
 /// The ends of all logs of a test.
