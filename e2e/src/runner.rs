@@ -25,6 +25,8 @@ use crate::{aws, cluster, deployment, java, machine, npm};
 /// No test may take longer, unless it says so; the longest takes a third of it on two slow cores.
 const TEST_DEADLINE: Duration = Duration::from_secs(300);
 const LOG_LINES: usize = 30;
+/// Bytes that a first run takes: the image's layers, containers, servers' and nodes' files, packages.
+const ROOM: u64 = 6 << 30;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Needs {
@@ -360,12 +362,39 @@ async fn prepare() -> Result<Run> {
     Ok(Run { backends, root, servers: OnceCell::new(), started: Mutex::default() })
 }
 
+/// Names the places of this run that have little room left: on a full disk everything fails, each with another reason.
+async fn little_room(backends: Backends, root: &Path) -> Option<String> {
+    let mut places = vec![root.to_path_buf(), PathBuf::from(env!("CARGO_MANIFEST_DIR"))];
+    if backends == Backends::Docker
+        && let Ok(docker) = deployment::docker(&["info", "--format", "{{.DockerRootDir}}"]).await
+    {
+        places.push(PathBuf::from(docker.trim()));
+    }
+    let short: Vec<String> = places
+        .iter()
+        // An engine elsewhere has its directory elsewhere.
+        .filter_map(|place| Some((place, rustix::fs::statvfs(place).ok()?)))
+        .map(|(place, disk)| (place, disk.f_bavail * disk.f_frsize))
+        .filter(|(_, free)| *free < ROOM)
+        .map(|(place, free)| format!("{} MiB at {}", free >> 20, place.display()))
+        .collect();
+    (!short.is_empty()).then(|| {
+        format!("little room: {}; a run takes up to {} MiB, so make some", short.join(", "), ROOM >> 20)
+    })
+}
+
 fn supervise(arguments: &Arguments, runtime: Runtime, run: Run, tests: Vec<Test>) -> ExitCode {
     let runtime = Arc::new(runtime);
     let backends = run.backends;
     let root = run.root.clone();
     let run = Arc::new(run);
     let has = runtime.block_on(Has::look(backends));
+    let tell_of_little_room = || {
+        if let Some(text) = runtime.block_on(little_room(backends, &root)) {
+            eprintln!("e2e: {text}");
+        }
+    };
+    tell_of_little_room();
     let registered = tests.len();
     let needs_engine = |needs: Needs| needs.servers() || needs == Needs::Deployment;
     let needing = tests.iter().filter(|test| needs_engine(test.needs)).count();
@@ -381,6 +410,9 @@ fn supervise(arguments: &Arguments, runtime: Runtime, run: Run, tests: Vec<Test>
         })
     });
     let conclusion = libtest_mimic::run(arguments, trials.collect());
+    if conclusion.has_failed() {
+        tell_of_little_room();
+    }
 
     let started = run.started.lock().unwrap_or_else(PoisonError::into_inner).clone();
     runtime.block_on(tear_down(run, backends));

@@ -80,7 +80,7 @@ pub struct ServeSettings {
     /// A file of such properties, one a line
     #[arg(long, env, value_name = "FILE", help_heading = "Kafka")]
     pub kafka_properties_file: Option<PathBuf>,
-    /// How long a write may wait for the brokers' acknowledgement
+    /// How long a write may wait for the brokers' acknowledgement; that it failed may be told a second later
     #[arg(long, env, value_name = "TIME", default_value = "5s", value_parser = positive_duration, help_heading = "Kafka")]
     pub write_timeout: Duration,
 

@@ -273,7 +273,24 @@ pub(super) fn describe(
     }
 }
 
-/// Whether a record that failed may nevertheless be in the log.
+/// librdkafka's clock (`rd_clock`), in µs: that of its statistics' `ts`.
+pub(super) fn clock() -> i64 {
+    if cfg!(target_os = "macos") {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        return i64::try_from(now.as_micros()).unwrap_or(i64::MAX);
+    }
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec.saturating_mul(1_000_000).saturating_add(now.tv_nsec / 1_000)
+}
+
+/// How long ago the record was handed to librdkafka, in µs, if that is known.
+pub(super) fn latency(message: &BorrowedMessage<'_>) -> Option<i64> {
+    // SAFETY: the message is alive.
+    let latency = unsafe { sys::rd_kafka_message_latency(message.ptr()) };
+    (latency >= 0).then_some(latency)
+}
+
+/// Whether librdkafka knows that a record which failed may nevertheless be in the log; that it does not is no proof, see `sent`.
 pub(super) fn may_be_persisted(message: &BorrowedMessage<'_>) -> bool {
     // SAFETY: the message is alive.
     let status = unsafe { sys::rd_kafka_message_status(message.ptr()) };

@@ -1,6 +1,7 @@
 //! The log on Kafka: one compacted topic, through librdkafka.
 
 mod events;
+mod sent;
 mod statistics;
 mod topic;
 
@@ -20,6 +21,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::oneshot;
 
 use self::events::Event;
+use self::sent::{Failed, Sent, Verdict};
 use self::statistics::Collected;
 use super::{
     AppendError, Appended, Batch, Condition, Log, LogIdentity, LogInfo, LogReader, LogStatistics, OpenError,
@@ -33,8 +35,10 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 const WATERMARK_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often the group's offsets are committed: for operators' eyes, so a second is soon enough.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
-/// How often librdkafka tells its statistics.
-const STATISTICS_INTERVAL_MS: &str = "5000";
+/// How often librdkafka tells a reader's statistics.
+const READER_STATISTICS_INTERVAL_MS: &str = "5000";
+/// How often it tells the producer's: a write that failed may wait so long for its answer, see `sent`.
+const PRODUCER_STATISTICS_INTERVAL_MS: &str = "1000";
 
 /// Properties that the node's correctness rests on; they can't be passed through.
 pub const RESERVED_PROPERTIES: [&str; 11] = [
@@ -188,8 +192,15 @@ fn producer(
     // A record waits for others to share its request only while earlier requests are under way.
     set_default(&mut config, "linger.ms", "0");
     set_default(&mut config, "queue.buffering.max.kbytes", "131072");
-    set_default(&mut config, "statistics.interval.ms", STATISTICS_INTERVAL_MS);
-    let context = Acknowledgements { quiet, statistics: Arc::clone(statistics) };
+    set_default(&mut config, "statistics.interval.ms", PRODUCER_STATISTICS_INTERVAL_MS);
+    let told = config.get("statistics.interval.ms") != Some("0");
+    let longest = micros(settings.write_timeout + QUERY_TIMEOUT);
+    let context = Acknowledgements {
+        quiet,
+        statistics: Arc::clone(statistics),
+        topic: settings.topic.clone(),
+        sent: told.then(|| Mutex::new(Sent::new(events::clock(), longest))),
+    };
     ThreadedProducer::from_config_and_context(&config, context)
 }
 
@@ -277,7 +288,7 @@ impl Log for KafkaLog {
             .set("auto.offset.reset", "error")
             // The end of a partition is told by the broker, not guessed from the last record: see `Event::End`.
             .set("enable.partition.eof", "true");
-        set_default(&mut config, "statistics.interval.ms", STATISTICS_INTERVAL_MS);
+        set_default(&mut config, "statistics.interval.ms", READER_STATISTICS_INTERVAL_MS);
         set_default(&mut config, "fetch.queue.backoff.ms", "10");
         set_default(&mut config, "fetch.error.backoff.ms", "100");
         let consumer: BaseConsumer<Quiet> =
@@ -341,7 +352,7 @@ fn acknowledgement(
     sent: Result<oneshot::Receiver<Acknowledged>, AppendError>,
 ) -> BoxFuture<'static, Acknowledged> {
     Box::pin(async move {
-        // librdkafka reports on every record it took, at the latest after `message.timeout.ms`.
+        // librdkafka reports on every record it took, at the latest after `message.timeout.ms`; then see `sent`.
         sent?.await.unwrap_or_else(|_| Err(AppendError::Unknown("the producer was closed".into())))
     })
 }
@@ -350,6 +361,46 @@ fn acknowledgement(
 struct Acknowledgements {
     quiet: Quiet,
     statistics: Arc<Collected>,
+    topic: String,
+    /// `None` if the statistics were turned off.
+    sent: Option<Mutex<Sent<Unsettled>>>,
+}
+
+/// An append that librdkafka says it did not send, and why it failed.
+struct Unsettled {
+    done: Box<oneshot::Sender<Acknowledged>>,
+    reason: String,
+}
+
+impl Unsettled {
+    fn settle(self, verdict: Verdict) {
+        let error = match verdict {
+            Verdict::NeverSent => AppendError::NotTaken(self.reason),
+            Verdict::MaybeSent => AppendError::Unknown(self.reason),
+        };
+        // The caller may have gone away.
+        let _ = self.done.send(Err(error));
+    }
+}
+
+impl Acknowledgements {
+    /// Answers now, or with the next statistics.
+    fn settle_unsent(&self, message: &BorrowedMessage<'_>, asks: Unsettled) {
+        let (Some(sent), Some(latency)) = (&self.sent, events::latency(message)) else {
+            return asks.settle(Verdict::MaybeSent);
+        };
+        let gave_up = events::clock();
+        let handed_over = gave_up.saturating_sub(latency);
+        let record = Failed { partition: message.partition(), handed_over, gave_up, asks };
+        let known = sent.lock().unwrap_or_else(PoisonError::into_inner).failed(record);
+        if let Some((asks, verdict)) = known {
+            asks.settle(verdict);
+        }
+    }
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
 impl ClientContext for Acknowledgements {
@@ -362,6 +413,14 @@ impl ClientContext for Acknowledgements {
     }
 
     fn stats(&self, statistics: Statistics) {
+        if let Some(sent) = &self.sent {
+            let partitions = statistics.topics.get(&self.topic).map(|topic| &topic.partitions);
+            let records = partitions.into_iter().flatten().map(|(number, it)| (*number, it.txmsgs)).collect();
+            let known = sent.lock().unwrap_or_else(PoisonError::into_inner).sample(statistics.ts, records);
+            for (asks, verdict) in known {
+                asks.settle(verdict);
+            }
+        }
         self.statistics.producer(statistics);
     }
 }
@@ -375,11 +434,22 @@ impl ProducerContext for Acknowledgements {
                 position: Position { partition: message.partition(), offset: message.offset() },
                 timestamp: message.timestamp().to_millis().unwrap_or_default(),
             }),
-            Err((error, message)) => Err(append_error(error, message)),
+            Err((error, message)) => match append_error(error, message) {
+                // What a broker itself refused is not taken; what librdkafka gave up may be.
+                AppendError::NotTaken(reason) if is_librdkafkas_own(error) => {
+                    return self.settle_unsent(message, Unsettled { done, reason });
+                }
+                error => Err(error),
+            },
         };
         // The caller may have gone away.
         let _ = done.send(acknowledged);
     }
+}
+
+/// Not a broker's: librdkafka's codes for what happens in itself are negative.
+fn is_librdkafkas_own(error: &KafkaError) -> bool {
+    error.rdkafka_error_code().is_none_or(|code| (code as i32) < 0)
 }
 
 fn append_error(error: &KafkaError, message: &BorrowedMessage<'_>) -> AppendError {
@@ -472,5 +542,82 @@ impl Reader {
             Ok(()) => self.committed = Some(next.to_vec()),
             Err(error) => tracing::debug!(%error, "the group's offsets could not be committed"),
         }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::DefaultProducerContext;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+    use super::*;
+
+    pub(super) fn settings(brokers: &str) -> KafkaSettings {
+        KafkaSettings {
+            brokers: brokers.into(),
+            topic: "t".into(),
+            partitions: 1,
+            replication_factor: 1,
+            allow_uncompacted: false,
+            group: String::new(),
+            write_timeout: Duration::from_secs(5),
+            delete_retention: Duration::from_secs(3600),
+            min_compaction_lag: Duration::from_secs(3600),
+            max_record_bytes: 1_000,
+            properties: Vec::new(),
+        }
+    }
+
+    /// A log whose topic is there; librdkafka's own brokers, for what a real one does too seldom.
+    fn on(brokers: &MockCluster<'_, DefaultProducerContext>) -> KafkaLog {
+        brokers.create_topic("t", 1, 1).expect("a topic");
+        let settings =
+            KafkaSettings { write_timeout: Duration::from_secs(2), ..settings(&brokers.bootstrap_servers()) };
+        let log = KafkaLog::new(settings).expect("a log");
+        log.partitions.store(1, Ordering::Relaxed);
+        log
+    }
+
+    #[tokio::test]
+    async fn a_write_that_a_deposed_leader_answered_may_take_effect() {
+        let brokers = MockCluster::new(1).expect("brokers");
+        let log = on(&brokers);
+        log.append("k", Vec::new()).await.expect("the broker takes it");
+        // What it answers also when it has appended a record, and was deposed before the followers had it.
+        let deposed = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION;
+        brokers.request_errors(RDKafkaApiKey::Produce, &[deposed; 1_000]);
+        let answer = log.append("k", Vec::new()).await;
+        assert!(matches!(answer, Err(AppendError::Unknown(_))), "{answer:?}");
+        brokers.clear_request_errors(RDKafkaApiKey::Produce);
+        log.append("k", Vec::new()).await.expect("the broker takes it again");
+    }
+
+    #[tokio::test]
+    async fn a_write_that_was_never_sent_is_not_taken() {
+        let brokers = MockCluster::new(1).expect("brokers");
+        let log = on(&brokers);
+        log.append("k", Vec::new()).await.expect("the broker takes it");
+        brokers.broker_down(1).expect("it goes down");
+        let mut answer = log.append("k", Vec::new()).await;
+        // What the producer sent before it knew.
+        if matches!(answer, Err(AppendError::Unknown(_))) {
+            answer = log.append("k", Vec::new()).await;
+        }
+        assert!(matches!(answer, Err(AppendError::NotTaken(_))), "{answer:?}");
+        brokers.broker_up(1).expect("it comes back");
+        log.append("k", Vec::new()).await.expect("the broker takes it again");
+    }
+
+    #[tokio::test]
+    async fn without_statistics_nobody_knows_whether_a_write_was_sent() {
+        let brokers = MockCluster::new(1).expect("brokers");
+        let mut log = on(&brokers);
+        log.settings.properties.push(("statistics.interval.ms".into(), "0".into()));
+        log = KafkaLog::new(log.settings.clone()).expect("a log");
+        log.partitions.store(1, Ordering::Relaxed);
+        brokers.broker_down(1).expect("it goes down");
+        let answer = log.append("k", Vec::new()).await;
+        assert!(matches!(answer, Err(AppendError::Unknown(_))), "{answer:?}");
     }
 }

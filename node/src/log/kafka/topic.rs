@@ -345,19 +345,7 @@ mod tests {
 
     #[test]
     fn a_topic_that_gives_no_time_to_repair_or_forgets_tombstones_is_not_trimmed() {
-        let settings = KafkaSettings {
-            brokers: "kafka:9092".into(),
-            topic: "t".into(),
-            partitions: 1,
-            replication_factor: 1,
-            allow_uncompacted: false,
-            group: String::new(),
-            write_timeout: Duration::from_secs(5),
-            delete_retention: Duration::from_secs(3600),
-            min_compaction_lag: Duration::from_secs(3600),
-            max_record_bytes: 1_000,
-            properties: Vec::new(),
-        };
+        let settings = crate::log::kafka::tests::settings("kafka:9092");
         let good = [
             ("cleanup.policy", "compact"),
             ("message.timestamp.type", "LogAppendTime"),
