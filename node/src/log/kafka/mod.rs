@@ -436,7 +436,7 @@ impl ProducerContext for Acknowledgements {
             }),
             Err((error, message)) => match append_error(error, message) {
                 // What a broker itself refused is not taken; what librdkafka gave up may be.
-                AppendError::NotTaken(reason) if is_librdkafkas_own(error) => {
+                AppendError::NotTaken(reason) if !is_refusal(error) => {
                     return self.settle_unsent(message, Unsettled { done, reason });
                 }
                 error => Err(error),
@@ -447,9 +447,13 @@ impl ProducerContext for Acknowledgements {
     }
 }
 
-/// Not a broker's: librdkafka's codes for what happens in itself are negative.
-fn is_librdkafkas_own(error: &KafkaError) -> bool {
-    error.rdkafka_error_code().is_none_or(|code| (code as i32) < 0)
+/// Whether a broker refused the record itself, and so any earlier try of it too, rather than its sequence number. The codes for what
+/// happens in librdkafka are negative.
+fn is_refusal(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{InvalidProducerEpoch, UnknownProducerId};
+    error
+        .rdkafka_error_code()
+        .is_some_and(|code| code as i32 > 0 && !matches!(code, InvalidProducerEpoch | UnknownProducerId))
 }
 
 fn append_error(error: &KafkaError, message: &BorrowedMessage<'_>) -> AppendError {
