@@ -1,7 +1,9 @@
 //! Whether a store may be trusted after it was not kept up: delete markers leave the log after a grace
 //! (`DELETE_RETENTION`), so who did not read it for longer may hold keys that were deleted meanwhile.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::clock::Moment;
 
 /// Clocks are set by a little now and then; by more, and it is not known how long the store was left.
 const CLOCK_SLACK_MS: i64 = 60 * 60 * 1000;
@@ -32,16 +34,16 @@ pub fn distrust(then: Option<i64>, now: i64, grace: Option<Duration>) -> Option<
 #[derive(Default)]
 pub struct LogClock {
     /// The newest time that was read, ms since the epoch, and when.
-    newest: Option<(i64, Instant)>,
+    newest: Option<(i64, Moment)>,
     /// The same of records that were read as they were written.
-    live: Option<(i64, Instant)>,
+    live: Option<(i64, Moment)>,
 }
 
 impl LogClock {
     /// A record was appended at `time`, ms since the epoch; `live`: just now.
-    pub fn told(&mut self, time: i64, live: bool) {
-        let told = Some((time, Instant::now()));
-        if self.at_least().is_none_or(|known| known < time) {
+    pub fn told(&mut self, time: i64, live: bool, now: Moment) {
+        let told = Some((time, now));
+        if self.at_least(now).is_none_or(|known| known < time) {
             self.newest = told;
         }
         if live {
@@ -51,19 +53,19 @@ impl LogClock {
 
     /// It has come as far, ms since the epoch.
     #[must_use]
-    pub fn at_least(&self) -> Option<i64> {
-        self.newest.map(later)
+    pub fn at_least(&self, now: Moment) -> Option<i64> {
+        self.newest.map(|told| later(told, now))
     }
 
     /// What it shows, ms since the epoch, but for the moment that a record is under way.
     #[must_use]
-    pub fn now(&self) -> Option<i64> {
-        self.live.map(later)
+    pub fn now(&self, now: Moment) -> Option<i64> {
+        self.live.map(|told| later(told, now))
     }
 }
 
-fn later((time, told): (i64, Instant)) -> i64 {
-    time.saturating_add(told.elapsed().as_millis() as i64)
+fn later((time, told): (i64, Moment), now: Moment) -> i64 {
+    time.saturating_add(now.since(told).as_millis() as i64)
 }
 
 fn shown(ms: u64) -> String {
@@ -101,19 +103,18 @@ mod tests {
 
     #[test]
     fn the_logs_clock_is_never_ahead_of_what_was_read() {
+        let at = |seconds| Moment(Duration::from_secs(seconds));
         let mut clock = LogClock::default();
-        assert_eq!((clock.at_least(), clock.now()), (None, None));
+        assert_eq!((clock.at_least(at(1)), clock.now(at(1))), (None, None));
         // An old log, read from its start.
-        clock.told(5_000_000, false);
-        clock.told(1_000_000, false);
-        let at_least = clock.at_least().expect("a record was read");
-        assert!((5_000_000..5_000_000 + DAY).contains(&at_least), "{at_least}");
-        assert_eq!(clock.now(), None, "when that was is not known");
-        clock.told(8_000_000, true);
-        let (at_least, now) = (clock.at_least().expect("read"), clock.now().expect("read as it was written"));
-        assert!(8_000_000 <= now && now <= clock.at_least().expect("read"), "{now}, {at_least}");
+        clock.told(5_000_000, false, at(10));
+        clock.told(1_000_000, false, at(11));
+        assert_eq!(clock.at_least(at(11)), Some(5_001_000));
+        assert_eq!(clock.now(at(11)), None, "when that was is not known");
+        clock.told(8_000_000, true, at(20));
+        assert_eq!((clock.at_least(at(21)), clock.now(at(21))), (Some(8_001_000), Some(8_001_000)));
         // Brokers' clocks differ by a little; the latest word counts.
-        clock.told(7_999_000, true);
-        assert!(clock.now().expect("read") < clock.at_least().expect("read"));
+        clock.told(7_999_000, true, at(21));
+        assert_eq!((clock.at_least(at(21)), clock.now(at(21))), (Some(8_001_000), Some(7_999_000)));
     }
 }

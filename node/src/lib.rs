@@ -1,6 +1,7 @@
 //! A node of Bitacora. `ARCHITECTURE.md` in the repository's root is the map.
 
 pub mod aws;
+pub mod clock;
 pub mod data_dir;
 pub mod dev;
 pub mod door;

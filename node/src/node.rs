@@ -17,13 +17,13 @@ use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::progress::{Phase, Progress};
 use crate::reads::Reads;
-use crate::replica::Replica;
+use crate::replica::{self, Replica};
 use crate::rpc::{self, Limits};
 use crate::scans::Scans;
 use crate::settings::{NodeSettings, SnapshotUse};
-use crate::snapshot::{Fetcher, Snapshots};
+use crate::snapshot::{Copies, Fetcher, Snapshots};
 use crate::store::Store;
-use crate::trimmer::Trimming;
+use crate::trimmer::{self, Trimming};
 use crate::writes::Writes;
 
 /// What a node is made of; `serve` and `dev` differ in the first two.
@@ -104,27 +104,27 @@ impl Node {
                 settings.snapshot_rate,
             ),
         });
-        let fetcher = match settings.snapshot {
-            SnapshotUse::Auto => Some(Fetcher::new(Arc::clone(&membership), door.address.api())?),
+        let snapshots: Option<Arc<dyn Copies>> = match settings.snapshot {
+            SnapshotUse::Auto => Some(Arc::new(Fetcher::new(Arc::clone(&membership), door.address.api())?)),
             SnapshotUse::Never => None,
         };
         let retention = settings.delete_retention;
-        let replica = Replica::start(
-            Arc::clone(&log),
-            Arc::clone(&store),
-            Arc::clone(&progress),
-            Arc::clone(&metrics),
-            retention,
-            fetcher,
-        )?;
-        let trimming = Trimming::start(
-            Arc::clone(&log),
-            Arc::clone(&membership),
+        let replica = Replica::start(replica::Parts {
+            log: Arc::clone(&log),
+            store: Arc::clone(&store),
+            progress: Arc::clone(&progress),
+            metrics: Arc::clone(&metrics),
+            delete_retention: retention,
+            snapshots,
+        })?;
+        let trimming = Trimming::start(trimmer::Parts {
+            log: Arc::clone(&log),
+            membership: Arc::clone(&membership),
             store,
-            Arc::clone(&progress),
+            progress: Arc::clone(&progress),
             metrics,
             retention,
-        )?;
+        })?;
         let http = http::Server::start(listener, &door, settings.max_connections, settings.idle_timeout);
         let limits = Limits {
             connections: settings.max_connections as usize,

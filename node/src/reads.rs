@@ -93,6 +93,14 @@ impl Reads {
             return Ok(answer);
         }
         let asked = self.ask_while_applying(key).await?;
+        self.settle(key, asked)
+    }
+
+    /// The answer of [`Reads::get`], once the others were asked.
+    ///
+    /// # Errors
+    /// As [`Reads::get`].
+    pub fn settle(&self, key: &str, asked: PeerAnswer) -> Result<Answer, GetError> {
         // What the log delivered meanwhile wins.
         let local = self.local(key)?;
         let restored = self.progress.restored();
@@ -157,7 +165,7 @@ impl Reads {
     fn local(&self, key: &str) -> Result<Option<Answer>, StoreError> {
         let Some((entry, tier)) = self.store.get(key.as_bytes())? else { return Ok(None) };
         let position = entry.position();
-        let found = match entry.state_now() {
+        let found = match entry.state_by(&**self.progress.clock()) {
             State::Live => Found::Local(entry),
             State::Deleted | State::Expired => Found::Gone { timestamp: entry.timestamp() },
         };

@@ -8,7 +8,6 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use bitacora_client::wire::ScanRequest;
 use tokio::sync::Semaphore;
 
-use crate::now_ms;
 use crate::progress::Progress;
 use crate::store::{Entry, State, Store, StoreError};
 use crate::writes::MAX_KEY_BYTES;
@@ -76,10 +75,9 @@ impl Scans {
         let (prefix, end) = (scan.prefix.as_bytes().to_vec(), scan.end.as_bytes().to_vec());
         // Never closed.
         let _permit = self.permits.acquire().await;
-        let store = Arc::clone(&self.store);
+        let (store, now) = (Arc::clone(&self.store), self.progress.clock().wall());
         // It may read much from disk; and LMDB's reader must not outlive the call.
         let read = tokio::task::spawn_blocking(move || {
-            let now = now_ms();
             store.scan(&from, &prefix, &end, limit, |entry| entry.state(now) == State::Live)
         });
         let (entries, last) = read.await.map_err(|_| StoreError::Corrupt("records"))??;

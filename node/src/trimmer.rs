@@ -18,7 +18,7 @@
 //! 5. A record without effect is a *debt*, since compaction would keep it and drop what decided before it. It is stored with the
 //!    records; a node that is caught up appends behind it R(s) of what the partition holds or, if that is nothing and a trimmer's
 //!    record hides it, a trim of all before. What is without effect in turn is a debt in turn; the last write ends this. Others'
-//!    nonsense on a key that holds nothing is left alone; who builds a store while that is compacted reads twice (`replica.rs`).
+//!    nonsense on a key that holds nothing is left alone; who builds a store while that is compacted reads twice (`replica/applier.rs`).
 //! 6. Compaction can't drop S before T is `min.compaction.lag.ms` old. Some node that reads all partitions runs within that
 //!    time: the one assumption.
 //! 7. T stays for `delete.retention.ms`. A node that was away for less reads it; one that was away for longer rebuilds its store.
@@ -32,14 +32,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 
+use crate::clock::{Clock, Moment};
 use crate::log::{Condition, Log, Tidy};
 use crate::membership::Membership;
 use crate::metrics::Metrics;
-use crate::now_ms;
 use crate::position::Position;
 use crate::progress::{Progress, Seen};
 use crate::replica::Obituary;
@@ -123,42 +123,39 @@ fn trim(key: Vec<u8>, Position { partition, offset }: Position, until: i64) -> T
     Tidy { partition, key, value: None, condition: Condition::Trim { offset, until } }
 }
 
+/// What trimming works with.
+pub struct Parts {
+    pub log: Arc<dyn Log>,
+    pub membership: Arc<dyn Membership>,
+    pub store: Arc<Store>,
+    pub progress: Arc<Progress>,
+    pub metrics: Arc<Metrics>,
+    /// How long a record stays after it died.
+    pub retention: Duration,
+}
+
 /// The thread that trims when it is this node's turn.
 pub struct Trimming {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
-struct Parts {
-    trimmer: Trimmer,
-    log: Arc<dyn Log>,
-    membership: Arc<dyn Membership>,
-    progress: Arc<Progress>,
-    metrics: Arc<Metrics>,
-    stop: Arc<AtomicBool>,
-    /// Why the log was not fit, as last told.
-    refused: Option<String>,
-    /// When to look at the keys again.
-    next: Instant,
-}
-
 impl Trimming {
     /// # Errors
     /// When the system gives no thread.
-    pub fn start(
-        log: Arc<dyn Log>,
-        membership: Arc<dyn Membership>,
-        store: Arc<Store>,
-        progress: Arc<Progress>,
-        metrics: Arc<Metrics>,
-        retention: Duration,
-    ) -> std::io::Result<Self> {
+    pub fn start(parts: Parts) -> std::io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let trimmer = Trimmer::new(store, retention.as_millis() as i64);
-        let (refused, next) = (None, Instant::now());
-        let mut parts =
-            Parts { trimmer, log, membership, progress, metrics, stop: Arc::clone(&stop), refused, next };
-        let thread = std::thread::Builder::new().name("trimmer".into()).spawn(move || parts.run())?;
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::Builder::new().name("trimmer".into()).spawn(move || {
+            let progress = Arc::clone(&parts.progress);
+            let _obituary = Obituary { progress: &progress, thread: "trimmer" };
+            let mut upkeep = Upkeep::new(parts);
+            while !stopped.load(Ordering::Relaxed) {
+                upkeep.step();
+                // `stop` ends it early.
+                std::thread::park_timeout(TICK);
+            }
+        })?;
         Ok(Self { stop, thread })
     }
 
@@ -171,39 +168,55 @@ impl Trimming {
     }
 }
 
-impl Parts {
-    fn run(&mut self) {
-        let progress = Arc::clone(&self.progress);
-        let _obituary = Obituary { progress: &progress, thread: "trimmer" };
-        while !self.stop.load(Ordering::Relaxed) {
-            let elected = self.membership.trims();
-            // What others have done already need not be done again.
-            if self.progress.caught_up()
-                && let Err(error) = self.tick(elected)
-            {
-                tracing::error!(%error, "the log could not be trimmed");
-            }
-            self.metrics.trimmer.set((elected && self.refused.is_none()).into());
-            // `stop` ends it early.
-            std::thread::park_timeout(TICK);
+/// What the thread does twice a second.
+pub struct Upkeep {
+    parts: Parts,
+    trimmer: Trimmer,
+    /// Why the log was not fit, as last told.
+    refused: Option<String>,
+    /// When to look at the keys again.
+    next: Moment,
+}
+
+impl Upkeep {
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        let trimmer = Trimmer::new(Arc::clone(&parts.store), parts.retention.as_millis() as i64);
+        let (refused, next) = (None, parts.progress.clock().now());
+        Self { parts, trimmer, refused, next }
+    }
+
+    fn clock(&self) -> &dyn Clock {
+        &**self.parts.progress.clock()
+    }
+
+    /// Appends what there is to append by now. Blocks until it is acknowledged or given up.
+    pub fn step(&mut self) {
+        let elected = self.parts.membership.trims();
+        // What others have done already need not be done again.
+        if self.parts.progress.caught_up()
+            && let Err(error) = self.tick(elected)
+        {
+            tracing::error!(%error, "the log could not be trimmed");
         }
+        self.parts.metrics.trimmer.set((elected && self.refused.is_none()).into());
     }
 
     fn tick(&mut self, elected: bool) -> Result<(), StoreError> {
         // A clock that is behind must not put them off, for compaction does not wait; nor those of the future by others' clocks.
-        let made_until = if elected { i64::MAX } else { now_ms() - PATIENCE.as_millis() as i64 };
+        let made_until = if elected { i64::MAX } else { self.clock().wall() - PATIENCE.as_millis() as i64 };
         let repairs = self.trimmer.repairs(made_until)?;
-        self.metrics.repairs_sent.inc_by(self.append(repairs));
-        if !elected || Instant::now() < self.next || !self.fit() {
+        self.parts.metrics.repairs_sent.inc_by(self.append(repairs));
+        if !elected || self.clock().now() < self.next || !self.fit() {
             return Ok(());
         }
         // The clock first, then the store: it may be newer than that, never older.
-        let Some(seen) = self.progress.seen(now_ms()) else { return Ok(()) };
+        let Some(seen) = self.parts.progress.seen() else { return Ok(()) };
         let (trims, all) = self.trimmer.trims(seen)?;
-        self.metrics.tombstones_sent.inc_by(self.append(trims));
+        self.parts.metrics.tombstones_sent.inc_by(self.append(trims));
         if all {
             let pause = Duration::from_millis(self.trimmer.retention.unsigned_abs() / 100);
-            self.next = Instant::now() + pause.clamp(Duration::from_secs(1), Duration::from_mins(10));
+            self.next = self.clock().now() + pause.clamp(Duration::from_secs(1), Duration::from_mins(10));
         }
         Ok(())
     }
@@ -214,12 +227,12 @@ impl Parts {
         if !self.trimmer.after.is_empty() {
             return true;
         }
-        let refused = self.log.check_trimming().err();
+        let refused = self.parts.log.check_trimming().err();
         if let Some(reason) = &refused {
             if self.refused != refused {
                 tracing::warn!("the log is not trimmed and will grow: {reason}");
             }
-            self.next = Instant::now() + RECHECK;
+            self.next = self.clock().now() + RECHECK;
         }
         self.refused = refused;
         self.refused.is_none()
@@ -227,7 +240,7 @@ impl Parts {
 
     /// Appends records together and waits for their acknowledgements. Returns how many there were.
     fn append(&self, records: Vec<Tidy>) -> u64 {
-        let appends: Vec<_> = records.into_iter().map(|record| self.log.tidy(record)).collect();
+        let appends: Vec<_> = records.into_iter().map(|record| self.parts.log.tidy(record)).collect();
         let mut acknowledged = 0;
         for outcome in futures_executor::block_on(join_all(appends)) {
             match outcome {

@@ -11,9 +11,9 @@ use bitacora_node::membership::fixed::FixedMembership;
 use bitacora_node::metrics::Metrics;
 use bitacora_node::position::NextOffset;
 use bitacora_node::progress::Progress;
-use bitacora_node::replica::Replica;
+use bitacora_node::replica::{self, Replica};
 use bitacora_node::store::Store;
-use bitacora_node::trimmer::Trimming;
+use bitacora_node::trimmer::{self, Trimming};
 
 const RETENTION: Duration = Duration::from_millis(1);
 const PARTITIONS: usize = 2;
@@ -34,10 +34,22 @@ impl Node {
         let (progress, metrics) =
             (Arc::new(Progress::default()), Arc::new(Metrics::new().expect("names differ")));
         let membership = Arc::new(FixedMembership::new(vec!["first".into(), "second".into()], name));
-        let replica =
-            Replica::start(log.clone(), store.clone(), progress.clone(), metrics.clone(), RETENTION, None);
-        let trimming =
-            Trimming::start(log.clone(), membership, store.clone(), progress, metrics.clone(), RETENTION);
+        let replica = Replica::start(replica::Parts {
+            log: log.clone(),
+            store: store.clone(),
+            progress: progress.clone(),
+            metrics: metrics.clone(),
+            delete_retention: RETENTION,
+            snapshots: None,
+        });
+        let trimming = Trimming::start(trimmer::Parts {
+            log: log.clone(),
+            membership,
+            store: store.clone(),
+            progress,
+            metrics: metrics.clone(),
+            retention: RETENTION,
+        });
         let (replica, trimming) = (replica.expect("starts"), trimming.expect("starts"));
         Self { store, metrics, replica: Some(replica), trimming: Some(trimming), _dir: dir }
     }

@@ -1,17 +1,23 @@
 //! The replica over a log whose every answer is scripted: faults that a real broker can't be made to show at will.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Instant;
 
-use bitacora_client::wire::source;
+use bitacora_client::wire::{KeyValue, source};
 use futures_util::future::BoxFuture;
 use proptest::prelude::*;
 
+use super::apply::decode;
+use super::fit::rewritten;
 use super::*;
 use crate::damage::{damaged, damages};
-use crate::log::{AppendError, Appended, LogIdentity, LogReader, Tidy};
-use crate::position::{HighWatermark, Position};
+use crate::log::{
+    AppendError, Appended, Batch, Condition, LogInfo, LogReader, LogRecord, OpenError, ReadError, Tidy,
+};
+use crate::now_ms;
+use crate::position::{HighWatermark, NextOffset, Position};
+use crate::store::Change;
 
 /// The scripted records are of 1970.
 const RETENTION: Duration = Duration::from_hours(100 * 365 * 24);
@@ -232,15 +238,14 @@ impl Bench {
         let steps = log.script();
         let (progress, metrics) =
             (Arc::new(Progress::default()), Arc::new(Metrics::new().expect("names differ")));
-        let snapshots = None;
-        let replica = Replica::start(
-            log.clone(),
-            store.clone(),
-            progress.clone(),
-            metrics.clone(),
-            RETENTION,
-            snapshots,
-        )
+        let replica = Replica::start(Parts {
+            log: log.clone(),
+            store: store.clone(),
+            progress: progress.clone(),
+            metrics: metrics.clone(),
+            delete_retention: RETENTION,
+            snapshots: None,
+        })
         .expect("starts");
         Self { store, progress, metrics, log, steps, replica: Some(replica) }
     }

@@ -34,7 +34,20 @@ pub(super) const REASON_BYTES: usize = 1000;
 /// The disk keeps as much free, for the store's growth.
 const SPARE_BYTES: u64 = 64 << 20;
 
-/// Fetches the stores of other members.
+/// Where a node gets a copy of another member's store.
+pub trait Copies: Send + Sync + 'static {
+    /// A copy of another member's store of this log, whole, opened and found to fit; `None` if there is none to be had. Blocks
+    /// for as long as that takes, not on the runtime.
+    fn fetch(
+        &self,
+        identity: &LogIdentity,
+        store: &Store,
+        fits: Fits<'_>,
+        report: Report<'_>,
+    ) -> Option<(Incoming, Checkpoint)>;
+}
+
+/// Fetches them over HTTP.
 pub struct Fetcher {
     http: reqwest::Client,
     membership: Arc<dyn Membership>,
@@ -51,27 +64,13 @@ enum Failed {
     Stopped,
 }
 
-type Fits<'a> = &'a dyn Fn(&Checkpoint) -> Result<(), String>;
+/// Whether the log as it is now is the one that a copy was made from; the reason if not.
+pub type Fits<'a> = &'a dyn Fn(&Checkpoint) -> Result<(), String>;
 /// Takes what is being done; `false` to give up.
-type Report<'a> = &'a dyn Fn(String) -> bool;
+pub type Report<'a> = &'a dyn Fn(String) -> bool;
 
-impl Fetcher {
-    /// `own_address`: `host:API_PORT` as the membership lists this node. To be called on the runtime.
-    ///
-    /// # Errors
-    /// When the HTTP client can't be built.
-    pub fn new(membership: Arc<dyn Membership>, own_address: String) -> anyhow::Result<Self> {
-        let http = reqwest::Client::builder()
-            .connect_timeout(PATIENCE)
-            .read_timeout(PATIENCE)
-            .redirect(reqwest::redirect::Policy::none())
-            .build()?;
-        Ok(Self { http, membership, own_address, runtime: Handle::current() })
-    }
-
-    /// A copy of another member's store of this log, whole and opened; `None` if there is none to be had. Blocks for as
-    /// long as that takes, not on the runtime.
-    pub fn fetch(
+impl Copies for Fetcher {
+    fn fetch(
         &self,
         identity: &LogIdentity,
         store: &Store,
@@ -108,6 +107,21 @@ impl Fetcher {
             }
         }
         None
+    }
+}
+
+impl Fetcher {
+    /// `own_address`: `host:API_PORT` as the membership lists this node. To be called on the runtime.
+    ///
+    /// # Errors
+    /// When the HTTP client can't be built.
+    pub fn new(membership: Arc<dyn Membership>, own_address: String) -> anyhow::Result<Self> {
+        let http = reqwest::Client::builder()
+            .connect_timeout(PATIENCE)
+            .read_timeout(PATIENCE)
+            .redirect(reqwest::redirect::Policy::none())
+            .build()?;
+        Ok(Self { http, membership, own_address, runtime: Handle::current() })
     }
 
     fn others(&self) -> Vec<String> {

@@ -15,7 +15,7 @@ use std::io::Write;
 use md5::{Digest, Md5};
 use serde::{Deserialize, Serialize};
 
-pub use self::fetch::Fetcher;
+pub use self::fetch::{Copies, Fetcher, Fits, Report};
 pub use self::serve::Snapshots;
 use crate::log::LogIdentity;
 use crate::position::NextOffset;

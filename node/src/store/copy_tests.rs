@@ -100,7 +100,7 @@ fn use_all(store: &Store) {
     let _ = store.trimmable(b"", i64::MAX, i64::MAX, 1_000, 1_000);
     let scanned = store.scan(&Bound::Unbounded, b"", b"", 10_000, |_| true).map(|(found, _)| found);
     for entry in scanned.iter().flatten() {
-        let _ = (entry.state_now(), entry.answer(), entry.value_field());
+        let _ = (entry.state(0), entry.answer(), entry.value_field());
     }
     let _ = store.sweep(100, 50, Some(100));
     let keys: Vec<String> = (0..400).map(|n| format!("key {n:03}")).collect();
@@ -455,7 +455,7 @@ proptest! {
                 Err(error) => prop_assert!(error.to_string().contains("'debts'")),
             }
             if let Some(entry) = Entry::from_bytes(&bytes) {
-                let _ = (entry.state_now(), entry.state(i64::MIN), entry.is_newer_than(&entry));
+                let _ = (entry.state(0), entry.state(i64::MIN), entry.is_newer_than(&entry));
                 let _ = (entry.answer(), entry.value_field(), entry.is_of(b"k"), upkeep::due(&entry));
                 let again = Entry::new(entry.position(), entry.timestamp(), entry.ttl(), entry.record_bytes());
                 prop_assert_eq!(again, entry);

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use bitacora_client::wire::{KeyValue, source, ttl};
 
-use crate::now_ms;
+use crate::clock::Clock;
 use crate::position::Position;
 
 /// A record as the store holds it: a header of fixed size, then the record's Avro bytes as they came from the log.
@@ -100,11 +100,11 @@ impl Entry {
 
     /// As [`Entry::state`], now; most entries never expire and need no clock.
     #[must_use]
-    pub fn state_now(&self) -> State {
+    pub fn state_by(&self, clock: &dyn Clock) -> State {
         match self.ttl() {
             ttl::FOR_EVER => State::Live,
             ttl if ttl < 0 => State::Deleted,
-            _ => self.state(now_ms()),
+            _ => self.state(clock.wall()),
         }
     }
 
