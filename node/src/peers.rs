@@ -44,6 +44,12 @@ pub enum PeerAnswer {
 }
 
 impl PeerAnswer {
+    /// Whether it says more, or later things, than the other of the same key.
+    #[must_use]
+    pub fn is_better_than(&self, other: &Self) -> bool {
+        self.rank() > other.rank()
+    }
+
     /// The higher write timestamp wins, then the higher offset; a record wins against none.
     fn rank(&self) -> (u8, i64, i64) {
         match self {
@@ -142,7 +148,7 @@ impl Inner {
             let others = members.iter().filter(|member| **member != self.own_address);
             let mut answers: FuturesUnordered<_> = others.map(|member| self.ask_one(member, key)).collect();
             while let Some(answer) = answers.next().await {
-                if answer.rank() > best.rank() {
+                if answer.is_better_than(&best) {
                     best = answer;
                 }
             }

@@ -37,13 +37,13 @@ use std::time::Duration;
 use futures_util::future::join_all;
 
 use crate::clock::{Clock, Moment};
-use crate::log::{Condition, Log, Tidy};
+use crate::log::{Condition, Log, LogTag, Tidy};
 use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::position::Position;
 use crate::progress::{Progress, Seen};
 use crate::replica::Obituary;
-use crate::store::{Owed, Store, StoreError};
+use crate::store::{Owed, Store, StoreError, Trimmable};
 
 /// Between two looks at what is owed.
 const TICK: Duration = Duration::from_millis(500);
@@ -81,24 +81,24 @@ impl Trimmer {
     /// # Errors
     /// When the store fails.
     pub fn repairs(&self, made_until: i64) -> Result<Vec<Tidy>, StoreError> {
-        let owed = self.store.owed(LIMIT)?;
+        let (log, owed) = self.store.owed(LIMIT)?;
         let due = owed.into_iter().filter(|owed| owed.debt.timestamp <= made_until);
-        Ok(due.map(|owed| self.repair(owed)).collect())
+        Ok(due.map(|owed| self.repair(log, owed)).collect())
     }
 
-    fn repair(&self, Owed { key, debt, entry, replaced_at }: Owed) -> Tidy {
+    fn repair(&self, log: LogTag, Owed { key, debt, entry, replaced_at }: Owed) -> Tidy {
         let until = debt.timestamp.saturating_add(self.window);
         let Some(entry) = entry else {
             // A trim of all that was before: what had said so is behind in compaction now.
             let before = Position { offset: (debt.position.offset - 1).max(0), ..debt.position };
-            return trim(key, before, until);
+            return trim(key, before, until, log);
         };
         let Position { partition, offset } = entry.position();
         if replaced_at.is_some_and(|at| at <= debt.timestamp.saturating_sub(self.retention / 2)) {
             // It need not be said again.
-            return trim(key, entry.position(), until);
+            return trim(key, entry.position(), until, log);
         }
-        let condition = Condition::Repair { offset, timestamp: entry.timestamp(), until };
+        let condition = Condition::Repair { offset, timestamp: entry.timestamp(), until, log };
         // A tombstone's is one.
         let value = entry.has_record().then(|| entry.record_bytes().to_vec());
         Tidy { partition, key, value, condition }
@@ -111,16 +111,17 @@ impl Trimmer {
     pub fn trims(&mut self, seen: Seen) -> Result<(Vec<Tidy>, bool), StoreError> {
         let dead = seen.until.saturating_sub(self.retention);
         let replaced = seen.until.saturating_sub(self.retention / 2);
-        let (found, after) = self.store.trimmable(&self.after, dead, replaced, LIMIT, LOOKS)?;
+        let Trimmable { log, records, after } =
+            self.store.trimmable(&self.after, dead, replaced, LIMIT, LOOKS)?;
         let all = after.is_none();
         self.after = after.unwrap_or_default();
         let until = seen.log_time.saturating_add(self.window);
-        Ok((found.into_iter().map(|(key, position)| trim(key, position, until)).collect(), all))
+        Ok((records.into_iter().map(|(key, position)| trim(key, position, until, log)).collect(), all))
     }
 }
 
-fn trim(key: Vec<u8>, Position { partition, offset }: Position, until: i64) -> Tidy {
-    Tidy { partition, key, value: None, condition: Condition::Trim { offset, until } }
+fn trim(key: Vec<u8>, Position { partition, offset }: Position, until: i64, log: LogTag) -> Tidy {
+    Tidy { partition, key, value: None, condition: Condition::Trim { offset, until, log } }
 }
 
 /// What trimming works with.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bitacora_client::wire::{KeyValue, source, ttl};
 use bitacora_node::data_dir::DataDir;
 use bitacora_node::log::embedded::EmbeddedLog;
-use bitacora_node::log::{Appended, Batch, Condition, Log, Tidy};
+use bitacora_node::log::{Appended, Batch, Condition, Log, LogTag, Tidy};
 use bitacora_node::membership::fixed::FixedMembership;
 use bitacora_node::metrics::Metrics;
 use bitacora_node::position::NextOffset;
@@ -140,7 +140,7 @@ fn a_tombstone_that_came_too_late_is_repaired_by_the_elected_node() {
     let log = open(&dir);
     let old = append(&log, "k", "old", ttl::FOR_EVER);
     let new = append(&log, "k", "new", ttl::FOR_EVER);
-    let condition = Condition::Trim { offset: old.position.offset, until: i64::MAX };
+    let condition = Condition::Trim { offset: old.position.offset, until: i64::MAX, log: LogTag::default() };
     let late = Tidy { partition: old.position.partition, key: b"k".to_vec(), value: None, condition };
     let late = futures_executor::block_on(log.tidy(late)).expect("acknowledged");
     let second = Node::start(&log, "second");
@@ -155,7 +155,7 @@ fn a_tombstone_that_came_too_late_is_repaired_by_the_elected_node() {
     }
     let (offset, timestamp) = (new.position.offset, new.timestamp);
     let until = late.timestamp + 60_000;
-    let repair = Condition::Repair { offset, timestamp, until };
+    let repair = Condition::Repair { offset, timestamp, until, log: LogTag::default() };
     assert_eq!(conditions(&log, "k")[2], Some(condition));
     let mut repairs = conditions(&log, "k").split_off(3);
     repairs.dedup();

@@ -17,8 +17,8 @@ use heed::{Database, Env, EnvFlags, RoTxn};
 use tokio::sync::oneshot;
 
 use super::{
-    AppendError, Appended, Batch, Condition, Log, LogIdentity, LogInfo, LogReader, LogRecord, OpenError,
-    ReadError, Tidy,
+    AppendError, Appended, Batch, Condition, Log, LogIdentity, LogInfo, LogReader, LogRecord, LogTag,
+    OpenError, ReadError, Tidy,
 };
 use crate::data_dir::DataDir;
 use crate::position::{HighWatermark, NextOffset, Position, partition_of};
@@ -163,8 +163,9 @@ fn commit(shared: &Shared, group: &[Append]) -> heed::Result<Vec<Appended>> {
         value.extend(timestamp.to_be_bytes());
         let (kind, added): (u32, &[i64]) = match append.condition {
             None => (PLAIN, &[]),
-            Some(Condition::Trim { offset, until }) => (TRIM, &[offset, until]),
-            Some(Condition::Repair { offset, timestamp, until }) => {
+            // Its one topic never changes, and has no id.
+            Some(Condition::Trim { offset, until, .. }) => (TRIM, &[offset, until]),
+            Some(Condition::Repair { offset, timestamp, until, .. }) => {
                 (if append.tombstone { REPAIRED_TOMBSTONE } else { REPAIR }, &[offset, timestamp, until])
             }
             Some(Condition::Unreadable) => (TRIM, &[-1, i64::MAX]),
@@ -262,12 +263,13 @@ fn parse(bytes: &[u8]) -> Option<Stored<'_>> {
         Some(i64::from_be_bytes(*number))
     };
     let (kind_and_length, mut rest) = (u32::from_be_bytes(*length), rest);
+    let log = LogTag::default();
     let condition = match kind_and_length >> 24 {
         PLAIN => None,
-        TRIM => Some(Condition::Trim { offset: number(&mut rest)?, until: number(&mut rest)? }),
+        TRIM => Some(Condition::Trim { offset: number(&mut rest)?, until: number(&mut rest)?, log }),
         REPAIR | REPAIRED_TOMBSTONE => {
             let (offset, timestamp, until) = (number(&mut rest)?, number(&mut rest)?, number(&mut rest)?);
-            Some(Condition::Repair { offset, timestamp, until })
+            Some(Condition::Repair { offset, timestamp, until, log })
         }
         _ => return None,
     };
@@ -478,9 +480,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let log = open(dir.path());
         log.append("k", b"one".to_vec()).await.expect("acknowledged");
-        let repair = Condition::Repair { offset: 0, timestamp: 7, until: 8 };
+        let of = LogTag::default();
+        let repair = Condition::Repair { offset: 0, timestamp: 7, until: 8, log: of };
         let tidies = [
-            (Condition::Trim { offset: 0, until: 9 }, None),
+            (Condition::Trim { offset: 0, until: 9, log: of }, None),
             (repair, None),
             (repair, Some(b"one".to_vec())),
         ];
@@ -514,7 +517,7 @@ mod tests {
         assert_eq!(read(&log), tidies[2..]);
         // A tombstone goes in the end, unless it is a partition's last record.
         for key in [b"k", b"l"] {
-            let condition = Condition::Trim { offset: 1, until: 9 };
+            let condition = Condition::Trim { offset: 1, until: 9, log: LogTag::default() };
             let tidy = Tidy { partition, key: key.to_vec(), value: None, condition };
             log.tidy(tidy).await.expect("acknowledged");
         }

@@ -11,6 +11,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use md5::{Digest as _, Md5};
 use serde::{Deserialize, Serialize};
 
 use crate::position::{HighWatermark, NextOffset, Position};
@@ -162,7 +163,27 @@ pub struct LogIdentity {
     pub topic_id: Option<String>,
 }
 
+/// A short name for a [`LogIdentity`] that tells topics apart; 0 where the topic's id is not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogTag(pub u64);
+
+impl LogTag {
+    /// Whether both may be of one log.
+    #[must_use]
+    pub fn fits(self, other: Self) -> bool {
+        self == other || self.0 == 0 || other.0 == 0
+    }
+}
+
 impl LogIdentity {
+    /// The first 8 bytes of the MD5 of the topic's id.
+    #[must_use]
+    pub fn tag(&self) -> LogTag {
+        let id = self.topic_id.as_deref();
+        let first = id.and_then(|id| Md5::digest(id).first_chunk().copied());
+        LogTag(first.map_or(0, u64::from_be_bytes))
+    }
+
     /// Whether both may name one log.
     #[must_use]
     pub fn fits(&self, other: &Self) -> bool {
@@ -198,36 +219,43 @@ impl LogInfo {
 }
 
 /// What a record says of an earlier one of its key and partition. It takes effect only if the partition holds none of the
-/// key by then, or none with a greater offset than this one's, and if its own write timestamp is not later than `until`. A
-/// write has no condition and always takes effect. Times in ms since the epoch.
+/// key by then, or none with a greater offset than this one's, if its own write timestamp is not later than `until`, and if
+/// the log is the one that it speaks of. A write has no condition and always takes effect. Times in ms since the epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {
     /// A tombstone: the record at `offset` is no longer needed.
-    Trim { offset: i64, until: i64 },
+    Trim { offset: i64, until: i64, log: LogTag },
     /// The record of `offset` and of that write timestamp once more, since another that took no effect lies behind it and
     /// would outlive it in compaction.
-    Repair { offset: i64, timestamp: i64, until: i64 },
+    Repair { offset: i64, timestamp: i64, until: i64, log: LogTag },
     /// A condition that this node does not understand.
     Unreadable,
 }
 
 impl Condition {
-    /// Kafka header of a [`Condition::Trim`]: `offset:until` in decimal.
+    /// Kafka header of a [`Condition::Trim`]: `offset:until:log`, the last in hexadecimal, and left out by older nodes.
     pub const TRIM: &str = "bitacora-trim";
-    /// Kafka header of a [`Condition::Repair`]: `offset:timestamp:until` in decimal.
+    /// Kafka header of a [`Condition::Repair`]: `offset:timestamp:until:log`.
     pub const REPAIR: &str = "bitacora-repair";
 
     /// The condition that a header states.
     #[must_use]
     pub fn from_header(name: &str, value: &[u8]) -> Self {
         let parsed = std::str::from_utf8(value).ok().and_then(|text| {
-            let (offset, times) = text.split_once(':')?;
-            let offset = offset.parse().ok().filter(|offset| *offset >= 0)?;
-            if name == Self::TRIM {
-                return Some(Self::Trim { offset, until: times.parse().ok()? });
-            }
-            let (timestamp, until) = times.split_once(':')?;
-            Some(Self::Repair { offset, timestamp: timestamp.parse().ok()?, until: until.parse().ok()? })
+            let mut fields = text.split(':');
+            let offset = fields.next()?.parse().ok().filter(|offset| *offset >= 0)?;
+            let mut time = || fields.next()?.parse().ok();
+            let timestamp = if name == Self::TRIM { None } else { Some(time()?) };
+            let until = time()?;
+            let log = match fields.next() {
+                Some(tag) => LogTag(u64::from_str_radix(tag, 16).ok()?),
+                None => LogTag::default(),
+            };
+            let condition = match timestamp {
+                None => Self::Trim { offset, until, log },
+                Some(timestamp) => Self::Repair { offset, timestamp, until, log },
+            };
+            fields.next().is_none().then_some(condition)
         });
         parsed.unwrap_or(Self::Unreadable)
     }
@@ -236,11 +264,20 @@ impl Condition {
     #[must_use]
     pub fn header(self) -> (&'static str, String) {
         match self {
-            Self::Trim { offset, until } => (Self::TRIM, format!("{offset}:{until}")),
-            Self::Repair { offset, timestamp, until } => {
-                (Self::REPAIR, format!("{offset}:{timestamp}:{until}"))
+            Self::Trim { offset, until, log } => (Self::TRIM, format!("{offset}:{until}:{:x}", log.0)),
+            Self::Repair { offset, timestamp, until, log } => {
+                (Self::REPAIR, format!("{offset}:{timestamp}:{until}:{:x}", log.0))
             }
             Self::Unreadable => (Self::TRIM, String::new()),
+        }
+    }
+
+    /// Until when it has effect, and in which log; `None` if that can't be read.
+    #[must_use]
+    pub fn reach(self) -> Option<(i64, LogTag)> {
+        match self {
+            Self::Trim { until, log, .. } | Self::Repair { until, log, .. } => Some((until, log)),
+            Self::Unreadable => None,
         }
     }
 }
@@ -431,7 +468,7 @@ mod tests {
         fn any_header_is_a_condition_of_an_offset_or_unreadable(
             name in "bitacora-(trim|repair)",
             value: Vec<u8>,
-            text in "[+-]?[0-9]{0,20}(:[+-]?[0-9]{0,20}){0,3}",
+            text in "[+-]?[0-9]{0,20}(:[+-]?[0-9a-f]{0,20}){0,4}",
             number: bool,
         ) {
             let condition = Condition::from_header(&name, if number { text.as_bytes() } else { &value });
@@ -447,33 +484,52 @@ mod tests {
         }
 
         #[test]
-        fn any_condition_survives_its_header(offset in 0..i64::MAX, timestamp: i64, until: i64, repair: bool) {
-            let repair = repair.then_some(Condition::Repair { offset, timestamp, until });
-            let condition = repair.unwrap_or(Condition::Trim { offset, until });
+        fn any_condition_survives_its_header(
+            offset in 0..i64::MAX, timestamp: i64, until: i64, log: u64, repair: bool,
+        ) {
+            let log = LogTag(log);
+            let repair = repair.then_some(Condition::Repair { offset, timestamp, until, log });
+            let condition = repair.unwrap_or(Condition::Trim { offset, until, log });
             let (name, value) = condition.header();
             prop_assert_eq!(Condition::from_header(name, value.as_bytes()), condition);
         }
     }
 
     #[test]
+    fn a_tag_tells_topics_apart_where_they_have_ids() {
+        let of = |id: Option<&str>| {
+            LogIdentity { cluster: "c".into(), topic: "t".into(), topic_id: id.map(str::to_owned) }.tag()
+        };
+        assert_eq!(of(Some("one")), of(Some("one")));
+        assert!(!of(Some("one")).fits(of(Some("two"))));
+        assert!(of(None).fits(of(Some("two"))) && of(Some("one")).fits(of(None)) && of(None).fits(of(None)));
+    }
+
+    #[test]
     fn a_condition_survives_its_header_and_anything_else_is_unreadable() {
-        let repair = Condition::Repair { offset: i64::MAX, timestamp: -1, until: 3 };
-        for condition in [Condition::Trim { offset: 0, until: -7 }, repair] {
+        let log = LogTag(u64::MAX);
+        let repair = Condition::Repair { offset: i64::MAX, timestamp: -1, until: 3, log };
+        for condition in [Condition::Trim { offset: 0, until: -7, log }, repair] {
             let (name, value) = condition.header();
             assert_eq!(Condition::from_header(name, value.as_bytes()), condition);
         }
+        let (older, log) = (Condition::from_header(Condition::TRIM, b"1:2"), LogTag::default());
+        assert_eq!(older, Condition::Trim { offset: 1, until: 2, log });
         for (name, value) in [
             (Condition::TRIM, ""),
             (Condition::TRIM, "1"),
             (Condition::TRIM, "-1:2"),
-            (Condition::TRIM, "1:2:3"),
+            (Condition::TRIM, "1:2:x"),
+            (Condition::TRIM, "1:2:3:4"),
+            (Condition::TRIM, "1:2:12345678901234567"),
             (Condition::TRIM, "99999999999999999999:2"),
             (Condition::REPAIR, "1"),
             (Condition::REPAIR, "1:5"),
             (Condition::REPAIR, "-1:5:5"),
             (Condition::REPAIR, "1:x:5"),
             (Condition::REPAIR, "1:5:"),
-            (Condition::REPAIR, "1:5:5:5"),
+            (Condition::REPAIR, "1:5:5:g"),
+            (Condition::REPAIR, "1:5:5:5:5"),
         ] {
             assert_eq!(
                 Condition::from_header(name, value.as_bytes()),

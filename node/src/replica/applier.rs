@@ -9,7 +9,7 @@ use super::fit::{CaughtUp, Misfit, VERIFY, distrust_by_log, distrust_now, misfit
 use super::{Parts, RETRY, Shared};
 use crate::clock::Clock;
 use crate::freshness::distrust;
-use crate::log::{Batch, LogInfo, LogReader, OpenError, ReadError};
+use crate::log::{Batch, LogInfo, LogReader, LogTag, OpenError, ReadError};
 use crate::position::NextOffset;
 use crate::progress::Phase;
 use crate::store::{Checkpoint, StoreError};
@@ -253,11 +253,17 @@ impl Applier {
         }
         // What was read before an error is in order and counts.
         if !batch.says_nothing() {
+            // Of what is missing by now, it would be applied upon the rest.
+            if self.trusts()
+                && let Some(why) = distrust_now(&self.caught_up, self.clock(), self.parts.log.delete_grace())
+            {
+                return Err(Interrupted::TooOld(why));
+            }
             let live = self.parts.progress.caught_up();
             if let Some(time) = batch.records().map(|record| record.timestamp).max() {
                 self.parts.progress.log_told(time, live && batch.log_time().is_some());
             }
-            self.persist(|| self.apply(batch))?;
+            self.persist(|| self.apply(batch, info.identity.tag()))?;
             for (partition, offset) in batch.next() {
                 next[*partition as usize] = *offset;
             }
@@ -432,9 +438,9 @@ impl Applier {
         Ok(Some(next))
     }
 
-    fn apply(&self, batch: &Batch) -> Result<(), StoreError> {
+    fn apply(&self, batch: &Batch, log: LogTag) -> Result<(), StoreError> {
         let started = Instant::now();
-        let (applied, poison) = apply(&self.parts.store, batch)?;
+        let (applied, poison) = apply(&self.parts.store, batch, log)?;
         self.parts.progress.applied(batch.next());
         self.parts.metrics.poison_records.inc_by(poison as u64);
         self.parts.metrics.records_applied.inc_by(applied.changed as u64);

@@ -2,22 +2,25 @@
 
 use bitacora_client::wire::{KeyValue, ttl};
 
-use crate::log::{Batch, Condition, LogRecord};
+use crate::log::{Batch, Condition, LogRecord, LogTag};
 use crate::position::Position;
 use crate::store::{Applied, Author, Change, Entry, Store, StoreError};
 
 /// A poison record is logged with its position, but not more than so many in one batch.
 const POISON_LOGGED: usize = 10;
 
-/// Applies a batch to the store, in one transaction. Returns what came of it, and how many records were poison.
+/// Applies a batch that was read from `log` to the store, in one transaction. Returns what came of it, and how many records
+/// were poison.
 ///
 /// # Errors
 /// When the store fails; nothing is changed then.
-pub fn apply(store: &Store, batch: &Batch) -> Result<(Applied, usize), StoreError> {
+pub fn apply(store: &Store, batch: &Batch, log: LogTag) -> Result<(Applied, usize), StoreError> {
     let mut changes = Vec::with_capacity(batch.records().len());
-    let mut poison = 0;
+    let (mut poison, mut foreign) = (0, 0);
     for record in batch.records() {
-        match decode(&record, store.max_key_bytes()) {
+        let reach = record.condition.and_then(Condition::reach);
+        foreign += usize::from(reach.is_some_and(|(_, of)| !of.fits(log)));
+        match decode(&record, store.max_key_bytes(), log) {
             Ok(change) => changes.push(change),
             Err(reason) => {
                 poison += 1;
@@ -34,11 +37,21 @@ pub fn apply(store: &Store, batch: &Batch) -> Result<(Applied, usize), StoreErro
     if poison > POISON_LOGGED {
         tracing::warn!(records = poison - POISON_LOGGED, "skipped further records that can't be decoded");
     }
+    if foreign > 0 {
+        tracing::warn!(
+            records = foreign,
+            "trimmers of another topic sent what has no effect here; who copies a topic leaves their headers out, see OPERATIONS.md"
+        );
+    }
     Ok((store.apply_with(&mut changes, batch.next(), &batch.latest())?, poison))
 }
 
 /// What a record of the log changes; the reason if it is poison.
-pub(super) fn decode<'a>(record: &LogRecord<'a>, max_key_bytes: usize) -> Result<(&'a [u8], Change), String> {
+pub(super) fn decode<'a>(
+    record: &LogRecord<'a>,
+    max_key_bytes: usize,
+    log: LogTag,
+) -> Result<(&'a [u8], Change), String> {
     let LogRecord { position: at, timestamp, condition, .. } = *record;
     let key = record.key.filter(|key| !key.is_empty()).ok_or("it has no key")?;
     if key.len() > max_key_bytes {
@@ -53,13 +66,13 @@ pub(super) fn decode<'a>(record: &LogRecord<'a>, max_key_bytes: usize) -> Result
             Err("its header names an offset that is not before it")
         }
     };
-    let late = Change::Nothing { at, timestamp, by: Author::Trimmer };
+    if condition.and_then(Condition::reach).is_some_and(|(until, of)| timestamp > until || !of.fits(log)) {
+        return Ok((key, Change::Nothing { at, timestamp, by: Author::Trimmer }));
+    }
     let (position, write_timestamp) = match condition {
         None => (at, timestamp),
-        Some(Condition::Trim { offset, until }) if record.value.is_none() => {
-            let offset = earlier(offset)?;
-            let change = if timestamp > until { late } else { Change::Trim { at, timestamp, offset } };
-            return Ok((key, change));
+        Some(Condition::Trim { offset, .. }) if record.value.is_none() => {
+            return Ok((key, Change::Trim { at, timestamp, offset: earlier(offset)? }));
         }
         Some(Condition::Repair { offset, timestamp, .. }) => {
             (Position { offset: earlier(offset)?, ..at }, timestamp)
@@ -80,7 +93,6 @@ pub(super) fn decode<'a>(record: &LogRecord<'a>, max_key_bytes: usize) -> Result
     };
     let change = match condition {
         None => entry.into(),
-        Some(Condition::Repair { until, .. }) if timestamp > until => late,
         Some(_) => Change::Repair { at, timestamp, entry },
     };
     Ok((key, change))

@@ -13,12 +13,15 @@ use super::fit::rewritten;
 use super::*;
 use crate::damage::{damaged, damages};
 use crate::log::{
-    AppendError, Appended, Batch, Condition, LogInfo, LogReader, LogRecord, OpenError, ReadError, Tidy,
+    AppendError, Appended, Batch, Condition, LogInfo, LogReader, LogRecord, LogTag, OpenError, ReadError,
+    Tidy,
 };
 use crate::now_ms;
 use crate::position::{HighWatermark, NextOffset, Position};
 use crate::store::Change;
 
+/// The log does not say which it is.
+const LOG: LogTag = LogTag(0);
 /// The scripted records are of 1970.
 const RETENTION: Duration = Duration::from_hours(100 * 365 * 24);
 
@@ -343,17 +346,22 @@ fn records_with_a_condition_are_counted_by_what_they_did_and_nonsense_is_poison(
     let bench = Bench::start(dir.path(), "c", 0..11);
     bench.set(0, "k", "v");
     bench.set(1, "l", "v");
-    bench.tidy(2, "k", None, Condition::Trim { offset: 0, until: i64::MAX });
-    bench.tidy(3, "l", None, Condition::Trim { offset: 0, until: i64::MAX });
-    bench.tidy(4, "m", Some("again"), Condition::Repair { offset: 3, timestamp: 77, until: i64::MAX });
+    bench.tidy(2, "k", None, Condition::Trim { offset: 0, until: i64::MAX, log: LOG });
+    bench.tidy(3, "l", None, Condition::Trim { offset: 0, until: i64::MAX, log: LOG });
+    bench.tidy(
+        4,
+        "m",
+        Some("again"),
+        Condition::Repair { offset: 3, timestamp: 77, until: i64::MAX, log: LOG },
+    );
     // Each would be a tombstone or a write if its condition were overlooked.
     bench.tidy(5, "l", None, Condition::Unreadable);
-    bench.tidy(6, "l", None, Condition::Trim { offset: 6, until: i64::MAX });
-    bench.tidy(7, "l", Some("w"), Condition::Repair { offset: 7, timestamp: 0, until: i64::MAX });
-    bench.tidy(8, "l", Some("w"), Condition::Trim { offset: 1, until: i64::MAX });
+    bench.tidy(6, "l", None, Condition::Trim { offset: 6, until: i64::MAX, log: LOG });
+    bench.tidy(7, "l", Some("w"), Condition::Repair { offset: 7, timestamp: 0, until: i64::MAX, log: LOG });
+    bench.tidy(8, "l", Some("w"), Condition::Trim { offset: 1, until: i64::MAX, log: LOG });
     // Too late, by their own timestamps.
-    bench.tidy(9, "l", None, Condition::Trim { offset: 1, until: 0 });
-    bench.tidy(10, "k", Some("w"), Condition::Repair { offset: 0, timestamp: 0, until: 0 });
+    bench.tidy(9, "l", None, Condition::Trim { offset: 1, until: 0, log: LOG });
+    bench.tidy(10, "k", Some("w"), Condition::Repair { offset: 0, timestamp: 0, until: 0, log: LOG });
     bench.applied(10);
     assert_eq!((bench.value("k"), bench.value("l").as_deref()), (None, Some("v")));
     let (entry, _) = bench.store.get(b"m").expect("readable").expect("restored");
@@ -687,8 +695,8 @@ proptest! {
         const MAX_KEY: usize = 1_024;
         let at = Position { partition: 3, offset };
         let condition = match kind {
-            0 => Some(Condition::Trim { offset: named, until }),
-            1 => Some(Condition::Repair { offset: named, timestamp, until }),
+            0 => Some(Condition::Trim { offset: named, until, log: LOG }),
+            1 => Some(Condition::Repair { offset: named, timestamp, until, log: LOG }),
             2 => Some(Condition::Unreadable),
             _ => None,
         };
@@ -697,7 +705,7 @@ proptest! {
         let damaged = damaged(&encoded, &damages);
         for value in [value.as_deref(), Some(encoded.as_slice()), Some(&damaged)] {
             let record = LogRecord { position: at, timestamp, key: key.as_deref(), value, condition };
-            match decode(&record, MAX_KEY) {
+            match decode(&record, MAX_KEY, LOG) {
                 Ok((found, change)) => {
                     prop_assert!(!found.is_empty() && found.len() <= MAX_KEY && std::str::from_utf8(found).is_ok());
                     prop_assert_eq!(Some(found), key.as_deref());
@@ -727,7 +735,7 @@ proptest! {
             }
         }
         let record = LogRecord { position: at, timestamp, key: Some(b"key"), value: Some(&encoded), condition: None };
-        let (_, change) = decode(&record, MAX_KEY).expect("it is whole");
+        let (_, change) = decode(&record, MAX_KEY, LOG).expect("it is whole");
         let Change::Write(entry) = change else { panic!("it is a write") };
         let found = (entry.record_bytes(), entry.ttl(), entry.timestamp());
         prop_assert_eq!(found, (encoded.as_slice(), ttl, timestamp));

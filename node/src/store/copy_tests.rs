@@ -11,6 +11,7 @@ use proptest::sample::Index;
 use super::key_state::{KeyState, parse_debts, parse_others};
 use super::*;
 use crate::damage::{damaged, damages};
+use crate::log::LogTag;
 use crate::position::Position;
 
 const END: i64 = 10_000;
@@ -345,8 +346,8 @@ proptest! {
                 let offset = ends[*partition as usize];
                 ends[*partition as usize] += 1 + number.rem_euclid(3);
                 let condition = match timestamp.rem_euclid(8) {
-                    0 => Some(Condition::Trim { offset: *number, until: number.saturating_mul(100) }),
-                    1 => Some(Condition::Repair { offset: *number, timestamp: *timestamp, until: number.saturating_mul(100) }),
+                    0 => Some(Condition::Trim { offset: *number, until: number.saturating_mul(100), log: LogTag::default() }),
+                    1 => Some(Condition::Repair { offset: *number, timestamp: *timestamp, until: number.saturating_mul(100), log: LogTag::default() }),
                     2 => Some(Condition::Unreadable),
                     _ => None,
                 };
@@ -358,7 +359,7 @@ proptest! {
                 let position = Position { partition: *partition, offset };
                 batch.push(LogRecord { position, timestamp: *timestamp, key, value: value.as_deref(), condition });
             }
-            crate::replica::apply(&store, &batch).expect("applied");
+            crate::replica::apply(&store, &batch, LogTag::default()).expect("applied");
             store.sweep(part[0].2, 50, (part[0].0 % 2 == 0).then_some(part[0].2)).expect("swept");
         }
         store.note_caught_up(1).expect("written");

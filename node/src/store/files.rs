@@ -33,7 +33,7 @@ use heed::{Database, Env, EnvFlags, EnvOpenOptions, FlagSetMode, RoTxn, RwTxn};
 
 use super::key_state::{KeyState, parse_debts, parse_others};
 use super::{Checkpoint, Disk, Entry, StoreError, pages};
-use crate::log::LogIdentity;
+use crate::log::{LogIdentity, LogTag};
 use crate::position::{NextOffset, Position};
 
 /// Changed whenever the bytes in the store mean something else; a store of another format is built anew.
@@ -223,13 +223,19 @@ impl Files {
         Ok(self.meta.get(txn, "restored").map_err(undecoded("meta"))?.is_some())
     }
 
+    fn identity(&self, txn: &RoTxn<'_>) -> Result<Option<LogIdentity>, StoreError> {
+        let json = self.meta.get(txn, "identity").map_err(undecoded("meta"))?;
+        json.map(|json| serde_json::from_str(json).map_err(|_| StoreError::Corrupt("identity"))).transpose()
+    }
+
+    /// The log that it is tied to.
+    pub fn log(&self, txn: &RoTxn<'_>) -> Result<LogTag, StoreError> {
+        Ok(self.identity(txn)?.map_or(LogTag::default(), |identity| identity.tag()))
+    }
+
     pub fn checkpoint(&self) -> Result<Checkpoint, StoreError> {
         let txn = self.env.read_txn()?;
-        let meta = |name| self.meta.get(&txn, name).map_err(undecoded("meta"));
-        let identity = match meta("identity")? {
-            None => None,
-            Some(json) => Some(serde_json::from_str(json).map_err(|_| StoreError::Corrupt("identity"))?),
-        };
+        let identity = self.identity(&txn)?;
         let (mut next, mut latest) = (Vec::new(), Vec::new());
         for item in self.positions.iter(&txn)? {
             let (partition, offset) = item.map_err(undecoded("positions"))?;
@@ -239,7 +245,8 @@ impl Files {
             next.push(NextOffset(offset));
             latest.push(self.latest.get(&txn, &partition).map_err(undecoded("latest"))?);
         }
-        let caught_up_at = meta("caught_up_at")?.and_then(|text| text.parse().ok());
+        let caught_up_at = self.meta.get(&txn, "caught_up_at").map_err(undecoded("meta"))?;
+        let caught_up_at = caught_up_at.and_then(|text| text.parse().ok());
         Ok(Checkpoint { identity, restored: self.is_restored(&txn)?, next, latest, caught_up_at })
     }
 
@@ -330,10 +337,11 @@ impl Files {
         &self,
         txn: &RoTxn<'_>,
         key: &[u8],
+        is_read: bool,
         no_others: bool,
         no_debts: bool,
     ) -> Result<KeyState, StoreError> {
-        let mut state = KeyState::default();
+        let mut state = KeyState { is_read, ..KeyState::default() };
         if let Some(bytes) = self.records.get(txn, key)? {
             state.entries.push(Entry::from_bytes(bytes).ok_or(StoreError::Corrupt("records"))?);
         }

@@ -1,6 +1,7 @@
+use bitacora_client::wire::ttl;
 use smallvec::SmallVec;
 
-use super::{Entry, StoreError};
+use super::{Entry, State, StoreError};
 use crate::position::Position;
 
 /// What a record of the log does to its key.
@@ -58,6 +59,8 @@ pub struct Debt {
 /// changed, or writers disagree about the partitioner.
 #[derive(Debug, Default)]
 pub(super) struct KeyState {
+    /// Whether somebody reads the store, which was complete at some time.
+    pub is_read: bool,
     pub entries: SmallVec<[Entry; 1]>,
     pub debts: SmallVec<[Debt; 1]>,
 }
@@ -96,13 +99,12 @@ impl KeyState {
         }
         self.settle(reach.partition);
         match (change, held) {
-            (Change::Trim { .. }, Some(held)) => {
-                self.entries.swap_remove(held);
-                Outcome::Trimmed
-            }
+            (Change::Trim { timestamp, .. }, Some(held)) => self.trim(held, timestamp),
             (Change::Trim { .. }, None) | (Change::Nothing { .. }, _) => Outcome::Nothing,
-            // The same record again.
-            (_, Some(_)) if offset == Some(reach.offset) => Outcome::Nothing,
+            // The same record again, and it still is whole.
+            (_, Some(held)) if offset == Some(reach.offset) && self.entries[held].has_record() => {
+                Outcome::Nothing
+            }
             (Change::Write(entry) | Change::Repair { entry, .. }, Some(held)) => {
                 self.entries[held] = entry;
                 Outcome::Written
@@ -112,6 +114,27 @@ impl KeyState {
                 Outcome::Written
             }
         }
+    }
+
+    /// Removes an entry that a tombstone speaks of, which was appended at `timestamp`. Partitions are read independently, so a
+    /// store that is read must not show meanwhile what the others' records are yet to remove or to bring. What it waits for
+    /// will come: it is younger than any store that may be trusted.
+    fn trim(&mut self, held: usize, timestamp: i64) -> Outcome {
+        let entry = &self.entries[held];
+        let is_newest = !self.entries.iter().any(|other| other.is_newer_than(entry));
+        if self.is_read && is_newest {
+            if entry.state(timestamp) == State::Live {
+                // A newer one, which another partition has, is why it was trimmed.
+                return Outcome::Nothing;
+            }
+            if self.entries.len() > 1 {
+                // The older ones were trimmed before.
+                self.entries[held] = Entry::new(entry.position(), entry.timestamp(), ttl::DELETED, &[]);
+                return Outcome::Trimmed;
+            }
+        }
+        self.entries.swap_remove(held);
+        Outcome::Trimmed
     }
 
     fn settle(&mut self, partition: i32) {

@@ -29,7 +29,7 @@ pub use self::files::{DATA_FILE, FORMAT};
 use self::files::{Files, Root, explain};
 use self::key_state::Outcome;
 pub use self::key_state::{Author, Change, Debt};
-pub use self::upkeep::Owed;
+pub use self::upkeep::{Owed, Trimmable};
 use crate::log::LogIdentity;
 use crate::position::NextOffset;
 
@@ -473,13 +473,14 @@ impl Store {
         changes.sort_by_key(|(key, _)| *key);
         let (files, read) = self.written();
         let mut txn = files.env.write_txn()?;
+        let is_read = files.is_restored(&txn)?;
         // Both are so nearly always.
         let no_others = files.others.is_empty(&txn)?;
         let no_debts = files.debts.is_empty(&txn)?;
         let (mut applied, mut changed) = (Applied::default(), Vec::with_capacity(changes.len()));
         let mut changes = changes.drain(..).peekable();
         while let Some((key, first)) = changes.next() {
-            let mut state = files.key_state(&txn, key, no_others, no_debts)?;
+            let mut state = files.key_state(&txn, key, is_read, no_others, no_debts)?;
             let before = state.entries.first().cloned();
             let (others, debts) = (state.others(), state.debts());
             applied.count(state.apply(first));
@@ -490,7 +491,7 @@ impl Store {
             save(files.others, &mut txn, key, &others, &state.others())?;
             save(files.debts, &mut txn, key, &debts, &state.debts())?;
             let newest = state.entries.into_iter().next();
-            if newest.as_ref().map(Entry::position) == before.as_ref().map(Entry::position) {
+            if newest.as_ref().map(Entry::as_bytes) == before.as_ref().map(Entry::as_bytes) {
                 continue;
             }
             if let Some(at) = before.as_ref().and_then(upkeep::due) {

@@ -273,6 +273,11 @@ fn write(offset: i64, body: &str) -> Entry {
     entry(P0, offset, 1_000 + offset, body)
 }
 
+/// As [`write`], of a key that is deleted.
+fn dead(offset: i64, body: &str) -> Entry {
+    Entry::new(at(offset), 1_000 + offset, -1, body.as_bytes())
+}
+
 fn shown(store: &Store) -> Option<(i64, i64, String)> {
     let (cached, _) = store.get(b"k").expect("the store answers")?;
     assert_eq!(
@@ -286,13 +291,13 @@ fn shown(store: &Store) -> Option<(i64, i64, String)> {
 
 /// The offsets of the records without effect.
 fn debts(store: &Store) -> Vec<i64> {
-    store.owed(9).expect("readable").iter().map(|owed| owed.debt.position.offset).collect()
+    store.owed(9).expect("readable").1.iter().map(|owed| owed.debt.position.offset).collect()
 }
 
 #[test]
 fn a_trim_removes_what_it_has_seen_and_nothing_newer() {
     let (_dir, store) = filled(&[]);
-    apply(&store, write(5, "five"));
+    apply(&store, dead(5, "five"));
     assert!(shown(&store).is_some());
     assert_eq!(apply(&store, trim(6, 5)), Applied { changed: 1, trimmed: 1, void: 0 });
     assert_eq!((shown(&store), debts(&store)), (None, vec![]));
@@ -314,7 +319,7 @@ fn a_record_without_any_effect_is_a_debt_to_what_its_partition_holds_of_the_key_
     assert_eq!((shown(&store), debts(&store)), (None, vec![]), "it is none of ours");
     assert_eq!(apply(&store, nothing(4, Author::Trimmer)), void);
     assert_eq!((shown(&store), debts(&store)), (None, vec![4]), "a tombstone may have been before it");
-    assert_eq!(store.owed(9).expect("readable")[0].entry, None);
+    assert_eq!(store.owed(9).expect("readable").1[0].entry, None);
     assert_eq!(apply(&store, trim(5, 3)), Applied::default());
     assert_eq!(debts(&store), [0; 0], "said again");
     apply(&store, poison(6));
@@ -379,7 +384,7 @@ fn conditions_hold_within_one_batch_and_debts_survive_a_restart_but_not_a_reset(
     let (dir, store) = filled(&[]);
     let k = b"k".as_slice();
     let mut batch: Vec<(&[u8], Change)> = vec![
-        (k, write(1, "one").into()),
+        (k, dead(1, "one").into()),
         (b"a", write(2, "other key").into()),
         (k, trim(3, 1)),
         (k, write(4, "four").into()),
@@ -389,7 +394,7 @@ fn conditions_hold_within_one_batch_and_debts_survive_a_restart_but_not_a_reset(
     assert_eq!(applied, Applied { changed: 2, trimmed: 1, void: 1 });
     drop(store);
     let store = open(dir.path());
-    let owed = store.owed(9).expect("readable");
+    let (_, owed) = store.owed(9).expect("readable");
     assert_eq!(owed[0].debt, Debt { position: at(5), timestamp: 5 });
     assert_eq!(owed[0].entry.as_ref().map(Entry::position), Some(at(4)));
     assert_eq!(owed[0].replaced_at, None);
@@ -407,20 +412,65 @@ fn a_record_left_in_another_partition_is_remembered_until_it_is_trimmed() {
     apply(&store, marker.clone());
     assert_eq!(shown(&store).map(|shown| shown.2).as_deref(), Some("marker"));
     let found = |dead_since, replaced_since| {
-        store.trimmable(b"", dead_since, replaced_since, 9, 9).expect("readable").0
+        store.trimmable(b"", dead_since, replaced_since, 9, 9).expect("readable").records
     };
     assert_eq!(found(9_000, 1_999), [], "what is dead is not trimmed before the other is gone");
     assert_eq!(found(9_000, 2_000), [(b"k".to_vec(), at(8))]);
     assert_eq!(apply(&store, trim(10, 8)), Applied { changed: 0, trimmed: 1, void: 0 });
     assert_eq!(found(1_999, 9_000), []);
     assert_eq!(found(2_000, 9_000), [(b"k".to_vec(), marker.position())]);
-    // Had it been trimmed nevertheless, every replica would show what is left, whatever it read first.
-    let (_dir, other) = filled(&[]);
-    let trim_marker = Change::Trim { at: Position { partition: 1, offset: 1 }, timestamp: 0, offset: 0 };
-    for change in [marker.into(), write(8, "left").into(), trim_marker] {
-        apply(&other, change);
+}
+
+/// Partitions are read independently: a node that is behind may meet the tombstone of a record before that of an older one,
+/// or before the record that replaced it.
+#[test]
+fn a_store_that_is_read_shows_nothing_older_and_nothing_too_early_when_a_partition_is_ahead() {
+    let of_1 = |offset| Position { partition: 1, offset };
+    let trim_1 = |offset, of| Change::Trim { at: of_1(offset), timestamp: 9_000, offset: of };
+    let marker = Entry::new(of_1(0), 2_000, -1, b"marker");
+    let is_dead = |store: &Store| {
+        store.get(b"k").expect("readable").map(|(e, _)| e.state(9_000)) == Some(State::Deleted)
+    };
+    let (_dir, store) = filled(&[]);
+    for change in [write(8, "left"), marker.clone()] {
+        apply(&store, change);
     }
-    assert_eq!(shown(&other).map(|shown| shown.2).as_deref(), Some("left"));
+    assert_eq!(apply(&store, trim_1(1, 0)).trimmed, 1);
+    assert!(is_dead(&store), "the older one, which was trimmed before, does not come back");
+    assert_eq!(store.sweep(9_000, 0, Some(9_000)).expect("swept"), 0);
+    assert_eq!(apply(&store, trim(10, 8)).trimmed, 1);
+    assert!(is_dead(&store));
+    assert_eq!(store.sweep(9_000 + upkeep::SWEEP_AGAIN, 0, Some(9_000)).expect("swept"), 1);
+    assert_eq!(store.get(b"k").expect("readable"), None);
+    // What was taken away is brought back, dead as it is.
+    for change in [write(18, "left").into(), Entry::new(of_1(5), 3_000, -1, b"marker").into(), trim_1(6, 5)] {
+        apply(&store, change);
+    }
+    let again = Entry::new(of_1(5), 3_000, -1, b"marker");
+    apply(&store, Change::Repair { at: of_1(7), timestamp: 9_000, entry: again });
+    assert_eq!(shown(&store).map(|shown| shown.2).as_deref(), Some("marker"));
+
+    let (_dir, store) = filled(&[]);
+    apply(&store, write(8, "replaced"));
+    assert_eq!(apply(&store, trim(10, 8)), Applied::default());
+    assert_eq!(
+        shown(&store).map(|shown| shown.2).as_deref(),
+        Some("replaced"),
+        "until that is read which replaced it"
+    );
+    apply(&store, entry(1, 0, 2_000, "newer"));
+    assert_eq!(shown(&store).map(|shown| shown.2).as_deref(), Some("newer"));
+    assert_eq!(apply(&store, trim(11, 8)).trimmed, 1, "it is the trimmer's again");
+
+    // Nobody reads a store that is being built, and what was compacted away never comes.
+    for first in [marker, entry(1, 0, 2_000, "newest")] {
+        let (_dir, store) = filled(&[]);
+        store.reset(&identity(), &[NextOffset(0)], 5).expect("written");
+        for change in [first.into(), write(8, "left").into(), trim_1(1, 0)] {
+            apply(&store, change);
+        }
+        assert_eq!(shown(&store).map(|shown| shown.2).as_deref(), Some("left"));
+    }
 }
 
 #[test]
@@ -485,7 +535,8 @@ fn what_is_long_dead_is_found_in_bounded_steps() {
     put("expired when written", 15, 1_001, 1, b"v");
     put("swept", 16, 0, 1_000, b"");
     let find = |after: &str, limit, looks| {
-        let (found, last) = store.trimmable(after.as_bytes(), 1_000, 0, limit, looks).expect("readable");
+        let found = store.trimmable(after.as_bytes(), 1_000, 0, limit, looks).expect("readable");
+        let (found, last) = (found.records, found.after);
         let text = |key: Vec<u8>| String::from_utf8(key).expect("text");
         (found.into_iter().map(|(key, _)| text(key)).collect::<Vec<_>>(), last.map(text))
     };

@@ -9,12 +9,22 @@ use heed::RoTxn;
 use super::files::Files;
 use super::key_state::{Debt, parse_debts, parse_others};
 use super::{Entry, KeyRef, Store, StoreError};
+use crate::log::LogTag;
 use crate::position::Position;
 
 /// Keys in one transaction of a sweep: a few ms, in which no records are applied.
 const SWEEP_KEYS: usize = 1_000;
 /// When an old tombstone that may not be forgotten yet is looked at again, in ms.
 pub(super) const SWEEP_AGAIN: i64 = 10_000;
+
+/// What the log need not keep: [`Store::trimmable`].
+#[derive(Debug, Default)]
+pub struct Trimmable {
+    pub log: LogTag,
+    pub records: Vec<(Vec<u8>, Position)>,
+    /// The last key looked at, if there are more.
+    pub after: Option<Vec<u8>>,
+}
 
 /// A debt, and what it is owed to.
 #[derive(Debug)]
@@ -80,18 +90,19 @@ impl Store {
         Ok(swept.len())
     }
 
-    /// The first debts, at most so many. None of a store that has never been caught up: what it still lacks may settle them.
+    /// The first debts, at most so many, and in which log. None of a store that has never been caught up: what it still lacks
+    /// may settle them.
     ///
     /// # Errors
     /// When LMDB fails.
-    pub fn owed(&self, limit: usize) -> Result<Vec<Owed>, StoreError> {
+    pub fn owed(&self, limit: usize) -> Result<(LogTag, Vec<Owed>), StoreError> {
         let files = self.written().0;
         let txn = files.env.read_txn()?;
         let mut all = Vec::new();
         if files.is_restored(&txn)? {
             each_owed(&files, &txn, limit, |owed| all.push(owed))?;
         }
-        Ok(all)
+        Ok((files.log(&txn)?, all))
     }
 
     /// The keys that a debt is owed to, and the positions of what their partitions hold.
@@ -110,8 +121,7 @@ impl Store {
 
     /// The records of the keys beyond `after` in key order that the log need not keep: those that are dead since
     /// `dead_since`, and those that a newer record of their key in another partition has replaced since `replaced_since`, which
-    /// compaction can't remove. At most `limit`, looking at no more than `looks` keys. With the last key looked at if there are
-    /// more. Times in ms since the epoch.
+    /// compaction can't remove. At most `limit`, looking at no more than `looks` keys. Times in ms since the epoch.
     ///
     /// Left out are other writers' tombstones, which the log forgets by itself, what is dead and hides a replaced record,
     /// keys with debts, and all of a store that has never been caught up, which may lack just those.
@@ -125,11 +135,12 @@ impl Store {
         replaced_since: i64,
         limit: usize,
         looks: usize,
-    ) -> Result<(Vec<(Vec<u8>, Position)>, Option<Vec<u8>>), StoreError> {
+    ) -> Result<Trimmable, StoreError> {
         let files = self.written().0;
         let txn = files.env.read_txn()?;
+        let log = files.log(&txn)?;
         if !files.is_restored(&txn)? {
-            return Ok((Vec::new(), None));
+            return Ok(Trimmable::default());
         }
         let none_replaced = files.others.is_empty(&txn)?;
         // LMDB has no empty keys.
@@ -137,7 +148,7 @@ impl Store {
         let (mut found, mut last) = (Vec::new(), None);
         for (looked_at, item) in files.records.range(&txn, &(from, Bound::Unbounded))?.enumerate() {
             if looked_at == looks || found.len() >= limit {
-                return Ok((found, last.map(<[u8]>::to_vec)));
+                return Ok(Trimmable { log, records: found, after: last.map(<[u8]>::to_vec) });
             }
             let (key, stored) = item?;
             last = Some(key);
@@ -155,7 +166,7 @@ impl Store {
                 }
             }
         }
-        Ok((found, None))
+        Ok(Trimmable { log, records: found, after: None })
     }
 }
 
