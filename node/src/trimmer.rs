@@ -9,7 +9,7 @@
 //!    takes effect iff its partition holds none of the key, or none with a greater version. So a write always does.
 //! 2. A *trim* T(v) removes the key. A *repair* R(v) is the record of v as it was, position and timestamp too: where that still
 //!    is, R changes nothing; where T took it away, R brings it back. Neither has any effect in the log later than a quarter of
-//!    `DELETE_RETENTION` after what it was decided upon: its header says until when.
+//!    `DELETE_RETENTION` after what it was decided upon, nor in another topic of the same name: its header says until when, and where.
 //! 3. T(v) is sent by a node that has read all that was there when v had been dead for `DELETE_RETENTION`, or replaced by another
 //!    partition's record for half of it, by its machine's clock and by the log's: one clock that is wrong buries nothing alive. What
 //!    was decided without v is too late by then, however long it, or who sent it, was held up (brokers' clocks agree that far).
@@ -25,9 +25,9 @@
 //! 8. Partitions decide each for itself; a key's record is the newest of theirs. Older ones, left where the topic has grown, are
 //!    trimmed first: a delete in one partition may be all that hides them (if it is another writer's tombstone, some node must
 //!    trim in the second half of `delete.retention.ms`; nobody may write nonsense to where they were). A node that does not read
-//!    all partitions trims none.
+//!    all partitions trims none. One that is behind may read T before what makes it harmless; the store hides that (`key_state.rs`).
 //! 9. Whatever trimmers append is conditional: two at a time, or a late one, cost room in the log and nothing else.
-//! 10. `node/tests/simulation.rs` holds the real store, replica and trimmer to this, and eleven deliberate mistakes fail it.
+//! 10. `node/tests/simulation/` holds the real store, replica and trimmer to this, and fifteen deliberate mistakes fail it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -18,7 +18,7 @@ use crate::log::{
 };
 use crate::now_ms;
 use crate::position::{HighWatermark, NextOffset, Position};
-use crate::store::Change;
+use crate::store::{Author, Change};
 
 /// The log does not say which it is.
 const LOG: LogTag = LogTag(0);
@@ -369,6 +369,31 @@ fn records_with_a_condition_are_counted_by_what_they_did_and_nonsense_is_poison(
     let metrics = &bench.metrics;
     assert_eq!((metrics.records_trimmed.get(), metrics.records_void.get()), (1, 7));
     assert_eq!(metrics.poison_records.get(), 4);
+}
+
+#[test]
+fn what_a_trimmer_sent_to_another_topic_does_nothing_here_and_is_a_debt() {
+    let (here, there) = (LogTag(1), LogTag(2));
+    let value = encoded("k", "v");
+    let decoded = |condition, value: Option<&[u8]>, log| {
+        let position = Position { partition: 0, offset: 9 };
+        let record = LogRecord { position, timestamp: 5, key: Some(b"k"), value, condition: Some(condition) };
+        decode(&record, 100, log).expect("it is whole").1
+    };
+    for offset in [3, 99] {
+        let trim = Condition::Trim { offset, until: 5, log: there };
+        let repair = Condition::Repair { offset, timestamp: 5, until: 5, log: there };
+        for change in [decoded(trim, None, here), decoded(repair, Some(&value), here)] {
+            assert!(matches!(change, Change::Nothing { by: Author::Trimmer, .. }), "{change:?}");
+        }
+    }
+    // Where it is not known which topic it is, or was.
+    for (log, of) in [(here, here), (LOG, here), (here, LOG)] {
+        let trim = Condition::Trim { offset: 3, until: 5, log: of };
+        assert!(matches!(decoded(trim, None, log), Change::Trim { .. }));
+        let repair = Condition::Repair { offset: 3, timestamp: 5, until: 5, log: of };
+        assert!(matches!(decoded(repair, Some(&value), log), Change::Repair { .. }));
+    }
 }
 
 #[test]

@@ -19,7 +19,7 @@ use bitacora_node::reads::{Answer, Found, GetError, Reads};
 use bitacora_node::replica::{self, Applier, Watermarks};
 use bitacora_node::settings::PeerReads;
 use bitacora_node::snapshot::{Copies, Fits, Report};
-use bitacora_node::store::{Checkpoint, Entry, Incoming, Store};
+use bitacora_node::store::{Checkpoint, Entry, Incoming, Owed, Store};
 use bitacora_node::trimmer::{self, Upkeep};
 use futures_util::future::{BoxFuture, FutureExt as _, ready};
 
@@ -191,7 +191,10 @@ impl Log for SimulatedLog {
         let unknown = ready(Err(AppendError::Unknown("nobody acknowledged it".to_owned()))).boxed();
         let owed = || {
             let store = self.seat.cluster.peer(who).expect("it runs").store;
-            store.owed(usize::MAX).expect("readable").1.into_iter().find(|owed| owed.key == tidy.key)
+            let (_, owed) = store.owed(usize::MAX).expect("readable");
+            let of_this =
+                |owed: &Owed| owed.key == tidy.key && owed.debt.position.partition == tidy.partition;
+            owed.into_iter().find(of_this)
         };
         match world.bug {
             Bug::NoRepairs if owed().is_some() => return unknown,
@@ -396,7 +399,6 @@ impl Copies for Seat {
 struct Running {
     store: Arc<Store>,
     progress: Arc<Progress>,
-    metrics: Arc<Metrics>,
     reads: Arc<Reads>,
     applier: Applier,
     watermarks: Watermarks,
@@ -424,6 +426,8 @@ pub struct Member {
     pub who: usize,
     dir: PathBuf,
     seat: Seat,
+    /// Of all its lives.
+    metrics: Arc<Metrics>,
     running: Option<Running>,
     /// Until when it can't be started.
     pub away: i64,
@@ -445,8 +449,9 @@ impl Member {
     pub fn new(cluster: &Arc<Cluster>, who: usize, dir: &Path) -> Self {
         let seat = Seat { cluster: Arc::clone(cluster), who };
         let dir = dir.join(who.to_string());
+        let metrics = Arc::new(Metrics::new().expect("names differ"));
         let (away, seen, copied) = Default::default();
-        Self { who, dir, seat, running: None, away, seen, copied, doubted: false }
+        Self { who, dir, seat, metrics, running: None, away, seen, copied, doubted: false }
     }
 
     pub fn is_up(&self) -> bool {
@@ -461,7 +466,7 @@ impl Member {
         note!(self.seat.world(), "replica {} starts", self.who);
         let store = Arc::new(Store::open(&self.dir, 1 << 20).map_err(failed)?);
         let progress = Arc::new(Progress::new(Arc::new(self.seat.clone())));
-        let metrics = Arc::new(Metrics::new().map_err(failed)?);
+        let metrics = Arc::clone(&self.metrics);
         let log: Arc<dyn Log> = Arc::new(SimulatedLog {
             seat: self.seat.clone(),
             partitions: AtomicUsize::new(0),
@@ -497,28 +502,21 @@ impl Member {
             membership,
             store: Arc::clone(&store),
             progress: Arc::clone(&progress),
-            metrics: Arc::clone(&metrics),
+            metrics,
             retention,
         });
         let peer =
             Peer { store: Arc::clone(&store), progress: Arc::clone(&progress), reads: Arc::clone(&reads) };
         self.seat.cluster.set_peer(self.who, Some(peer));
-        (self.seen.resyncs, self.seen.figures) = Default::default();
-        self.running = Some(Running { store, progress, metrics, reads, applier, watermarks, upkeep });
+        self.running = Some(Running { store, progress, reads, applier, watermarks, upkeep });
         self.observe()
     }
 
     /// Dies at once, as if killed.
     pub fn crash(&mut self) {
-        if let Some(running) = self.running.take() {
+        if self.running.take().is_some() {
             self.seat.cluster.set_peer(self.who, None);
-            let resyncs = running.metrics.resyncs.get() - self.seen.resyncs;
-            if resyncs > 0 {
-                // In the middle of one.
-                self.forget();
-            }
             let mut world = self.seat.world();
-            world.counts.resyncs += resyncs;
             world.counts.crashes += 1;
             (world.nodes[self.who].crash_in, world.nodes[self.who].copied) = (None, None);
             note!(world, "replica {} crashes", self.who);
@@ -534,7 +532,7 @@ impl Member {
     }
 
     fn forget(&mut self) {
-        self.seen = Seen::default();
+        self.seen.checkpoint = Checkpoint::default();
         self.seat.world().nodes[self.who].floor.clear();
     }
 
@@ -585,7 +583,7 @@ impl Member {
             return Ok(());
         }
         if let Some(entries) = keeps
-            && running.metrics.resyncs.get() > self.seen.resyncs
+            && self.metrics.resyncs.get() > self.seen.resyncs
         {
             let mut changes: Vec<_> =
                 entries.iter().map(|(key, entry)| (key.as_bytes(), entry.clone().into())).collect();
@@ -612,10 +610,7 @@ impl Member {
     pub fn is_current(&self) -> bool {
         let Some(running) = &self.running else { return false };
         let Ok(checkpoint) = running.store.copy().map(|copy| copy.checkpoint) else { return false };
-        let world = self.seat.world();
-        let ends = world.log.iter().map(|log| NextOffset(log.end));
-        let all = checkpoint.identity == Some(world.identity()) && checkpoint.next.iter().copied().eq(ends);
-        drop(world);
+        let all = self.seat.world().is_read_by(&checkpoint);
         all && running.progress.restored() && running.progress.caught_up() && !running.store.is_building()
     }
 
@@ -629,6 +624,8 @@ impl Member {
             world.pass(2_100);
         }
         for _ in 0..60 {
+            // With some of the mistakes it dies whatever is done for it.
+            self.start()?;
             self.step(Part::Watermarks)?;
             self.step(Part::Applier)?;
             if self.is_current() {
@@ -683,7 +680,7 @@ impl Member {
     /// Looks at what the node shows after a step.
     fn observe(&mut self) -> Outcome {
         let Some(running) = &self.running else { return Ok(()) };
-        let Running { store, progress, metrics, .. } = running;
+        let (Running { store, progress, .. }, metrics) = (running, &self.metrics);
         let checkpoint = store.copy().map_err(failed)?.checkpoint;
         let resyncs = metrics.resyncs.get();
         {
@@ -708,7 +705,7 @@ impl Member {
             let mut world = self.seat.world();
             note!(world, "replica {} resyncs", self.who);
             world.nodes[self.who].floor.clear();
-        } else if back && before.restored && !(self.seen.beside && !store.is_building()) {
+        } else if back && before.restored && (store.is_building() || !self.seen.beside) {
             return Err(format!(
                 "replica {} went back from {:?} to {:?} without a resync",
                 self.who, before.next, checkpoint.next
@@ -725,12 +722,7 @@ impl Member {
         }
         (self.seen.checkpoint, self.seen.resyncs, self.seen.beside) =
             (checkpoint, resyncs, store.is_building());
-        let all = {
-            let world = self.seat.world();
-            let ends = world.log.iter().map(|log| NextOffset(log.end));
-            self.seen.checkpoint.identity == Some(world.identity())
-                && self.seen.checkpoint.next.iter().copied().eq(ends)
-        };
+        let all = self.seat.world().is_read_by(&self.seen.checkpoint);
         if all && progress.restored() && !store.is_building() && !self.doubted {
             self.compare()?;
         }

@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 
 use bitacora_client::wire::{KeyValue, source, ttl};
 use bitacora_node::log::{Condition, LogIdentity, LogRecord, LogTag, Tidy};
-use bitacora_node::position::{Position, partition_of};
+use bitacora_node::position::{NextOffset, Position, partition_of};
+use bitacora_node::store::Checkpoint;
 
 use crate::random::Random;
 
@@ -264,6 +265,13 @@ impl World {
             topic: "t".to_owned(),
             topic_id: Some(format!("id{}", self.topic)),
         }
+    }
+
+    /// Whether a store is of this log, and up to its end.
+    pub fn is_read_by(&self, checkpoint: &Checkpoint) -> bool {
+        let ends = self.log.iter().map(|log| NextOffset(log.end));
+        let of_this = checkpoint.identity == Some(self.identity()) || self.bug == Bug::AnotherTopicUnnoticed;
+        of_this && checkpoint.next.iter().copied().eq(ends)
     }
 
     /// Lets time pass. What is on its way arrives.
