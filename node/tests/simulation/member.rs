@@ -24,7 +24,7 @@ use bitacora_node::trimmer::{self, Upkeep};
 use futures_util::future::{BoxFuture, FutureExt as _, ready};
 
 use crate::note;
-use crate::world::{Bug, DELAY, Floor, KEYS, LONG, Partition, RETENTION, World, read};
+use crate::world::{Bug, DELAY, Floor, KEYS, LONG, Partition, RETENTION, World, Write, read};
 
 /// Everything that is shared: the world, and what the nodes show each other.
 pub struct Cluster {
@@ -784,7 +784,10 @@ impl Member {
                 return Err(format!("{}, which nobody wrote, or which is expired", shown()));
             }
             let age = (timestamp, answer.position.offset, answer.position.partition);
-            if let Some(floor) = world.nodes[self.who].floor.get(key).filter(|_| !asked)
+            // Of two markers that one partition each holds, the newer may be trimmed first.
+            let gone = matches!(answer.found, Found::Gone { .. });
+            let dead = |floor: &&Write| gone && world.has_died_since(key, floor);
+            if let Some(floor) = world.nodes[self.who].floor.get(key).filter(|floor| !asked && !dead(floor))
                 && age < floor.age()
             {
                 return Err(format!("{}, after it has held {floor:?}", shown()));
