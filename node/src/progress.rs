@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use crate::clock::{Clock, Moment, SystemClock};
 use crate::freshness::LogClock;
+use crate::log::Read;
 use crate::position::{HighWatermark, NextOffset, Position, partition_of};
 
 /// A node that learnt the high watermarks longer ago than this does not know whether it is caught up.
@@ -318,10 +319,10 @@ impl Progress {
         });
     }
 
-    pub(crate) fn applied(&self, next: &[(i32, NextOffset)]) {
+    pub(crate) fn applied(&self, read: &[Read]) {
         self.change(|inner| {
             inner.heartbeat = self.clock.now();
-            for (partition, next) in next {
+            for Read { partition, next, .. } in read {
                 if let Some(known) = inner.partitions.get_mut(*partition as usize) {
                     known.applied(*next);
                 }
@@ -549,7 +550,7 @@ mod tests {
         progress.learnt(&[HighWatermark(2), HighWatermark(5)], progress.asks());
         assert!(!progress.caught_up());
         assert_eq!(progress.restore().fraction, Some(0.0));
-        progress.applied(&[(0, NextOffset(2))]);
+        progress.applied(&[Read::up_to(0, NextOffset(2))]);
         assert!(progress.caught_up());
         assert_eq!(progress.restore().fraction, Some(1.0));
         assert_eq!(progress.partitions()[0].lag_seconds, Some(0.0));
@@ -584,7 +585,7 @@ mod tests {
         progress.learnt(&[HighWatermark(2)], asked);
         assert_eq!(progress.seen(), None, "it is behind");
         assert_eq!(progress.past(), Some(wall - 5_000));
-        progress.applied(&[(0, NextOffset(2))]);
+        progress.applied(&[Read::up_to(0, NextOffset(2))]);
         clock.pass(SECOND);
         let log_time = wall - 9_000;
         assert_eq!(progress.seen(), Some(Seen { until: log_time, log_time }), "it has reached that end");
@@ -606,14 +607,14 @@ mod tests {
             progress.learnt(&[HighWatermark(end)], progress.asks());
             clock.pass(1_000 * SECOND);
         }
-        progress.applied(&[(0, NextOffset(3))]);
+        progress.applied(&[Read::up_to(0, NextOffset(3))]);
         assert_eq!(lag(), Some(3_000.0));
-        progress.applied(&[(0, NextOffset(5))]);
+        progress.applied(&[Read::up_to(0, NextOffset(5))]);
         assert_eq!(lag(), Some(1_000.0));
         let restore = progress.restore();
         assert_eq!(restore.fraction, Some(5.0 / 6.0));
         assert!(restore.remaining_seconds.is_some_and(|left| (left - 600.0).abs() < 0.1), "{restore:?}");
-        progress.applied(&[(0, NextOffset(6))]);
+        progress.applied(&[Read::up_to(0, NextOffset(6))]);
         assert_eq!(lag(), Some(0.0));
         progress.set_restored();
         progress.learnt(&[HighWatermark(100)], progress.asks());
@@ -632,7 +633,7 @@ mod tests {
         assert!(progress.lock().partitions[0].ahead.len() <= AHEAD);
         let lag = || progress.partitions()[0].lag_seconds.expect("known");
         assert!((lag() - 1_000.0).abs() < 0.1, "the first is remembered: {}", lag());
-        progress.applied(&[(0, NextOffset(10_000))]);
+        progress.applied(&[Read::up_to(0, NextOffset(10_000))]);
         assert!(lag() < f64::EPSILON);
     }
 

@@ -183,7 +183,7 @@ mod tests {
             Err("no trimming".to_owned())
         }
 
-        fn reader(&self, _: &[NextOffset]) -> Result<Box<dyn LogReader>, ReadError> {
+        fn reader(&self, _: &[NextOffset], _: &[Option<i32>]) -> Result<Box<dyn LogReader>, ReadError> {
             Err(ReadError::Unavailable("not for reading".to_owned()))
         }
 

@@ -88,7 +88,7 @@ fn append(log: &EmbeddedLog, key: &str, value: &str, ttl: i64) -> Appended {
 /// The conditions of the log's records of a key, in order.
 fn conditions(log: &EmbeddedLog, key: &str) -> Vec<Option<Condition>> {
     let mut batch = Batch::default();
-    let mut reader = log.reader(&[NextOffset(0); PARTITIONS]).expect("readable");
+    let mut reader = log.reader(&[NextOffset(0); PARTITIONS], &[]).expect("readable");
     reader.poll(Duration::from_secs(5), &mut batch).expect("readable");
     let of_key = batch.records().filter(|record| record.key == Some(key.as_bytes()));
     of_key.map(|record| record.condition).collect()

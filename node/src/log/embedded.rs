@@ -309,7 +309,7 @@ impl Log for EmbeddedLog {
         Ok(())
     }
 
-    fn reader(&self, from: &[NextOffset]) -> Result<Box<dyn LogReader>, ReadError> {
+    fn reader(&self, from: &[NextOffset], _: &[Option<i32>]) -> Result<Box<dyn LogReader>, ReadError> {
         Ok(Box::new(Reader { shared: Arc::clone(&self.shared), next: from.to_vec() }))
     }
 
@@ -392,6 +392,7 @@ impl Reader {
                     key: Some(record.key),
                     value: record.value,
                     condition: record.condition,
+                    epoch: None,
                 });
                 *next = NextOffset::after(offset);
             }
@@ -440,12 +441,12 @@ mod tests {
         log: &EmbeddedLog,
         from: &[NextOffset],
     ) -> (Vec<(Position, String, String)>, Vec<(i32, NextOffset)>) {
-        let mut reader = log.reader(from).expect("readable");
+        let mut reader = log.reader(from, &[]).expect("readable");
         let mut batch = Batch::default();
         reader.poll(Duration::from_secs(5), &mut batch).expect("readable");
         let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
         let records = batch.records().map(|r| (r.position, text(r.key), text(r.value))).collect();
-        (records, batch.next().to_vec())
+        (records, batch.read().iter().map(|read| (read.partition, read.next)).collect())
     }
 
     #[tokio::test]
@@ -502,7 +503,7 @@ mod tests {
         let log = open(dir.path());
         let read = |log: &EmbeddedLog| {
             let mut batch = Batch::default();
-            let mut reader = log.reader(&[NextOffset(0); 2]).expect("readable");
+            let mut reader = log.reader(&[NextOffset(0); 2], &[]).expect("readable");
             reader.poll(Duration::from_secs(5), &mut batch).expect("readable");
             let found = batch.records().filter_map(|r| Some((r.condition?, r.value.map(<[u8]>::to_vec))));
             found.collect::<Vec<_>>()

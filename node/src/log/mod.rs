@@ -54,11 +54,12 @@ pub trait Log: Send + Sync + 'static {
     /// A sentence when it does not, or did not answer.
     fn check_trimming(&self) -> Result<(), String>;
 
-    /// Starts to read every partition at its next offset; `from[p]` is partition p's.
+    /// Starts to read every partition at its next offset; `from[p]` is partition p's, and `epochs[p]` that of the leader
+    /// under which the record before it was appended, where that is known: see [`ReadError::OutOfRange`].
     ///
     /// # Errors
     /// [`ReadError`], as [`LogReader::poll`] has it.
-    fn reader(&self, from: &[NextOffset]) -> Result<Box<dyn LogReader>, ReadError>;
+    fn reader(&self, from: &[NextOffset], epochs: &[Option<i32>]) -> Result<Box<dyn LogReader>, ReadError>;
 
     /// Asks the log for the high watermark of every partition. Blocks, for a second or so at most.
     ///
@@ -327,7 +328,8 @@ pub enum AppendError {
 pub enum ReadError {
     #[error("the log can't be read: {0}")]
     Unavailable(String),
-    /// The log no longer holds, or never held, an offset that was asked for.
+    /// The log no longer holds, or never held, an offset that was asked for; or it ends below it, as far as the leader
+    /// appended under whom the offset was read: what is there now is another's.
     #[error("partition {partition} does not hold the offset that the store stands at")]
     OutOfRange { partition: i32 },
     #[error(
@@ -343,9 +345,29 @@ pub enum ReadError {
 pub struct Batch {
     bytes: Vec<u8>,
     records: Vec<RawRecord>,
-    /// Per partition that moved: everything below has been read. Beyond the last record where the log ends in holes.
-    next: Vec<(i32, NextOffset)>,
+    read: Vec<Read>,
     log_time: Option<i64>,
+}
+
+/// How far a partition has been read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Read {
+    pub partition: i32,
+    /// Everything below has been read. Beyond the last record where the log ends in holes.
+    pub next: NextOffset,
+    /// The latest write timestamp of the records that were read since, ms since the epoch; `None` if there was none.
+    pub latest: Option<i64>,
+    /// The epoch of the leader under which the record before `next` was appended; `None` if a hole is there, or if it is
+    /// not known.
+    pub epoch: Option<i32>,
+}
+
+impl Read {
+    /// Up to `next`, without a record.
+    #[must_use]
+    pub fn up_to(partition: i32, next: NextOffset) -> Self {
+        Self { partition, next, latest: None, epoch: None }
+    }
 }
 
 struct RawRecord {
@@ -354,6 +376,7 @@ struct RawRecord {
     key: Option<Range<usize>>,
     value: Option<Range<usize>>,
     condition: Option<Condition>,
+    epoch: Option<i32>,
 }
 
 /// One record of a [`Batch`].
@@ -368,6 +391,8 @@ pub struct LogRecord<'a> {
     pub value: Option<&'a [u8]>,
     /// `None` for a write.
     pub condition: Option<Condition>,
+    /// Of the leader under which it was appended, if that is known.
+    pub epoch: Option<i32>,
 }
 
 impl Batch {
@@ -378,7 +403,7 @@ impl Batch {
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.records.clear();
-        self.next.clear();
+        self.read.clear();
         self.log_time = None;
         if self.bytes.capacity() > 2 * Self::MAX_BYTES {
             self.bytes.shrink_to(Self::MAX_BYTES);
@@ -388,16 +413,30 @@ impl Batch {
     pub fn push(&mut self, record: LogRecord<'_>) {
         let key = record.key.map(|key| self.copy(key));
         let value = record.value.map(|value| self.copy(value));
-        let LogRecord { position, timestamp, condition, .. } = record;
-        self.records.push(RawRecord { position, timestamp, key, value, condition });
-        self.reached(position.partition, NextOffset::after(position.offset));
+        let LogRecord { position, timestamp, condition, epoch, .. } = record;
+        self.records.push(RawRecord { position, timestamp, key, value, condition, epoch });
+        self.note(Read {
+            partition: position.partition,
+            next: NextOffset::after(position.offset),
+            latest: Some(timestamp),
+            epoch,
+        });
     }
 
     /// Notes that nothing is left to read below `next`.
     pub fn reached(&mut self, partition: i32, next: NextOffset) {
-        match self.next.iter_mut().find(|(p, _)| *p == partition) {
-            Some((_, known)) => *known = (*known).max(next),
-            None => self.next.push((partition, next)),
+        self.note(Read::up_to(partition, next));
+    }
+
+    fn note(&mut self, read: Read) {
+        match self.read.iter_mut().find(|known| known.partition == read.partition) {
+            Some(known) => {
+                known.latest = known.latest.max(read.latest);
+                if known.next < read.next {
+                    (known.next, known.epoch) = (read.next, read.epoch);
+                }
+            }
+            None => self.read.push(read),
         }
     }
 
@@ -410,19 +449,6 @@ impl Batch {
     #[must_use]
     pub fn log_time(&self) -> Option<i64> {
         self.log_time
-    }
-
-    /// The latest write timestamp of each partition's records.
-    #[must_use]
-    pub fn latest(&self) -> Vec<(i32, i64)> {
-        let mut latest: Vec<(i32, i64)> = Vec::new();
-        for record in &self.records {
-            match latest.iter_mut().find(|(partition, _)| *partition == record.position.partition) {
-                Some((_, time)) => *time = record.timestamp.max(*time),
-                None => latest.push((record.position.partition, record.timestamp)),
-            }
-        }
-        latest
     }
 
     fn copy(&mut self, bytes: &[u8]) -> Range<usize> {
@@ -438,7 +464,7 @@ impl Batch {
 
     #[must_use]
     pub fn says_nothing(&self) -> bool {
-        self.next.is_empty()
+        self.read.is_empty()
     }
 
     pub fn records(&self) -> impl ExactSizeIterator<Item = LogRecord<'_>> {
@@ -448,12 +474,14 @@ impl Batch {
             key: raw.key.clone().map(|range| &self.bytes[range]),
             value: raw.value.clone().map(|range| &self.bytes[range]),
             condition: raw.condition,
+            epoch: raw.epoch,
         })
     }
 
+    /// Of each partition that moved.
     #[must_use]
-    pub fn next(&self) -> &[(i32, NextOffset)] {
-        &self.next
+    pub fn read(&self) -> &[Read] {
+        &self.read
     }
 }
 

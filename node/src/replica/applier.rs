@@ -5,7 +5,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::apply::apply;
-use super::fit::{CaughtUp, Misfit, VERIFY, distrust_by_log, distrust_now, misfit, rewritten};
+use super::fit::{
+    CaughtUp, Misfit, VERIFY, at_starts, distrust_by_log, distrust_now, gone_back, misfit, rewritten,
+};
 use super::{Parts, RETRY, Shared};
 use crate::clock::Clock;
 use crate::freshness::distrust;
@@ -29,6 +31,8 @@ pub struct Applier {
     caught_up: CaughtUp,
     /// Why the store may not be trusted, as was found while reading.
     too_old: Option<String>,
+    /// A partition that does not hold the offset from which it should be read.
+    out_of_range: Option<i32>,
     reading: Option<Reading>,
 }
 
@@ -96,7 +100,14 @@ impl Applier {
         } else {
             progress.begin(&checkpoint.next, false);
         }
-        Ok(Self { parts, shared, caught_up: CaughtUp::default(), too_old: None, reading: None })
+        Ok(Self {
+            parts,
+            shared,
+            caught_up: CaughtUp::default(),
+            too_old: None,
+            out_of_range: None,
+            reading: None,
+        })
     }
 
     fn clock(&self) -> &dyn Clock {
@@ -139,7 +150,12 @@ impl Applier {
         };
         match interrupted {
             Interrupted::Stopped => Next::Done,
-            Interrupted::Log(error) => self.wait_for_log(error.to_string()),
+            Interrupted::Log(error) => {
+                if let ReadError::OutOfRange { partition } = error {
+                    self.out_of_range = Some(partition);
+                }
+                self.wait_for_log(error.to_string())
+            }
             Interrupted::Store(error) => self.blocked(error),
             Interrupted::TooOld(why) => {
                 self.too_old = Some(why);
@@ -232,8 +248,9 @@ impl Applier {
         }
         let next = self.reconcile(&info)?;
         *self.shared.silent_since() = None;
-        self.caught_up.at = self.parts.store.checkpoint()?.caught_up_at;
-        let reader = self.parts.log.reader(&next).map_err(Interrupted::Log)?;
+        let checkpoint = self.parts.store.checkpoint()?;
+        self.caught_up.at = checkpoint.caught_up_at;
+        let reader = self.parts.log.reader(&next, &checkpoint.epochs).map_err(Interrupted::Log)?;
         *self.shared.identity() = Some(info.identity.clone());
         self.parts.progress.set_phase(Phase::Reading);
         tracing::info!(topic = info.identity.topic, partitions = next.len(), "reading the log");
@@ -264,8 +281,8 @@ impl Applier {
                 self.parts.progress.log_told(time, live && batch.log_time().is_some());
             }
             self.persist(|| self.apply(batch, info.identity.tag()))?;
-            for (partition, offset) in batch.next() {
-                next[*partition as usize] = *offset;
+            for read in batch.read() {
+                next[read.partition as usize] = read.next;
             }
         }
         self.parts.progress.heartbeat();
@@ -295,17 +312,18 @@ impl Applier {
 
     /// Where to read on: at the store's next offsets if they lie in this log, else where a new store begins.
     fn reconcile(&mut self, info: &LogInfo) -> Result<Vec<NextOffset>, Interrupted> {
-        let too_old = self.too_old.take();
+        let (too_old, out_of_range) = (self.too_old.take(), self.out_of_range.take());
         let checkpoint = self.parts.store.checkpoint()?;
         let Some(identity) = &checkpoint.identity else { return Ok(self.begin_anew(info)?) };
         self.caught_up.at = checkpoint.caught_up_at;
-        let mut misfit = misfit(&checkpoint, info);
+        let mut misfit = misfit(&checkpoint, info).or_else(|| gone_back(&checkpoint, out_of_range?));
         if misfit.is_none() {
             let before = self.shared.silent_since().clone();
             let before = before.filter(|before| before.identity.as_ref() == Some(identity));
-            for known in before.iter().chain([&checkpoint]) {
-                if let Some(why) =
-                    rewritten(&*self.parts.log, known, VERIFY, &self.shared.stop).map_err(Interrupted::Log)?
+            for known in before.into_iter().chain([checkpoint.clone()]) {
+                let known = at_starts(known, info);
+                if let Some(why) = rewritten(&*self.parts.log, &known, VERIFY, &self.shared.stop)
+                    .map_err(Interrupted::Log)?
                 {
                     misfit = Some(Misfit { why, of_all: true });
                     break;
@@ -375,17 +393,15 @@ impl Applier {
 
     /// The next offsets of all partitions, also of those that the topic has gained.
     fn grown(&self, checkpoint: &Checkpoint, info: &LogInfo) -> Result<Vec<NextOffset>, StoreError> {
-        let mut next = checkpoint.next.clone();
-        for (p, range) in info.partitions.iter().enumerate() {
-            match next.get_mut(p) {
-                Some(known) => known.0 = known.0.max(range.start),
-                None => next.push(NextOffset(range.start)),
-            }
-        }
-        if next.len() > checkpoint.next.len() {
-            // The store knows all partitions or none, whichever has records first.
-            let all: Vec<_> = (0..).zip(next.iter().copied()).collect();
-            self.parts.store.apply(&mut Vec::new(), &all)?;
+        let mut next = at_starts(checkpoint.clone(), info).next;
+        next.extend(info.starts().into_iter().skip(next.len()));
+        // The store knows all partitions or none, whichever has records first.
+        let changed = (0..).zip(next.iter().copied());
+        let changed: Vec<_> = changed
+            .filter(|(partition, next)| checkpoint.next.get(*partition as usize) != Some(next))
+            .collect();
+        if !changed.is_empty() {
+            self.parts.store.apply(&mut Vec::new(), &changed)?;
         }
         Ok(next)
     }
@@ -412,7 +428,8 @@ impl Applier {
             let info = self.parts.log.open().map_err(|error| error.to_string())?;
             let mut misfit = misfit(checkpoint, &info).map(|misfit| misfit.why);
             if misfit.is_none() {
-                misfit = rewritten(&*self.parts.log, checkpoint, VERIFY, &self.shared.stop)
+                let known = at_starts(checkpoint.clone(), &info);
+                misfit = rewritten(&*self.parts.log, &known, VERIFY, &self.shared.stop)
                     .map_err(|error| error.to_string())?;
             }
             let why = misfit.or_else(|| {
@@ -441,7 +458,7 @@ impl Applier {
     fn apply(&self, batch: &Batch, log: LogTag) -> Result<(), StoreError> {
         let started = Instant::now();
         let (applied, poison) = apply(&self.parts.store, batch, log)?;
-        self.parts.progress.applied(batch.next());
+        self.parts.progress.applied(batch.read());
         self.parts.metrics.poison_records.inc_by(poison as u64);
         self.parts.metrics.records_applied.inc_by(applied.changed as u64);
         self.parts.metrics.records_trimmed.inc_by(applied.trimmed as u64);

@@ -43,7 +43,7 @@ pub fn apply(store: &Store, batch: &Batch, log: LogTag) -> Result<(Applied, usiz
             "trimmers of another topic sent what has no effect here; who copies a topic leaves their headers out, see OPERATIONS.md"
         );
     }
-    Ok((store.apply_with(&mut changes, batch.next(), &batch.latest())?, poison))
+    Ok((store.apply_read(&mut changes, batch.read())?, poison))
 }
 
 /// What a record of the log changes; the reason if it is poison.

@@ -73,6 +73,25 @@ pub(super) fn misfit(checkpoint: &Checkpoint, info: &LogInfo) -> Option<Misfit> 
     })
 }
 
+/// Why a log can't be the one that a store was built from, although it holds the offset, if its reader said that it does not:
+/// it has ended below it meanwhile, or its leaders since tell that it did. `None` for a partition that was never read from.
+pub(super) fn gone_back(checkpoint: &Checkpoint, partition: i32) -> Option<Misfit> {
+    let next = checkpoint.next.get(usize::try_from(partition).ok()?).filter(|next| next.0 > 0)?;
+    let why = format!(
+        "it has been read up to offset {} of partition {partition}, which by its leaders' word has ended before that: the log has gone back",
+        next.0
+    );
+    Some(Misfit { why, of_all: true })
+}
+
+/// Partitions that were never read from are read from where they start by now; none of the others starts later.
+pub(super) fn at_starts(mut checkpoint: Checkpoint, info: &LogInfo) -> Checkpoint {
+    for (next, range) in checkpoint.next.iter_mut().zip(&info.partitions) {
+        next.0 = next.0.max(range.start);
+    }
+    checkpoint
+}
+
 /// Why a log, although the offsets fit, can't be the one that a store was built from: it has a record below the next
 /// offset that is later than all that were read there. So a log that went back to an older state and grew beyond the
 /// next offset again is found out, unless its new records are no later than its old ones: writers' clocks may say so
@@ -93,7 +112,7 @@ pub(super) fn rewritten(
         return Ok(None);
     }
     // Transaction markers and aborted records have timestamps, too, so it takes a record.
-    let mut reader = log.reader(&at)?;
+    let mut reader = log.reader(&at, &[])?;
     let (mut batch, mut answers, until) = (Batch::default(), false, Instant::now() + patience);
     while at.iter().zip(&known.next).any(|(at, next)| at < next) {
         if stop.load(Ordering::Relaxed) {
@@ -122,8 +141,8 @@ pub(super) fn rewritten(
                 known.next[position.partition as usize].0, position.partition
             )));
         }
-        for (partition, next) in batch.next() {
-            at[*partition as usize] = *next;
+        for read in batch.read() {
+            at[read.partition as usize] = read.next;
             answers = true;
         }
     }

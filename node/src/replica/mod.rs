@@ -18,7 +18,7 @@
 //! | another `KAFKA_TOPIC` | emptied | – |
 //! | the topic was deleted and created again, the Kafka cluster was replaced | emptied | read until the switch |
 //! | the log ends below the store's next offset, or has fewer partitions: it lost records | emptied | read until the switch |
-//! | it lost records and has others in their place, later ones by their write timestamps ([`fit::rewritten`]) | emptied | read until the switch |
+//! | it lost records and has others in their place, by its leaders' word ([`fit::gone_back`]) or later ones by their write timestamps ([`fit::rewritten`]) | emptied | read until the switch |
 //! | the log starts above the store's next offset: this node missed records | emptied | emptied |
 //! | last caught up longer ago than the delete grace, for the process was away or frozen | emptied, before the log answers | emptied, before another read |
 //! | … while it was being built from the log | emptied | begun anew |

@@ -131,7 +131,7 @@ impl Log for Scripted {
         unreachable!("these tests only read")
     }
 
-    fn reader(&self, from: &[NextOffset]) -> Result<Box<dyn LogReader>, ReadError> {
+    fn reader(&self, from: &[NextOffset], _: &[Option<i32>]) -> Result<Box<dyn LogReader>, ReadError> {
         self.started.lock().expect("no panic").push(from[0].0);
         match self.steps.lock().expect("no panic").pop_front() {
             Some(steps) => Ok(Box::new(ScriptedReader(steps))),
@@ -161,7 +161,7 @@ impl LogReader for ScriptedReader {
             Ok(Step::Record { offset, key, value }) => {
                 let position = Position { partition: 0, offset };
                 let (timestamp, value) = (1_000 + offset, value.as_deref());
-                batch.push(LogRecord { position, timestamp, key, value, condition: None });
+                batch.push(LogRecord { position, timestamp, key, value, condition: None, epoch: None });
                 Ok(())
             }
             Ok(Step::Tidy { offset, key, value, condition }) => {
@@ -171,6 +171,7 @@ impl LogReader for ScriptedReader {
                     key: Some(key.as_bytes()),
                     value: value.as_deref(),
                     condition: Some(condition),
+                    epoch: None,
                 });
                 Ok(())
             }
@@ -178,7 +179,7 @@ impl LogReader for ScriptedReader {
                 let position = Position { partition: 0, offset };
                 let value = encoded("k", "another");
                 let (key, value) = (Some(&b"k"[..]), Some(&value[..]));
-                batch.push(LogRecord { position, timestamp, key, value, condition: None });
+                batch.push(LogRecord { position, timestamp, key, value, condition: None, epoch: None });
                 Ok(())
             }
             Ok(Step::End(next)) => {
@@ -377,7 +378,14 @@ fn what_a_trimmer_sent_to_another_topic_does_nothing_here_and_is_a_debt() {
     let value = encoded("k", "v");
     let decoded = |condition, value: Option<&[u8]>, log| {
         let position = Position { partition: 0, offset: 9 };
-        let record = LogRecord { position, timestamp: 5, key: Some(b"k"), value, condition: Some(condition) };
+        let record = LogRecord {
+            position,
+            timestamp: 5,
+            key: Some(b"k"),
+            value,
+            condition: Some(condition),
+            epoch: None,
+        };
         decode(&record, 100, log).expect("it is whole").1
     };
     for offset in [3, 99] {
@@ -643,6 +651,7 @@ fn only_a_later_record_among_those_that_were_read_tells_that_the_log_went_back()
         restored: true,
         next: vec![NextOffset(5)],
         latest: vec![Some(1_004)],
+        epochs: vec![None],
         caught_up_at: None,
     };
     let look = |later: Option<i64>, steps: &[Step]| {
@@ -729,7 +738,7 @@ proptest! {
         KeyValue { key: "key", value: &text, timestamp, source: 3, ttl, uuid: "u" }.encode(&mut encoded);
         let damaged = damaged(&encoded, &damages);
         for value in [value.as_deref(), Some(encoded.as_slice()), Some(&damaged)] {
-            let record = LogRecord { position: at, timestamp, key: key.as_deref(), value, condition };
+            let record = LogRecord { position: at, timestamp, key: key.as_deref(), value, condition, epoch: None };
             match decode(&record, MAX_KEY, LOG) {
                 Ok((found, change)) => {
                     prop_assert!(!found.is_empty() && found.len() <= MAX_KEY && std::str::from_utf8(found).is_ok());
@@ -759,7 +768,7 @@ proptest! {
                 }
             }
         }
-        let record = LogRecord { position: at, timestamp, key: Some(b"key"), value: Some(&encoded), condition: None };
+        let record = LogRecord { position: at, timestamp, key: Some(b"key"), value: Some(&encoded), condition: None, epoch: None };
         let (_, change) = decode(&record, MAX_KEY, LOG).expect("it is whole");
         let Change::Write(entry) = change else { panic!("it is a write") };
         let found = (entry.record_bytes(), entry.ttl(), entry.timestamp());

@@ -357,7 +357,7 @@ proptest! {
                     _ => Some(key.as_bytes()),
                 };
                 let position = Position { partition: *partition, offset };
-                batch.push(LogRecord { position, timestamp: *timestamp, key, value: value.as_deref(), condition });
+                batch.push(LogRecord { position, timestamp: *timestamp, key, value: value.as_deref(), condition, epoch: None });
             }
             crate::replica::apply(&store, &batch, LogTag::default()).expect("applied");
             store.sweep(part[0].2, 50, (part[0].0 % 2 == 0).then_some(part[0].2)).expect("swept");

@@ -33,7 +33,7 @@ use heed::{Database, Env, EnvFlags, EnvOpenOptions, FlagSetMode, RoTxn, RwTxn};
 
 use super::key_state::{KeyState, parse_debts, parse_others};
 use super::{Checkpoint, Disk, Entry, StoreError, pages};
-use crate::log::{LogIdentity, LogTag};
+use crate::log::{LogIdentity, LogTag, Read};
 use crate::position::{NextOffset, Position};
 
 /// Changed whenever the bytes in the store mean something else; a store of another format is built anew.
@@ -70,6 +70,8 @@ pub(super) struct Files {
     /// Partition → the latest write timestamp of all records below the next offset (ms, i64; its least if there was
     /// none). Missing where a store from before this was kept has read some already.
     pub latest: Database<U32<BigEndian>, I64<BigEndian>>,
+    /// Partition → the leader's epoch of the record before the next offset, if known.
+    pub epochs: Database<U32<BigEndian>, I64<BigEndian>>,
     /// `format`, `identity`, `restored`, `caught_up_at`.
     pub meta: Database<Str, Str>,
     pub generation: u64,
@@ -107,7 +109,7 @@ impl Files {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(wrap(error.into())),
         }
-        let env = open_env(dir, 7, EnvFlags::NO_META_SYNC).map_err(wrap)?;
+        let env = open_env(dir, 8, EnvFlags::NO_META_SYNC).map_err(wrap)?;
         let files = Self::databases(&env, dir.to_owned(), generation).map_err(|error| match error {
             heed::Error::Decoding(_) => StoreError::Corrupt("meta"),
             error => wrap(error),
@@ -127,6 +129,7 @@ impl Files {
             due: env.create_database(&mut txn, Some("due"))?,
             positions: env.create_database(&mut txn, Some("positions"))?,
             latest: env.create_database(&mut txn, Some("latest"))?,
+            epochs: env.create_database(&mut txn, Some("epochs"))?,
             meta: env.create_database(&mut txn, Some("meta"))?,
             env: env.clone(),
             generation,
@@ -169,6 +172,7 @@ impl Files {
         self.due.clear(txn)?;
         self.positions.clear(txn)?;
         self.latest.clear(txn)?;
+        self.epochs.clear(txn)?;
         self.meta.clear(txn)?;
         self.meta.put(txn, "format", FORMAT)
     }
@@ -180,26 +184,29 @@ impl Files {
         self.clear(&mut txn)?;
         self.put_identity(&mut txn, identity)?;
         self.meta.put(&mut txn, "caught_up_at", &now.to_string())?;
-        for (partition, offset) in (0..).zip(next) {
-            self.put_next(&mut txn, partition, *offset, None)?;
+        for (partition, next) in (0..).zip(next) {
+            self.put_read(&mut txn, Read::up_to(partition, *next))?;
         }
         Ok(txn.commit()?)
     }
 
-    /// Notes that a partition is read up to `next`, and the latest write timestamp of what was read since the last time.
-    pub fn put_next(
-        &self,
-        txn: &mut RwTxn<'_>,
-        partition: u32,
-        next: NextOffset,
-        latest: Option<i64>,
-    ) -> Result<(), StoreError> {
+    /// Notes how far a partition has been read.
+    pub fn put_read(&self, txn: &mut RwTxn<'_>, read: Read) -> Result<(), StoreError> {
+        let Read { partition, next, latest, epoch } = read;
+        let partition = partition.cast_unsigned();
+        let before = self.positions.get(txn, &partition)?;
         let known = match self.latest.get(txn, &partition)? {
-            None if self.positions.get(txn, &partition)?.is_none() => Some(i64::MIN),
+            None if before.is_none() => Some(i64::MIN),
             known => known,
         };
         if let Some(known) = known {
             self.latest.put(txn, &partition, &latest.map_or(known, |latest| latest.max(known)))?;
+        }
+        match epoch {
+            Some(epoch) => self.epochs.put(txn, &partition, &epoch.into())?,
+            // The end that was reached with a record is told once more.
+            None if before == Some(next.0) => {}
+            None => drop(self.epochs.delete(txn, &partition)?),
         }
         Ok(self.positions.put(txn, &partition, &next.0)?)
     }
@@ -236,7 +243,7 @@ impl Files {
     pub fn checkpoint(&self) -> Result<Checkpoint, StoreError> {
         let txn = self.env.read_txn()?;
         let identity = self.identity(&txn)?;
-        let (mut next, mut latest) = (Vec::new(), Vec::new());
+        let (mut next, mut latest, mut epochs) = (Vec::new(), Vec::new(), Vec::new());
         for item in self.positions.iter(&txn)? {
             let (partition, offset) = item.map_err(undecoded("positions"))?;
             if partition as usize != next.len() || offset < 0 {
@@ -244,10 +251,12 @@ impl Files {
             }
             next.push(NextOffset(offset));
             latest.push(self.latest.get(&txn, &partition).map_err(undecoded("latest"))?);
+            let epoch = self.epochs.get(&txn, &partition).map_err(undecoded("epochs"))?;
+            epochs.push(epoch.and_then(|epoch| epoch.try_into().ok()));
         }
         let caught_up_at = self.meta.get(&txn, "caught_up_at").map_err(undecoded("meta"))?;
         let caught_up_at = caught_up_at.and_then(|text| text.parse().ok());
-        Ok(Checkpoint { identity, restored: self.is_restored(&txn)?, next, latest, caught_up_at })
+        Ok(Checkpoint { identity, restored: self.is_restored(&txn)?, next, latest, epochs, caught_up_at })
     }
 
     /// Whether a copy of another node's store holds what a node writes, and no more than its positions say. Looks at all
@@ -327,6 +336,7 @@ impl Files {
             self.due.stat(txn)?,
             self.positions.stat(txn)?,
             self.latest.stat(txn)?,
+            self.epochs.stat(txn)?,
             self.meta.stat(txn)?,
         ];
         Ok(stats.iter().map(|stat| (stat.branch_pages + stat.leaf_pages + stat.overflow_pages) as u64).sum())

@@ -30,7 +30,7 @@ use self::files::{Files, Root, explain};
 use self::key_state::Outcome;
 pub use self::key_state::{Author, Change, Debt};
 pub use self::upkeep::{Owed, Trimmable};
-use crate::log::LogIdentity;
+use crate::log::{LogIdentity, Read};
 use crate::position::NextOffset;
 
 /// A page of a scan ends with the record that reaches this.
@@ -104,6 +104,8 @@ pub struct Checkpoint {
     /// Per partition, the latest write timestamp of all its records below the next offset, in ms since the epoch, and
     /// `i64::MIN` if there was none; `None` if that is not known.
     pub latest: Vec<Option<i64>>,
+    /// Per partition, [`Read::epoch`] of the next offset.
+    pub epochs: Vec<Option<i32>>,
     /// When everything up to the log's end was last known to be applied, ms since the epoch; until the first time, when
     /// the reading began.
     pub caught_up_at: Option<i64>,
@@ -454,24 +456,23 @@ impl Store {
         changes: &mut Vec<(&[u8], Change)>,
         next: &[(i32, NextOffset)],
     ) -> Result<Applied, StoreError> {
-        self.apply_with(changes, next, &[])
+        let read: Vec<_> = next.iter().map(|(partition, next)| Read::up_to(*partition, *next)).collect();
+        self.apply_read(changes, &read)
     }
 
-    /// As [`Store::apply`], with the latest write timestamp (ms) of all records that were read of a partition, be they
-    /// changes or not.
+    /// As [`Store::apply`], with all that is known of what was read, be it changes or not.
     ///
     /// # Errors
     /// As [`Store::apply`].
-    pub fn apply_with(
+    pub fn apply_read(
         &self,
         changes: &mut Vec<(&[u8], Change)>,
-        next: &[(i32, NextOffset)],
-        latest: &[(i32, i64)],
+        read: &[Read],
     ) -> Result<Applied, StoreError> {
         // In key order, a page is written once however many of its keys change; the sort is stable, so each key's changes
         // keep the order of their partition.
         changes.sort_by_key(|(key, _)| *key);
-        let (files, read) = self.written();
+        let (files, is_current) = self.written();
         let mut txn = files.env.write_txn()?;
         let is_read = files.is_restored(&txn)?;
         // Both are so nearly always.
@@ -506,13 +507,12 @@ impl Store {
             }
             changed.push((key, newest));
         }
-        for (partition, offset) in next {
-            let latest = latest.iter().find(|(of, _)| of == partition).map(|(_, latest)| *latest);
-            files.put_next(&mut txn, partition.cast_unsigned(), *offset, latest)?;
+        for read in read {
+            files.put_read(&mut txn, *read)?;
         }
         txn.commit()?;
         applied.changed = changed.len();
-        if !read {
+        if !is_current {
             return Ok(applied);
         }
         for (key, newest) in changed {

@@ -39,6 +39,7 @@ fn records_and_positions_survive_together() {
         restored: true,
         next: vec![NextOffset(5), NextOffset(7)],
         latest: vec![Some(i64::MIN), Some(i64::MIN)],
+        epochs: vec![None, None],
         caught_up_at: Some(9),
     };
     assert_eq!(store.checkpoint().expect("readable"), expected);
@@ -51,8 +52,9 @@ fn the_latest_timestamp_of_a_partition_is_that_of_all_its_records() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let store = open(dir.path());
     store.reset(&identity(), &[NextOffset(0)], 5).expect("written");
-    for (next, latest) in [(1, [(P0, -1)]), (2, [(P0, 70)]), (3, [(P0, 7)])] {
-        store.apply_with(&mut Vec::new(), &[(P0, NextOffset(next))], &latest).expect("applied");
+    let read = |next, latest| Read { latest: Some(latest), ..Read::up_to(P0, NextOffset(next)) };
+    for (next, latest) in [(1, -1), (2, 70), (3, 7)] {
+        store.apply_read(&mut Vec::new(), &[read(next, latest)]).expect("applied");
     }
     // The topic has grown.
     store.apply(&mut Vec::new(), &[(1, NextOffset(0))]).expect("applied");
@@ -62,8 +64,21 @@ fn the_latest_timestamp_of_a_partition_is_that_of_all_its_records() {
     let mut txn = files.env.write_txn().expect("a transaction");
     files.latest.clear(&mut txn).expect("cleared");
     txn.commit().expect("committed");
-    store.apply_with(&mut Vec::new(), &[(P0, NextOffset(4))], &[(P0, 80)]).expect("applied");
+    store.apply_read(&mut Vec::new(), &[read(4, 80)]).expect("applied");
     assert_eq!(store.checkpoint().expect("readable").latest, [None, None]);
+}
+
+#[test]
+fn the_leaders_epoch_is_that_of_the_record_before_the_next_offset_or_none() {
+    let (_dir, store) = filled(&[]);
+    let (known, max) = (Some(3), Some(i32::MAX));
+    for (next, epoch, kept) in
+        [(9, known, known), (9, None, known), (11, None, None), (12, max, max), (13, known, known)]
+    {
+        let read = Read { epoch, ..Read::up_to(P0, NextOffset(next)) };
+        store.apply_read(&mut Vec::new(), &[read]).expect("applied");
+        assert_eq!(store.checkpoint().expect("readable").epochs[0], kept, "{read:?}");
+    }
 }
 
 #[test]
@@ -98,6 +113,7 @@ fn a_reset_leaves_nothing_behind() {
         restored: false,
         next: vec![NextOffset(0)],
         latest: vec![Some(i64::MIN)],
+        epochs: vec![None],
         caught_up_at: Some(5),
     };
     assert_eq!(store.checkpoint().expect("readable"), expected);
@@ -595,6 +611,7 @@ fn a_new_store_is_built_beside_the_old_one_which_is_read_until_the_switch() {
         restored: true,
         next: vec![NextOffset(1)],
         latest: vec![Some(i64::MIN)],
+        epochs: vec![None],
         caught_up_at: Some(3),
     };
     assert_eq!(store.checkpoint().expect("readable"), expected);

@@ -206,6 +206,11 @@ fn a_log_that_went_back_unnoticed_is_caught() {
 }
 
 #[test]
+fn leaders_epochs_that_are_forgotten_are_caught() {
+    is_caught_from(8_200, Bug::EpochsForgotten);
+}
+
+#[test]
 fn another_topic_that_nobody_notices_is_caught() {
     is_caught(Bug::AnotherTopicUnnoticed);
 }

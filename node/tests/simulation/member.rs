@@ -228,9 +228,10 @@ impl Log for SimulatedLog {
         Ok(())
     }
 
-    fn reader(&self, from: &[NextOffset]) -> Result<Box<dyn LogReader>, ReadError> {
+    fn reader(&self, from: &[NextOffset], epochs: &[Option<i32>]) -> Result<Box<dyn LogReader>, ReadError> {
         drop(self.seat.call());
-        let next = from.iter().map(|next| next.0).collect();
+        let epochs = epochs.iter().copied().chain(std::iter::repeat(None));
+        let next = from.iter().map(|next| next.0).zip(epochs).collect();
         Ok(Box::new(Reader { seat: self.seat.clone(), next }))
     }
 
@@ -288,7 +289,8 @@ impl Log for SimulatedLog {
 
 struct Reader {
     seat: Seat,
-    next: Vec<i64>,
+    /// Per partition, and the epoch of the record before.
+    next: Vec<(i64, Option<i32>)>,
 }
 
 impl LogReader for Reader {
@@ -303,11 +305,11 @@ impl LogReader for Reader {
         if node.cut_off {
             return Ok(());
         }
-        for (partition, next) in (0..).zip(&mut self.next) {
+        for (partition, (next, epoch)) in (0..).zip(&mut self.next) {
             if !whole && world.random.one_in(3) {
                 continue;
             }
-            let inside = |log: &&Partition| (log.start..=log.end).contains(next);
+            let inside = |log: &&Partition| (log.start..=log.end).contains(next) && log.has(*next, *epoch);
             let Some(log) = world.log.get(partition as usize).filter(inside) else {
                 return Err(ReadError::OutOfRange { partition });
             };
@@ -316,20 +318,22 @@ impl LogReader for Reader {
             for record in log.records[from..].iter().take(count) {
                 batch.push(read(bug, partition, record));
                 batch.appended_at(record.timestamp);
-                *next = record.offset + 1;
+                (*next, *epoch) = (record.offset + 1, Some(record.epoch));
             }
             if log.records.len() - from <= count {
                 batch.reached(partition, NextOffset(log.end));
-                *next = log.end;
+                if *next < log.end {
+                    (*next, *epoch) = (log.end, None);
+                }
             }
         }
         let ends = world.log.iter().map(|log| log.end);
-        let all = self.next.iter().copied().eq(ends);
+        let all = self.next.iter().map(|(next, _)| *next).eq(ends);
         let store = || self.seat.cluster.peer(who).map(|peer| peer.store);
         match bug {
             Bug::PositionsBeforeRecords if world.random.one_in(10) => {
                 if let Some(store) = store() {
-                    store.apply(&mut Vec::new(), batch.next()).expect("writable");
+                    store.apply_read(&mut Vec::new(), batch.read()).expect("writable");
                 }
                 world.nodes[who].crash_in = Some(0);
             }
@@ -714,6 +718,15 @@ impl Member {
             let mut world = self.seat.world();
             world.counts.again += 1;
             note!(world, "replica {} reads the log once more", self.who);
+        }
+        if checkpoint.next != self.seen.checkpoint.next {
+            note!(
+                self.seat.world(),
+                "replica {} has read up to {:?} {:?}",
+                self.who,
+                checkpoint.next,
+                checkpoint.epochs
+            );
         }
         let copied = self.seat.world().nodes[self.who].copied.take();
         if let Some(floor) = copied {

@@ -55,6 +55,8 @@ pub enum Bug {
     DoubtsIgnored,
     /// Nobody looks whether a log that was silent has gone back.
     GoneBackUnnoticed,
+    /// It is not remembered under which leader a record was appended.
+    EpochsForgotten,
     /// Nobody looks whether the topic is another one.
     AnotherTopicUnnoticed,
     /// A copy of another member's store is taken whatever it is of.
@@ -70,6 +72,8 @@ pub struct Record {
     pub key: &'static str,
     pub value: Option<Vec<u8>>,
     pub condition: Option<Condition>,
+    /// Of the leader under which it was appended.
+    pub epoch: i32,
     /// When the cleaner may remove this tombstone.
     horizon: Option<i64>,
 }
@@ -82,8 +86,24 @@ pub struct Partition {
     pub end: i64,
     /// What the cleaner has been over.
     cleaned: i64,
+    /// Its leaders' epochs, and where each began to append.
+    epochs: Vec<(i32, i64)>,
     /// The last write of each key.
     writes: BTreeMap<&'static str, Write>,
+}
+
+impl Partition {
+    fn epoch(&self) -> i32 {
+        self.epochs.last().map_or(0, |(epoch, _)| *epoch)
+    }
+
+    /// Whether what was read under a leader's epoch, up to an offset, is still there, by this leader's word.
+    pub fn has(&self, next: i64, epoch: Option<i32>) -> bool {
+        let Some(epoch) = epoch else { return true };
+        let ended =
+            self.epochs.iter().find(|(later, _)| *later > epoch).map_or(self.end, |(_, began)| *began);
+        epoch <= self.epoch() && next <= ended
+    }
 }
 
 /// A record as its writer meant it.
@@ -318,8 +338,9 @@ impl World {
             }
         }
         note!(self, "{partition}:{offset} {key} {} {condition:?}", show(value.as_deref()));
-        let record = Record { offset, timestamp, key, value, condition, horizon: None };
-        self.log[partition as usize].records.push(record);
+        let log = &mut self.log[partition as usize];
+        let record = Record { offset, timestamp, key, value, condition, epoch: log.epoch(), horizon: None };
+        log.records.push(record);
     }
 
     fn send(&mut self, key: &'static str, value: Option<Vec<u8>>, partition: i32) {
@@ -449,7 +470,9 @@ impl World {
         }
         let (from, to) = (self.log[partition].end, lagging.end);
         note!(self, "partition {partition} goes back from {from} to {to}");
+        let epoch = self.log[partition].epoch() + 1;
         self.log[partition] = lagging;
+        self.log[partition].epochs.push((epoch, to));
         self.sent.retain(|sent| sent.condition.is_none() || sent.partition as usize != partition);
         for node in &mut self.nodes {
             node.silent = (true, true);
@@ -570,6 +593,7 @@ pub fn read(bug: Bug, partition: i32, record: &Record) -> LogRecord<'_> {
         key: Some(record.key.as_bytes()).filter(|_| !forgotten),
         value: record.value.as_deref(),
         condition,
+        epoch: Some(record.epoch).filter(|_| bug != Bug::EpochsForgotten),
     }
 }
 

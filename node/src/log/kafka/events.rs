@@ -7,6 +7,7 @@ use std::ptr::NonNull;
 use std::slice;
 use std::time::Duration;
 
+use rdkafka::TopicPartitionList;
 use rdkafka::bindings as sys;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::BorrowedMessage;
@@ -126,6 +127,7 @@ unsafe fn fetched(event: *mut sys::rd_kafka_event_t, batch: &mut Batch) -> Event
                 key: bytes(message.key, message.key_len),
                 value: bytes(message.payload, message.len),
                 condition: condition(message),
+                epoch: Some(sys::rd_kafka_message_leader_epoch(message)).filter(|epoch| *epoch >= 0),
             });
         }
     }
@@ -205,6 +207,18 @@ fn failed(code: Code, partition: i32, fatal: bool) -> Event {
         _ => {
             tracing::debug!(partition, reason = %text, "librdkafka reports a problem and goes on");
             Event::Other
+        }
+    }
+}
+
+/// Has librdkafka ask the leader, before it reads on from an offset of the list, where the log of that epoch ended (KIP-320).
+pub(super) fn set_leader_epoch(offsets: &mut TopicPartitionList, topic: &str, partition: i32, epoch: i32) {
+    let Ok(topic) = CString::new(topic) else { return };
+    // SAFETY: the list is alive, and what is found in it is part of it.
+    unsafe {
+        let found = sys::rd_kafka_topic_partition_list_find(offsets.ptr(), topic.as_ptr(), partition);
+        if !found.is_null() {
+            sys::rd_kafka_topic_partition_set_leader_epoch(found, epoch);
         }
     }
 }

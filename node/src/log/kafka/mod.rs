@@ -277,7 +277,7 @@ impl Log for KafkaLog {
         topic::check_trimming(&self.queries, &self.settings, self.partitions.load(Ordering::Relaxed))
     }
 
-    fn reader(&self, from: &[NextOffset]) -> Result<Box<dyn LogReader>, ReadError> {
+    fn reader(&self, from: &[NextOffset], epochs: &[Option<i32>]) -> Result<Box<dyn LogReader>, ReadError> {
         let unavailable = |error: KafkaError| ReadError::Unavailable(error.to_string());
         let mut config = client_config(&self.settings);
         config
@@ -298,6 +298,11 @@ impl Log for KafkaLog {
             assignment
                 .add_partition_offset(&self.settings.topic, partition, Offset::Offset(next.0))
                 .map_err(unavailable)?;
+        }
+        for (partition, epoch) in
+            (0..).zip(epochs).filter_map(|(partition, epoch)| Some((partition, (*epoch)?)))
+        {
+            events::set_leader_epoch(&mut assignment, &self.settings.topic, partition, epoch);
         }
         consumer.assign(&assignment).map_err(unavailable)?;
         let queue = events::ConsumerQueue::new(consumer)
