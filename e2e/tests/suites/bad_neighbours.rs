@@ -27,6 +27,7 @@ pub fn tests() -> Vec<Test> {
             members_that_are_slow_or_endless_cost_no_more_than_the_timeout,
             of_two_members_the_later_write_is_believed,
             a_log_that_went_back_is_read_again, a_log_that_went_back_and_grew_beyond_its_old_end_is_read_again,
+            a_log_that_went_back_and_grew_by_old_records_is_read_again,
             records_out_of_time_are_decided_by_the_order_of_the_log_on_log_append_time,
             records_out_of_time_are_decided_by_the_order_of_the_log_on_create_time,
             nonsense_does_not_push_the_record_before_it_out_of_the_log,
@@ -417,19 +418,45 @@ async fn resyncs(node: &Node) -> Result<f64> {
 }
 
 async fn a_log_that_went_back_is_read_again(ctx: Ctx) -> Result<()> {
-    the_log_goes_back(ctx, false).await
+    the_log_goes_back(ctx, Grown::Less).await
 }
 
 /// The hard case: the offsets tell nothing.
 async fn a_log_that_went_back_and_grew_beyond_its_old_end_is_read_again(ctx: Ctx) -> Result<()> {
-    the_log_goes_back(ctx, true).await
+    the_log_goes_back(ctx, Grown::Beyond).await
 }
 
-async fn the_log_goes_back(ctx: Ctx, grows: bool) -> Result<()> {
+/// The hardest: the timestamps tell nothing either.
+async fn a_log_that_went_back_and_grew_by_old_records_is_read_again(ctx: Ctx) -> Result<()> {
+    the_log_goes_back(ctx, Grown::BeyondByOldRecords).await
+}
+
+/// By what the log grows that has gone back.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Grown {
+    /// Not up to its old end.
+    Less,
+    /// Under a leader whose epoch is that of the one before, since all that the broker knew has gone back.
+    Beyond,
+    /// Under a leader of a later epoch, as one has that was elected although it had lost records.
+    BeyondByOldRecords,
+}
+
+async fn the_log_goes_back(ctx: Ctx, grown: Grown) -> Result<()> {
+    let (grows, by_old_records) = (grown != Grown::Less, grown == Grown::BeyondByOldRecords);
     let (broker, proxy) = ctx.own_broker_and_proxy().await?;
     // The nodes see the broker when the proxy lets them, the test always.
     let options = Options::new().brokers(broker.address()).env("BROKER_LIST", proxy.address());
-    let cluster = ctx.cluster_with(2, options).await?;
+    let mut cluster = ctx.no_nodes(options).await?;
+    if by_old_records {
+        let ever = i64::MAX.to_string();
+        let times = [("message.timestamp.type", "CreateTime"), ("message.timestamp.before.max.ms", &ever)];
+        cluster.topic.create(4, &[&[("cleanup.policy", "compact")], &times[..]].concat()).await?;
+    }
+    for _ in 0..2 {
+        cluster.add().await?.spawn()?;
+    }
+    cluster.formed().await;
     let [running, restarted] = &cluster.nodes[..] else { unreachable!("two nodes") };
     let api = running.api();
     let keys = |what: &str, count: usize| (0..count).map(|i| format!("{what} {i}")).collect::<Vec<_>>();
@@ -492,9 +519,19 @@ async fn the_log_goes_back(ctx: Ctx, grows: bool) -> Result<()> {
         restarted.kill();
         proxy.cut();
         broker.go_back().await?;
+        if by_old_records {
+            // With each start its epoch grows.
+            broker.stop().await?;
+            broker.start().await?;
+        }
         let writer = cluster.topic.writer()?;
         for key in &new {
-            writer.write_record(&KeyValue::new(key, "new")).await?;
+            let record = KeyValue::new(key, "new");
+            if by_old_records {
+                writer.write_at(1, None, key.as_bytes(), Some(&record.to_avro()), None).await?;
+            } else {
+                writer.write_record(&record).await?;
+            }
         }
         let after = ends(&cluster.topic.read_all().await?);
         ensure!(
