@@ -270,10 +270,8 @@ impl Applier {
         }
         // What was read before an error is in order and counts.
         if !batch.says_nothing() {
-            // Of what is missing by now, it would be applied upon the rest.
-            if self.trusts()
-                && let Some(why) = distrust_now(&self.caught_up, self.clock(), self.parts.log.delete_grace())
-            {
+            // Also of a store that is being built: what the log has lost meanwhile, it will not get any more.
+            if let Some(why) = distrust_now(&self.caught_up, self.clock(), self.parts.log.delete_grace()) {
                 return Err(Interrupted::TooOld(why));
             }
             let live = self.parts.progress.caught_up();
@@ -302,6 +300,7 @@ impl Applier {
                 // First, so that nobody takes the empty store for a complete one.
                 self.begin(&starts, false);
                 self.persist(|| self.parts.store.reset(&info.identity, &starts, self.clock().wall()))?;
+                self.caught_up.seen = Some(self.clock().now());
                 return Err(Interrupted::Again);
             }
             self.note_caught_up()?;
@@ -354,6 +353,7 @@ impl Applier {
                 return Ok(next);
             }
             self.parts.store.build(&info.identity, &starts, self.clock().wall())?;
+            self.caught_up.seen = Some(self.clock().now());
             self.parts.progress.rebuild(&starts, why);
             return Ok(starts);
         }
@@ -407,12 +407,13 @@ impl Applier {
     }
 
     /// Fills an empty store: with a copy of another member's, else from the log's start.
-    fn begin_anew(&self, info: &LogInfo) -> Result<Vec<NextOffset>, StoreError> {
+    fn begin_anew(&mut self, info: &LogInfo) -> Result<Vec<NextOffset>, StoreError> {
         if let Some(next) = self.install_snapshot(info)? {
             return Ok(next);
         }
         let starts = info.starts();
         self.parts.store.reset(&info.identity, &starts, self.clock().wall())?;
+        self.caught_up.seen = Some(self.clock().now());
         self.parts.progress.begin(&starts, false);
         Ok(starts)
     }

@@ -14,7 +14,7 @@ use crate::store::Checkpoint;
 /// How long to look whether the log holds other records than were read.
 pub(super) const VERIFY: Duration = Duration::from_secs(10);
 
-/// When the store was last caught up.
+/// When the store was last caught up; until the first time, when the reading began.
 #[derive(Default)]
 pub(super) struct CaughtUp {
     /// By the time of day, in ms since the epoch.

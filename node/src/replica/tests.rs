@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use super::apply::decode;
 use super::fit::rewritten;
 use super::*;
+use crate::clock::manual::ManualClock;
 use crate::damage::{damaged, damages};
 use crate::log::{
     AppendError, Appended, Batch, Condition, LogInfo, LogReader, LogRecord, LogTag, OpenError, ReadError,
@@ -238,10 +239,21 @@ impl Bench {
         refuses: Option<&'static str>,
         grace: Option<Duration>,
     ) -> Self {
+        Self::start_with_clock(store, Progress::default(), topic, identity, range, refuses, grace)
+    }
+
+    fn start_with_clock(
+        store: Arc<Store>,
+        progress: Progress,
+        topic: &'static str,
+        identity: &'static str,
+        range: std::ops::Range<i64>,
+        refuses: Option<&'static str>,
+        grace: Option<Duration>,
+    ) -> Self {
         let log = Arc::new(Scripted { grace, refuses, ..Scripted::new(topic, identity, range) });
         let steps = log.script();
-        let (progress, metrics) =
-            (Arc::new(Progress::default()), Arc::new(Metrics::new().expect("names differ")));
+        let (progress, metrics) = (Arc::new(progress), Arc::new(Metrics::new().expect("names differ")));
         let replica = Replica::start(Parts {
             log: log.clone(),
             store: store.clone(),
@@ -437,6 +449,33 @@ fn a_build_that_was_left_for_longer_than_the_grace_begins_anew() {
         store.reset(&identity, &[NextOffset(1)], now_ms() - left * 1_000).expect("written");
         let bench = Bench::start_on(store, "t", "c", 0..2, None, grace);
         bench.wait("reading", |bench| *bench.log.started.lock().expect("no panic") == [from]);
+    }
+}
+
+/// The connection to the log may be lost for long, and the reader does not say so.
+#[test]
+fn a_build_that_hears_nothing_for_longer_than_the_grace_begins_anew() {
+    let grace = Duration::from_secs(3_600);
+    for (silence, readings) in [(grace * 8 / 10, 1), (grace * 12 / 10, 2)] {
+        let dir = folder();
+        let store = Arc::new(Store::open(dir.path(), 1 << 20).expect("the store opens"));
+        let clock = ManualClock::new();
+        let progress = Progress::new(Arc::new(clock.clone()));
+        let mut bench = Bench::start_with_clock(store, progress, "t", "c", 0..9, None, Some(grace));
+        bench.set(0, "gone", "old");
+        bench.applied(0);
+        let first = std::mem::replace(&mut bench.steps, bench.log.script());
+        for _ in 0..4 {
+            // The process runs all the while.
+            clock.pass(silence / 4);
+            assert!(!bench.progress.tick());
+        }
+        let later = Step::Record { offset: 5, key: Some(b"k"), value: Some(encoded("k", "v")) };
+        first.send(later).expect("the replica reads");
+        let begun = || bench.log.started.lock().expect("no panic").len();
+        bench.wait("read", |bench| bench.value("k").is_some() || begun() == 2);
+        assert_eq!(begun(), readings, "after {silence:?}");
+        assert_eq!(bench.value("gone").is_some(), readings == 1);
     }
 }
 
