@@ -90,6 +90,8 @@ pub struct Deployment {
     file: Option<&'static str>,
     /// Names as in `.env`.
     ports: Vec<(&'static str, u16)>,
+    /// What is set beside those, as in `.env`.
+    settings: Vec<(&'static str, &'static str)>,
 }
 
 impl Deployment {
@@ -128,7 +130,14 @@ impl Deployment {
 
     fn of(file: Option<&'static str>, suffix: &str, ports: &[&'static str]) -> Deployment {
         let project = format!("{PREFIX}{}-{}{suffix}", std::process::id(), ports::free());
-        Deployment { project, file, ports: ports.iter().map(|name| (*name, ports::free())).collect() }
+        let ports = ports.iter().map(|name| (*name, ports::free())).collect();
+        Deployment { project, file, ports, settings: Vec::new() }
+    }
+
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: &'static str) -> Deployment {
+        self.settings.push((name, value));
+        self
     }
 
     pub fn port(&self, name: &str) -> u16 {
@@ -158,6 +167,7 @@ impl Deployment {
         command.args(self.file.iter().flat_map(|file| ["--file", file]));
         command.args(arguments);
         command.env("BITACORA_IMAGE", image());
+        command.envs(self.settings.iter().copied());
         command.envs(self.ports.iter().map(|(name, port)| (name, port.to_string())));
         command
     }

@@ -25,6 +25,8 @@ pub enum Kind {
     Get,
     /// No two writes of a run have the same value.
     Set(String),
+    /// A set that expires after so many ms.
+    SetFor(String, u64),
     Delete,
 }
 
@@ -47,6 +49,8 @@ pub struct Logged {
     pub key: String,
     /// `None` for a delete.
     pub value: Option<String>,
+    /// When it expires, in ms since the run began; `None` for never.
+    pub expires: Option<u64>,
     /// Of the write, by the node that accepted it; `None` where others wrote.
     pub uuid: Option<String>,
 }
@@ -56,9 +60,12 @@ pub struct Logged {
 pub struct Final {
     pub value: Option<String>,
     pub position: Position,
+    /// When it was asked, in ms since the run began.
+    pub at: u64,
 }
 
-/// Checks a run against the log, none of which has been compacted away, and against what each node holds at its end.
+/// Checks a run against the log, none of which has been compacted away, and against what each node holds at its end. `log`
+/// leaves out what trimmers wrote, which changes no answer.
 ///
 /// # Errors
 /// The first promise that was broken, with the operation that shows it.
@@ -76,8 +83,8 @@ pub fn check(
     let written: HashMap<&str, &Operation> = history
         .iter()
         .filter_map(|operation| match &operation.kind {
-            Kind::Set(value) => Some((value.as_str(), operation)),
-            _ => None,
+            Kind::Set(value) | Kind::SetFor(value, _) => Some((value.as_str(), operation)),
+            Kind::Get | Kind::Delete => None,
         })
         .collect();
     acknowledged_writes_are_in_the_log(history, &at)?;
@@ -104,7 +111,14 @@ pub fn check(
                     );
                 }
                 (Some(last), Some(held)) => {
-                    let same = held.value == last.value && held.position == last.position;
+                    let alive = last.expires.is_none_or(|expires| expires > held.at);
+                    let value = last.value.as_ref().filter(|_| alive);
+                    // What is dead may have been trimmed; the position is then how far its partition is applied.
+                    let in_place = held.position == last.position
+                        || value.is_none()
+                            && held.position.partition == last.position.partition
+                            && held.position.offset > last.position.offset;
+                    let same = held.value.as_ref() == value && in_place;
                     ensure!(same, "node {node} ends with {key}: {held:?}, the log with {last:?}");
                 }
                 (_, None) => anyhow::bail!("node {node} was not asked for {key}"),
@@ -199,6 +213,8 @@ fn reads_are_of_the_log(
         let writer = written.get(value.as_str());
         let earlier = writer.is_some_and(|writer| writer.began <= operation.ended);
         ensure!(earlier, "read before it was written: {operation:?}, {writer:?}");
+        let expired = found.and_then(|found| found.expires).is_some_and(|expires| expires <= operation.began);
+        ensure!(!expired, "read although it has expired: {operation:?}, {found:?}");
     }
     Ok(())
 }
@@ -237,7 +253,7 @@ fn positions_never_go_back(history: &[Operation]) -> Result<()> {
 impl Kind {
     fn value(&self) -> Option<&String> {
         match self {
-            Kind::Set(value) => Some(value),
+            Kind::Set(value) | Kind::SetFor(value, _) => Some(value),
             Kind::Get | Kind::Delete => None,
         }
     }

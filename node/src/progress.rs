@@ -376,6 +376,11 @@ impl Progress {
         });
     }
 
+    /// What it answered says nothing of this log any more.
+    pub(crate) fn unlearn(&self) {
+        self.change(|inner| inner.asked = None);
+    }
+
     // Asked by everybody.
 
     /// What is certainly past, in ms since the epoch: both this machine's clock and the log's have come as far. `None` until

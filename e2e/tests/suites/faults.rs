@@ -12,7 +12,7 @@ use e2e::history::{self, Final, Kind, Logged, Operation, Outcome};
 use e2e::http::{Answer, Api, encode};
 use e2e::nemesis::{self, Nemesis};
 use e2e::runner::{Ctx, Test};
-use e2e::topic::KeyValue;
+use e2e::topic::{KeyValue, now_ms};
 use e2e::{tests, wait};
 use futures_util::future::join_all;
 use reqwest::Method;
@@ -27,7 +27,12 @@ pub fn tests() -> Vec<Test> {
 }
 
 const CLIENTS: usize = 8;
+/// That everybody reads and writes all the time.
 const KEYS: usize = 40;
+/// Of the keys that a client has written for a short life, it reads so many of the last again and again.
+const REMEMBERED: usize = 200;
+/// Short, so that what is dead leaves the log during the run.
+const DELETE_RETENTION: &str = "90s";
 /// Longer than a node waits for an acknowledgement.
 const PATIENCE: Duration = Duration::from_secs(8);
 /// All is well again that long after the last fault.
@@ -45,7 +50,7 @@ async fn no_acknowledged_write_is_lost_whatever_fails(_: Ctx) -> Result<()> {
         Ok(text) => text.parse().context("FAULTS_SEED is a number")?,
         Err(_) => fastrand::u64(..),
     };
-    let deployment = Deployment::ha();
+    let deployment = Deployment::ha().with("DELETE_RETENTION", DELETE_RETENTION);
     let outcome = scenario(&deployment, seed).await;
     match outcome {
         Ok(()) => Ok(()),
@@ -61,7 +66,9 @@ async fn scenario(deployment: &Deployment, seed: u64) -> Result<()> {
     let run = Run {
         nodes: ["NODE_1_PORT", "NODE_2_PORT", "NODE_3_PORT"].map(|name| Api::new(deployment.port(name))),
         keys: (0..KEYS).map(|i| format!("key-{i}")).collect(),
+        short: RefCell::default(),
         began: Instant::now(),
+        began_at: now_ms(),
         over: Cell::new(false),
         history: RefCell::default(),
         touched: RefCell::default(),
@@ -74,18 +81,37 @@ async fn scenario(deployment: &Deployment, seed: u64) -> Result<()> {
         injected
     });
     injected?;
-    let finals = run.settled().await?;
-    let log = logged(deployment).await?;
+    let keys: Vec<_> = run.keys.iter().cloned().chain(run.short.borrow().iter().cloned()).collect();
+    let finals = run.settled(&keys).await?;
+    let (log, tidied) = run.logged(deployment).await?;
     let history = run.history.into_inner();
-    let again = history::check(&history, &log, &finals, &run.keys)?;
+    let again = history::check(&history, &log, &finals, &keys)?;
     report(seed, &history, &nemesis.injected, &run.touched.into_inner(), log.len(), again);
+    println!(
+        "  {} keys that lived for seconds; {} tombstones of trimmers and {} repairs in the log",
+        keys.len() - KEYS,
+        tidied.trims,
+        tidied.repairs
+    );
+    ensure!(tidied.trims > 0 || duration() < Duration::from_secs(170), "nobody trimmed the log");
     Ok(())
+}
+
+/// What trimmers wrote.
+#[derive(Default)]
+struct Tidied {
+    trims: usize,
+    repairs: usize,
 }
 
 struct Run {
     nodes: [Api; 3],
     keys: Vec<String>,
+    /// Keys that were written once, to be deleted or to expire.
+    short: RefCell<Vec<String>>,
     began: Instant,
+    /// By the clock, ms since the epoch.
+    began_at: i64,
     over: Cell<bool>,
     history: RefCell<Vec<Operation>>,
     /// Per node, from when to when a fault touched it, in ms.
@@ -99,20 +125,43 @@ impl Run {
 
     async fn client(&self, client: usize, seed: u64) {
         let mut rng = fastrand::Rng::with_seed(seed ^ (client as u64 + 1));
-        let mut count = 0;
+        let (mut count, mut short) = (0, Vec::new());
+        let mut set = || {
+            count += 1;
+            format!("{client}-{count}")
+        };
         while !self.over.get() {
-            let (node, key) = (rng.usize(0..self.nodes.len()), &self.keys[rng.usize(0..KEYS)]);
+            let mut key = self.keys[rng.usize(0..KEYS)].clone();
             let kind = match rng.usize(0..100) {
-                0..50 => Kind::Get,
-                50..90 => {
-                    count += 1;
-                    Kind::Set(format!("{client}-{count}"))
+                0..50 => {
+                    if let Some(remembered) = rng.choice(short.iter().rev().take(REMEMBERED))
+                        && rng.bool()
+                    {
+                        key.clone_from(remembered);
+                    }
+                    Kind::Get
                 }
-                _ => Kind::Delete,
+                50..84 => Kind::Set(set()),
+                84..92 => {
+                    let value = set();
+                    key = format!("short-{value}");
+                    short.push(key.clone());
+                    self.short.borrow_mut().push(key.clone());
+                    if rng.bool() { Kind::SetFor(value, rng.u64(500..10_000)) } else { Kind::Set(value) }
+                }
+                _ => {
+                    if let Some(remembered) = rng.choice(short.iter().rev().take(20))
+                        && rng.bool()
+                    {
+                        key.clone_from(remembered);
+                    }
+                    Kind::Delete
+                }
             };
+            let node = rng.usize(0..self.nodes.len());
             let began = self.now();
-            let outcome = perform(&self.nodes[node], key, &kind).await;
-            let operation = Operation { node, key: key.clone(), kind, began, ended: self.now(), outcome };
+            let outcome = perform(&self.nodes[node], &key, &kind).await;
+            let operation = Operation { node, key, kind, began, ended: self.now(), outcome };
             self.history.borrow_mut().push(operation);
             // A pace, so that the log of a long run fits into memory.
             tokio::time::sleep(Duration::from_millis(rng.u64(5..40))).await;
@@ -150,7 +199,7 @@ impl Run {
     }
 
     /// Waits until every node has applied the same log, and returns what each holds.
-    async fn settled(&self) -> Result<Vec<BTreeMap<String, Final>>> {
+    async fn settled(&self, keys: &[String]) -> Result<Vec<BTreeMap<String, Final>>> {
         let state = async |api: &Api| {
             let status = api.status().await.map_err(|error| format!("{error:#}"))?;
             let members = status["members"].as_array().map_or(0, Vec::len);
@@ -170,14 +219,41 @@ impl Run {
         let mut finals = Vec::new();
         for api in &self.nodes {
             let mut held = BTreeMap::new();
-            for key in &self.keys {
+            for key in keys {
+                let at = self.now();
                 let answer = api.get_own(key).await?;
                 ensure!(matches!(answer.status, 200 | 404), "{answer}");
-                held.insert(key.clone(), Final { value: answer.value(), position: answer.position() });
+                held.insert(key.clone(), Final { value: answer.value(), position: answer.position(), at });
             }
             finals.push(held);
         }
         Ok(finals)
+    }
+
+    /// The log without what trimmers wrote, and how much that was.
+    async fn logged(&self, deployment: &Deployment) -> Result<(Vec<Logged>, Tidied)> {
+        let (mut logged, mut tidied) = (Vec::new(), Tidied::default());
+        for record in deployment.topic().read_all().await? {
+            let has = |header: &str| record.headers.iter().any(|(name, _)| name == header);
+            if has("bitacora-trim") {
+                tidied.trims += 1;
+                continue;
+            }
+            if has("bitacora-repair") {
+                tidied.repairs += 1;
+                continue;
+            }
+            let key = record.key_text();
+            let decoded = record.value.as_deref().map(KeyValue::from_avro).transpose()?;
+            let uuid = decoded.as_ref().map(|record| record.uuid.clone());
+            // A ttl of -1 is a delete marker.
+            let decoded = decoded.filter(|record| record.ttl != -1);
+            let expires = decoded.as_ref().filter(|record| record.ttl > 0);
+            let expires = expires.map(|record| (record.ttl - self.began_at).max(0).unsigned_abs());
+            let value = decoded.map(|record| record.value);
+            logged.push(Logged { position: record.position, key, value, expires, uuid });
+        }
+        Ok((logged, tidied))
     }
 }
 
@@ -187,6 +263,7 @@ async fn perform(api: &Api, key: &str, kind: &Kind) -> Outcome {
         match kind {
             Kind::Get => api.call(Method::GET, &path).await,
             Kind::Set(value) => api.set(key, value).await,
+            Kind::SetFor(value, ms) => api.set_with(key, value, &format!("&ttl={ms}")).await,
             Kind::Delete => api.delete(key).await,
         }
     };
@@ -201,7 +278,7 @@ async fn perform(api: &Api, key: &str, kind: &Kind) -> Outcome {
             position: answer.position(),
             local: answer.header("bitacora-source") != Some("peer"),
         },
-        (Kind::Set(_) | Kind::Delete, 200) => Outcome::Acknowledged(answer.position()),
+        (Kind::Set(_) | Kind::SetFor(..) | Kind::Delete, 200) => Outcome::Acknowledged(answer.position()),
         _ if says_not_taken(&answer) => Outcome::NotTaken(answer.to_string()),
         _ => Outcome::Unknown(answer.to_string()),
     }
@@ -209,19 +286,6 @@ async fn perform(api: &Api, key: &str, kind: &Kind) -> Outcome {
 
 fn says_not_taken(answer: &Answer) -> bool {
     answer.text().contains("has not taken effect")
-}
-
-async fn logged(deployment: &Deployment) -> Result<Vec<Logged>> {
-    let records = deployment.topic().read_all().await?;
-    let logged = records.into_iter().map(|record| {
-        let key = record.key_text();
-        let decoded = record.value.as_deref().map(KeyValue::from_avro).transpose()?;
-        let uuid = decoded.as_ref().map(|record| record.uuid.clone());
-        // A ttl of -1 is a delete marker.
-        let value = decoded.filter(|record| record.ttl != -1).map(|record| record.value);
-        Ok(Logged { position: record.position, key, value, uuid })
-    });
-    logged.collect()
 }
 
 fn report(
@@ -257,15 +321,37 @@ fn report(
     for (what, is_read) in [("reads", true), ("writes", false)] {
         let calls: Vec<_> =
             history.iter().filter(untouched).filter(|op| (op.kind == Kind::Get) == is_read).collect();
-        let failed =
-            calls.iter().filter(|op| matches!(op.outcome, Outcome::NotTaken(_) | Outcome::Unknown(_)));
+        let failed = |op: &&&Operation| matches!(op.outcome, Outcome::NotTaken(_) | Outcome::Unknown(_));
         let longest = calls.iter().map(|op| op.ended - op.began).max().unwrap_or(0);
         println!(
-            "  on nodes that no fault touched: {} {what}, {} failed, the longest took {longest} ms",
+            "  on nodes that no fault touched: {} {what}, {} failed, the longest took {longest} ms, the longest time without one that \
+             succeeded was {} ms",
             calls.len(),
-            failed.count()
+            calls.iter().filter(failed).count(),
+            longest_without(&calls)
         );
     }
+}
+
+/// The longest time in which clients tried in vain, of all nodes: from the beginning of a call that failed, or took long, until
+/// the end of the first that succeeded, in ms.
+fn longest_without(calls: &[&Operation]) -> u64 {
+    let mut longest = 0;
+    for node in 0..3 {
+        let mut of_node: Vec<_> = calls.iter().filter(|op| op.node == node).collect();
+        of_node.sort_by_key(|op| op.ended);
+        // Since when somebody has waited.
+        let mut since: Option<u64> = None;
+        for operation in of_node {
+            let began = since.map_or(operation.began, |since| since.min(operation.began));
+            let succeeded = matches!(operation.outcome, Outcome::Read { .. } | Outcome::Acknowledged(_));
+            if succeeded {
+                longest = longest.max(operation.ended - began);
+            }
+            since = (!succeeded).then_some(began);
+        }
+    }
+    longest
 }
 
 /// A check that never fails proves nothing: each promise is broken once.
@@ -284,13 +370,17 @@ async fn the_check_sees_every_broken_promise(_: Ctx) -> Result<()> {
         position: at(offset),
         key: key(),
         value: value.map(str::to_owned),
+        expires: None,
         uuid: None,
     };
     let of_one = |log: &[Logged]| -> Vec<Logged> {
         log.iter().map(|record| Logged { uuid: Some("u".to_owned()), ..record.clone() }).collect()
     };
     let ends = |value: Option<&str>, offset| {
-        vec![BTreeMap::from([(key(), Final { value: value.map(str::to_owned), position: at(offset) })])]
+        vec![BTreeMap::from([(
+            key(),
+            Final { value: value.map(str::to_owned), position: at(offset), at: 9_000 },
+        )])]
     };
     let unknown = || Outcome::Unknown(String::new());
     let history = vec![
@@ -318,11 +408,23 @@ async fn the_check_sees_every_broken_promise(_: Ctx) -> Result<()> {
     };
     let sound = check(&late(history.clone()), &retried, &ends(None, 3));
     ensure!(sound == Ok(1), "{sound:?}");
+    // What is dead may have been trimmed.
+    let sound = check(&history, &log, &ends(None, 7));
+    ensure!(sound == Ok(0), "{sound:?}");
     let changed = |index: usize, operation: Operation| {
         let mut history = history.clone();
         history[index] = operation;
         history
     };
+    // What is set for a while is gone in the end.
+    let until = |expires| {
+        let mut log = log[..2].to_vec();
+        log[1].expires = Some(expires);
+        log
+    };
+    let seen = changed(4, read(Some("b"), 1, 30))[..5].to_vec();
+    let sound = check(&seen, &until(31), &ends(None, 1));
+    ensure!(sound == Ok(0), "{sound:?}");
     let broken: Vec<(&str, Vec<Operation>, Vec<Logged>, Vec<BTreeMap<String, Final>>)> = vec![
         ("acknowledged and lost", history.clone(), log[1..].to_vec(), ends(None, 2)),
         ("nobody wrote", changed(1, read(None, 2, 50)), log.clone(), ends(None, 2)),
@@ -353,6 +455,10 @@ async fn the_check_sees_every_broken_promise(_: Ctx) -> Result<()> {
         ),
         ("read before it was written", changed(1, set("b", 100, unknown())), log.clone(), ends(None, 2)),
         ("went back", changed(5, read(Some("b"), 1, 5000)), log.clone(), ends(None, 2)),
+        ("read although it has expired", seen.clone(), until(30), ends(None, 1)),
+        ("ends with", seen.clone(), until(31), ends(Some("b"), 1)),
+        ("ends with", seen, until(100_000), ends(None, 1)),
+        ("ends with", history.clone(), log.clone(), ends(None, 1)),
         ("ends with", history.clone(), log.clone(), ends(Some("b"), 1)),
         ("ends with", history.clone(), log.clone(), ends(Some("a"), 2)),
     ];

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::fit::{VERIFY, rewritten};
 use super::{Parts, Shared};
 use crate::clock::Moment;
-use crate::position::HighWatermark;
+use crate::position::{HighWatermark, NextOffset};
 use crate::progress::Phase;
 
 /// Between two questions for the high watermarks; well within the second after which they are stale.
@@ -30,45 +30,55 @@ impl Watermarks {
 
     /// Asks the log once, if it is being read. Blocks for as long as the log takes. Returns for how long to pause.
     pub fn step(&mut self) -> Duration {
-        let Parts { log, store, progress, .. } = &self.parts;
-        let shared = &self.shared;
+        let progress = Arc::clone(&self.parts.progress);
         progress.tick();
         progress.release(false);
-        if !matches!(progress.phase(), Phase::Reading | Phase::Blocked(_)) {
+        let reads = matches!(progress.phase(), Phase::Reading | Phase::Blocked(_));
+        if !reads || self.shared.changed.load(Ordering::Acquire) {
             return ASK / 10;
         }
         let (asked, next) = (progress.asks(), progress.next());
-        match log.high_watermarks() {
-            Ok(learnt) => {
-                progress.learnt(&learnt, asked);
-                if next.iter().zip(&learnt).any(|(next, HighWatermark(end))| next.0 > *end) {
-                    shared.changed.store(true, Ordering::Release);
-                }
-                let before = shared.silent_since().clone();
-                match before.map(|before| rewritten(&**log, &before, VERIFY, &shared.stop)) {
-                    // Who opens the log anew looks again, and says so.
-                    Some(Ok(Some(_))) => shared.changed.store(true, Ordering::Release),
-                    Some(Ok(None)) => *shared.silent_since() = None,
-                    Some(Err(error)) => tracing::debug!(%error, "not known whether the log is what it was"),
-                    None => {}
+        match self.parts.log.high_watermarks() {
+            Ok(ends) => {
+                if self.is_another(&next, &ends) {
+                    self.shared.changed.store(true, Ordering::Release);
+                    // Until it is opened anew, nobody knows how far this node is.
+                    progress.unlearn();
+                } else if self.shared.silent_since().is_none() {
+                    progress.learnt(&ends, asked);
                 }
             }
             Err(error) => {
                 tracing::debug!(%error, "the high watermarks are not known");
-                let mut silent_since = shared.silent_since();
+                let mut silent_since = self.shared.silent_since();
                 if silent_since.is_none() {
-                    *silent_since = store.checkpoint().ok();
+                    *silent_since = self.parts.store.checkpoint().ok();
                 }
             }
         }
-        let now = progress.clock().now();
-        if now.since(self.looked) >= STILL {
-            let identity = shared.identity().clone();
-            if identity.is_some_and(|identity| !log.is_still(&identity, next.len())) {
-                shared.changed.store(true, Ordering::Release);
-            }
-            self.looked = now;
-        }
         ASK
+    }
+
+    /// Whether the log is another one than was opened, has lost records, or has partitions that nobody reads yet.
+    fn is_another(&mut self, next: &[NextOffset], ends: &[HighWatermark]) -> bool {
+        let log = &*self.parts.log;
+        if next.iter().zip(ends).any(|(next, end)| next.0 > end.0) {
+            return true;
+        }
+        let before = self.shared.silent_since().clone();
+        match before.map(|before| rewritten(log, &before, VERIFY, &self.shared.stop)) {
+            // Who opens the log anew looks again, and says so.
+            Some(Ok(Some(_))) => return true,
+            Some(Ok(None)) => *self.shared.silent_since() = None,
+            Some(Err(error)) => tracing::debug!(%error, "not known whether the log is what it was"),
+            None => {}
+        }
+        let now = self.parts.progress.clock().now();
+        if now.since(self.looked) < STILL {
+            return false;
+        }
+        self.looked = now;
+        let identity = self.shared.identity().clone();
+        identity.is_some_and(|identity| !log.is_still(&identity, next.len()))
     }
 }
