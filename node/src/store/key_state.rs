@@ -99,7 +99,7 @@ impl KeyState {
         }
         self.settle(reach.partition);
         match (change, held) {
-            (Change::Trim { timestamp, .. }, Some(held)) => self.trim(held, timestamp),
+            (Change::Trim { timestamp, offset, .. }, Some(held)) => self.trim(held, offset, timestamp),
             (Change::Trim { .. }, None) | (Change::Nothing { .. }, _) => Outcome::Nothing,
             // The same record again, and it still is whole.
             (_, Some(held)) if offset == Some(reach.offset) && self.entries[held].has_record() => {
@@ -116,14 +116,14 @@ impl KeyState {
         }
     }
 
-    /// Removes an entry that a tombstone speaks of, which was appended at `timestamp`. Partitions are read independently, so a
-    /// store that is read must not show meanwhile what the others' records are yet to remove or to bring. What it waits for
-    /// will come: it is younger than any store that may be trusted.
-    fn trim(&mut self, held: usize, timestamp: i64) -> Outcome {
+    /// Removes an entry by a tombstone that was appended at `timestamp` and speaks of the record at `offset`, this one or one that
+    /// replaced it. Partitions are read independently, so a store that is read must not show meanwhile what the others'
+    /// records are yet to remove or to bring. What it waits for will come: it is younger than any store that may be trusted.
+    fn trim(&mut self, held: usize, offset: i64, timestamp: i64) -> Outcome {
         let entry = &self.entries[held];
         let is_newest = !self.entries.iter().any(|other| other.is_newer_than(entry));
         if self.is_read && is_newest {
-            if entry.state(timestamp) == State::Live {
+            if entry.position().offset == offset && entry.state(timestamp) == State::Live {
                 // A newer one, which another partition has, is why it was trimmed.
                 return Outcome::Nothing;
             }

@@ -474,9 +474,16 @@ fn a_store_that_is_read_shows_nothing_older_and_nothing_too_early_when_a_partiti
         Some("replaced"),
         "until that is read which replaced it"
     );
+    assert_eq!(
+        apply(&store, trim(11, 9)).trimmed,
+        1,
+        "what replaced it was compacted away, and may have been a delete"
+    );
+    assert_eq!(shown(&store), None);
+    apply(&store, write(12, "replaced"));
     apply(&store, entry(1, 0, 2_000, "newer"));
     assert_eq!(shown(&store).map(|shown| shown.2).as_deref(), Some("newer"));
-    assert_eq!(apply(&store, trim(11, 8)).trimmed, 1, "it is the trimmer's again");
+    assert_eq!(apply(&store, trim(13, 12)).trimmed, 1, "it is the trimmer's again");
 
     // Nobody reads a store that is being built, and what was compacted away never comes.
     for first in [marker, entry(1, 0, 2_000, "newest")] {

@@ -259,7 +259,7 @@ impl Simulation {
             // What was held up may make debts at any time.
             let next = self.world().next_tidy();
             let next = next.map(|due| due + self.between(0, LAG / 2));
-            let until = next.map_or(end, |next| next.clamp(now + 1, end));
+            let until = next.map_or(end, |next| next.clamp(now + 1, end)).min(now + TOMBSTONES / 4);
             if until - self.trimmed > TOMBSTONES / 4 {
                 let trimmer = self.started(somebody)?;
                 self.world().nodes[trimmer].trims = true;
