@@ -8,11 +8,13 @@ use crate::position::Position;
 /// A record as the store holds it: a header of fixed size, then the record's Avro bytes as they came from the log.
 /// The bytes are empty for a tombstone that another writer made, and for a key that expired and was swept. Cheap to clone: one count, next to the bytes.
 ///
-/// Header, big-endian: partition i32, offset i64, write timestamp i64 (ms), ttl i64 (as in [`KeyValue::ttl`]).
+/// Header, big-endian: partition i32, offset i64, write timestamp i64 (ms), ttl i64 (as in [`KeyValue::ttl`]). The first bit
+/// of the partition is set in a ghost: see [`super::key_state::KeyState`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry(Arc<[u8]>);
 
 const HEADER: usize = 28;
+const GHOST: u8 = 0x80;
 
 /// Whether an entry is an answer, at some moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,10 +70,31 @@ impl Entry {
         i64::from_be_bytes(bytes)
     }
 
+    /// Whether it is only shown, and decides nothing.
+    #[must_use]
+    pub fn is_ghost(&self) -> bool {
+        self.0[0] & GHOST != 0
+    }
+
+    /// This record as a ghost.
+    #[must_use]
+    pub(super) fn ghost(&self) -> Self {
+        let mut bytes = self.0.to_vec();
+        bytes[0] |= GHOST;
+        Self(bytes.into())
+    }
+
+    /// A ghost in this record's place, of a key that is deleted.
+    #[must_use]
+    pub(super) fn dead_ghost(&self) -> Self {
+        Self::new(self.position(), self.timestamp(), ttl::DELETED, &[]).ghost()
+    }
+
     #[must_use]
     pub fn position(&self) -> Position {
         let mut partition = [0; 4];
         partition.copy_from_slice(&self.0[..4]);
+        partition[0] &= !GHOST;
         Position { partition: i32::from_be_bytes(partition), offset: self.field(4) }
     }
 

@@ -57,12 +57,20 @@ pub struct Debt {
 /// What the partitions say of one key. Each is a log of its own, compacted by itself, so each decides for itself what
 /// takes effect; the key's record is the newest of theirs. There is more than one only where the number of partitions was
 /// changed, or writers disagree about the partitioner.
+///
+/// Since partitions are read independently, a node that is behind may meet the tombstone of a record before those of the older
+/// ones, or before the record that replaced it. A store that is read must not show that: what was trimmed stays as a *ghost*
+/// while it is the newest, and something is yet to come. A ghost decides nothing. What it waits for does come, since it is
+/// younger than any store that may be trusted.
 #[derive(Debug, Default)]
 pub(super) struct KeyState {
     /// Whether somebody reads the store, which was complete at some time.
     pub is_read: bool,
+    /// Ghosts among them.
     pub entries: SmallVec<[Entry; 1]>,
     pub debts: SmallVec<[Debt; 1]>,
+    /// When the last tombstone that made a ghost was appended, ms since the epoch: until then, all must be read before it goes.
+    pub haunted_since: i64,
 }
 
 /// What came of a change.
@@ -77,7 +85,8 @@ pub(super) enum Outcome {
 impl KeyState {
     pub fn apply(&mut self, change: Change) -> Outcome {
         let reach = change.reach();
-        let held = self.entries.iter().position(|entry| entry.position().partition == reach.partition);
+        let held = |entry: &Entry| !entry.is_ghost() && entry.position().partition == reach.partition;
+        let held = self.entries.iter().position(held);
         let offset = held.map(|held| self.entries[held].position().offset);
         if offset.is_some_and(|offset| offset > reach.offset) {
             let (at, timestamp) = match change {
@@ -101,15 +110,11 @@ impl KeyState {
         match (change, held) {
             (Change::Trim { timestamp, offset, .. }, Some(held)) => self.trim(held, offset, timestamp),
             (Change::Trim { .. }, None) | (Change::Nothing { .. }, _) => Outcome::Nothing,
-            // The same record again, and it still is whole.
-            (_, Some(held)) if offset == Some(reach.offset) && self.entries[held].has_record() => {
-                Outcome::Nothing
-            }
-            (Change::Write(entry) | Change::Repair { entry, .. }, Some(held)) => {
-                self.entries[held] = entry;
-                Outcome::Written
-            }
-            (Change::Write(entry) | Change::Repair { entry, .. }, None) => {
+            // The same record again.
+            (_, Some(_)) if offset == Some(reach.offset) => Outcome::Nothing,
+            (Change::Write(entry) | Change::Repair { entry, .. }, _) => {
+                // Ghosts, too.
+                self.entries.retain(|held| held.position().partition != reach.partition);
                 self.entries.push(entry);
                 Outcome::Written
             }
@@ -117,23 +122,16 @@ impl KeyState {
     }
 
     /// Removes an entry by a tombstone that was appended at `timestamp` and speaks of the record at `offset`, this one or one that
-    /// replaced it. Partitions are read independently, so a store that is read must not show meanwhile what the others'
-    /// records are yet to remove or to bring. What it waits for will come: it is younger than any store that may be trusted.
+    /// replaced it.
     fn trim(&mut self, held: usize, offset: i64, timestamp: i64) -> Outcome {
-        let entry = &self.entries[held];
-        let is_newest = !self.entries.iter().any(|other| other.is_newer_than(entry));
-        if self.is_read && is_newest {
-            if entry.position().offset == offset && entry.state(timestamp) == State::Live {
-                // A newer one, which another partition has, is why it was trimmed.
-                return Outcome::Nothing;
-            }
-            if self.entries.len() > 1 {
-                // The older ones were trimmed before.
-                self.entries[held] = Entry::new(entry.position(), entry.timestamp(), ttl::DELETED, &[]);
-                return Outcome::Trimmed;
-            }
+        let entry = self.entries.swap_remove(held);
+        if self.is_read {
+            // It was trimmed alive, for a newer one has replaced it; or dead, and the older ones before it. What it was
+            // that replaced this one in its own partition is not known any more: it may have been a delete.
+            let alive = entry.position().offset == offset && entry.state(timestamp) == State::Live;
+            self.entries.push(if alive { entry.ghost() } else { entry.dead_ghost() });
+            self.haunted_since = self.haunted_since.max(timestamp);
         }
-        self.entries.swap_remove(held);
         Outcome::Trimmed
     }
 
@@ -141,13 +139,20 @@ impl KeyState {
         self.debts.retain(|debt| debt.position.partition != partition);
     }
 
-    /// Puts the newest entry first.
+    /// Puts the newest entry first, and forgets ghosts that nothing waits for.
     pub fn sort(&mut self) {
         for at in 1..self.entries.len() {
             if self.entries[at].is_newer_than(&self.entries[0]) {
                 self.entries.swap(0, at);
             }
         }
+        let alone = self.entries.iter().all(Entry::is_ghost);
+        let mut first = true;
+        self.entries.retain(|entry| {
+            let waits = first && (!alone || entry.ttl() != ttl::DELETED);
+            first = false;
+            !entry.is_ghost() || waits
+        });
     }
 
     /// All entries but the first: for each its length (u32, big-endian) and bytes.

@@ -491,6 +491,7 @@ impl Store {
             state.sort();
             save(files.others, &mut txn, key, &others, &state.others())?;
             save(files.debts, &mut txn, key, &debts, &state.debts())?;
+            let haunted_since = state.haunted_since;
             let newest = state.entries.into_iter().next();
             if newest.as_ref().map(Entry::as_bytes) == before.as_ref().map(Entry::as_bytes) {
                 continue;
@@ -498,7 +499,10 @@ impl Store {
             if let Some(at) = before.as_ref().and_then(upkeep::due) {
                 files.due.delete(&mut txn, &upkeep::due_key(at, key))?;
             }
-            if let Some(at) = newest.as_ref().and_then(upkeep::due) {
+            let at = newest
+                .as_ref()
+                .and_then(|entry| if entry.is_ghost() { Some(haunted_since.max(0)) } else { upkeep::due(entry) });
+            if let Some(at) = at {
                 files.due.put(&mut txn, &upkeep::due_key(at, key), &())?;
             }
             match &newest {

@@ -443,56 +443,73 @@ fn a_record_left_in_another_partition_is_remembered_until_it_is_trimmed() {
 fn a_store_that_is_read_shows_nothing_older_and_nothing_too_early_when_a_partition_is_ahead() {
     let of_1 = |offset| Position { partition: 1, offset };
     let trim_1 = |offset, of| Change::Trim { at: of_1(offset), timestamp: 9_000, offset: of };
-    let marker = Entry::new(of_1(0), 2_000, -1, b"marker");
+    let marker = |offset| Entry::new(of_1(offset), 2_000, -1, b"marker");
+    let text = |store: &Store| shown(store).map(|shown| shown.2);
     let is_dead = |store: &Store| {
-        store.get(b"k").expect("readable").map(|(e, _)| e.state(9_000)) == Some(State::Deleted)
+        let found = store.get(b"k").expect("readable");
+        found.map(|(entry, _)| (entry.state(9_000), entry.is_ghost())) == Some((State::Deleted, true))
     };
+    // The older one was trimmed before, and does not come back until that is read, or everything is.
+    for read in [true, false] {
+        let (_dir, store) = filled(&[]);
+        for change in [write(8, "left"), marker(0)] {
+            apply(&store, change);
+        }
+        assert_eq!(apply(&store, trim_1(1, 0)).trimmed, 1);
+        assert!(is_dead(&store));
+        assert_eq!(store.trimmable(b"", 9_000, 9_000, 9, 9).expect("readable").records, []);
+        assert_eq!(store.sweep(9_000, 0, None).expect("swept"), 0);
+        assert!(is_dead(&store));
+        if read {
+            assert_eq!(apply(&store, trim(10, 8)).trimmed, 1);
+            assert_eq!((shown(&store), store.stats().expect("told").records), (None, 0));
+        } else {
+            let again = 9_000 + upkeep::SWEEP_AGAIN;
+            assert_eq!(
+                store.sweep(again, 0, Some(again - 1)).expect("swept"),
+                0,
+                "it was not all read by then"
+            );
+            assert!(is_dead(&store));
+            let again = again + upkeep::SWEEP_AGAIN;
+            assert_eq!(store.sweep(again, 0, Some(again)).expect("swept"), 1);
+            assert_eq!(text(&store).as_deref(), Some("left"));
+        }
+    }
+    // It decides nothing: what was taken away can be brought back, and what is without effect is owed to nothing.
     let (_dir, store) = filled(&[]);
-    for change in [write(8, "left"), marker.clone()] {
+    for change in [write(8, "left").into(), marker(5).into(), trim_1(6, 5)] {
         apply(&store, change);
     }
-    assert_eq!(apply(&store, trim_1(1, 0)).trimmed, 1);
-    assert!(is_dead(&store), "the older one, which was trimmed before, does not come back");
-    assert_eq!(store.sweep(9_000, 0, Some(9_000)).expect("swept"), 0);
-    assert_eq!(apply(&store, trim(10, 8)).trimmed, 1);
-    assert!(is_dead(&store));
-    assert_eq!(store.sweep(9_000 + upkeep::SWEEP_AGAIN, 0, Some(9_000)).expect("swept"), 1);
-    assert_eq!(store.get(b"k").expect("readable"), None);
-    // What was taken away is brought back, dead as it is.
-    for change in [write(18, "left").into(), Entry::new(of_1(5), 3_000, -1, b"marker").into(), trim_1(6, 5)] {
-        apply(&store, change);
-    }
-    let again = Entry::new(of_1(5), 3_000, -1, b"marker");
-    apply(&store, Change::Repair { at: of_1(7), timestamp: 9_000, entry: again });
-    assert_eq!(shown(&store).map(|shown| shown.2).as_deref(), Some("marker"));
+    apply(&store, Change::Nothing { at: of_1(7), timestamp: 9_000, by: Author::Trimmer });
+    assert_eq!(store.owed(9).expect("readable").1[0].entry, None);
+    apply(&store, Change::Repair { at: of_1(8), timestamp: 9_000, entry: marker(5) });
+    assert_eq!((text(&store).as_deref(), debts(&store)), (Some("marker"), vec![]));
 
     let (_dir, store) = filled(&[]);
     apply(&store, write(8, "replaced"));
-    assert_eq!(apply(&store, trim(10, 8)), Applied::default());
-    assert_eq!(
-        shown(&store).map(|shown| shown.2).as_deref(),
-        Some("replaced"),
-        "until that is read which replaced it"
-    );
-    assert_eq!(
-        apply(&store, trim(11, 9)).trimmed,
-        1,
-        "what replaced it was compacted away, and may have been a delete"
-    );
-    assert_eq!(shown(&store), None);
-    apply(&store, write(12, "replaced"));
+    assert_eq!(apply(&store, trim(10, 8)).trimmed, 1);
+    assert_eq!(text(&store).as_deref(), Some("replaced"), "until that is read which replaced it");
+    assert_eq!(apply(&store, trim(11, 9)), Applied::default(), "it decides nothing");
+    assert_eq!(text(&store).as_deref(), Some("replaced"));
     apply(&store, entry(1, 0, 2_000, "newer"));
-    assert_eq!(shown(&store).map(|shown| shown.2).as_deref(), Some("newer"));
-    assert_eq!(apply(&store, trim(13, 12)).trimmed, 1, "it is the trimmer's again");
+    assert_eq!(text(&store).as_deref(), Some("newer"));
+    assert_eq!(apply(&store, trim_1(3, 0)).trimmed, 1);
+    assert_eq!(text(&store).as_deref(), Some("newer"), "which is one in turn; the other is forgotten");
+    apply(&store, entry(1, 4, 3_000, "newest"));
+    assert_eq!(text(&store).as_deref(), Some("newest"));
+    // What replaced it was compacted away, and may have been a delete.
+    assert_eq!(apply(&store, trim_1(6, 5)).trimmed, 1);
+    assert_eq!(shown(&store), None);
 
     // Nobody reads a store that is being built, and what was compacted away never comes.
-    for first in [marker, entry(1, 0, 2_000, "newest")] {
+    for first in [marker(0), entry(1, 0, 2_000, "newest")] {
         let (_dir, store) = filled(&[]);
         store.reset(&identity(), &[NextOffset(0)], 5).expect("written");
         for change in [first.into(), write(8, "left").into(), trim_1(1, 0)] {
             apply(&store, change);
         }
-        assert_eq!(shown(&store).map(|shown| shown.2).as_deref(), Some("left"));
+        assert_eq!(text(&store).as_deref(), Some("left"));
     }
 }
 

@@ -65,7 +65,16 @@ impl Store {
             let key = at.get(8..).ok_or(StoreError::Corrupt("due"))?;
             let Some(stored) = files.records.get(&txn, key)? else { continue };
             let entry = Entry::header_of(stored).ok_or(StoreError::Corrupt("records"))?;
-            if stored.len() > entry.as_bytes().len() {
+            if entry.is_ghost() {
+                let since = at.first_chunk().map_or(now, |since| i64::from_be_bytes(*since));
+                if seen.is_some_and(|seen| since <= seen) {
+                    // All that it waited for was read.
+                    files.lay_ghosts(&mut txn, key)?;
+                    swept.push(key);
+                } else {
+                    files.due.put(&mut txn, &due_key(now.saturating_add(SWEEP_AGAIN), key), &())?;
+                }
+            } else if stored.len() > entry.as_bytes().len() {
                 // Its time may be that of another record, which this one replaced.
                 if (1..=now).contains(&entry.ttl()) {
                     files.records.put(&mut txn, key, entry.as_bytes())?;
@@ -154,6 +163,10 @@ impl Store {
             last = Some(key);
             let entry = Entry::header_of(stored).ok_or(StoreError::Corrupt("records"))?;
             let others = if none_replaced { None } else { files.others.get(&txn, key)? };
+            // It waits for what this node has not read.
+            if entry.is_ghost() {
+                continue;
+            }
             let is_replaced = others.is_some() && entry.timestamp() <= replaced_since;
             let is_dead = others.is_none() && died(&entry, stored).is_some_and(|died| died <= dead_since);
             if !(is_replaced || is_dead) || files.debts.get(&txn, key)?.is_some() {
@@ -191,7 +204,7 @@ fn each_owed(
         let (key, debts) = item?;
         let stored = files.records.get(txn, key)?;
         let record = stored.map(|bytes| Entry::from_bytes(bytes).ok_or(StoreError::Corrupt("records")));
-        let record = record.transpose()?;
+        let record = record.transpose()?.filter(|record| !record.is_ghost());
         let others = parse_others(files.others.get(txn, key)?.unwrap_or_default())?;
         for debt in parse_debts(debts)? {
             let Some(one_less) = left.checked_sub(1) else { return Ok(()) };
@@ -206,8 +219,8 @@ fn each_owed(
     Ok(())
 }
 
-/// When a sweep has something to do with an entry, ms since the epoch: its value goes when it expires; for another writer's
-/// tombstone, the sweep decides.
+/// When a sweep has something to do with an entry that is no ghost, ms since the epoch: its value goes when it expires; for another
+/// writer's tombstone, the sweep decides.
 pub(super) fn due(entry: &Entry) -> Option<i64> {
     match (entry.ttl(), entry.has_record()) {
         (ttl::FOR_EVER, _) | (1.., false) => None,
