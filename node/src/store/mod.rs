@@ -499,9 +499,9 @@ impl Store {
             if let Some(at) = before.as_ref().and_then(upkeep::due) {
                 files.due.delete(&mut txn, &upkeep::due_key(at, key))?;
             }
-            let at = newest
-                .as_ref()
-                .and_then(|entry| if entry.is_ghost() { Some(haunted_since.max(0)) } else { upkeep::due(entry) });
+            let at = newest.as_ref().and_then(|entry| {
+                if entry.is_ghost() { Some(haunted_since.max(0)) } else { upkeep::due(entry) }
+            });
             if let Some(at) = at {
                 files.due.put(&mut txn, &upkeep::due_key(at, key), &())?;
             }
