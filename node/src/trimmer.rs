@@ -27,7 +27,7 @@
 //!    trim in the second half of `delete.retention.ms`; nobody may write nonsense to where they were). A node that does not read
 //!    all partitions trims none. One that is behind may read T before what makes it harmless; the store hides that (`key_state.rs`).
 //! 9. Whatever trimmers append is conditional: two at a time, or a late one, cost room in the log and nothing else.
-//! 10. `node/tests/simulation/` holds the real store, replica and trimmer to this, and fifteen deliberate mistakes fail it.
+//! 10. `node/tests/simulation/` holds the real store, replica and trimmer to this, and sixteen deliberate mistakes fail it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
