@@ -10,7 +10,9 @@ use bitacora_node::store::Store;
 
 use crate::member::{Cluster, Member, Outcome, Part, compare};
 use crate::note;
-use crate::world::{Bug, DELAY, HOUR, LAG, MINUTE, RETENTION, SECOND, SKEW, TOMBSTONES, World, read};
+use crate::world::{
+    Accident, Bug, DELAY, HOUR, LAG, MINUTE, RETENTION, SECOND, SKEW, TOMBSTONES, World, read,
+};
 
 /// Of a run.
 const STEPS: u64 = 400;
@@ -46,7 +48,8 @@ impl Simulation {
         // One more, for a node that joins in the end.
         let mut world = World::new(seed, bug, NODES + 1, traced);
         let pace = [3, 10, u64::MAX][world.random.index(3)];
-        let (now, rough) = (world.now, world.random.one_in(2));
+        let rough = world.random.one_in(2) || bug.accident().is_some();
+        let now = world.now;
         let cluster = Cluster::new(world);
         let members = (0..=NODES).map(|who| Member::new(&cluster, who, dir)).collect();
         Self { cluster, members, spare: Arc::clone(spare), repaired: now, trimmed: now, pace, rough }
@@ -202,22 +205,36 @@ impl Simulation {
     }
 
     fn accident(&mut self, who: usize) -> Outcome {
-        match self.between(0, 19) {
-            0 => self.world().replace(),
-            1..5 => {
+        let bug = self.world().bug;
+        let accident = match bug.accident() {
+            Some(accident) if self.one_in(2) => accident,
+            _ => match self.between(0, 19) {
+                0 => Accident::Replaced,
+                1..5 => Accident::WentBack,
+                5..8 => Accident::StartMoved,
+                8..11 => Accident::CutOff,
+                11..14 => Accident::ClockSet,
+                14..16 => Accident::DiskCopied,
+                16..18 => Accident::DiskRestored,
+                _ => Accident::Lag,
+            },
+        };
+        match accident {
+            Accident::Replaced => self.world().replace(),
+            Accident::WentBack => {
                 if self.world().go_back() {
                     self.members.iter_mut().for_each(|member| member.doubted = true);
                 }
             }
-            5..8 => self.world().move_start(),
-            8..11 => {
+            Accident::StartMoved => self.world().move_start(),
+            Accident::CutOff => {
                 let world = &mut *self.world();
                 world.nodes[who].cut_off ^= true;
                 world.counts.cuts += u64::from(world.nodes[who].cut_off);
                 let cut_off = world.nodes[who].cut_off;
                 note!(world, "replica {who} is cut off: {cut_off}");
             }
-            11..14 => {
+            Accident::ClockSet => {
                 let skew = match self.between(0, 3) {
                     0 => self.between(-40 * HOUR, 40 * HOUR),
                     1 => self.between(-2 * HOUR, 2 * HOUR),
@@ -228,17 +245,17 @@ impl Simulation {
                 note!(self.world(), "the clock of replica {who} is off by {} min", skew / MINUTE);
                 self.members[who].doubted |= skew.abs() > SKEW;
             }
-            14..16 => {
+            Accident::DiskCopied => {
                 self.members[who].crash();
                 self.members[who].copy_disk();
                 self.members[who].start()?;
             }
-            16..18 => {
+            Accident::DiskRestored => {
                 self.members[who].crash();
                 self.members[who].restore_disk();
                 self.members[who].start()?;
             }
-            _ => self.world().lag(),
+            Accident::Lag => self.world().lag(),
         }
         Ok(())
     }

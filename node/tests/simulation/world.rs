@@ -65,6 +65,30 @@ pub enum Bug {
     TidiesOfAnotherTopic,
 }
 
+/// What happens to the cluster and its nodes, besides what is everyday.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accident {
+    Replaced,
+    WentBack,
+    StartMoved,
+    CutOff,
+    ClockSet,
+    DiskCopied,
+    DiskRestored,
+    Lag,
+}
+
+impl Bug {
+    /// The accident that brings it to light, where few runs have it as it must be.
+    pub fn accident(self) -> Option<Accident> {
+        match self {
+            Self::EpochsForgotten => Some(Accident::WentBack),
+            Self::TidiesOfAnotherTopic => Some(Accident::Replaced),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Clone)]
 pub struct Record {
     pub offset: i64,
