@@ -2,10 +2,11 @@
 
 use std::cell::RefCell;
 use std::fs::File;
-use std::io::BufWriter;
+use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
@@ -16,7 +17,7 @@ use tokio::runtime::Handle;
 use super::{Header, Receiver};
 use crate::log::LogIdentity;
 use crate::membership::{Membership, MembershipState};
-use crate::store::{Checkpoint, Incoming, Store};
+use crate::store::{Checkpoint, Incoming, Store, StoreError};
 use crate::text_of;
 
 /// How long a member may take to begin its answer, or its next bytes.
@@ -31,6 +32,8 @@ const PAUSE: Duration = Duration::from_secs(5);
 const SIGN_OF_LIFE: Duration = Duration::from_millis(200);
 /// Of the reason that a member gives, as much is told.
 pub(super) const REASON_BYTES: usize = 1000;
+/// As much is written before the disk is asked to take it.
+const UNSYNCED_BYTES: usize = 64 << 20;
 /// The disk keeps as much free, for the store's growth.
 const SPARE_BYTES: u64 = 64 << 20;
 
@@ -158,19 +161,19 @@ impl Fetcher {
         let mut incoming = store.incoming().map_err(|error| unusable(&error))?;
         let started = Instant::now();
         let doing = RefCell::new(format!("asking {member} for its store"));
-        let bytes = self.runtime.block_on(async {
+        let (bytes, file) = self.runtime.block_on(async {
             let stopped = async {
                 while report(doing.borrow().clone()) {
                     tokio::time::sleep(SIGN_OF_LIFE).await;
                 }
             };
             tokio::select! {
-                bytes = self.download(member, identity, &incoming, &doing) => bytes,
+                downloaded = self.download(member, identity, &incoming, &doing) => downloaded,
                 () = stopped => Err(Failed::Stopped),
             }
         })?;
         let fetched = started.elapsed();
-        let checkpoint = open(&mut incoming, report, || format!("looking at the store of {member}"))?;
+        let checkpoint = open(&mut incoming, file, report, || format!("looking at the store of {member}"))?;
         fits(&checkpoint).map_err(Failed::Unusable)?;
         let (fetching, all) = (fetched.as_secs_f64(), started.elapsed().as_secs_f64());
         tracing::info!(bytes, fetching, seconds = all, "took a snapshot from {member}");
@@ -183,7 +186,7 @@ impl Fetcher {
         identity: &LogIdentity,
         incoming: &Incoming,
         doing: &RefCell<String>,
-    ) -> Result<u64, Failed> {
+    ) -> Result<(u64, OnDisk), Failed> {
         let unusable = |error: &dyn std::fmt::Display| Failed::Unusable(error.to_string());
         let response = self.http.get(format!("http://{member}/snapshot")).send().await;
         let response = response.map_err(|error| unusable(&Chain(&error)))?;
@@ -197,7 +200,7 @@ impl Fetcher {
         if response.status() != StatusCode::OK {
             return Err(Failed::Unusable(format!("it answers {}", response.status())));
         }
-        let file = File::create_new(incoming.file()).map_err(|error| unusable(&error))?;
+        let file = File::create_new(incoming.file()).and_then(OnDisk::new).map_err(|error| unusable(&error))?;
         let folder = incoming.file().parent().unwrap_or(incoming.file()).to_owned();
         let accept = |header: &Header| {
             if !header.identity.fits(identity) {
@@ -218,14 +221,68 @@ impl Fetcher {
         let bytes = receiver.written();
         let (_, file) = receiver.finish().map_err(|error| unusable(&error))?;
         let file = file.into_inner().map_err(|error| unusable(&error))?;
-        file.sync_all().map_err(|error| unusable(&error))?;
-        Ok(bytes)
+        Ok((bytes, file))
     }
 }
 
-/// Looks at a copy and opens it, which takes a while, and says so meanwhile.
+/// A file that goes to disk while it is written. The system would keep a store in memory until it is asked to sync, and only
+/// then begin.
+struct OnDisk {
+    file: Arc<File>,
+    unsynced: usize,
+    /// `true` when nothing more comes.
+    sync: mpsc::SyncSender<bool>,
+    /// Its last word is about all of the file.
+    synced: JoinHandle<io::Result<()>>,
+}
+
+impl OnDisk {
+    fn new(file: File) -> io::Result<Self> {
+        let file = Arc::new(file);
+        let (sync, asked) = mpsc::sync_channel(1);
+        let syncing = Arc::clone(&file);
+        let thread = std::thread::Builder::new().name("snapshot-sync".into());
+        // What a sync fails of is said once, so all of them are in one place.
+        let synced = thread.spawn(move || {
+            loop {
+                match asked.recv() {
+                    Ok(false) => syncing.sync_data()?,
+                    Ok(true) => return syncing.sync_all(),
+                    // Nobody wants it any more.
+                    Err(mpsc::RecvError) => return Ok(()),
+                }
+            }
+        })?;
+        Ok(Self { file, unsynced: 0, sync, synced })
+    }
+
+    /// Waits until all of it is on disk.
+    fn sync(self) -> io::Result<()> {
+        // If it is gone, it says why.
+        let _ = self.sync.send(true);
+        self.synced.join().unwrap_or_else(|_| Err(io::Error::other("the syncing thread panicked")))
+    }
+}
+
+impl Write for OnDisk {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = (&*self.file).write(bytes)?;
+        self.unsynced += written;
+        if self.unsynced >= UNSYNCED_BYTES && self.sync.try_send(false).is_ok() {
+            self.unsynced = 0;
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Looks at a copy and opens it while the rest of it goes to disk, which takes a while, and says so meanwhile.
 fn open(
     incoming: &mut Incoming,
+    file: OnDisk,
     report: Report<'_>,
     doing: impl Fn() -> String,
 ) -> Result<Checkpoint, Failed> {
@@ -233,8 +290,11 @@ fn open(
     let (send, opened) = mpsc::channel();
     std::thread::scope(|scope| {
         let opening = scope.spawn(|| {
+            let syncing = scope.spawn(|| file.sync());
+            let opened = incoming.open(&stop);
+            let synced = syncing.join().unwrap_or_else(|_| Err(io::Error::other("syncing it ended in a panic")));
             // Who asks waits until this scope ends.
-            let _ = send.send(incoming.open(&stop));
+            let _ = send.send(opened.and_then(|checkpoint| synced.map(|()| checkpoint).map_err(StoreError::Io)));
         });
         loop {
             match opened.recv_timeout(SIGN_OF_LIFE) {

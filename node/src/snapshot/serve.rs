@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use md5::{Digest, Md5};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use xxhash_rust::xxh3::Xxh3;
 
 use super::{FRAME_BYTES, Header};
 use crate::metrics::Metrics;
@@ -117,13 +117,13 @@ impl Sending {
     }
 
     fn send_file(&mut self, mut file: PipeReader) -> std::io::Result<(u64, [u8; 16])> {
-        let (mut bytes, mut hash) = (0, Md5::new());
+        let (mut bytes, mut hash) = (0, Xxh3::new());
         loop {
             let mut frame = vec![0; 4];
             (&mut file).take(FRAME_BYTES as u64).read_to_end(&mut frame)?;
             let length = frame.len() - 4;
             if length == 0 {
-                return Ok((bytes, hash.finalize().into()));
+                return Ok((bytes, hash.digest128().to_be_bytes()));
             }
             hash.update(&frame[4..]);
             frame[..4].copy_from_slice(&(length as u32).to_be_bytes());

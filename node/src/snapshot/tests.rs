@@ -19,7 +19,7 @@ fn stream(header: &Header, frames: &[&[u8]]) -> Vec<u8> {
     let body = frames.concat();
     stream.extend(0_u32.to_be_bytes());
     stream.extend((body.len() as u64).to_be_bytes());
-    stream.extend(Md5::digest(&body));
+    stream.extend(xxhash_rust::xxh3::xxh3_128(&body).to_be_bytes());
     stream
 }
 
