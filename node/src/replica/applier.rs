@@ -8,7 +8,7 @@ use super::apply::apply;
 use super::fit::{
     CaughtUp, Misfit, VERIFY, at_starts, distrust_by_log, distrust_now, gone_back, misfit, rewritten,
 };
-use super::{Parts, RETRY, Shared};
+use super::{POLL, Parts, RETRY, Shared};
 use crate::clock::Clock;
 use crate::freshness::distrust;
 use crate::log::{Batch, LogInfo, LogReader, LogTag, OpenError, ReadError};
@@ -16,8 +16,6 @@ use crate::position::NextOffset;
 use crate::progress::Phase;
 use crate::store::{Checkpoint, StoreError};
 
-/// How long the reader waits for news before anything else is looked at.
-pub(super) const POLL: Duration = Duration::from_millis(100);
 /// Between two notes in the store that the node is caught up, unless the grace is short: its age is known as well.
 const NOTE: Duration = Duration::from_secs(30);
 /// A store is built from the log at most so often until what it holds is beyond doubt.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::applier::POLL;
+use super::POLL;
 use crate::clock::{Clock, Moment};
 use crate::freshness::distrust;
 use crate::log::{Batch, Log, LogInfo, LogRecord, ReadError};

@@ -47,6 +47,8 @@ use crate::progress::{Phase, Progress};
 use crate::snapshot::Copies;
 use crate::store::{Checkpoint, Store, StoreError};
 
+/// How long the reader waits for news before anything else is looked at.
+const POLL: Duration = Duration::from_millis(100);
 /// Between two tries to reach a log that does not answer.
 const RETRY: Duration = Duration::from_millis(500);
 

@@ -200,7 +200,8 @@ impl Fetcher {
         if response.status() != StatusCode::OK {
             return Err(Failed::Unusable(format!("it answers {}", response.status())));
         }
-        let file = File::create_new(incoming.file()).and_then(OnDisk::new).map_err(|error| unusable(&error))?;
+        let file =
+            File::create_new(incoming.file()).and_then(OnDisk::new).map_err(|error| unusable(&error))?;
         let folder = incoming.file().parent().unwrap_or(incoming.file()).to_owned();
         let accept = |header: &Header| {
             if !header.identity.fits(identity) {
@@ -292,9 +293,11 @@ fn open(
         let opening = scope.spawn(|| {
             let syncing = scope.spawn(|| file.sync());
             let opened = incoming.open(&stop);
-            let synced = syncing.join().unwrap_or_else(|_| Err(io::Error::other("syncing it ended in a panic")));
+            let synced =
+                syncing.join().unwrap_or_else(|_| Err(io::Error::other("syncing it ended in a panic")));
             // Who asks waits until this scope ends.
-            let _ = send.send(opened.and_then(|checkpoint| synced.map(|()| checkpoint).map_err(StoreError::Io)));
+            let _ =
+                send.send(opened.and_then(|checkpoint| synced.map(|()| checkpoint).map_err(StoreError::Io)));
         });
         loop {
             match opened.recv_timeout(SIGN_OF_LIFE) {

@@ -342,27 +342,6 @@ impl Files {
         Ok(stats.iter().map(|stat| (stat.branch_pages + stat.leaf_pages + stat.overflow_pages) as u64).sum())
     }
 
-    /// Shows of a key what is left without its ghosts.
-    pub fn lay_ghosts(&self, txn: &mut RwTxn<'_>, key: &[u8]) -> Result<(), StoreError> {
-        let mut state = self.key_state(txn, key, false, false, true)?;
-        state.entries.retain(|entry| !entry.is_ghost());
-        state.sort();
-        let others = state.others();
-        match state.entries.first() {
-            Some(entry) => self.records.put(txn, key, entry.as_bytes())?,
-            None => drop(self.records.delete(txn, key)?),
-        }
-        if others.is_empty() {
-            self.others.delete(txn, key)?;
-        } else {
-            self.others.put(txn, key, &others)?;
-        }
-        if let Some(at) = state.entries.first().and_then(super::upkeep::due) {
-            self.due.put(txn, &super::upkeep::due_key(at, key), &())?;
-        }
-        Ok(())
-    }
-
     /// What the store holds of a key; without a look into databases that are empty.
     pub fn key_state(
         &self,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ops::Bound;
 
 use bitacora_client::wire::ttl;
-use heed::RoTxn;
+use heed::{RoTxn, RwTxn};
 
 use super::files::Files;
 use super::key_state::{Debt, parse_debts, parse_others};
@@ -69,7 +69,7 @@ impl Store {
                 let since = at.first_chunk().map_or(now, |since| i64::from_be_bytes(*since));
                 if seen.is_some_and(|seen| since <= seen) {
                     // All that it waited for was read.
-                    files.lay_ghosts(&mut txn, key)?;
+                    lay_ghosts(&files, &mut txn, key)?;
                     swept.push(key);
                 } else {
                     files.due.put(&mut txn, &due_key(now.saturating_add(SWEEP_AGAIN), key), &())?;
@@ -215,6 +215,27 @@ fn each_owed(
             let entry = other.or_else(|| record.as_ref().filter(of)).cloned();
             tell(Owed { key: key.to_vec(), debt, entry, replaced_at });
         }
+    }
+    Ok(())
+}
+
+/// Shows of a key what is left without its ghosts.
+fn lay_ghosts(files: &Files, txn: &mut RwTxn<'_>, key: &[u8]) -> Result<(), StoreError> {
+    let mut state = files.key_state(txn, key, false, false, true)?;
+    state.entries.retain(|entry| !entry.is_ghost());
+    state.sort();
+    let others = state.others();
+    match state.entries.first() {
+        Some(entry) => files.records.put(txn, key, entry.as_bytes())?,
+        None => drop(files.records.delete(txn, key)?),
+    }
+    if others.is_empty() {
+        files.others.delete(txn, key)?;
+    } else {
+        files.others.put(txn, key, &others)?;
+    }
+    if let Some(at) = state.entries.first().and_then(due) {
+        files.due.put(txn, &due_key(at, key), &())?;
     }
     Ok(())
 }
