@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bitacora_client::wire::{OwnedKeyValue, POSITION_HEADER, Position, TIMESTAMP_HEADER, ttl};
+use bitacora_client::wire::{LOG_HEADER, OwnedKeyValue, POSITION_HEADER, Position, TIMESTAMP_HEADER, ttl};
 use futures_util::StreamExt;
 use futures_util::future::{BoxFuture, FutureExt, Shared};
 use futures_util::stream::FuturesUnordered;
 use reqwest::{Response, StatusCode};
 use tokio::sync::Semaphore;
 
+use crate::log::LogTag;
 use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::now_ms;
@@ -73,8 +74,8 @@ struct Inner {
     own_address: String,
     timeout: Duration,
     max_answer_bytes: usize,
-    /// Concurrent misses of one key share one request.
-    asking: Mutex<HashMap<String, Asking>>,
+    /// Concurrent misses of one key in one log share one request.
+    asking: Mutex<HashMap<(LogTag, String), Asking>>,
     /// When it was last said of a member that its answers are of no use.
     complaints: Mutex<HashMap<String, Instant>>,
     permits: Semaphore,
@@ -115,22 +116,24 @@ impl Peers {
         })))
     }
 
-    /// Asks every other member and waits for all of them, no longer than the timeout.
-    pub async fn ask(&self, key: &str) -> PeerAnswer {
+    /// Asks every other member and waits for all of them, no longer than the timeout. What is of another log than `log`
+    /// is no answer.
+    pub async fn ask(&self, key: &str, log: LogTag) -> PeerAnswer {
         let asking = {
             let mut all = self.0.asking.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(asking) = all.get(key) {
+            let asked = (log, key.to_owned());
+            if let Some(asking) = all.get(&asked) {
                 asking.clone()
             } else {
-                let (inner, owned) = (Arc::clone(&self.0), key.to_owned());
+                let (inner, owned) = (Arc::clone(&self.0), asked.clone());
                 // On a task of its own, so that it ends, and is forgotten, also when every caller has gone away.
                 let task = tokio::spawn(async move {
-                    let answer = inner.ask_all(&owned).await;
+                    let answer = inner.ask_all(&owned.1, log).await;
                     inner.asking.lock().unwrap_or_else(PoisonError::into_inner).remove(&owned);
                     answer
                 });
                 let asking = async move { task.await.unwrap_or(PeerAnswer::Unknown) }.boxed().shared();
-                all.insert(key.to_owned(), asking.clone());
+                all.insert(asked, asking.clone());
                 asking
             }
         };
@@ -139,14 +142,15 @@ impl Peers {
 }
 
 impl Inner {
-    async fn ask_all(&self, key: &str) -> PeerAnswer {
+    async fn ask_all(&self, key: &str, log: LogTag) -> PeerAnswer {
         let started = Instant::now();
         let mut best = PeerAnswer::Unknown;
         let asked = tokio::time::timeout(self.timeout, async {
             let Ok(_permit) = self.permits.acquire().await else { return };
             let members = self.membership.members();
             let others = members.iter().filter(|member| **member != self.own_address);
-            let mut answers: FuturesUnordered<_> = others.map(|member| self.ask_one(member, key)).collect();
+            let mut answers: FuturesUnordered<_> =
+                others.map(|member| self.ask_one(member, key, log)).collect();
             while let Some(answer) = answers.next().await {
                 if answer.is_better_than(&best) {
                     best = answer;
@@ -166,14 +170,14 @@ impl Inner {
         best
     }
 
-    async fn ask_one(&self, member: &str, key: &str) -> PeerAnswer {
+    async fn ask_one(&self, member: &str, key: &str, log: LogTag) -> PeerAnswer {
         let Ok(mut url) = reqwest::Url::parse(&format!("http://{member}/rpc/cluster")) else {
             self.complain(member, "it is registered under no address");
             return PeerAnswer::Unknown;
         };
         url.query_pairs_mut().append_pair("key", key);
         let answer = match self.http.get(url).send().await {
-            Ok(response) => self.understand(response, key).await,
+            Ok(response) => self.understand(response, key, log).await,
             // It is away, which is no news: its session ends soon.
             Err(_) => return PeerAnswer::Unknown,
         };
@@ -186,7 +190,7 @@ impl Inner {
     /// What an answer says of the key; why it is of no use if it says nothing.
     ///
     /// Members are trusted as far as their answers make sense: a record that looks like one of the log is believed.
-    async fn understand(&self, mut response: Response, key: &str) -> Result<PeerAnswer, String> {
+    async fn understand(&self, mut response: Response, key: &str, log: LogTag) -> Result<PeerAnswer, String> {
         let status = response.status();
         if status == StatusCode::SERVICE_UNAVAILABLE {
             // It does not know either.
@@ -196,6 +200,11 @@ impl Inner {
             return Err(format!("it answers {}", status.as_u16()));
         }
         let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let of = header(LOG_HEADER).map_or(Ok(0), |text| u64::from_str_radix(text, 16));
+        if !LogTag(of.map_err(|_| "the name of its log is no number")?).fits(log) {
+            // One of both has yet to notice that the log was replaced.
+            return Ok(PeerAnswer::Unknown);
+        }
         let position: Option<Position> = header(POSITION_HEADER).and_then(|text| text.parse().ok());
         let position = position.ok_or("it names no position in the log, as a node does")?;
         let partitions = self.progress.next().len();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bitacora_client::wire::{KeyValue, OwnedKeyValue, Position, source};
 
+use crate::log::LogTag;
 use crate::peers::{PeerAnswer, Peers};
 use crate::progress::Progress;
 use crate::settings::PeerReads;
@@ -151,15 +152,18 @@ impl Reads {
         if ask { Ok(None) } else { self.missing(key, From::Local(Tier::Store)).map(Some) }
     }
 
-    /// As [`Reads::get`], of this node alone.
+    /// As [`Reads::get`], of this node alone, and the log that the answer is of.
     ///
     /// # Errors
     /// When the store fails, or is not restored: the rest of the log may replace or delete what it holds.
-    pub fn get_here(&self, key: &str) -> Result<Answer, GetError> {
-        match self.local(key)? {
-            Some(answer) if self.progress.restored() => Ok(answer),
-            _ => self.missing(key, From::Local(Tier::Store)),
-        }
+    pub fn get_here(&self, key: &str) -> Result<(Answer, LogTag), GetError> {
+        let log = self.store.log()?;
+        let answer = match self.local(key)? {
+            Some(answer) if self.progress.restored() => answer,
+            _ => self.missing(key, From::Local(Tier::Store))?,
+        };
+        // Another log's store may have taken its place meanwhile.
+        if self.store.log()? == log { Ok((answer, log)) } else { Err(GetError::NotRestored) }
     }
 
     fn local(&self, key: &str) -> Result<Option<Answer>, StoreError> {
@@ -182,7 +186,7 @@ impl Reads {
     /// Asks the other members, but ends at once when the log delivers the key.
     async fn ask_while_applying(&self, key: &str) -> Result<PeerAnswer, StoreError> {
         let mut applied = self.progress.watch();
-        let mut asked = std::pin::pin!(self.peers.ask(key));
+        let mut asked = std::pin::pin!(self.peers.ask(key, self.store.log()?));
         loop {
             tokio::select! {
                 answer = &mut asked => return Ok(answer),

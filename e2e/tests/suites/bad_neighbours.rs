@@ -222,7 +222,19 @@ fn nonsense() -> Vec<(Option<&'static str>, Box<dyn Fn(&str) -> Act + Send + Syn
     let not_found = |headers: &'static [(&'static str, &'static str)]| {
         move |_: &str| Act::Answer(response("404 Not Found", headers, b"{}"))
     };
+    let of_log = |log: &'static str| {
+        move |key: &str| {
+            let body = serde_json::json!({
+                "key": key, "value": LIE, "timestamp": LATER, "source": 1, "ttl": 0, "uuid": "u",
+            });
+            let headers = [("bitacora-position", "0:7"), ("bitacora-log", log)];
+            Act::Answer(response("200 OK", &headers, body.to_string().as_bytes()))
+        }
+    };
     vec![
+        // Not of this log, which happens while one is replaced.
+        (None, Box::new(of_log("1234567890abcdef"))),
+        (Some("the name of its log is no number"), Box::new(of_log("this one"))),
         (Some("no record"), Box::new(body(b"<html>a page of somebody else's</html>"))),
         (Some("no record"), Box::new(body(b"\xff\xfe\x00"))),
         (Some("no record"), Box::new(body(b"{\"key\":"))),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use e2e::cluster::{Cluster, Options, START};
 use e2e::http::{Answer, Position};
 use e2e::process::tail;
@@ -134,8 +134,11 @@ async fn what_is_long_dead_becomes_a_tombstone_and_leaves_log_and_stores(ctx: Ct
         let records = records(&cluster, key).await.map_err(anyhow::Error::msg)?;
         let trim = records.iter().find(|record| header(record, "bitacora-trim").is_some());
         let trim = trim.with_context(|| format!("no tombstone of {key:?} in {records:?}"))?;
-        let (offset, until) =
-            header(trim, "bitacora-trim").and_then(|text| text.split_once(':')).context("no header")?;
+        let condition = header(trim, "bitacora-trim").context("no header")?;
+        // And which log that is of.
+        let [offset, until, _] = condition.split(':').collect::<Vec<_>>()[..] else {
+            bail!("{condition} is no condition")
+        };
         assert_eq!(offset, of.offset.to_string(), "{trim:?}");
         ensure!(until.parse::<i64>()? > now_ms(), "{trim:?}");
         assert_eq!((trim.position.partition, trim.value.as_ref()), (of.partition, None), "{trim:?}");

@@ -1,12 +1,14 @@
 //! What the HTTP API answers: bodies, headers, and the one place where an error becomes a status.
 
-use bitacora_client::wire::{KeyValue, POSITION_HEADER, Position, SOURCE_HEADER, TIMESTAMP_HEADER, source};
+use bitacora_client::wire::{
+    KeyValue, LOG_HEADER, POSITION_HEADER, Position, SOURCE_HEADER, TIMESTAMP_HEADER, source,
+};
 use serde::Serialize;
 use warp::http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use warp::http::{Response, StatusCode};
 
 use crate::door::OperationError;
-use crate::log::AppendError;
+use crate::log::{AppendError, LogTag};
 use crate::reads::{Answer, From as Source, GetError};
 use crate::scans::{Page, ScanError};
 use crate::store::Tier;
@@ -145,6 +147,16 @@ pub fn read(key: &str, answer: &Answer) -> Reply {
     };
     reply.headers_mut().insert(SOURCE_HEADER, HeaderValue::from_static(from(answer.from)));
     describe(&mut reply, answer.position, answer.timestamp());
+    reply
+}
+
+/// The same to another node, which believes it only if it is of the same log.
+#[must_use]
+pub fn read_here(key: &str, answer: &Answer, log: LogTag) -> Reply {
+    let mut reply = read(key, answer);
+    if let Ok(value) = HeaderValue::try_from(format!("{:x}", log.0)) {
+        reply.headers_mut().insert(LOG_HEADER, value);
+    }
     reply
 }
 

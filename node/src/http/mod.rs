@@ -200,8 +200,8 @@ impl Door {
         let params = query_params(query, &["key"])?;
         let key = params.get("key").unwrap_or_default();
         check_key(key)?;
-        let answer = self.reads.get_here(key)?;
-        Ok((answers::read(key, &answer), outcome(&answer.found)))
+        let (answer, log) = self.reads.get_here(key)?;
+        Ok((answers::read_here(key, &answer, log), outcome(&answer.found)))
     }
 
     async fn set(

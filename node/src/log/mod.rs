@@ -165,7 +165,7 @@ pub struct LogIdentity {
 }
 
 /// A short name for a [`LogIdentity`] that tells topics apart; 0 where the topic's id is not known.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct LogTag(pub u64);
 
 impl LogTag {

@@ -233,7 +233,7 @@ struct OnDisk {
     unsynced: usize,
     /// `true` when nothing more comes.
     sync: mpsc::SyncSender<bool>,
-    /// Its last word is about all of the file.
+    /// Ends with what came of all that was asked.
     synced: JoinHandle<io::Result<()>>,
 }
 
@@ -257,11 +257,11 @@ impl OnDisk {
         Ok(Self { file, unsynced: 0, sync, synced })
     }
 
-    /// Waits until all of it is on disk.
-    fn sync(self) -> io::Result<()> {
+    /// Nothing more comes: to be joined until all of it is on disk.
+    fn finish(self) -> JoinHandle<io::Result<()>> {
         // If it is gone, it says why.
         let _ = self.sync.send(true);
-        self.synced.join().unwrap_or_else(|_| Err(io::Error::other("the syncing thread panicked")))
+        self.synced
     }
 }
 
@@ -291,13 +291,12 @@ fn open(
     let (send, opened) = mpsc::channel();
     std::thread::scope(|scope| {
         let opening = scope.spawn(|| {
-            let syncing = scope.spawn(|| file.sync());
+            let syncing = file.finish();
             let opened = incoming.open(&stop);
-            let synced =
-                syncing.join().unwrap_or_else(|_| Err(io::Error::other("syncing it ended in a panic")));
+            let synced = syncing.join().unwrap_or_else(|_| Err(io::Error::other("a panic")));
+            let opened = opened.and_then(|checkpoint| synced.map(|()| checkpoint).map_err(StoreError::Io));
             // Who asks waits until this scope ends.
-            let _ =
-                send.send(opened.and_then(|checkpoint| synced.map(|()| checkpoint).map_err(StoreError::Io)));
+            let _ = send.send(opened);
         });
         loop {
             match opened.recv_timeout(SIGN_OF_LIFE) {

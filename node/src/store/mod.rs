@@ -30,7 +30,7 @@ use self::files::{Files, Root, explain};
 use self::key_state::Outcome;
 pub use self::key_state::{Author, Change, Debt};
 pub use self::upkeep::{Owed, Trimmable};
-use crate::log::{LogIdentity, Read};
+use crate::log::{LogIdentity, LogTag, Read};
 use crate::position::NextOffset;
 
 /// A page of a scan ends with the record that reaches this.
@@ -342,6 +342,16 @@ impl Store {
             self.root.remove(given_up.generation);
         }
         Ok(())
+    }
+
+    /// The log that what is read came from.
+    ///
+    /// # Errors
+    /// When LMDB fails.
+    pub fn log(&self) -> Result<LogTag, StoreError> {
+        let files = self.current().clone();
+        let txn = files.env.read_txn()?;
+        files.log(&txn)
     }
 
     /// Whether what is written is not what is read.

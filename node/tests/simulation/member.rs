@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use bitacora_node::clock::{Clock, Moment};
 use bitacora_node::log::{
-    AppendError, Appended, Batch, Condition, Log, LogIdentity, LogInfo, LogReader, OpenError, ReadError, Tidy,
+    AppendError, Appended, Batch, Condition, Log, LogIdentity, LogInfo, LogReader, LogTag, OpenError,
+    ReadError, Tidy,
 };
 use bitacora_node::membership::{Membership, MembershipState};
 use bitacora_node::metrics::Metrics;
@@ -763,7 +764,8 @@ impl Member {
                 Ok(None) => {
                     let mut best = PeerAnswer::Unknown;
                     for (_, peer) in self.seat.cluster.others(self.who) {
-                        let answer = as_peer(key, peer.reads.get_here(key));
+                        let own = running.store.log().map_err(failed)?;
+                        let answer = as_peer(key, own, peer.reads.get_here(key));
                         if !self.seat.world().random.one_in(4) && answer.is_better_than(&best) {
                             best = answer;
                         }
@@ -810,8 +812,8 @@ impl Member {
     }
 }
 
-fn as_peer(key: &str, answer: Result<Answer, GetError>) -> PeerAnswer {
-    let Ok(answer) = answer else { return PeerAnswer::Unknown };
+fn as_peer(key: &str, own: LogTag, answer: Result<(Answer, LogTag), GetError>) -> PeerAnswer {
+    let Some((answer, _)) = answer.ok().filter(|(_, log)| log.fits(own)) else { return PeerAnswer::Unknown };
     match (&answer.found, answer.record()) {
         (_, Some(record)) => {
             assert_eq!(record.key, key);
