@@ -328,14 +328,14 @@ fn report(
              succeeded was {} ms",
             calls.len(),
             calls.iter().filter(failed).count(),
-            longest_without(&calls)
+            longest_without(&calls, touched)
         );
     }
 }
 
 /// The longest time in which clients tried in vain, of all nodes: from the beginning of a call that failed, or took long, until
-/// the end of the first that succeeded, in ms.
-fn longest_without(calls: &[&Operation]) -> u64 {
+/// the end of the first that succeeded, in ms. No fault touched the node meanwhile.
+fn longest_without(calls: &[&Operation], touched: &[(usize, u64, u64)]) -> u64 {
     let mut longest = 0;
     for node in 0..3 {
         let mut of_node: Vec<_> = calls.iter().filter(|op| op.node == node).collect();
@@ -343,6 +343,10 @@ fn longest_without(calls: &[&Operation]) -> u64 {
         // Since when somebody has waited.
         let mut since: Option<u64> = None;
         for operation in of_node {
+            let was_touched = |since: u64| {
+                touched.iter().any(|(of, from, to)| *of == node && since <= *to && operation.ended >= *from)
+            };
+            since = since.filter(|since| !was_touched(*since));
             let began = since.map_or(operation.began, |since| since.min(operation.began));
             let succeeded = matches!(operation.outcome, Outcome::Read { .. } | Outcome::Acknowledged(_));
             if succeeded {
