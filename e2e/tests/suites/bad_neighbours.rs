@@ -224,11 +224,9 @@ fn nonsense() -> Vec<(Option<&'static str>, Box<dyn Fn(&str) -> Act + Send + Syn
     };
     let of_log = |log: &'static str| {
         move |key: &str| {
-            let body = serde_json::json!({
-                "key": key, "value": LIE, "timestamp": LATER, "source": 1, "ttl": 0, "uuid": "u",
-            });
-            let headers = [("bitacora-position", "0:7"), ("bitacora-log", log)];
-            Act::Answer(response("200 OK", &headers, body.to_string().as_bytes()))
+            let good = String::from_utf8(record(key, LIE, (LATER, 0), "0:7")).expect("text");
+            let named = format!("bitacora-log: {log}\r\nbitacora-position:");
+            Act::Answer(good.replace("bitacora-position:", &named).into())
         }
     };
     vec![

@@ -313,11 +313,7 @@ fn report(
         count(|outcome| matches!(outcome, Outcome::NotTaken(_))),
         count(|outcome| matches!(outcome, Outcome::Unknown(_))),
     );
-    let untouched = |operation: &&Operation| {
-        !touched.iter().any(|(node, from, to)| {
-            *node == operation.node && operation.began <= *to && operation.ended >= *from
-        })
-    };
+    let untouched = |op: &&Operation| !was_touched(touched, op.node, op.began, op.ended);
     for (what, is_read) in [("reads", true), ("writes", false)] {
         let calls: Vec<_> =
             history.iter().filter(untouched).filter(|op| (op.kind == Kind::Get) == is_read).collect();
@@ -333,6 +329,11 @@ fn report(
     }
 }
 
+/// Whether a fault touched a node between two moments.
+fn was_touched(touched: &[(usize, u64, u64)], node: usize, began: u64, ended: u64) -> bool {
+    touched.iter().any(|(of, from, to)| *of == node && began <= *to && ended >= *from)
+}
+
 /// The longest time in which clients tried in vain, of all nodes: from the beginning of a call that failed, or took long, until
 /// the end of the first that succeeded, in ms. No fault touched the node meanwhile.
 fn longest_without(calls: &[&Operation], touched: &[(usize, u64, u64)]) -> u64 {
@@ -343,10 +344,7 @@ fn longest_without(calls: &[&Operation], touched: &[(usize, u64, u64)]) -> u64 {
         // Since when somebody has waited.
         let mut since: Option<u64> = None;
         for operation in of_node {
-            let was_touched = |since: u64| {
-                touched.iter().any(|(of, from, to)| *of == node && since <= *to && operation.ended >= *from)
-            };
-            since = since.filter(|since| !was_touched(*since));
+            since = since.filter(|since| !was_touched(touched, node, *since, operation.ended));
             let began = since.map_or(operation.began, |since| since.min(operation.began));
             let succeeded = matches!(operation.outcome, Outcome::Read { .. } | Outcome::Acknowledged(_));
             if succeeded {

@@ -8,7 +8,7 @@ use heed::{RoTxn, RwTxn};
 
 use super::files::Files;
 use super::key_state::{Debt, parse_debts, parse_others};
-use super::{Entry, KeyRef, Store, StoreError};
+use super::{Entry, KeyRef, Store, StoreError, save};
 use crate::log::LogTag;
 use crate::position::Position;
 
@@ -222,17 +222,13 @@ fn each_owed(
 /// Shows of a key what is left without its ghosts.
 fn lay_ghosts(files: &Files, txn: &mut RwTxn<'_>, key: &[u8]) -> Result<(), StoreError> {
     let mut state = files.key_state(txn, key, false, false, true)?;
+    let others = state.others();
     state.entries.retain(|entry| !entry.is_ghost());
     state.sort();
-    let others = state.others();
+    save(files.others, txn, key, &others, &state.others())?;
     match state.entries.first() {
         Some(entry) => files.records.put(txn, key, entry.as_bytes())?,
         None => drop(files.records.delete(txn, key)?),
-    }
-    if others.is_empty() {
-        files.others.delete(txn, key)?;
-    } else {
-        files.others.put(txn, key, &others)?;
     }
     if let Some(at) = state.entries.first().and_then(due) {
         files.due.put(txn, &due_key(at, key), &())?;

@@ -763,8 +763,8 @@ impl Member {
                 Ok(Some(answer)) => (Ok(answer), false),
                 Ok(None) => {
                     let mut best = PeerAnswer::Unknown;
+                    let own = running.store.log().map_err(failed)?;
                     for (_, peer) in self.seat.cluster.others(self.who) {
-                        let own = running.store.log().map_err(failed)?;
                         let answer = as_peer(key, own, peer.reads.get_here(key));
                         if !self.seat.world().random.one_in(4) && answer.is_better_than(&best) {
                             best = answer;
