@@ -19,17 +19,19 @@ WORKDIR /src
 FROM toolchain AS dependencies
 COPY Cargo.toml Cargo.lock ./
 COPY client/Cargo.toml client/
+COPY client/cli/Cargo.toml client/cli/
+COPY client/protocol/Cargo.toml client/protocol/
 COPY e2e/Cargo.toml e2e/
 COPY node/Cargo.toml node/
 # [[bin]], [[test]] and [[bench]] name files that are not here yet: only this layer's copies of the manifests lose
 # them. The empty crates' own artefacts go at once: Cargo compares times, and would take them for the real ones.
-RUN for member in client e2e node; do \
+RUN for member in client client/cli client/protocol e2e node; do \
         awk '/^\[/ { target = /^\[\[/ } !target' "$member/Cargo.toml" > manifest && mv manifest "$member/Cargo.toml" \
      && mkdir -p "$member/src" && touch "$member/src/lib.rs" || exit 1; \
     done \
- && echo 'fn main() {}' > node/src/main.rs \
- && cargo build --locked --release -p bitacora-node -p bitacora-client \
- && cargo clean --locked --release -p bitacora-node -p bitacora-client
+ && echo 'fn main() {}' | tee node/src/main.rs > client/cli/src/main.rs \
+ && cargo build --locked --release -p bitacora-node -p bitacora-cli \
+ && cargo clean --locked --release -p bitacora-node -p bitacora-cli -p bitacora-client -p bitacora-protocol
 
 # --- The node and the command line. The end-to-end crate stays empty: its sources are no part of the image.
 FROM dependencies AS build
@@ -38,7 +40,7 @@ COPY node node
 # For `bitacora_build_info`.
 ARG REVISION=unknown
 # The line tables go to files of their own, which the stripped binaries name.
-RUN BITACORA_REVISION="$REVISION" cargo build --locked --release -p bitacora-node -p bitacora-client \
+RUN BITACORA_REVISION="$REVISION" cargo build --locked --release -p bitacora-node -p bitacora-cli \
  && mkdir /out && cd /out \
  && for program in bitacora-node bitacora; do \
         objcopy --only-keep-debug "/src/target/release/$program" "$program.debug" \

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::connection::{Connection, Failure, Reply};
 use crate::lock;
 use crate::types::{NodeState, NodeStatus};
-use crate::wire::Request;
+use bitacora_protocol::rpc::Request;
 
 /// Failures in a row, other than of the connection, after which a node is ejected.
 const STRIKES: u32 = 3;

@@ -12,7 +12,7 @@ use crate::client::{Call, Client, read, ttl_ms};
 use crate::connection::{BatchReply, Reply};
 use crate::error::{Error, NodeFailure};
 use crate::types::{Operation, Outcome};
-use crate::wire::{self, MAX_BATCH_OPERATIONS, Request};
+use bitacora_protocol::rpc::{self, MAX_BATCH_OPERATIONS, Request};
 
 /// Bytes of a piece, unless a single operation has more. A node's limit is 4 MiB by default.
 const PIECE_BYTES: usize = 1 << 20;
@@ -183,13 +183,13 @@ fn of_read(error: Error) -> Error {
     }
 }
 
-fn borrowed(operation: &Operation) -> wire::Operation<'_> {
+fn borrowed(operation: &Operation) -> rpc::Operation<'_> {
     match operation {
-        Operation::Get { key } => wire::Operation::Get { key },
+        Operation::Get { key } => rpc::Operation::Get { key },
         // One that is no time to live was refused before.
         Operation::Set { key, value, ttl } => {
-            wire::Operation::Set { key, value, ttl: ttl.map_or(0, |ttl| ttl_ms(ttl).unwrap_or(0)) }
+            rpc::Operation::Set { key, value, ttl: ttl.map_or(0, |ttl| ttl_ms(ttl).unwrap_or(0)) }
         }
-        Operation::Delete { key } => wire::Operation::Delete { key },
+        Operation::Delete { key } => rpc::Operation::Delete { key },
     }
 }

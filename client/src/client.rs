@@ -12,11 +12,12 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use crate::balance::{Node, Pool};
 use crate::batch;
 use crate::connection::{Failure, Found, Missing, Reply};
-use crate::discovery::{ConnectString, Discovery, follow, host_port};
+use crate::discovery::{Discovery, follow};
 use crate::error::{Error, NodeFailure, Refusal};
 use crate::lock;
 use crate::types::{NodeStatus, Operation, Outcome, Record, Scan, ScanPage, Written};
-use crate::wire::{self, ErrorCode, Request, RequestError, ScanRequest};
+use bitacora_protocol::rpc::{self, ErrorCode, Request, RequestError, ScanRequest};
+use bitacora_protocol::zookeeper::{ConnectString, host_port};
 
 /// The longest pause before the first retry, and before any. The pause is chance between nothing and that.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -674,10 +675,10 @@ impl<'a> Call<'a> {
             }
             Failure::Lost { reason, .. } => (Error::Node(self.failed(reason, true)), true),
             Failure::Nonsense { sent, reason } => (Error::Protocol(self.failed(reason, sent)), false),
-            Failure::Answered(wire::Failure::Text(reason)) => {
+            Failure::Answered(rpc::Failure::Text(reason)) => {
                 (Error::Protocol(self.failed(reason, true)), false)
             }
-            Failure::Answered(wire::Failure::Declared(error)) => self.judge_answer(error),
+            Failure::Answered(rpc::Failure::Declared(error)) => self.judge_answer(error),
         }
     }
 

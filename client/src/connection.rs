@@ -15,10 +15,12 @@ use tokio::task::AbortHandle;
 
 use crate::lock;
 use crate::types::{Record, ScanPage, Written};
-use crate::wire::{
+use bitacora_protocol::Position;
+use bitacora_protocol::record::KeyValue;
+use bitacora_protocol::rpc::{
     self, Answer, BatchResult, ForeignProtocol, FrameLimits, FrameReader, HandshakeMatch, HandshakeRequest,
-    HandshakeResponse, KeyValue, Message, PROTOCOL, PROTOCOL_HASH, Position, ReadAnswer, Request,
-    RequestError, ServedFrom, WriteAnswer, put_frame,
+    HandshakeResponse, Message, PROTOCOL, PROTOCOL_HASH, ReadAnswer, Request, RequestError, ServedFrom,
+    WriteAnswer, put_frame,
 };
 
 /// Of what nodes send. Java's encoder fills buffers of 8 KiB.
@@ -67,7 +69,7 @@ pub(crate) enum Failure {
     /// The connection broke. `sent`: the call was handed to the socket before.
     Lost { sent: bool, reason: String },
     /// The node's own words.
-    Answered(wire::Failure),
+    Answered(rpc::Failure),
     /// The node does not know the call, or the answer can't be read.
     Nonsense { sent: bool, reason: String },
 }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::wire::{Position, ServedFrom};
+use bitacora_protocol::Position;
+use bitacora_protocol::rpc::ServedFrom;
 
 /// Why a call has no result.
 ///

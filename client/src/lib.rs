@@ -9,20 +9,17 @@
 //! assert_eq!(client.get("greeting").await?.value, "hello");
 //! # Ok(()) }
 //! ```
-//!
-//! The node uses [`wire`], [`units`] and [`discovery::ConnectString`] too, so that both sides share one definition.
 #![warn(missing_docs)]
 
 mod balance;
 mod batch;
 mod client;
 mod connection;
-pub mod discovery;
+mod discovery;
 mod error;
 mod types;
-pub mod units;
-pub mod wire;
 
+pub use bitacora_protocol::zookeeper::ConnectString;
 pub use client::{Client, ClientBuilder};
 pub use error::{Error, NodeFailure, Refusal};
 pub use types::{

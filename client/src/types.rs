@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-pub use crate::wire::{Position, ServedFrom};
+pub use bitacora_protocol::Position;
+pub use bitacora_protocol::rpc::ServedFrom;
 
 /// A key with its value, as a node answered it.
 ///
@@ -18,7 +19,7 @@ pub struct Record {
     pub value: String,
     /// The write timestamp: ms since the epoch, by the log's clock. It never runs against the order of the log.
     pub timestamp: i64,
-    /// Where the record is from, one of [`source`](crate::wire::source).
+    /// Where the record is from, one of [`source`](bitacora_protocol::record::source).
     pub source: i32,
     /// 0: lives for ever; else the ms since the epoch at which it expires.
     pub ttl: i64,

@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bitacora_client::wire::{ErrorCode, MAX_BATCH_OPERATIONS, Request};
 use bitacora_client::{
     Client, ClientBuilder, Error, NodeState, Operation, Outcome, Position, Refusal, Scan, ServedFrom,
 };
+use bitacora_protocol::rpc::{ErrorCode, MAX_BATCH_OPERATIONS, Request};
 use futures_util::future::{join_all, poll_immediate};
 use futures_util::{StreamExt, TryStreamExt};
 use support::{FakeNode, Greeting, Reaction, Store, lock};

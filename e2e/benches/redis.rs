@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use bitacora_client::wire::{
+use bitacora_protocol::rpc::{
     FrameLimits, FrameReader, HandshakeMatch, HandshakeRequest, HandshakeResponse, PROTOCOL_HASH, Request,
     put_frame,
 };

@@ -57,7 +57,7 @@ async fn build() -> Result<Binaries> {
     // With this package selected too, the dependencies' features are those that the tests were built with, and nothing
     // is built twice.
     command.args(["build", "--message-format=json-render-diagnostics", "-p", "e2e", "-p", "bitacora-node"]);
-    command.args(["-p", "bitacora-client", "--bin", "bitacora-node", "--bin", "bitacora"]);
+    command.args(["-p", "bitacora-cli", "--bin", "bitacora-node", "--bin", "bitacora"]);
     command.current_dir(env!("CARGO_MANIFEST_DIR"));
     if !cfg!(debug_assertions) {
         command.arg("--release");

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use bitacora_client::wire::{
+use bitacora_protocol::rpc::{
     Answer, Failure, FrameLimits, FrameReader, HandshakeMatch, HandshakeRequest, HandshakeResponse, Message,
     PROTOCOL, PROTOCOL_HASH, ProtocolHash, Request, protocol_hash, put_frame,
 };

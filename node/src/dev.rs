@@ -6,11 +6,11 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow};
 use futures_util::future::{join_all, select_all};
 
+use crate::cluster::Address;
+use crate::cluster::fixed::FixedMembership;
 use crate::data_dir::DataDir;
 use crate::log::Log;
 use crate::log::embedded::EmbeddedLog;
-use crate::membership::Address;
-use crate::membership::fixed::FixedMembership;
 use crate::node::{self, Node, Parts};
 use crate::serve::listen;
 use crate::settings::DevSettings;
@@ -68,7 +68,7 @@ fn address(first: u16, index: u16) -> Result<Address> {
     Ok(Address { host: HOST.to_string(), api_port, avro_port })
 }
 
-async fn ready(progress: &[Arc<crate::progress::Progress>]) {
+async fn ready(progress: &[Arc<crate::replication::progress::Progress>]) {
     for progress in progress {
         let mut changed = progress.watch();
         while progress.unready().is_some() && changed.changed().await.is_ok() {}

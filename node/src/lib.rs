@@ -1,33 +1,24 @@
 //! A node of Bitacora. `ARCHITECTURE.md` in the repository's root is the map.
 
-pub mod aws;
 pub mod clock;
+pub mod cluster;
 pub mod data_dir;
 pub mod dev;
-pub mod door;
-pub mod freshness;
 pub mod http;
 pub mod log;
-pub mod membership;
 pub mod metrics;
 pub mod node;
-pub mod peers;
-pub mod position;
-pub mod progress;
-pub mod reads;
-pub mod replica;
+pub mod replication;
 pub mod rpc;
-pub mod scans;
 pub mod serve;
+pub mod server;
+pub mod service;
 pub mod settings;
-pub mod snapshot;
-pub mod socket;
 pub mod store;
-pub mod trimmer;
-pub mod writes;
+pub mod trimming;
 
 #[cfg(test)]
-mod damage;
+mod testing;
 
 /// The text of an answer, and no more than about so many bytes of it: who answers may never come to an end.
 ///

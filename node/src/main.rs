@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use bitacora_node::replication::snapshot::backup;
 use bitacora_node::settings::{Cli, Command, HealthSettings, LogFormat, LogSettings};
-use bitacora_node::snapshot::backup;
 use bitacora_node::{dev, serve};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;

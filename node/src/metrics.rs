@@ -10,9 +10,9 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use crate::cluster::{Membership, MembershipState};
 use crate::log::{AppendError, Appended, LogStatistics};
-use crate::membership::{Membership, MembershipState};
-use crate::progress::Progress;
+use crate::replication::progress::Progress;
 use crate::store::StoreStats;
 
 pub struct Metrics {

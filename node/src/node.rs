@@ -8,23 +8,23 @@ use anyhow::{Context, Result, anyhow};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+use crate::cluster::{Address, Membership};
 use crate::data_dir::DataDir;
-use crate::door::Door;
 use crate::http;
 use crate::log::Log;
-use crate::membership::{Address, Membership};
 use crate::metrics::Metrics;
-use crate::peers::Peers;
-use crate::progress::{Phase, Progress};
-use crate::reads::Reads;
-use crate::replica::{self, Replica};
+use crate::replication::progress::{Phase, Progress};
+use crate::replication::snapshot::{Copies, Fetcher, Snapshots};
+use crate::replication::{self, Replica};
 use crate::rpc::{self, Limits};
-use crate::scans::Scans;
+use crate::service::Door;
+use crate::service::peers::Peers;
+use crate::service::reads::Reads;
+use crate::service::scans::Scans;
+use crate::service::writes::Writes;
 use crate::settings::{NodeSettings, SnapshotUse};
-use crate::snapshot::{Copies, Fetcher, Snapshots};
 use crate::store::Store;
-use crate::trimmer::{self, Trimming};
-use crate::writes::Writes;
+use crate::trimming::{self, Trimming};
 
 /// What a node is made of; `serve` and `dev` differ in the first two.
 pub struct Parts {
@@ -109,7 +109,7 @@ impl Node {
             SnapshotUse::Never => None,
         };
         let retention = settings.delete_retention;
-        let replica = Replica::start(replica::Parts {
+        let replica = Replica::start(replication::Parts {
             log: Arc::clone(&log),
             store: Arc::clone(&store),
             progress: Arc::clone(&progress),
@@ -117,7 +117,7 @@ impl Node {
             delete_retention: retention,
             snapshots,
         })?;
-        let trimming = Trimming::start(trimmer::Parts {
+        let trimming = Trimming::start(trimming::Parts {
             log: Arc::clone(&log),
             membership: Arc::clone(&membership),
             store,

@@ -5,17 +5,17 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
-use bitacora_client::discovery::ConnectString;
+use bitacora_protocol::zookeeper::ConnectString;
 use tokio::net::{TcpListener, UdpSocket};
 
-use crate::aws;
+use crate::cluster::Address;
+use crate::cluster::aws;
+use crate::cluster::zookeeper::ZooKeeperMembership;
 use crate::data_dir::DataDir;
 use crate::log::kafka::{KafkaLog, KafkaSettings};
-use crate::membership::Address;
-use crate::membership::zookeeper::ZooKeeperMembership;
 use crate::node::{self, Node, Parts};
+use crate::service::writes::{MAX_KEY_BYTES, RECORD_OVERHEAD_BYTES};
 use crate::settings::{AddressSource, ServeSettings};
-use crate::writes::{MAX_KEY_BYTES, RECORD_OVERHEAD_BYTES};
 
 /// Runs a node until `stop` completes.
 ///

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bitacora_client::discovery::{ConnectString, host_port};
-use bitacora_client::units::{bytes, duration, positive_duration};
+use bitacora_protocol::units::{bytes, duration, positive_duration};
+use bitacora_protocol::zookeeper::{ConnectString, host_port};
 use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 

@@ -3,17 +3,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bitacora_client::wire::{KeyValue, source, ttl};
+use bitacora_node::cluster::fixed::FixedMembership;
 use bitacora_node::data_dir::DataDir;
 use bitacora_node::log::embedded::EmbeddedLog;
 use bitacora_node::log::{Appended, Batch, Condition, Log, LogTag, Tidy};
-use bitacora_node::membership::fixed::FixedMembership;
 use bitacora_node::metrics::Metrics;
-use bitacora_node::position::NextOffset;
-use bitacora_node::progress::Progress;
-use bitacora_node::replica::{self, Replica};
+use bitacora_node::replication::progress::Progress;
+use bitacora_node::replication::{self, Replica};
 use bitacora_node::store::Store;
-use bitacora_node::trimmer::{self, Trimming};
+use bitacora_node::trimming::{self, Trimming};
+use bitacora_protocol::NextOffset;
+use bitacora_protocol::record::{KeyValue, source, ttl};
 
 const RETENTION: Duration = Duration::from_millis(1);
 const PARTITIONS: usize = 2;
@@ -34,7 +34,7 @@ impl Node {
         let (progress, metrics) =
             (Arc::new(Progress::default()), Arc::new(Metrics::new().expect("names differ")));
         let membership = Arc::new(FixedMembership::new(vec!["first".into(), "second".into()], name));
-        let replica = Replica::start(replica::Parts {
+        let replica = Replica::start(replication::Parts {
             log: log.clone(),
             store: store.clone(),
             progress: progress.clone(),
@@ -42,7 +42,7 @@ impl Node {
             delete_retention: RETENTION,
             snapshots: None,
         });
-        let trimming = Trimming::start(trimmer::Parts {
+        let trimming = Trimming::start(trimming::Parts {
             log: log.clone(),
             membership,
             store: store.clone(),

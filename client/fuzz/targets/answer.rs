@@ -1,7 +1,8 @@
 //! What a client reads: answers to every message, and the record of the log.
 #![no_main]
 
-use bitacora_client::wire::{Answer, KeyValue, Message};
+use bitacora_protocol::record::KeyValue;
+use bitacora_protocol::rpc::{Answer, Message};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -3,7 +3,7 @@
 
 use std::sync::LazyLock;
 
-use bitacora_client::wire::{ForeignProtocol, PROTOCOL, Request};
+use bitacora_protocol::rpc::{ForeignProtocol, PROTOCOL, Request};
 use libfuzzer_sys::fuzz_target;
 
 static FOREIGN: LazyLock<[ForeignProtocol; 2]> = LazyLock::new(|| {

@@ -2,7 +2,7 @@
 //! limits.
 #![no_main]
 
-use bitacora_client::wire::{FrameLimits, FrameReader};
+use bitacora_protocol::rpc::{FrameLimits, FrameReader};
 use libfuzzer_sys::fuzz_target;
 
 const LIMITS: FrameLimits = FrameLimits { bytes: 4096, buffers: 16 };

@@ -1,7 +1,7 @@
 //! Handshakes in both directions, and the protocol that a client sends along.
 #![no_main]
 
-use bitacora_client::wire::{ForeignProtocol, HandshakeRequest, HandshakeResponse};
+use bitacora_protocol::rpc::{ForeignProtocol, HandshakeRequest, HandshakeResponse};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bitacora_client::wire::{
+use bitacora_protocol::Position;
+use bitacora_protocol::record::{KeyValue, OwnedKeyValue, source, ttl};
+use bitacora_protocol::rpc::{
     Answer, BatchResult, ErrorCode, Failure, ForeignProtocol, FrameLimits, FrameReader, HandshakeMatch,
-    HandshakeRequest, HandshakeResponse, KeyValue, Operation, OwnedKeyValue, PROTOCOL, PROTOCOL_HASH,
-    Position, ReadAnswer, Request, RequestError, ScanPage, ScanRequest, ServedFrom, WriteAnswer,
-    protocol_hash, put_frame, source, ttl,
+    HandshakeRequest, HandshakeResponse, Operation, PROTOCOL, PROTOCOL_HASH, ReadAnswer, Request,
+    RequestError, ScanPage, ScanRequest, ServedFrom, WriteAnswer, protocol_hash, put_frame,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

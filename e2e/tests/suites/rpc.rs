@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use bitacora_client::wire::{
+use bitacora_protocol::rpc::{
     Answer, BatchResult, ErrorCode, Failure, HandshakeMatch, Message, Operation, PROTOCOL_HASH, Request,
     RequestError, ScanRequest, protocol_hash,
 };

@@ -68,7 +68,7 @@ async fn class_path(release: &str) -> Result<String> {
 }
 
 fn protocol() -> String {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../client/src/wire/protocol.avpr");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../client/protocol/src/rpc/protocol.avpr");
     file.display().to_string()
 }
 

@@ -1,18 +1,18 @@
 //! What the HTTP API answers: bodies, headers, and the one place where an error becomes a status.
 
-use bitacora_client::wire::{
-    KeyValue, LOG_HEADER, POSITION_HEADER, Position, SOURCE_HEADER, TIMESTAMP_HEADER, source,
-};
+use bitacora_protocol::Position;
+use bitacora_protocol::http::{LOG_HEADER, POSITION_HEADER, SOURCE_HEADER, TIMESTAMP_HEADER};
+use bitacora_protocol::record::{KeyValue, source};
 use serde::Serialize;
 use warp::http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use warp::http::{Response, StatusCode};
 
-use crate::door::OperationError;
 use crate::log::{AppendError, LogTag};
-use crate::reads::{Answer, From as Source, GetError};
-use crate::scans::{Page, ScanError};
+use crate::service::OperationError;
+use crate::service::reads::{Answer, From as Source, GetError};
+use crate::service::scans::{Page, ScanError};
+use crate::service::writes::{KeyError, WriteError, Written};
 use crate::store::Tier;
-use crate::writes::{KeyError, WriteError, Written};
 
 pub type Reply = Response<Vec<u8>>;
 

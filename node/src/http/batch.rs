@@ -7,7 +7,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bitacora_client::wire::{KeyValue, Operation, source};
+use bitacora_protocol::record::{KeyValue, source};
+use bitacora_protocol::rpc::Operation;
 use bytes::{Buf, Bytes};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, FuturesOrdered};
@@ -18,9 +19,9 @@ use warp::http::StatusCode;
 
 use super::answers::{self, ApiError};
 use super::parse_ttl;
-use crate::door::{Begun, Done, Door, Outcome, label};
-use crate::reads::{Answer, Found};
-use crate::writes::{MAX_KEY_BYTES, Written};
+use crate::service::reads::{Answer, Found};
+use crate::service::writes::{MAX_KEY_BYTES, Written};
+use crate::service::{Begun, Done, Door, Outcome, label};
 
 /// Operations under way, of one batch.
 const MAX_UNDER_WAY: usize = 4096;
@@ -214,7 +215,7 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
                 std::future::ready(outcome).boxed()
             }
             // Only its place in the order matters.
-            None => std::future::ready(Err(crate::writes::KeyError::Blank.into())).boxed(),
+            None => std::future::ready(Err(crate::service::writes::KeyError::Blank.into())).boxed(),
         };
         self.bytes += bytes;
         self.pending.push_back(Pending { request, bytes, began: Instant::now() });
@@ -381,7 +382,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::damage::{damaged, damages};
+    use crate::testing::damage::{damaged, damages};
 
     proptest! {
         #[test]

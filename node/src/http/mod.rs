@@ -9,8 +9,8 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bitacora_client::units;
-use bitacora_client::wire::ScanRequest;
+use bitacora_protocol::rpc::ScanRequest;
+use bitacora_protocol::units;
 use bytes::Buf;
 use futures_util::{Stream, StreamExt, stream};
 use serde::Serialize;
@@ -21,13 +21,13 @@ use warp::http::{HeaderValue, Method, StatusCode};
 use self::answers::{ApiError, Reply};
 use self::params::Params;
 pub use self::server::Server;
-use crate::door::Door;
-use crate::membership::MembershipState;
+use crate::cluster::MembershipState;
 use crate::metrics::Snapshot;
-use crate::progress::{PartitionStatus, Phase, RestoreStatus};
-use crate::reads::Found;
-use crate::snapshot::serve::Refused;
-use crate::writes::{MAX_TTL, check_key};
+use crate::replication::progress::{PartitionStatus, Phase, RestoreStatus};
+use crate::replication::snapshot::serve::Refused;
+use crate::service::Door;
+use crate::service::reads::Found;
+use crate::service::writes::{MAX_TTL, check_key};
 
 /// The API, `contract.md` section 6.
 pub fn routes(
@@ -409,7 +409,7 @@ fn check_consistency(
     timeout: Option<&str>,
 ) -> Result<(), ApiError> {
     if let Some(text) = position {
-        let parsed: Result<crate::position::Position, _> = text.parse();
+        let parsed: Result<bitacora_protocol::Position, _> = text.parse();
         parsed.map_err(|error| ApiError::BadRequest(error.to_string()))?;
     }
     if let Some(text) = timeout {

@@ -11,8 +11,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
-use crate::door::Door;
-use crate::socket::{Socket, accept};
+use crate::server::socket::{Socket, accept};
+use crate::service::Door;
 
 /// The HTTP door of a node, open.
 pub struct Server {

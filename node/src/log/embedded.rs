@@ -21,8 +21,8 @@ use super::{
     OpenError, ReadError, Tidy,
 };
 use crate::data_dir::DataDir;
-use crate::position::{HighWatermark, NextOffset, Position, partition_of};
 use crate::store::open_env;
+use bitacora_protocol::{HighWatermark, NextOffset, Position, partition_of};
 
 /// Appends that may wait for the writer before further ones are turned away.
 const QUEUE: usize = 10_000;

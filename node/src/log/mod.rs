@@ -14,14 +14,14 @@ use futures_util::future::BoxFuture;
 use md5::{Digest as _, Md5};
 use serde::{Deserialize, Serialize};
 
-use crate::position::{HighWatermark, NextOffset, Position};
+use bitacora_protocol::{HighWatermark, NextOffset, Position};
 
 /// Appends records and reads them back in the order of each partition.
 ///
 /// Invariants that every implementation keeps and its users rely on:
 /// 1. An acknowledged append survives the crash of any process, and every reader sees it at the position that was
 ///    acknowledged, unless a newer record of the same key has replaced it by then.
-/// 2. All records of a key lie in the partition that [`crate::position::partition_of`] names.
+/// 2. All records of a key lie in the partition that [`bitacora_protocol::partition_of`] names.
 /// 3. Offsets of a partition only grow; there may be holes. A position once read never holds another record, while
 ///    [`LogIdentity`] stays the same.
 pub trait Log: Send + Sync + 'static {

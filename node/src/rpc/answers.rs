@@ -1,16 +1,16 @@
 //! What the RPC answers, and the one place where an error becomes one of the protocol's.
 
-use bitacora_client::wire::{
+use bitacora_protocol::rpc::{
     Answer, BatchResult, ErrorCode, Failure, Message, ReadAnswer, RequestError, ScanPage, ServedFrom,
     WriteAnswer, put_value_answer,
 };
 
-use crate::door::{Done, OperationError, Outcome, label};
 use crate::log::AppendError;
-use crate::reads::{self, Found, From as Source, GetError};
-use crate::scans::{Page, ScanError};
+use crate::service::reads::{self, Found, From as Source, GetError};
+use crate::service::scans::{Page, ScanError};
+use crate::service::writes::{WriteError, Written};
+use crate::service::{Done, OperationError, Outcome, label};
 use crate::store::Tier;
-use crate::writes::{WriteError, Written};
 
 /// Appends what an operation came to as the answer to `message`; returns the `outcome` label of the metrics.
 pub fn put_outcome(message: Message, outcome: &Outcome, out: &mut Vec<u8>) -> &'static str {

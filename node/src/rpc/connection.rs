@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bitacora_client::wire::{
+use bitacora_protocol::rpc::{
     ErrorCode, Failure, ForeignProtocol, Frame, FrameError, FrameReader, HandshakeMatch, HandshakeRequest,
     HandshakeResponse, Message, Operation, PROTOCOL, PROTOCOL_HASH, Request, RequestError, protocol_hash,
     put_frame,
@@ -18,9 +18,9 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::{MAX_PROTOCOL_BYTES, Shared, answers};
-use crate::door::{Begun, Done, Door, OperationError, Outcome};
-use crate::reads::{Answer, Found};
-use crate::socket::Socket;
+use crate::server::socket::Socket;
+use crate::service::reads::{Answer, Found};
+use crate::service::{Begun, Done, Door, OperationError, Outcome};
 
 /// What is read at a time, unless a frame asks for more.
 const READ_BYTES: usize = 16 * 1024;

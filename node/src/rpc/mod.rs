@@ -7,14 +7,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use bitacora_client::wire::{ForeignProtocol, FrameLimits, ProtocolHash};
+use bitacora_protocol::rpc::{ForeignProtocol, FrameLimits, ProtocolHash};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use self::connection::Connection;
-use crate::door::Door;
-use crate::socket::{Socket, accept};
+use crate::server::socket::{Socket, accept};
+use crate::service::Door;
 
 /// Java's encoder fills buffers of 8 KiB, so this is more than any frame needs.
 const MAX_BUFFERS: usize = 16_384;

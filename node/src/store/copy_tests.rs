@@ -4,15 +4,15 @@ use std::io::{Cursor, Read, Seek};
 use std::sync::LazyLock;
 use std::sync::atomic::AtomicBool;
 
-use bitacora_client::wire::{KeyValue, ttl};
+use bitacora_protocol::record::{KeyValue, ttl};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::key_state::{KeyState, parse_debts, parse_others};
 use super::*;
-use crate::damage::{damaged, damages};
 use crate::log::LogTag;
-use crate::position::Position;
+use crate::testing::damage::{damaged, damages};
+use bitacora_protocol::Position;
 
 const END: i64 = 10_000;
 
@@ -361,7 +361,7 @@ proptest! {
                 let position = Position { partition: *partition, offset };
                 batch.push(LogRecord { position, timestamp: *timestamp, key, value: value.as_deref(), condition, epoch: None });
             }
-            crate::replica::apply(&store, &batch, LogTag::default()).expect("applied");
+            crate::replication::apply(&store, &batch, LogTag::default()).expect("applied");
             store.sweep(part[0].2, 50, (part[0].0 % 2 == 0).then_some(part[0].2)).expect("swept");
         }
         store.note_caught_up(1).expect("written");

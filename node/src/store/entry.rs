@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
-use bitacora_client::wire::{KeyValue, source, ttl};
+use bitacora_protocol::record::{KeyValue, source, ttl};
 
 use crate::clock::Clock;
-use crate::position::Position;
+use bitacora_protocol::Position;
 
 /// A record as the store holds it: a header of fixed size, then the record's Avro bytes as they came from the log.
 /// The bytes are empty for a tombstone that another writer made, and for a key that expired and was swept. Cheap to clone: one count, next to the bytes.

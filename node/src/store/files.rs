@@ -34,7 +34,7 @@ use heed::{Database, Env, EnvFlags, EnvOpenOptions, FlagSetMode, RoTxn, RwTxn};
 use super::key_state::{KeyState, parse_debts, parse_others};
 use super::{Checkpoint, Disk, Entry, StoreError, pages};
 use crate::log::{LogIdentity, LogTag, Read};
-use crate::position::{NextOffset, Position};
+use bitacora_protocol::{NextOffset, Position};
 
 /// Changed whenever the bytes in the store mean something else; a store of another format is built anew.
 pub const FORMAT: &str = "2";

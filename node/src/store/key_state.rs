@@ -1,8 +1,8 @@
-use bitacora_client::wire::ttl;
+use bitacora_protocol::record::ttl;
 use smallvec::SmallVec;
 
 use super::{Entry, State, StoreError};
-use crate::position::Position;
+use bitacora_protocol::Position;
 
 /// What a record of the log does to its key.
 #[derive(Clone, Debug)]
@@ -45,7 +45,7 @@ impl Change {
 
 /// A record of no effect that compaction would prefer to what decided before it: the one that the store holds, or the
 /// tombstone that left it nothing.
-/// Owed until a later record of the key takes effect: [`crate::trimmer`] sees to it.
+/// Owed until a later record of the key takes effect: [`crate::trimming`] sees to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Debt {
     /// Of the record without effect.

@@ -31,7 +31,7 @@ use self::key_state::Outcome;
 pub use self::key_state::{Author, Change, Debt};
 pub use self::upkeep::{Owed, Trimmable};
 use crate::log::{LogIdentity, LogTag, Read};
-use crate::position::NextOffset;
+use bitacora_protocol::NextOffset;
 
 /// A page of a scan ends with the record that reaches this.
 const SCAN_BYTES: usize = 1 << 20;

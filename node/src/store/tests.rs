@@ -1,7 +1,7 @@
 use std::sync::atomic::AtomicBool;
 
 use super::*;
-use crate::position::Position;
+use bitacora_protocol::Position;
 
 const P0: i32 = 0;
 

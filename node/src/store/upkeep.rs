@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 use std::ops::Bound;
 
-use bitacora_client::wire::ttl;
+use bitacora_protocol::record::ttl;
 use heed::{RoTxn, RwTxn};
 
 use super::files::Files;
 use super::key_state::{Debt, parse_debts, parse_others};
 use super::{Entry, KeyRef, Store, StoreError, save};
 use crate::log::LogTag;
-use crate::position::Position;
+use bitacora_protocol::Position;
 
 /// Keys in one transaction of a sweep: a few ms, in which no records are applied.
 const SWEEP_KEYS: usize = 1_000;

@@ -7,21 +7,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bitacora_node::clock::{Clock, Moment};
+use bitacora_node::cluster::{Membership, MembershipState};
 use bitacora_node::log::{
     AppendError, Appended, Batch, Condition, Log, LogIdentity, LogInfo, LogReader, LogTag, OpenError,
     ReadError, Tidy,
 };
-use bitacora_node::membership::{Membership, MembershipState};
 use bitacora_node::metrics::Metrics;
-use bitacora_node::peers::{PeerAnswer, Peers};
-use bitacora_node::position::{HighWatermark, NextOffset, Position};
-use bitacora_node::progress::Progress;
-use bitacora_node::reads::{Answer, Found, GetError, Reads};
-use bitacora_node::replica::{self, Applier, Watermarks};
+use bitacora_node::replication::progress::Progress;
+use bitacora_node::replication::snapshot::{Copies, Fits, Report};
+use bitacora_node::replication::{self, Applier, Watermarks};
+use bitacora_node::service::peers::{PeerAnswer, Peers};
+use bitacora_node::service::reads::{Answer, Found, GetError, Reads};
 use bitacora_node::settings::PeerReads;
-use bitacora_node::snapshot::{Copies, Fits, Report};
 use bitacora_node::store::{Checkpoint, Entry, Incoming, Owed, Store};
-use bitacora_node::trimmer::{self, Upkeep};
+use bitacora_node::trimming::{self, Upkeep};
+use bitacora_protocol::{HighWatermark, NextOffset, Position};
 use futures_util::future::{BoxFuture, FutureExt as _, ready};
 
 use crate::note;
@@ -493,7 +493,7 @@ impl Member {
             PeerReads::Auto,
         ));
         let retention = Duration::from_millis(RETENTION.unsigned_abs());
-        let (applier, watermarks) = replica::halves(replica::Parts {
+        let (applier, watermarks) = replication::halves(replication::Parts {
             log: Arc::clone(&log),
             store: Arc::clone(&store),
             progress: Arc::clone(&progress),
@@ -502,7 +502,7 @@ impl Member {
             snapshots: Some(Arc::new(self.seat.clone())),
         })
         .map_err(failed)?;
-        let upkeep = Upkeep::new(trimmer::Parts {
+        let upkeep = Upkeep::new(trimming::Parts {
             log,
             membership,
             store: Arc::clone(&store),

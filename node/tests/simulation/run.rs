@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::{Arc, MutexGuard};
 
 use bitacora_node::log::Batch;
-use bitacora_node::position::NextOffset;
-use bitacora_node::replica;
+use bitacora_node::replication;
 use bitacora_node::store::Store;
+use bitacora_protocol::NextOffset;
 
 use crate::member::{Cluster, Member, Outcome, Part, compare};
 use crate::note;
@@ -357,7 +357,7 @@ impl Simulation {
                 batch.push(read(world.bug, partition, record));
             }
         }
-        replica::apply(&self.spare, &batch, world.identity().tag()).map_err(failed)?;
+        replication::apply(&self.spare, &batch, world.identity().tag()).map_err(failed)?;
         world.counts.compared += 1;
         compare(&world, &self.spare, "a new node")
     }

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use bitacora_client::wire::{KeyValue, source, ttl};
 use bitacora_node::log::{Condition, LogIdentity, LogRecord, LogTag, Tidy};
-use bitacora_node::position::{NextOffset, Position, partition_of};
 use bitacora_node::store::Checkpoint;
+use bitacora_protocol::record::{KeyValue, source, ttl};
+use bitacora_protocol::{NextOffset, Position, partition_of};
 
 use crate::random::Random;
 

@@ -15,7 +15,7 @@ use sys::rd_kafka_resp_err_t as Code;
 
 use super::Quiet;
 use crate::log::{Batch, Condition, LogRecord};
-use crate::position::{NextOffset, Position};
+use bitacora_protocol::{NextOffset, Position};
 
 /// What a consumer's queue held.
 pub(super) enum Event {

@@ -27,7 +27,7 @@ use super::{
     AppendError, Appended, Batch, Condition, Log, LogIdentity, LogInfo, LogReader, LogStatistics, OpenError,
     ReadError, Tidy,
 };
-use crate::position::{HighWatermark, NextOffset, Position};
+use bitacora_protocol::{HighWatermark, NextOffset, Position};
 
 /// How long a question to a broker may take.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);

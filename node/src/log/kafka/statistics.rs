@@ -92,7 +92,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::damage::{damaged, damages};
+    use crate::testing::damage::{damaged, damages};
 
     /// What librdkafka tells, as far as it is read, with these numbers in it.
     fn statistics(signed: i64, unsigned: u64, state: &str) -> serde_json::Value {

@@ -1,0 +1,359 @@
+//! `members` and `status`: who the nodes are, and what each says of itself. Always over HTTP.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use bitacora_protocol::zookeeper::{ConnectString, SERVERS, open_session};
+use futures_util::{StreamExt as _, stream};
+use reqwest::Url;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::time::timeout;
+use zookeeper_async::ZkError;
+
+use crate::api::{Failure, Kind};
+use crate::cli::{Connection, Output, Status, http_node};
+use crate::http::Http;
+use crate::output::{self, json_line, print, raw_line};
+
+/// Nodes asked at a time.
+const UNDER_WAY: usize = 32;
+
+/// A node, and what it answered.
+struct Answer {
+    /// `host:API_PORT`, as the cluster knows it.
+    name: String,
+    status: Result<Value, Failure>,
+}
+
+/// Of a node's status what these commands show; a node of another version may leave things out.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Shown {
+    node: String,
+    version: String,
+    ready: bool,
+    unready: Option<String>,
+    caught_up: bool,
+    members: Vec<String>,
+    membership: State,
+    log: State,
+    partitions: Vec<Partition>,
+    restore: Restore,
+    store: Size,
+    cache: Size,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct State {
+    state: String,
+    reason: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Partition {
+    #[serde(rename = "partition")]
+    number: i32,
+    applied: i64,
+    high_watermark: Option<i64>,
+    lag: Option<u64>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Restore {
+    done: bool,
+    fraction: Option<f64>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Size {
+    records: u64,
+    bytes: u64,
+}
+
+/// A line of `members`.
+#[derive(Serialize)]
+struct Member {
+    node: String,
+    ready: bool,
+    caught_up: bool,
+    lag: Option<u64>,
+    version: String,
+    /// Why it is not ready, or does not answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+pub async fn members(connection: &Connection, output: Option<Output>) -> Result<()> {
+    let answers = ask_all(connection).await?;
+    let lines: Vec<Member> = answers.iter().map(Member::of).collect();
+    let fields = |member: &Member| {
+        let Member { node, ready, caught_up, lag, version, reason } = member;
+        let lag = lag.map_or_else(|| "-".to_owned(), |lag| lag.to_string());
+        let reason = reason.clone().unwrap_or_default();
+        [node.clone(), yes(*ready), yes(*caught_up), lag, version.clone(), reason]
+    };
+    match Output::of_list(output) {
+        Output::Json => {
+            for member in &lines {
+                print(json_line(member)?)?;
+            }
+        }
+        Output::Table if lines.is_empty() => {}
+        Output::Table => {
+            let header = ["MEMBER", "READY", "CAUGHT UP", "LAG", "VERSION", ""];
+            print(output::table(Some(header), lines.iter().map(fields)))?;
+        }
+        Output::Raw => {
+            for member in &lines {
+                print(raw_line(fields(member).each_ref().map(String::as_str)))?;
+            }
+        }
+    }
+    one_answered(&answers)
+}
+
+pub async fn status(connection: &Connection, arguments: &Status, output: Option<Output>) -> Result<()> {
+    let answers = if arguments.nodes.is_empty() {
+        ask_all(connection).await?
+    } else {
+        let http = Http::new(&arguments.nodes, connection.timeout)?;
+        ask(&http, arguments.nodes.iter().map(|url| (name_of(url), url.clone()))).await
+    };
+    let mut first = true;
+    for answer in &answers {
+        let status = match &answer.status {
+            Ok(status) => status,
+            Err(failure) => {
+                eprintln!("bitacora: {}: {failure}", answer.name);
+                continue;
+            }
+        };
+        match Output::of_list(output) {
+            Output::Json => print(json_line(status)?)?,
+            Output::Table => {
+                let gap = if first { "" } else { "\n" };
+                print(gap.to_owned() + &page(&Shown::of(status)))?;
+            }
+            Output::Raw => {
+                let shown = Shown::of(status);
+                for partition in &shown.partitions {
+                    let [number, applied, end, lag] = partition.fields();
+                    print(raw_line([&shown.node, &number, &applied, &end, &lag]))?;
+                }
+            }
+        }
+        first = false;
+    }
+    if arguments.nodes.is_empty() {
+        return one_answered(&answers);
+    }
+    // Who names nodes wants to know of each.
+    match answers.into_iter().find_map(|answer| answer.status.err()) {
+        Some(failure) => Err(failure.into()),
+        None => Ok(()),
+    }
+}
+
+fn one_answered(answers: &[Answer]) -> Result<()> {
+    if answers.iter().any(|answer| answer.status.is_ok()) {
+        return Ok(());
+    }
+    let sentence = match answers {
+        [] => "ZooKeeper knows no node; none is ready, or the chroot is another one".to_owned(),
+        [only] => only.status.as_ref().err().map(ToString::to_string).unwrap_or_default(),
+        all => format!("none of {} members answers over HTTP", all.len()),
+    };
+    Err(Failure::new(Kind::Unavailable, sentence).into())
+}
+
+/// Finds the members and asks each.
+async fn ask_all(connection: &Connection) -> Result<Vec<Answer>, Failure> {
+    if connection.http.is_empty()
+        && let Some(zookeeper) = &connection.zookeeper
+    {
+        let http = Http::new(&[], connection.timeout)?;
+        let names = match timeout(connection.timeout, registered(zookeeper, connection.timeout)).await {
+            Ok(names) => names,
+            Err(_) => Err("no answer in time".to_owned()),
+        };
+        let names = names.map_err(|reason| {
+            let hosts = zookeeper.hosts().join(",");
+            Failure::new(
+                Kind::Unavailable,
+                format!("ZooKeeper at {hosts} (--zookeeper) can't say who the members are: {reason}"),
+            )
+        })?;
+        return Ok(ask(
+            &http,
+            names.into_iter().filter_map(|name| Some((name.clone(), http_node(&name).ok()?))),
+        )
+        .await);
+    }
+    let (given, derived) = if connection.http.is_empty() {
+        (connection.rpc_or_default().iter().filter_map(|node| one_port_below(node)).collect(), true)
+    } else {
+        (connection.http.clone(), false)
+    };
+    let http = Http::new(&given, connection.timeout)?;
+    let mut answers = ask(&http, given.iter().map(|url| (name_of(url), url.clone()))).await;
+    for answer in &mut answers {
+        match &mut answer.status {
+            // The name that the others know it by.
+            Ok(status) => answer.name = Shown::of(status).node,
+            Err(failure) if derived => {
+                failure.sentence +=
+                    "; a node's HTTP port is taken to be one below its RPC port: if it is not, give --http";
+            }
+            Err(_) => {}
+        }
+    }
+    let known = answers
+        .iter()
+        .filter_map(|answer| answer.status.as_ref().ok())
+        .flat_map(|status| Shown::of(status).members);
+    let mut others: Vec<_> = known.filter(|name| answers.iter().all(|answer| answer.name != *name)).collect();
+    others.sort();
+    others.dedup();
+    answers.extend(
+        ask(&http, others.into_iter().filter_map(|name| Some((name.clone(), http_node(&name).ok()?)))).await,
+    );
+    answers.sort_by(|a, b| a.name.cmp(&b.name));
+    // Two ways to one node.
+    answers.dedup_by(|a, b| a.name == b.name);
+    Ok(answers)
+}
+
+async fn ask(http: &Http, nodes: impl Iterator<Item = (String, Url)>) -> Vec<Answer> {
+    let calls = nodes.map(|(name, url)| async move { Answer { name, status: http.status(&url).await } });
+    stream::iter(calls).buffered(UNDER_WAY).collect().await
+}
+
+/// `host:port` of a URL.
+fn name_of(url: &Url) -> String {
+    format!("{}:{}", url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default())
+}
+
+/// The HTTP address of a node with default ports, by that of its RPC.
+fn one_port_below(rpc: &str) -> Option<Url> {
+    let (host, port) = rpc.rsplit_once(':')?;
+    http_node(&format!("{host}:{}", port.parse::<u16>().ok()?.checked_sub(1)?)).ok()
+}
+
+async fn registered(connect: &ConnectString, patience: Duration) -> Result<Vec<String>, String> {
+    let session_timeout = patience.max(Duration::from_secs(2));
+    let zookeeper = open_session(connect, session_timeout, &Arc::default()).await?;
+    let children = zookeeper.get_children(&format!("{}{SERVERS}", connect.chroot()), false).await;
+    // The process ends soon; a session that stays until it expires harms nobody.
+    let _ = timeout(Duration::from_millis(500), zookeeper.close()).await;
+    match children {
+        Ok(mut names) => {
+            names.sort();
+            Ok(names)
+        }
+        Err(ZkError::NoNode) => Ok(Vec::new()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+impl Shown {
+    fn of(status: &Value) -> Self {
+        Self::deserialize(status).unwrap_or_default()
+    }
+
+    fn lag(&self) -> Option<u64> {
+        self.partitions.iter().try_fold(0, |sum, partition| partition.lag.map(|lag| sum + lag))
+    }
+}
+
+impl Partition {
+    fn fields(&self) -> [String; 4] {
+        let known = |number: Option<String>| number.unwrap_or_else(|| "-".to_owned());
+        let Self { number, applied, high_watermark, lag } = self;
+        let end = known(high_watermark.map(|end| end.to_string()));
+        [number.to_string(), applied.to_string(), end, known(lag.map(|lag| lag.to_string()))]
+    }
+}
+
+impl Member {
+    fn of(answer: &Answer) -> Self {
+        let node = answer.name.clone();
+        match &answer.status {
+            Ok(status) => {
+                let shown = Shown::of(status);
+                let (ready, caught_up, lag) = (shown.ready, shown.caught_up, shown.lag());
+                Self { node, ready, caught_up, lag, version: shown.version, reason: shown.unready }
+            }
+            Err(failure) => {
+                let reason = Some(failure.sentence.clone());
+                Self { node, ready: false, caught_up: false, lag: None, version: String::new(), reason }
+            }
+        }
+    }
+}
+
+fn yes(yes: bool) -> String {
+    if yes { "yes" } else { "no" }.to_owned()
+}
+
+/// A node's status for the eye.
+fn page(shown: &Shown) -> String {
+    let because = |state: &State| match &state.reason {
+        Some(reason) => format!("{}: {reason}", state.state),
+        None => state.state.clone(),
+    };
+    let ready = match &shown.unready {
+        Some(reason) => format!("no: {reason}"),
+        None => yes(shown.ready),
+    };
+    let restored = match shown.restore.fraction {
+        _ if shown.restore.done => "yes".to_owned(),
+        Some(fraction) => format!("{:.1} %", fraction * 100.0),
+        None => "no".to_owned(),
+    };
+    let size = |size: &Size| format!("{} records, {}", size.records, indicatif::HumanBytes(size.bytes));
+    let rows = [
+        ("node", shown.node.clone()),
+        ("version", shown.version.clone()),
+        ("ready", ready),
+        ("caught up", yes(shown.caught_up)),
+        ("restored", restored),
+        ("log", because(&shown.log)),
+        ("membership", because(&shown.membership)),
+        ("members", shown.members.join(" ")),
+        ("store", size(&shown.store)),
+        ("cache", size(&shown.cache)),
+    ];
+    let partitions = output::table(
+        Some(["PARTITION", "APPLIED", "HIGH WATERMARK", "LAG"]),
+        shown.partitions.iter().map(Partition::fields),
+    );
+    output::table(None, rows.map(|(name, value)| [name.to_owned(), value])) + &partitions
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_http_port_is_one_below() {
+        let url = |rpc| one_port_below(rpc).map(|url| url.to_string());
+        assert_eq!(url("a:8081").as_deref(), Some("http://a:8080/"));
+        assert_eq!(url("[::1]:8081").as_deref(), Some("http://[::1]:8080/"));
+    }
+
+    #[test]
+    fn a_node_of_another_version_is_shown_as_far_as_it_goes() {
+        let status = serde_json::json!({"node": "a:1", "ready": true, "later": [], "store": {"records": 1}});
+        let text = page(&Shown::of(&status));
+        assert!(text.contains("a:1") && text.contains("1 records"), "{text}");
+        let lag = serde_json::json!({"partitions": [{"lag": 2}, {"lag": 3}]});
+        assert_eq!(Shown::of(&lag).lag(), Some(5));
+        assert_eq!(Shown::of(&serde_json::json!({"partitions": [{"lag": 2}, {}]})).lag(), None);
+    }
+}

@@ -1,0 +1,16 @@
+//! What the nodes, the client library and the command line of Bitacora agree on: the record and its encoding, positions in the
+//! log, the Avro RPC, the HTTP API's headers, the znodes of the members, and how times and sizes are written.
+//!
+//! Each format is declared once, here. Nothing in this crate talks to a network, except for [`zookeeper`]'s sessions.
+#![warn(missing_docs)]
+
+mod avro;
+pub mod http;
+mod position;
+pub mod record;
+pub mod rpc;
+pub mod units;
+pub mod zookeeper;
+
+pub use avro::DecodeError;
+pub use position::{HighWatermark, NextOffset, Position, PositionError, partition_of};

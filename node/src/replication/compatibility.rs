@@ -1,0 +1,150 @@
+//! Whether a store fits a log: what is wrong with it, or too old in it.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::POLL;
+use crate::clock::{Clock, Moment};
+use crate::log::{Batch, Log, LogInfo, LogRecord, ReadError};
+use crate::replication::age::distrust;
+use crate::store::Checkpoint;
+use bitacora_protocol::{NextOffset, Position};
+
+/// How long to look whether the log holds other records than were read.
+pub(super) const VERIFY: Duration = Duration::from_secs(10);
+
+/// When the store was last caught up; until the first time, when the reading began.
+#[derive(Default)]
+pub(super) struct CaughtUp {
+    /// By the time of day, in ms since the epoch.
+    pub at: Option<i64>,
+    /// By the clock that counts on, if it was in this run.
+    pub seen: Option<Moment>,
+    /// When the store was last told.
+    pub noted: Option<Moment>,
+    /// How often a store that is being built has been read to the end, and what was doubtful then.
+    pub readings: usize,
+    pub doubtful: BTreeSet<(Vec<u8>, Position)>,
+}
+
+/// Why a store that is caught up now may have missed deletes since it last was.
+pub(super) fn distrust_now(last: &CaughtUp, clock: &dyn Clock, grace: Option<Duration>) -> Option<String> {
+    match last.seen.map(|seen| clock.now().since(seen)) {
+        // A clock that is set does not make a running process older.
+        Some(since) => distrust(Some(0), since.as_millis() as i64, grace),
+        None => distrust(last.at, clock.wall(), grace),
+    }
+}
+
+/// As [`distrust`], by the log's clock: it counts also where this machine's was set back.
+pub(super) fn distrust_by_log(last: &CaughtUp, batch: &Batch, grace: Option<Duration>) -> Option<String> {
+    let (then, now) = last.at.zip(batch.log_time())?;
+    distrust(Some(then), now.max(then), grace)
+}
+
+/// Why a store can't be brought up to date with a log.
+pub(super) struct Misfit {
+    pub why: String,
+    /// Whether it befell the log, and with it every node, rather than this node.
+    pub of_all: bool,
+}
+
+pub(super) fn misfit(checkpoint: &Checkpoint, info: &LogInfo) -> Option<Misfit> {
+    let of_all = |why| Some(Misfit { why, of_all: true });
+    let identity = checkpoint.identity.as_ref()?;
+    if !identity.fits(&info.identity) {
+        return of_all(format!("it was built from {identity}, and this is {}", info.identity));
+    }
+    let (known, partitions) = (checkpoint.next.len(), info.partitions.len());
+    if known > partitions {
+        return of_all(format!("it knows {known} partitions, the topic has {partitions}"));
+    }
+    (0..).zip(&checkpoint.next).zip(&info.partitions).find_map(|((partition, next), range)| {
+        // At the end is in order: there is no record yet. A partition that was never read from has nothing to lose.
+        let inside = range.start <= next.0 && next.0 <= range.end;
+        (!inside && next.0 != 0).then(|| Misfit {
+            why: format!(
+                "it stands at offset {} of partition {partition}, which holds {} to {}",
+                next.0, range.start, range.end
+            ),
+            of_all: next.0 > range.end,
+        })
+    })
+}
+
+/// Why a log can't be the one that a store was built from, although it holds the offset, if its reader said that it does not:
+/// it has ended below it meanwhile, or its leaders since tell that it did. `None` for a partition that was never read from.
+pub(super) fn gone_back(checkpoint: &Checkpoint, partition: i32) -> Option<Misfit> {
+    let next = checkpoint.next.get(usize::try_from(partition).ok()?).filter(|next| next.0 > 0)?;
+    let why = format!(
+        "it has been read up to offset {} of partition {partition}, which by its leaders' word has ended before that: the log has gone back",
+        next.0
+    );
+    Some(Misfit { why, of_all: true })
+}
+
+/// Partitions that were never read from are read from where they start by now; none of the others starts later.
+pub(super) fn at_starts(mut checkpoint: Checkpoint, info: &LogInfo) -> Checkpoint {
+    for (next, range) in checkpoint.next.iter_mut().zip(&info.partitions) {
+        next.0 = next.0.max(range.start);
+    }
+    checkpoint
+}
+
+/// Why a log, although the offsets fit, can't be the one that a store was built from: it has a record below the next
+/// offset that is later than all that were read there. So a log that went back to an older state and grew beyond the
+/// next offset again is found out, unless its new records are no later than its old ones: writers' clocks may say so
+/// (CreateTime), or a broker's that was set back. Nor is it found out within `patience` if transaction markers are later
+/// than the records in between, and those are many; a node must be able to start all the same.
+pub(super) fn rewritten(
+    log: &dyn Log,
+    known: &Checkpoint,
+    patience: Duration,
+    stop: &AtomicBool,
+) -> Result<Option<String>, ReadError> {
+    let found = log.first_after(&known.latest)?;
+    let mut at = known.next.clone();
+    for (at, found) in at.iter_mut().zip(found) {
+        *at = found.map_or(*at, |found| NextOffset(found).min(*at));
+    }
+    if at == known.next {
+        return Ok(None);
+    }
+    // Transaction markers and aborted records have timestamps, too, so it takes a record.
+    let mut reader = log.reader(&at, &[])?;
+    let (mut batch, mut answers, until) = (Batch::default(), false, Instant::now() + patience);
+    while at.iter().zip(&known.next).any(|(at, next)| at < next) {
+        if stop.load(Ordering::Relaxed) {
+            return Err(ReadError::Unavailable("this node is stopping".to_owned()));
+        }
+        if Instant::now() > until {
+            if !answers {
+                return Err(ReadError::Unavailable("it was not read again in time".to_owned()));
+            }
+            tracing::warn!(
+                "there was no time to see whether the log has gone back: it holds much that is later than its records, such as \
+                 transaction markers; it is taken for what it was"
+            );
+            return Ok(None);
+        }
+        batch.clear();
+        reader.poll(POLL, &mut batch)?;
+        let other = batch.records().find(|LogRecord { position, timestamp, .. }| {
+            let partition = position.partition as usize;
+            position.offset < known.next[partition].0
+                && known.latest[partition].is_some_and(|latest| *timestamp > latest)
+        });
+        if let Some(LogRecord { position, .. }) = other {
+            return Ok(Some(format!(
+                "it has been read up to offset {} of partition {}, and now another record is at {position}: the log has gone back",
+                known.next[position.partition as usize].0, position.partition
+            )));
+        }
+        for read in batch.read() {
+            at[read.partition as usize] = read.next;
+            answers = true;
+        }
+    }
+    Ok(None)
+}

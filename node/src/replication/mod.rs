@@ -1,0 +1,170 @@
+//! The one path from the log into the store: a thread that reads batches, applies each in one transaction together with
+//! the next offsets, and only then tells who waits ([`applier`]). Nothing else writes the store. A second thread learns how
+//! far the log is, and whether it is still the same ([`watermarks`]). Each goes on in steps, which the simulation takes
+//! without threads.
+//!
+//! # When the store does not fit the log
+//!
+//! It is built anew, from another member's store or from the log's start, never patched. Whether the old one is read in
+//! the meantime depends on who else can answer: what befalls one node is answered by the others (its store is emptied, it
+//! is not ready, its reads ask the members); what befalls all of them must not silence all of them at once (the new store
+//! is built beside the old one, which is read until the new one is complete).
+//!
+//! A store from an earlier run answers reads when the log has said that it fits, or has not said anything for a second.
+//! A node "runs" from the first time on that it is caught up; a store that it starts with has no such claim.
+//!
+//! | what happened | found at the start | found while running |
+//! | --- | --- | --- |
+//! | another `KAFKA_TOPIC` | emptied | – |
+//! | the topic was deleted and created again, the Kafka cluster was replaced | emptied | read until the switch |
+//! | the log ends below the store's next offset, or has fewer partitions: it lost records | emptied | read until the switch |
+//! | it lost records and has others in their place, by its leaders' word ([`compatibility::gone_back`]) or later ones by their write timestamps ([`compatibility::rewritten`]) | emptied | read until the switch |
+//! | the log starts above the store's next offset: this node missed records | emptied | emptied |
+//! | last caught up longer ago than the delete grace, for the process was away or frozen | emptied, before the log answers | emptied, before another read |
+//! | … while it was being built from the log | emptied | begun anew |
+//! | … for the log did not answer, or the store could not be written, for that long | – | read until the switch |
+//! | the topic was given more partitions | goes on, and reads them from their start | the same, within seconds |
+//! | the volume was restored from a backup within the grace | goes on from its own offsets | – |
+//! | the machine's clock was set forward by more than the grace: it may have been stopped for as long | emptied | emptied |
+//! | the machine's clock was set back by more than an hour: nobody knows how long it was away | emptied | nothing: a running process counts for itself |
+
+pub mod age;
+mod applier;
+mod apply;
+mod compatibility;
+pub mod progress;
+pub mod snapshot;
+mod watermarks;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+pub use self::applier::{Applier, Next};
+pub use self::apply::apply;
+pub use self::watermarks::Watermarks;
+use crate::log::{Log, LogIdentity};
+use crate::metrics::Metrics;
+use crate::replication::progress::{Phase, Progress};
+use crate::replication::snapshot::Copies;
+use crate::store::{Checkpoint, Store, StoreError};
+
+/// How long the reader waits for news before anything else is looked at.
+const POLL: Duration = Duration::from_millis(100);
+/// Between two tries to reach a log that does not answer.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// What a replica works with.
+#[derive(Clone)]
+pub struct Parts {
+    pub log: Arc<dyn Log>,
+    pub store: Arc<Store>,
+    pub progress: Arc<Progress>,
+    pub metrics: Arc<Metrics>,
+    /// How long other writers' tombstones are remembered.
+    pub delete_retention: Duration,
+    /// Where a copy of another member's store comes from; `None` to read the log always.
+    pub snapshots: Option<Arc<dyn Copies>>,
+}
+
+/// What the two halves tell each other.
+#[derive(Default)]
+struct Shared {
+    stop: AtomicBool,
+    /// The log that is read.
+    identity: Mutex<Option<LogIdentity>>,
+    /// It is another one now, has lost records or gained partitions: it must be opened anew.
+    changed: AtomicBool,
+    /// How far the store was when the log stopped answering. When it answers again it may have lost records, and have
+    /// others in their place by the time that somebody looks, or that they are applied.
+    silent_since: Mutex<Option<Checkpoint>>,
+}
+
+impl Shared {
+    fn identity(&self) -> MutexGuard<'_, Option<LogIdentity>> {
+        self.identity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn silent_since(&self) -> MutexGuard<'_, Option<Checkpoint>> {
+        self.silent_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}
+
+/// The two halves of a replica, not yet at work. A store that is too old is empty from now on; one that may be read is held
+/// until the log has had time to object.
+///
+/// # Errors
+/// When the store can't be read.
+pub fn halves(parts: Parts) -> Result<(Applier, Watermarks), StoreError> {
+    let shared = Arc::new(Shared::default());
+    let watermarks = Watermarks::new(parts.clone(), Arc::clone(&shared));
+    Ok((Applier::new(parts, shared)?, watermarks))
+}
+
+/// The two halves at work, each on a thread.
+pub struct Replica {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Replica {
+    /// # Errors
+    /// When the store can't be read or the system gives no thread.
+    pub fn start(parts: Parts) -> anyhow::Result<Self> {
+        let progress = Arc::clone(&parts.progress);
+        let (mut applier, mut watermarks) = halves(parts)?;
+        let shared = Arc::clone(&applier.shared);
+        let learner = std::thread::Builder::new().name("watermarks".into()).spawn({
+            let (shared, progress) = (Arc::clone(&shared), Arc::clone(&progress));
+            move || {
+                let _obituary = Obituary { progress: &progress, thread: "watermarks" };
+                while !shared.stopped() {
+                    std::thread::sleep(watermarks.step());
+                }
+            }
+        })?;
+        let applier = std::thread::Builder::new().name("replica".into()).spawn(move || {
+            let _obituary = Obituary { progress: &progress, thread: "replica" };
+            loop {
+                match applier.step() {
+                    Next::Step => {}
+                    Next::Pause => applier.pause(),
+                    Next::Done => return,
+                }
+            }
+        })?;
+        Ok(Self { shared, threads: vec![learner, applier] })
+    }
+
+    /// Stops after the batch under way. Blocks, for as long as that takes.
+    pub fn stop(self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads {
+            // The unwinding thread has told `Progress` already.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Tells that a thread died, if it did.
+pub(crate) struct Obituary<'a> {
+    pub progress: &'a Progress,
+    pub thread: &'static str,
+}
+
+impl Drop for Obituary<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let reason = format!("the {}'s thread panicked; restart the node", self.thread);
+            self.progress.set_phase(Phase::Failed(reason));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,346 @@
+//! Filling an empty store with a copy of another member's.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use reqwest::StatusCode;
+use reqwest::header::RETRY_AFTER;
+use tokio::runtime::Handle;
+
+use super::{Header, Receiver};
+use crate::cluster::{Membership, MembershipState};
+use crate::log::LogIdentity;
+use crate::store::{Checkpoint, Incoming, Store, StoreError};
+use crate::text_of;
+
+/// How long a member may take to begin its answer, or its next bytes.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the members may take to be known after the start.
+const MEMBERS: Duration = Duration::from_secs(5);
+/// Rounds through members of which one is busy.
+const ROUNDS: usize = 20;
+/// Longest pause between two rounds.
+const PAUSE: Duration = Duration::from_secs(5);
+/// Between two signs that it goes on.
+const SIGN_OF_LIFE: Duration = Duration::from_millis(200);
+/// Of the reason that a member gives, as much is told.
+pub(super) const REASON_BYTES: usize = 1000;
+/// As much is written before the disk is asked to take it.
+const UNSYNCED_BYTES: usize = 64 << 20;
+/// The disk keeps as much free, for the store's growth.
+const SPARE_BYTES: u64 = 64 << 20;
+
+/// Where a node gets a copy of another member's store.
+pub trait Copies: Send + Sync + 'static {
+    /// A copy of another member's store of this log, whole, opened and found to fit; `None` if there is none to be had. Blocks
+    /// for as long as that takes, not on the runtime.
+    fn fetch(
+        &self,
+        identity: &LogIdentity,
+        store: &Store,
+        fits: Fits<'_>,
+        report: Report<'_>,
+    ) -> Option<(Incoming, Checkpoint)>;
+}
+
+/// Fetches them over HTTP.
+pub struct Fetcher {
+    http: reqwest::Client,
+    membership: Arc<dyn Membership>,
+    own_address: String,
+    runtime: Handle,
+}
+
+enum Failed {
+    /// It is giving its store to somebody else, for about so long.
+    Busy(Duration),
+    /// Not this one.
+    Unusable(String),
+    /// The node is stopping.
+    Stopped,
+}
+
+/// Whether the log as it is now is the one that a copy was made from; the reason if not.
+pub type Fits<'a> = &'a dyn Fn(&Checkpoint) -> Result<(), String>;
+/// Takes what is being done; `false` to give up.
+pub type Report<'a> = &'a dyn Fn(String) -> bool;
+
+impl Copies for Fetcher {
+    fn fetch(
+        &self,
+        identity: &LogIdentity,
+        store: &Store,
+        fits: Fits<'_>,
+        report: Report<'_>,
+    ) -> Option<(Incoming, Checkpoint)> {
+        self.wait_for_members(report);
+        let mut unusable: Vec<String> = Vec::new();
+        for _ in 0..ROUNDS {
+            let mut busy = None;
+            for member in self.others() {
+                if unusable.contains(&member) {
+                    continue;
+                }
+                match self.fetch_from(&member, identity, store, fits, report) {
+                    Ok(copy) => return Some(copy),
+                    Err(Failed::Stopped) => return None,
+                    Err(Failed::Busy(pause)) => {
+                        busy = Some(busy.map_or(pause, |known: Duration| known.min(pause)));
+                    }
+                    Err(Failed::Unusable(reason)) => {
+                        tracing::warn!("no snapshot from {member}: {reason}");
+                        unusable.push(member);
+                    }
+                }
+            }
+            let pause = busy?;
+            let until = Instant::now() + pause.min(PAUSE);
+            while Instant::now() < until {
+                if !report("waiting for a member that gives its store to others".to_owned()) {
+                    return None;
+                }
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+        None
+    }
+}
+
+impl Fetcher {
+    /// `own_address`: `host:API_PORT` as the membership lists this node. To be called on the runtime.
+    ///
+    /// # Errors
+    /// When the HTTP client can't be built.
+    pub fn new(membership: Arc<dyn Membership>, own_address: String) -> anyhow::Result<Self> {
+        let http = reqwest::Client::builder()
+            .connect_timeout(PATIENCE)
+            .read_timeout(PATIENCE)
+            .redirect(reqwest::redirect::Policy::none())
+            .build()?;
+        Ok(Self { http, membership, own_address, runtime: Handle::current() })
+    }
+
+    fn others(&self) -> Vec<String> {
+        let members = self.membership.members();
+        let mut others: Vec<_> =
+            members.iter().filter(|member| **member != self.own_address).cloned().collect();
+        // Nodes that start together do not all begin with the same one.
+        let turn = self.own_address.bytes().map(usize::from).sum::<usize>() % others.len().max(1);
+        others.rotate_left(turn);
+        others
+    }
+
+    fn wait_for_members(&self, report: Report<'_>) {
+        let until = Instant::now() + MEMBERS;
+        while matches!(self.membership.state(), MembershipState::Disconnected { .. })
+            && Instant::now() < until
+        {
+            if !report("waiting for the members".to_owned()) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn fetch_from(
+        &self,
+        member: &str,
+        identity: &LogIdentity,
+        store: &Store,
+        fits: Fits<'_>,
+        report: Report<'_>,
+    ) -> Result<(Incoming, Checkpoint), Failed> {
+        let unusable = |error: &dyn std::fmt::Display| Failed::Unusable(error.to_string());
+        let mut incoming = store.incoming().map_err(|error| unusable(&error))?;
+        let started = Instant::now();
+        let doing = RefCell::new(format!("asking {member} for its store"));
+        let (bytes, file) = self.runtime.block_on(async {
+            let stopped = async {
+                while report(doing.borrow().clone()) {
+                    tokio::time::sleep(SIGN_OF_LIFE).await;
+                }
+            };
+            tokio::select! {
+                downloaded = self.download(member, identity, &incoming, &doing) => downloaded,
+                () = stopped => Err(Failed::Stopped),
+            }
+        })?;
+        let fetched = started.elapsed();
+        let checkpoint = open(&mut incoming, file, report, || format!("looking at the store of {member}"))?;
+        fits(&checkpoint).map_err(Failed::Unusable)?;
+        let (fetching, all) = (fetched.as_secs_f64(), started.elapsed().as_secs_f64());
+        tracing::info!(bytes, fetching, seconds = all, "took a snapshot from {member}");
+        Ok((incoming, checkpoint))
+    }
+
+    async fn download(
+        &self,
+        member: &str,
+        identity: &LogIdentity,
+        incoming: &Incoming,
+        doing: &RefCell<String>,
+    ) -> Result<(u64, OnDisk), Failed> {
+        let unusable = |error: &dyn std::fmt::Display| Failed::Unusable(error.to_string());
+        let response = self.http.get(format!("http://{member}/snapshot")).send().await;
+        let response = response.map_err(|error| unusable(&Chain(&error)))?;
+        if response.status() == StatusCode::SERVICE_UNAVAILABLE {
+            let pause = response.headers().get(RETRY_AFTER).and_then(|text| text.to_str().ok()?.parse().ok());
+            return Err(match pause {
+                Some(seconds) => Failed::Busy(Duration::from_secs(seconds)),
+                None => Failed::Unusable(text_of(response, REASON_BYTES).await.unwrap_or_default()),
+            });
+        }
+        if response.status() != StatusCode::OK {
+            return Err(Failed::Unusable(format!("it answers {}", response.status())));
+        }
+        let file =
+            File::create_new(incoming.file()).and_then(OnDisk::new).map_err(|error| unusable(&error))?;
+        let folder = incoming.file().parent().unwrap_or(incoming.file()).to_owned();
+        let accept = |header: &Header| {
+            if !header.identity.fits(identity) {
+                return Err(format!("it is of {}, and this node reads {identity}", header.identity));
+            }
+            room_for(&folder, header.bytes)
+        };
+        let mut receiver = Receiver::new(BufWriter::with_capacity(1 << 20, file), accept);
+        let mut body = response.bytes_stream();
+        while let Some(piece) = body.next().await {
+            receiver
+                .push(&piece.map_err(|error| unusable(&Chain(&error)))?)
+                .map_err(|error| unusable(&error))?;
+            let of = receiver.header().map_or(0, |header| header.bytes).max(1);
+            let percent = (receiver.written() as f64 / of as f64 * 100.0).min(100.0);
+            *doing.borrow_mut() = format!("fetching the store of {member}, {percent:.0} %");
+        }
+        let bytes = receiver.written();
+        let (_, file) = receiver.finish().map_err(|error| unusable(&error))?;
+        let file = file.into_inner().map_err(|error| unusable(&error))?;
+        Ok((bytes, file))
+    }
+}
+
+/// A file that goes to disk while it is written. The system would keep a store in memory until it is asked to sync, and only
+/// then begin.
+struct OnDisk {
+    file: Arc<File>,
+    unsynced: usize,
+    /// `true` when nothing more comes.
+    sync: mpsc::SyncSender<bool>,
+    /// Ends with what came of all that was asked.
+    synced: JoinHandle<io::Result<()>>,
+}
+
+impl OnDisk {
+    fn new(file: File) -> io::Result<Self> {
+        let file = Arc::new(file);
+        let (sync, asked) = mpsc::sync_channel(1);
+        let syncing = Arc::clone(&file);
+        let thread = std::thread::Builder::new().name("snapshot-sync".into());
+        // What a sync fails of is said once, so all of them are in one place.
+        let synced = thread.spawn(move || {
+            loop {
+                match asked.recv() {
+                    Ok(false) => syncing.sync_data()?,
+                    Ok(true) => return syncing.sync_all(),
+                    // Nobody wants it any more.
+                    Err(mpsc::RecvError) => return Ok(()),
+                }
+            }
+        })?;
+        Ok(Self { file, unsynced: 0, sync, synced })
+    }
+
+    /// Nothing more comes: to be joined until all of it is on disk.
+    fn finish(self) -> JoinHandle<io::Result<()>> {
+        // If it is gone, it says why.
+        let _ = self.sync.send(true);
+        self.synced
+    }
+}
+
+impl Write for OnDisk {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = (&*self.file).write(bytes)?;
+        self.unsynced += written;
+        if self.unsynced >= UNSYNCED_BYTES && self.sync.try_send(false).is_ok() {
+            self.unsynced = 0;
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Looks at a copy and opens it while the rest of it goes to disk, which takes a while, and says so meanwhile.
+fn open(
+    incoming: &mut Incoming,
+    file: OnDisk,
+    report: Report<'_>,
+    doing: impl Fn() -> String,
+) -> Result<Checkpoint, Failed> {
+    let stop = AtomicBool::new(false);
+    let (send, opened) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let opening = scope.spawn(|| {
+            let syncing = file.finish();
+            let opened = incoming.open(&stop);
+            let synced = syncing.join().unwrap_or_else(|_| Err(io::Error::other("a panic")));
+            let opened = opened.and_then(|checkpoint| synced.map(|()| checkpoint).map_err(StoreError::Io));
+            // Who asks waits until this scope ends.
+            let _ = send.send(opened);
+        });
+        loop {
+            match opened.recv_timeout(SIGN_OF_LIFE) {
+                Ok(_) if stop.load(Ordering::Relaxed) => return Err(Failed::Stopped),
+                Ok(opened) => return opened.map_err(|error| Failed::Unusable(error.to_string())),
+                Err(RecvTimeoutError::Timeout) => {
+                    if !report(doing()) {
+                        stop.store(true, Ordering::Relaxed);
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    // Joined, so that the panic ends here.
+                    let _ = opening.join();
+                    return Err(Failed::Unusable("looking at it ended in a panic".to_owned()));
+                }
+            }
+        }
+    })
+}
+
+/// Whether a store of this size fits on the disk of a folder.
+///
+/// # Errors
+/// A sentence if not.
+pub fn room_for(folder: &std::path::Path, bytes: u64) -> Result<(), String> {
+    let Ok(disk) = rustix::fs::statvfs(folder) else { return Ok(()) };
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    if bytes.saturating_add(SPARE_BYTES) > free {
+        return Err(format!("it has {bytes} bytes, and the disk of {} has {free} free", folder.display()));
+    }
+    Ok(())
+}
+
+/// reqwest's errors say little without what caused them.
+pub(super) struct Chain<'a>(pub &'a dyn std::error::Error);
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(out, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,84 @@
+//! The half of a replica that learns how far the log is.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::compatibility::{VERIFY, rewritten};
+use super::{Parts, Shared};
+use crate::clock::Moment;
+use crate::replication::progress::Phase;
+use bitacora_protocol::{HighWatermark, NextOffset};
+
+/// Between two questions for the high watermarks; well within the second after which they are stale.
+const ASK: Duration = Duration::from_millis(250);
+/// Between two looks whether the log is still the same.
+const STILL: Duration = Duration::from_secs(2);
+
+pub struct Watermarks {
+    parts: Parts,
+    shared: Arc<Shared>,
+    /// When it last looked whether the log is the same.
+    looked: Moment,
+}
+
+impl Watermarks {
+    pub(super) fn new(parts: Parts, shared: Arc<Shared>) -> Self {
+        let looked = parts.progress.clock().now();
+        Self { parts, shared, looked }
+    }
+
+    /// Asks the log once, if it is being read. Blocks for as long as the log takes. Returns for how long to pause.
+    pub fn step(&mut self) -> Duration {
+        let progress = Arc::clone(&self.parts.progress);
+        progress.tick();
+        progress.release(false);
+        let reads = matches!(progress.phase(), Phase::Reading | Phase::Blocked(_));
+        if !reads || self.shared.changed.load(Ordering::Acquire) {
+            return ASK / 10;
+        }
+        let (asked, next) = (progress.asks(), progress.next());
+        match self.parts.log.high_watermarks() {
+            Ok(ends) => {
+                if self.is_another(&next, &ends) {
+                    self.shared.changed.store(true, Ordering::Release);
+                    // Until it is opened anew, nobody knows how far this node is.
+                    progress.unlearn();
+                } else if self.shared.silent_since().is_none() {
+                    progress.learnt(&ends, asked);
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the high watermarks are not known");
+                let mut silent_since = self.shared.silent_since();
+                if silent_since.is_none() {
+                    *silent_since = self.parts.store.checkpoint().ok();
+                }
+            }
+        }
+        ASK
+    }
+
+    /// Whether the log is another one than was opened, has lost records, or has partitions that nobody reads yet.
+    fn is_another(&mut self, next: &[NextOffset], ends: &[HighWatermark]) -> bool {
+        let log = &*self.parts.log;
+        if next.iter().zip(ends).any(|(next, end)| next.0 > end.0) {
+            return true;
+        }
+        let before = self.shared.silent_since().clone();
+        match before.map(|before| rewritten(log, &before, VERIFY, &self.shared.stop)) {
+            // Who opens the log anew looks again, and says so.
+            Some(Ok(Some(_))) => return true,
+            Some(Ok(None)) => *self.shared.silent_since() = None,
+            Some(Err(error)) => tracing::debug!(%error, "not known whether the log is what it was"),
+            None => {}
+        }
+        let now = self.parts.progress.clock().now();
+        if now.since(self.looked) < STILL {
+            return false;
+        }
+        self.looked = now;
+        let identity = self.shared.identity().clone();
+        identity.is_some_and(|identity| !log.is_still(&identity, next.len()))
+    }
+}

@@ -1,0 +1,3 @@
+//! What the HTTP and the RPC server share.
+
+pub mod socket;

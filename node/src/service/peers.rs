@@ -1,0 +1,256 @@
+//! Asking the other members for a key, `GET /rpc/cluster`. What they answer is returned, never stored.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bitacora_protocol::Position;
+use bitacora_protocol::http::{LOG_HEADER, POSITION_HEADER, TIMESTAMP_HEADER};
+use bitacora_protocol::record::{OwnedKeyValue, ttl};
+use futures_util::StreamExt;
+use futures_util::future::{BoxFuture, FutureExt, Shared};
+use futures_util::stream::FuturesUnordered;
+use reqwest::{Response, StatusCode};
+use tokio::sync::Semaphore;
+
+use crate::cluster::Membership;
+use crate::log::LogTag;
+use crate::metrics::Metrics;
+use crate::now_ms;
+use crate::replication::progress::Progress;
+
+/// Keys asked for at a time. A restoring node under load has misses without number, and its peers other work.
+const CONCURRENT: usize = 256;
+/// Between two complaints about the answers of one member.
+const COMPLAIN: Duration = Duration::from_mins(1);
+/// Room in an answer beside the value; other writers' values may be larger than this node's limit, too.
+const HEADROOM_BYTES: usize = 1 << 20;
+/// What JSON makes of one byte, at most: `\u0001`.
+const ESCAPED_BYTES: usize = 6;
+
+/// What the others know of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerAnswer {
+    Found {
+        record: OwnedKeyValue,
+        position: Position,
+    },
+    /// Deleted or expired, by a record with this write timestamp.
+    Gone {
+        timestamp: i64,
+        position: Position,
+    },
+    /// Every member that answered knows that there is no record.
+    Missing,
+    /// Nobody answered in time.
+    Unknown,
+}
+
+impl PeerAnswer {
+    /// Whether it says more, or later things, than the other of the same key.
+    #[must_use]
+    pub fn is_better_than(&self, other: &Self) -> bool {
+        self.rank() > other.rank()
+    }
+
+    /// The higher write timestamp wins, then the higher offset; a record wins against none.
+    fn rank(&self) -> (u8, i64, i64) {
+        match self {
+            Self::Found { record, position } => (2, record.timestamp, position.offset),
+            Self::Gone { timestamp, position } => (2, *timestamp, position.offset),
+            Self::Missing => (1, 0, 0),
+            Self::Unknown => (0, 0, 0),
+        }
+    }
+}
+
+type Asking = Shared<BoxFuture<'static, PeerAnswer>>;
+
+#[derive(Clone)]
+pub struct Peers(Arc<Inner>);
+
+struct Inner {
+    http: reqwest::Client,
+    membership: Arc<dyn Membership>,
+    progress: Arc<Progress>,
+    own_address: String,
+    timeout: Duration,
+    max_answer_bytes: usize,
+    /// Concurrent misses of one key in one log share one request.
+    asking: Mutex<HashMap<(LogTag, String), Asking>>,
+    /// When it was last said of a member that its answers are of no use.
+    complaints: Mutex<HashMap<String, Instant>>,
+    permits: Semaphore,
+    metrics: Arc<Metrics>,
+}
+
+impl Peers {
+    /// `own_address`: `host:API_PORT` as the membership lists this node; `max_value_bytes` bounds what an answer may have.
+    ///
+    /// # Errors
+    /// When the HTTP client can't be built.
+    pub fn new(
+        membership: Arc<dyn Membership>,
+        progress: Arc<Progress>,
+        own_address: String,
+        timeout: Duration,
+        max_value_bytes: usize,
+        metrics: Arc<Metrics>,
+    ) -> anyhow::Result<Self> {
+        let http = reqwest::Client::builder()
+            .tcp_nodelay(true)
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .build()?;
+        let max_answer_bytes = ESCAPED_BYTES * (max_value_bytes + HEADROOM_BYTES);
+        let (asking, complaints, permits) = (Mutex::default(), Mutex::default(), Semaphore::new(CONCURRENT));
+        Ok(Self(Arc::new(Inner {
+            http,
+            membership,
+            progress,
+            own_address,
+            timeout,
+            max_answer_bytes,
+            asking,
+            complaints,
+            permits,
+            metrics,
+        })))
+    }
+
+    /// Asks every other member and waits for all of them, no longer than the timeout. What is of another log than `log`
+    /// is no answer.
+    pub async fn ask(&self, key: &str, log: LogTag) -> PeerAnswer {
+        let asking = {
+            let mut all = self.0.asking.lock().unwrap_or_else(PoisonError::into_inner);
+            let asked = (log, key.to_owned());
+            if let Some(asking) = all.get(&asked) {
+                asking.clone()
+            } else {
+                let (inner, owned) = (Arc::clone(&self.0), asked.clone());
+                // On a task of its own, so that it ends, and is forgotten, also when every caller has gone away.
+                let task = tokio::spawn(async move {
+                    let answer = inner.ask_all(&owned.1, log).await;
+                    inner.asking.lock().unwrap_or_else(PoisonError::into_inner).remove(&owned);
+                    answer
+                });
+                let asking = async move { task.await.unwrap_or(PeerAnswer::Unknown) }.boxed().shared();
+                all.insert(asked, asking.clone());
+                asking
+            }
+        };
+        asking.await
+    }
+}
+
+impl Inner {
+    async fn ask_all(&self, key: &str, log: LogTag) -> PeerAnswer {
+        let started = Instant::now();
+        let mut best = PeerAnswer::Unknown;
+        let asked = tokio::time::timeout(self.timeout, async {
+            let Ok(_permit) = self.permits.acquire().await else { return };
+            let members = self.membership.members();
+            let others = members.iter().filter(|member| **member != self.own_address);
+            let mut answers: FuturesUnordered<_> =
+                others.map(|member| self.ask_one(member, key, log)).collect();
+            while let Some(answer) = answers.next().await {
+                if answer.is_better_than(&best) {
+                    best = answer;
+                }
+            }
+        })
+        .await;
+        let outcome = match &best {
+            PeerAnswer::Found { .. } => "found",
+            PeerAnswer::Gone { .. } => "gone",
+            PeerAnswer::Missing => "missing",
+            PeerAnswer::Unknown if asked.is_err() => "timeout",
+            PeerAnswer::Unknown => "no_answer",
+        };
+        self.metrics.peer_reads.with_label_values(&[outcome]).inc();
+        self.metrics.peer_read_seconds.observe(started.elapsed().as_secs_f64());
+        best
+    }
+
+    async fn ask_one(&self, member: &str, key: &str, log: LogTag) -> PeerAnswer {
+        let Ok(mut url) = reqwest::Url::parse(&format!("http://{member}/rpc/cluster")) else {
+            self.complain(member, "it is registered under no address");
+            return PeerAnswer::Unknown;
+        };
+        url.query_pairs_mut().append_pair("key", key);
+        let answer = match self.http.get(url).send().await {
+            Ok(response) => self.understand(response, key, log).await,
+            // It is away, which is no news: its session ends soon.
+            Err(_) => return PeerAnswer::Unknown,
+        };
+        answer.unwrap_or_else(|why| {
+            self.complain(member, &why);
+            PeerAnswer::Unknown
+        })
+    }
+
+    /// What an answer says of the key; why it is of no use if it says nothing.
+    ///
+    /// Members are trusted as far as their answers make sense: a record that looks like one of the log is believed.
+    async fn understand(&self, mut response: Response, key: &str, log: LogTag) -> Result<PeerAnswer, String> {
+        let status = response.status();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            // It does not know either.
+            return Ok(PeerAnswer::Unknown);
+        }
+        if status != StatusCode::OK && status != StatusCode::NOT_FOUND {
+            return Err(format!("it answers {}", status.as_u16()));
+        }
+        let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let of = header(LOG_HEADER).map_or(Ok(0), |text| u64::from_str_radix(text, 16));
+        if !LogTag(of.map_err(|_| "the name of its log is no number")?).fits(log) {
+            // One of both has yet to notice that the log was replaced.
+            return Ok(PeerAnswer::Unknown);
+        }
+        let position: Option<Position> = header(POSITION_HEADER).and_then(|text| text.parse().ok());
+        let position = position.ok_or("it names no position in the log, as a node does")?;
+        let partitions = self.progress.next().len();
+        if partitions > 0 && position.partition as usize >= partitions {
+            return Err(format!("it names position {position}, and the topic has {partitions} partitions"));
+        }
+        let timestamp = header(TIMESTAMP_HEADER).map(str::parse::<i64>).transpose();
+        let timestamp = timestamp.map_err(|_| "its write timestamp is no number")?;
+        let at_a_record = position.offset >= 0;
+        if status == StatusCode::NOT_FOUND {
+            return match timestamp {
+                Some(timestamp) if at_a_record => Ok(PeerAnswer::Gone { timestamp, position }),
+                Some(_) => Err(format!("it names a delete at position {position}")),
+                None => Ok(PeerAnswer::Missing),
+            };
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|_| "its answer ends early")? {
+            if body.len() + chunk.len() > self.max_answer_bytes {
+                return Err(format!("its answer has more than {} bytes", self.max_answer_bytes));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        let record: OwnedKeyValue =
+            serde_json::from_slice(&body).map_err(|error| format!("its answer is no record: {error}"))?;
+        if record.key != key || !at_a_record {
+            return Err("it answers with another record than was asked for".to_owned());
+        }
+        // By this node's clock it may have expired on its way.
+        let live = record.ttl == ttl::FOR_EVER || record.ttl > now_ms();
+        Ok(if live {
+            PeerAnswer::Found { record, position }
+        } else {
+            PeerAnswer::Gone { timestamp: record.timestamp, position }
+        })
+    }
+
+    /// Says it once a while: every miss asks every member.
+    fn complain(&self, member: &str, why: &str) {
+        let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        complaints.retain(|_, at| at.elapsed() < COMPLAIN);
+        if !complaints.contains_key(member) {
+            complaints.insert(member.to_owned(), Instant::now());
+            tracing::warn!(member, "the answers of a member are of no use: {why}");
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! What a get means: the local store first, the other members when the store may not have it yet.
+
+use std::sync::Arc;
+
+use bitacora_protocol::Position;
+use bitacora_protocol::record::{KeyValue, OwnedKeyValue, source};
+
+use crate::log::LogTag;
+use crate::replication::progress::Progress;
+use crate::service::peers::{PeerAnswer, Peers};
+use crate::settings::PeerReads;
+use crate::store::{Entry, State, Store, StoreError, Tier};
+
+pub struct Reads {
+    store: Arc<Store>,
+    progress: Arc<Progress>,
+    peers: Peers,
+    ask_peers: PeerReads,
+}
+
+/// What is known of a key.
+#[derive(Debug)]
+pub struct Answer {
+    pub found: Found,
+    /// The position that the answer reflects.
+    pub position: Position,
+    pub from: From,
+}
+
+impl Answer {
+    /// The record that was found, as it is answered.
+    #[must_use]
+    pub fn record(&self) -> Option<KeyValue<'_>> {
+        match &self.found {
+            // Checked before it was stored, so it can be decoded.
+            Found::Local(entry) => entry.answer(),
+            Found::Peer(record) => Some(KeyValue { source: source::CLUSTER, ..record.as_borrowed() }),
+            Found::Gone { .. } | Found::Missing => None,
+        }
+    }
+
+    /// The write timestamp of the record or marker that decided it, ms since the epoch; `None` if there is none.
+    #[must_use]
+    pub fn timestamp(&self) -> Option<i64> {
+        match &self.found {
+            Found::Local(entry) => Some(entry.timestamp()),
+            Found::Peer(record) => Some(record.timestamp),
+            Found::Gone { timestamp } => Some(*timestamp),
+            Found::Missing => None,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub enum Found {
+    /// A record of this node's store; it is live, so it can be decoded.
+    Local(Entry),
+    /// A record of another member.
+    Peer(Box<OwnedKeyValue>),
+    /// Deleted or expired, by a record with this write timestamp.
+    Gone { timestamp: i64 },
+    /// No record.
+    Missing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    Local(Tier),
+    Peer,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum GetError {
+    /// The node does not know: its store is not restored, and no other member could say.
+    #[error(
+        "this node is still restoring its store and no other member could say whether the key exists; try again"
+    )]
+    NotRestored,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Reads {
+    #[must_use]
+    pub fn new(store: Arc<Store>, progress: Arc<Progress>, peers: Peers, ask_peers: PeerReads) -> Self {
+        Self { store, progress, peers, ask_peers }
+    }
+
+    /// The newest record of a key that this node, or else the cluster, knows.
+    ///
+    /// # Errors
+    /// When the store fails or the node can't know.
+    pub async fn get(&self, key: &str) -> Result<Answer, GetError> {
+        if let Some(answer) = self.at_once(key)? {
+            return Ok(answer);
+        }
+        let asked = self.ask_while_applying(key).await?;
+        self.settle(key, asked)
+    }
+
+    /// The answer of [`Reads::get`], once the others were asked.
+    ///
+    /// # Errors
+    /// As [`Reads::get`].
+    pub fn settle(&self, key: &str, asked: PeerAnswer) -> Result<Answer, GetError> {
+        // What the log delivered meanwhile wins.
+        let local = self.local(key)?;
+        let restored = self.progress.restored();
+        match (local, asked) {
+            (Some(answer), _) if restored => Ok(answer),
+            (Some(answer), PeerAnswer::Found { record, position })
+                if (answer.timestamp(), answer.position.offset)
+                    >= (Some(record.timestamp), position.offset) =>
+            {
+                Ok(answer)
+            }
+            (Some(answer), PeerAnswer::Gone { timestamp, position })
+                if (answer.timestamp(), answer.position.offset) >= (Some(timestamp), position.offset) =>
+            {
+                Ok(answer)
+            }
+            (_, PeerAnswer::Found { record, position }) => {
+                Ok(Answer { found: Found::Peer(Box::new(record)), position, from: From::Peer })
+            }
+            (_, PeerAnswer::Gone { timestamp, position }) => {
+                Ok(Answer { found: Found::Gone { timestamp }, position, from: From::Peer })
+            }
+            (_, PeerAnswer::Missing) => {
+                let position = self.progress.applied_for(key.as_bytes());
+                Ok(Answer { found: Found::Missing, position, from: From::Peer })
+            }
+            (_, PeerAnswer::Unknown) => self.missing(key, From::Local(Tier::Store)),
+        }
+    }
+
+    /// The answer of [`Reads::get`] where nobody else need be asked; `None` where the other members must be.
+    ///
+    /// # Errors
+    /// As [`Reads::get`].
+    pub fn at_once(&self, key: &str) -> Result<Option<Answer>, GetError> {
+        // A store that is being restored may hold a record that the rest of the log replaces or deletes, so what it
+        // holds is only an answer beside the others'.
+        if self.progress.restored()
+            && let Some(answer) = self.local(key)?
+        {
+            return Ok(Some(answer));
+        }
+        let ask = match self.ask_peers {
+            PeerReads::Always => true,
+            PeerReads::Never => false,
+            PeerReads::Auto => !self.progress.caught_up(),
+        };
+        if ask { Ok(None) } else { self.missing(key, From::Local(Tier::Store)).map(Some) }
+    }
+
+    /// As [`Reads::get`], of this node alone, and the log that the answer is of.
+    ///
+    /// # Errors
+    /// When the store fails, or is not restored: the rest of the log may replace or delete what it holds.
+    pub fn get_here(&self, key: &str) -> Result<(Answer, LogTag), GetError> {
+        let log = self.store.log()?;
+        let answer = match self.local(key)? {
+            Some(answer) if self.progress.restored() => answer,
+            _ => self.missing(key, From::Local(Tier::Store))?,
+        };
+        // Another log's store may have taken its place meanwhile.
+        if self.store.log()? == log { Ok((answer, log)) } else { Err(GetError::NotRestored) }
+    }
+
+    fn local(&self, key: &str) -> Result<Option<Answer>, StoreError> {
+        let Some((entry, tier)) = self.store.get(key.as_bytes())? else { return Ok(None) };
+        let position = entry.position();
+        let found = match entry.state_by(&**self.progress.clock()) {
+            State::Live => Found::Local(entry),
+            State::Deleted | State::Expired => Found::Gone { timestamp: entry.timestamp() },
+        };
+        Ok(Some(Answer { found, position, from: From::Local(tier) }))
+    }
+
+    fn missing(&self, key: &str, from: From) -> Result<Answer, GetError> {
+        if !self.progress.restored() {
+            return Err(GetError::NotRestored);
+        }
+        Ok(Answer { found: Found::Missing, position: self.progress.applied_for(key.as_bytes()), from })
+    }
+
+    /// Asks the other members, but ends at once when the log delivers the key.
+    async fn ask_while_applying(&self, key: &str) -> Result<PeerAnswer, StoreError> {
+        let mut applied = self.progress.watch();
+        let mut asked = std::pin::pin!(self.peers.ask(key, self.store.log()?));
+        loop {
+            tokio::select! {
+                answer = &mut asked => return Ok(answer),
+                _ = applied.changed() => {
+                    if self.progress.restored() && self.local(key)?.is_some() {
+                        return Ok(PeerAnswer::Unknown);
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! What a set and a delete mean: a record, appended to the log and acknowledged. The store is not touched here; the
+//! record comes back through the replica.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bitacora_protocol::record::{KeyValue, source, ttl};
+use futures_util::future::BoxFuture;
+use uuid::Uuid;
+
+use crate::log::{AppendError, Appended, Log};
+use crate::metrics::Metrics;
+use crate::now_ms;
+
+/// The longest key, in bytes of UTF-8. LMDB bounds it; see [`crate::store::Store::max_key_bytes`].
+pub const MAX_KEY_BYTES: usize = 1024;
+/// What an encoded record has beside its key and value, at most: four numbers, three lengths, a UUID.
+pub const RECORD_OVERHEAD_BYTES: usize = 128;
+/// The longest time to live that is taken: a hundred years.
+pub const MAX_TTL: Duration = Duration::from_hours(100 * 365 * 24);
+
+pub struct Writes {
+    log: Arc<dyn Log>,
+    max_value_bytes: usize,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    #[error("the value has {size} bytes; a value has at most {max} (MAX_VALUE_BYTES)")]
+    ValueTooLarge { size: usize, max: usize },
+    #[error(transparent)]
+    Log(#[from] AppendError),
+}
+
+/// An acknowledged write.
+#[derive(Debug)]
+pub struct Written {
+    pub appended: Appended,
+    /// As [`KeyValue::ttl`].
+    pub ttl: i64,
+    pub uuid: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    #[error("the key is missing or blank")]
+    Blank,
+    #[error("the key has {0} bytes; a key has at most {MAX_KEY_BYTES}")]
+    TooLong(usize),
+}
+
+/// Whether a text can be a key.
+///
+/// # Errors
+/// When it is blank or too long.
+pub fn check_key(key: &str) -> Result<(), KeyError> {
+    match key.len() {
+        _ if key.trim().is_empty() => Err(KeyError::Blank),
+        length if length > MAX_KEY_BYTES => Err(KeyError::TooLong(length)),
+        _ => Ok(()),
+    }
+}
+
+impl Writes {
+    #[must_use]
+    pub fn new(log: Arc<dyn Log>, max_value_bytes: usize, metrics: Arc<Metrics>) -> Self {
+        Self { log, max_value_bytes, metrics }
+    }
+
+    /// Sets a key that [`check_key`] accepts, for ever or for a time to live of at most [`MAX_TTL`]. The write takes its
+    /// place in the log's order at once; the future completes when the log has acknowledged it. Reads on this node see
+    /// it a moment later.
+    ///
+    /// # Errors
+    /// [`WriteError`] says whether the write may still take effect.
+    pub fn set(
+        &self,
+        key: &str,
+        value: &str,
+        live: Option<Duration>,
+    ) -> impl Future<Output = Result<Written, WriteError>> + Send + use<> {
+        let begun = if value.len() > self.max_value_bytes {
+            Err(WriteError::ValueTooLarge { size: value.len(), max: self.max_value_bytes })
+        } else {
+            let expires = live.map_or(ttl::FOR_EVER, |live| now_ms() + live.min(MAX_TTL).as_millis() as i64);
+            Ok(self.write(key, value, expires))
+        };
+        async move { begun?.await }
+    }
+
+    /// Deletes a key, whether it is there or not, by a delete marker.
+    ///
+    /// # Errors
+    /// As [`Writes::set`].
+    pub fn delete(&self, key: &str) -> impl Future<Output = Result<Written, WriteError>> + Send + use<> {
+        self.write(key, "", ttl::DELETED)
+    }
+
+    fn write(
+        &self,
+        key: &str,
+        value: &str,
+        ttl: i64,
+    ) -> impl Future<Output = Result<Written, WriteError>> + Send + use<> {
+        let uuid = Uuid::new_v4().to_string();
+        let record = KeyValue { key, value, timestamp: now_ms(), source: source::PRODUCER, ttl, uuid: &uuid };
+        let mut bytes = Vec::new();
+        record.encode(&mut bytes);
+        let (started, metrics) = (Instant::now(), Arc::clone(&self.metrics));
+        let appended = Append { waiting: Some(self.log.append(key, bytes)), started, metrics };
+        async move { Ok(Written { appended: appended.await?, ttl, uuid }) }
+    }
+}
+
+/// An append under way. It is counted also when its caller has gone away: an operator must see that nothing is
+/// acknowledged when nobody has the patience to wait for that.
+struct Append {
+    waiting: Option<BoxFuture<'static, Result<Appended, AppendError>>>,
+    started: Instant,
+    metrics: Arc<Metrics>,
+}
+
+impl Future for Append {
+    type Output = Result<Appended, AppendError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let waiting = self.waiting.as_mut().expect("not polled after its end");
+        let outcome = ready!(waiting.as_mut().poll(cx));
+        self.waiting = None;
+        self.metrics.appended(&outcome, self.started.elapsed());
+        Poll::Ready(outcome)
+    }
+}
+
+impl Drop for Append {
+    fn drop(&mut self) {
+        let (Some(waiting), Ok(runtime)) = (self.waiting.take(), tokio::runtime::Handle::try_current())
+        else {
+            return;
+        };
+        let (started, metrics) = (self.started, Arc::clone(&self.metrics));
+        runtime.spawn(async move { metrics.appended(&waiting.await, started.elapsed()) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::log::{LogInfo, LogReader, OpenError, ReadError, Tidy};
+    use bitacora_protocol::{HighWatermark, NextOffset, Position};
+
+    /// A log that acknowledges when it is told to.
+    #[derive(Default)]
+    struct Slow(Mutex<Vec<oneshot::Sender<Result<Appended, AppendError>>>>);
+
+    impl Log for Slow {
+        fn topic(&self) -> &'static str {
+            "slow"
+        }
+
+        fn open(&self) -> Result<LogInfo, OpenError> {
+            Err(OpenError::Refused("not for reading".to_owned()))
+        }
+
+        fn append(&self, _: &str, _: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>> {
+            let (done, acknowledged) = oneshot::channel();
+            self.0.lock().expect("no test panicked").push(done);
+            Box::pin(async move { acknowledged.await.expect("every append is settled") })
+        }
+
+        fn tidy(&self, _: Tidy) -> BoxFuture<'static, Result<Appended, AppendError>> {
+            Box::pin(async { Err(AppendError::NotTaken("no tidying".to_owned())) })
+        }
+
+        fn check_trimming(&self) -> Result<(), String> {
+            Err("no trimming".to_owned())
+        }
+
+        fn reader(&self, _: &[NextOffset], _: &[Option<i32>]) -> Result<Box<dyn LogReader>, ReadError> {
+            Err(ReadError::Unavailable("not for reading".to_owned()))
+        }
+
+        fn high_watermarks(&self) -> Result<Vec<HighWatermark>, ReadError> {
+            Ok(Vec::new())
+        }
+
+        fn flush(&self, _: Duration) {}
+    }
+
+    #[tokio::test]
+    async fn a_write_is_counted_when_it_is_settled_also_if_nobody_waits_for_it() {
+        let (log, metrics) = (Arc::new(Slow::default()), Arc::new(Metrics::new().expect("names differ")));
+        let writes = Writes::new(Arc::<Slow>::clone(&log), 100, Arc::clone(&metrics));
+        let settle = |outcome| {
+            let done = log.0.lock().expect("no test panicked").remove(0);
+            assert!(done.send(outcome).is_ok(), "the log's answer is awaited by somebody");
+        };
+        let position = Position { partition: 0, offset: 0 };
+        let waiting = writes.set("key", "value", None);
+        settle(Ok(Appended { position, timestamp: 0 }));
+        assert!(waiting.await.is_ok());
+        assert_eq!(metrics.appends("acknowledged"), 1);
+
+        drop(writes.delete("key"));
+        let mut begun = Box::pin(writes.delete("key"));
+        assert!(futures_util::poll!(&mut begun).is_pending());
+        drop(begun);
+        settle(Err(AppendError::Unknown("late".to_owned())));
+        settle(Err(AppendError::NotTaken("late".to_owned())));
+        while metrics.appends("unknown") + metrics.appends("not_taken") < 2 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
