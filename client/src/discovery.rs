@@ -15,9 +15,9 @@ use crate::balance::Pool;
 use bitacora_protocol::zookeeper::{ConnectString, SOCKETS, host_port, open_session};
 
 /// ZooKeeper's members are looked at this often, if no watch or state change asks for it earlier.
-const LOOK: Duration = Duration::from_secs(1);
+const MEMBERSHIP_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two tries to reach a server.
-const RETRY: Duration = Duration::from_millis(300);
+const RECONNECT_PAUSE: Duration = Duration::from_millis(300);
 
 /// What the last look at ZooKeeper was like; the error is a sentence.
 pub(crate) type Look = Result<(), String>;
@@ -32,7 +32,7 @@ impl Discovery {
     /// Ends the session, and waits for that, but not for long.
     pub(crate) async fn close(self) {
         drop(self.looks);
-        if timeout(LOOK, self.task).await.is_err() {
+        if timeout(MEMBERSHIP_CHECK_INTERVAL, self.task).await.is_err() {
             tracing::debug!("left ZooKeeper without its answer");
         }
     }
@@ -61,14 +61,14 @@ async fn run(
             Ok(zookeeper) => break zookeeper,
             Err(reason) => tell(&looks, Err(format!("ZooKeeper: {reason}"))),
         }
-        if timeout(RETRY, looks.closed()).await.is_ok() {
+        if timeout(RECONNECT_PAUSE, looks.closed()).await.is_ok() {
             return;
         }
     };
     let folder = format!("{}{SOCKETS}", connect.chroot());
     while !looks.is_closed() {
         let members = tokio::select! {
-            members = timeout(session_timeout.max(LOOK), members(&zookeeper, &folder)) => members,
+            members = timeout(session_timeout.max(MEMBERSHIP_CHECK_INTERVAL), members(&zookeeper, &folder)) => members,
             () = looks.closed() => break,
         };
         let look = match members {
@@ -84,7 +84,7 @@ async fn run(
         };
         tell(&looks, look);
         // What happened meanwhile makes this return at once.
-        let _ = timeout(LOOK, async {
+        let _ = timeout(MEMBERSHIP_CHECK_INTERVAL, async {
             tokio::select! {
                 () = wake.notified() => {}
                 () = looks.closed() => {}
@@ -93,7 +93,7 @@ async fn run(
         .await;
     }
     // A client of ZooKeeper that is merely dropped keeps its session alive.
-    let closed = timeout(LOOK, zookeeper.close()).await;
+    let closed = timeout(MEMBERSHIP_CHECK_INTERVAL, zookeeper.close()).await;
     tracing::debug!(?closed, "left ZooKeeper");
 }
 

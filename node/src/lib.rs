@@ -24,7 +24,10 @@ mod testing;
 ///
 /// # Errors
 /// When it breaks off.
-pub(crate) async fn text_of(mut answer: reqwest::Response, limit: usize) -> reqwest::Result<String> {
+pub(crate) async fn read_text_limited(
+    mut answer: reqwest::Response,
+    limit: usize,
+) -> reqwest::Result<String> {
     let mut bytes = Vec::new();
     while bytes.len() < limit
         && let Some(piece) = answer.chunk().await?
@@ -64,7 +67,7 @@ mod tests {
             .send()
             .await
             .expect("an answer");
-        let text = super::text_of(answer, 1_000).await.expect("text");
+        let text = super::read_text_limited(answer, 1_000).await.expect("text");
         assert!(text.starts_with("xxx") && text.len() < 10 << 20, "{} bytes", text.len());
         server.await.expect("it noticed");
     }

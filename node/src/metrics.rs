@@ -80,7 +80,7 @@ struct LogMetrics {
 
 struct StoreMetrics {
     records: IntGauge,
-    debts: IntGauge,
+    pending_repairs: IntGauge,
     bytes: IntGauge,
     map_bytes: IntGauge,
     used_pages: IntGauge,
@@ -492,7 +492,11 @@ impl StoreMetrics {
     fn new(r: &Registry) -> prometheus::Result<Self> {
         Ok(Self {
             records: gauge(r, "store_records", "Keys in the store, delete markers included.")?,
-            debts: gauge(r, "trim_debts", "Keys with records of trimmers that are not repaired yet.")?,
+            pending_repairs: gauge(
+                r,
+                "pending_repairs",
+                "Keys with records of trimmers that are not repaired yet.",
+            )?,
             bytes: gauge(r, "store_bytes", "Size of the store's file.")?,
             map_bytes: gauge(r, "store_map_bytes", "Size of LMDB's map.")?,
             used_pages: gauge(r, "store_used_pages", "LMDB pages that hold something.")?,
@@ -516,7 +520,7 @@ impl StoreMetrics {
     fn fill(&self, store: &StoreStats) {
         for (metric, value) in [
             (&self.records, store.records),
-            (&self.debts, store.debts),
+            (&self.pending_repairs, store.pending_repairs),
             (&self.bytes, store.bytes),
             (&self.map_bytes, store.map_bytes),
             (&self.used_pages, store.used_pages),

@@ -14,10 +14,10 @@ use crate::http;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::replication::progress::{Phase, Progress};
-use crate::replication::snapshot::{Copies, Fetcher, Snapshots};
+use crate::replication::snapshot::{Fetcher, SnapshotSource, Snapshots};
 use crate::replication::{self, Replica};
 use crate::rpc::{self, Limits};
-use crate::service::Door;
+use crate::service::Service;
 use crate::service::peers::Peers;
 use crate::service::reads::Reads;
 use crate::service::scans::Scans;
@@ -50,7 +50,7 @@ pub struct Node {
     http: http::Server,
     rpc: rpc::Server,
     announcer: JoinHandle<()>,
-    door: Arc<Door>,
+    service: Arc<Service>,
     drain_delay: Duration,
     grace: Duration,
     // Last, so that the folder stays locked until the store is closed.
@@ -79,7 +79,7 @@ impl Node {
             max_value_bytes,
             Arc::clone(&metrics),
         )?;
-        let door = Arc::new(Door {
+        let service = Arc::new(Service {
             reads: Arc::new(Reads::new(
                 Arc::clone(&store),
                 Arc::clone(&progress),
@@ -104,8 +104,10 @@ impl Node {
                 settings.snapshot_rate,
             ),
         });
-        let snapshots: Option<Arc<dyn Copies>> = match settings.snapshot {
-            SnapshotUse::Auto => Some(Arc::new(Fetcher::new(Arc::clone(&membership), door.address.api())?)),
+        let snapshots: Option<Arc<dyn SnapshotSource>> = match settings.snapshot {
+            SnapshotUse::Auto => {
+                Some(Arc::new(Fetcher::new(Arc::clone(&membership), service.address.api())?))
+            }
             SnapshotUse::Never => None,
         };
         let retention = settings.delete_retention;
@@ -125,7 +127,7 @@ impl Node {
             metrics,
             retention,
         })?;
-        let http = http::Server::start(listener, &door, settings.max_connections, settings.idle_timeout);
+        let http = http::Server::start(listener, &service, settings.max_connections, settings.idle_timeout);
         let limits = Limits {
             connections: settings.max_connections as usize,
             frame_bytes: usize::try_from(settings.max_frame_bytes)
@@ -133,7 +135,7 @@ impl Node {
                 .max(max_value_bytes + FRAME_OVERHEAD_BYTES),
             idle: settings.idle_timeout,
         };
-        let rpc = rpc::Server::start(rpc_listener, Arc::clone(&door), limits);
+        let rpc = rpc::Server::start(rpc_listener, Arc::clone(&service), limits);
         let announcer = tokio::spawn(announce(progress, Arc::clone(&membership)));
         let (drain_delay, grace) = (settings.drain_delay, settings.shutdown_grace);
         Ok(Self {
@@ -144,7 +146,7 @@ impl Node {
             http,
             rpc,
             announcer,
-            door,
+            service,
             drain_delay,
             grace,
             _data_dir: data_dir,
@@ -153,7 +155,7 @@ impl Node {
 
     #[must_use]
     pub fn progress(&self) -> Arc<Progress> {
-        Arc::clone(&self.door.progress)
+        Arc::clone(&self.service.progress)
     }
 
     /// Stops in an order that loses nothing: unready and no member any more, so that no new requests come; those under
@@ -162,7 +164,7 @@ impl Node {
         let started = Instant::now();
         let step =
             |name: &str| tracing::info!(after_ms = started.elapsed().as_millis() as u64, "stopping: {name}");
-        self.door.stopping.store(true, Ordering::Relaxed);
+        self.service.stopping.store(true, Ordering::Relaxed);
         self.announcer.abort();
         step("leaving the cluster");
         self.membership.leave().await;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bitacora_node::cluster::fixed::FixedMembership;
 use bitacora_node::data_dir::DataDir;
 use bitacora_node::log::embedded::EmbeddedLog;
-use bitacora_node::log::{Appended, Batch, Condition, Log, LogTag, Tidy};
+use bitacora_node::log::{Appended, Batch, Condition, ConditionalRecord, Log, LogTag};
 use bitacora_node::metrics::Metrics;
 use bitacora_node::replication::progress::Progress;
 use bitacora_node::replication::{self, Replica};
@@ -97,17 +97,17 @@ fn conditions(log: &EmbeddedLog, key: &str) -> Vec<Option<Condition>> {
 /// The offset in the trims that follow so many writes of a key; on a slow machine there may be more than one.
 fn trimmed(log: &EmbeddedLog, key: &str, writes: usize) -> i64 {
     let mut all = conditions(log, key);
-    let tidies = all.split_off(writes);
+    let conditional = all.split_off(writes);
     assert_eq!(all, vec![None; writes]);
-    let mut offsets: Vec<_> = tidies
+    let mut offsets: Vec<_> = conditional
         .iter()
         .map(|tidy| match tidy {
             Some(Condition::Trim { offset, .. }) => *offset,
-            _ => panic!("{tidies:?}"),
+            _ => panic!("{conditional:?}"),
         })
         .collect();
     offsets.dedup();
-    let [offset] = offsets[..] else { panic!("{tidies:?}") };
+    let [offset] = offsets[..] else { panic!("{conditional:?}") };
     offset
 }
 
@@ -141,15 +141,16 @@ fn a_tombstone_that_came_too_late_is_repaired_by_the_elected_node() {
     let old = append(&log, "k", "old", ttl::FOR_EVER);
     let new = append(&log, "k", "new", ttl::FOR_EVER);
     let condition = Condition::Trim { offset: old.position.offset, until: i64::MAX, log: LogTag::default() };
-    let late = Tidy { partition: old.position.partition, key: b"k".to_vec(), value: None, condition };
-    let late = futures_executor::block_on(log.tidy(late)).expect("acknowledged");
+    let late =
+        ConditionalRecord { partition: old.position.partition, key: b"k".to_vec(), value: None, condition };
+    let late = futures_executor::block_on(log.append_conditional(late)).expect("acknowledged");
     let second = Node::start(&log, "second");
     // A store that was just built is built twice where a tombstone may have been missed.
     second.wait("it has read the tombstone", |node| node.metrics.records_void.get() == 2);
     let first = Node::start(&log, "first");
     for node in [&first, &second] {
         node.wait("the tombstone is read", |node| node.metrics.records_void.get() == 2);
-        node.wait("nothing is owed", |node| node.store.stats().expect("readable").debts == 0);
+        node.wait("nothing is needed", |node| node.store.stats().expect("readable").pending_repairs == 0);
         let (entry, _) = node.store.get(b"k").expect("readable").expect("not lost");
         assert_eq!((entry.position(), entry.timestamp()), (new.position, new.timestamp));
     }
@@ -161,5 +162,5 @@ fn a_tombstone_that_came_too_late_is_repaired_by_the_elected_node() {
     repairs.dedup();
     assert_eq!(repairs, [Some(repair)]);
     first.wait("it is counted", |node| node.metrics.repairs_sent.get() > 0);
-    assert_eq!(second.metrics.repairs_sent.get(), 0, "it leaves the debt to the other for a while");
+    assert_eq!(second.metrics.repairs_sent.get(), 0, "it leaves the pending to the other for a while");
 }

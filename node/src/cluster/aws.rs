@@ -10,24 +10,24 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
 use crate::cluster::Address;
-use crate::text_of;
+use crate::read_text_limited;
 
 /// Set in a task's containers by ECS: where the metadata of this container are.
-const TASK: &str = "ECS_CONTAINER_METADATA_URI_V4";
+const TASK_METADATA_VARIABLE: &str = "ECS_CONTAINER_METADATA_URI_V4";
 /// The same of version 3, which older agents set alone.
 const TASK_V3: &str = "ECS_CONTAINER_METADATA_URI";
 /// Where EC2's service is, if not at its own address; AWS' SDKs read it too.
-const INSTANCE: &str = "AWS_EC2_METADATA_SERVICE_ENDPOINT";
+const INSTANCE_METADATA_VARIABLE: &str = "AWS_EC2_METADATA_SERVICE_ENDPOINT";
 const INSTANCE_DEFAULT: &str = "http://169.254.169.254";
 
 const TOKEN_TTL: &str = "X-aws-ec2-metadata-token-ttl-seconds";
-const TOKEN: &str = "X-aws-ec2-metadata-token";
+const TOKEN_HEADER: &str = "X-aws-ec2-metadata-token";
 
 /// The agent learns the ports of a bridge only after the container has started.
 const TASK_PATIENCE: Duration = Duration::from_secs(10);
 const INSTANCE_PATIENCE: Duration = Duration::from_secs(5);
-const RETRY: Duration = Duration::from_millis(250);
-const REQUEST: Duration = Duration::from_secs(1);
+const RETRY_PAUSE: Duration = Duration::from_millis(250);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 /// A container's metadata have some thousand.
 const METADATA_BYTES: usize = 1 << 20;
 
@@ -43,14 +43,14 @@ struct Ports {
 /// A sentence that says who did not answer and what to set; after 16 s at the latest.
 pub async fn address(api_port: u16, avro_port: u16) -> Result<Address> {
     let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let task = variable(TASK);
+    let task = variable(TASK_METADATA_VARIABLE);
     if task.is_none() && variable(TASK_V3).is_some() {
         bail!(
-            "this ECS agent has no task metadata of version 4 ({TASK} is not set): update it to 1.39.0 or later \
+            "this ECS agent has no task metadata of version 4 ({TASK_METADATA_VARIABLE} is not set): update it to 1.39.0 or later \
              (Fargate: platform version 1.4.0), or set NODE_ADDRESS"
         );
     }
-    let instance = variable(INSTANCE).unwrap_or_else(|| INSTANCE_DEFAULT.to_owned());
+    let instance = variable(INSTANCE_METADATA_VARIABLE).unwrap_or_else(|| INSTANCE_DEFAULT.to_owned());
     Metadata::new(task, &instance)?.address(Ports { api: api_port, avro: avro_port }).await
 }
 
@@ -67,7 +67,7 @@ impl Metadata {
         let http = Client::builder()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
-            .timeout(REQUEST)
+            .timeout(REQUEST_TIMEOUT)
             .build()
             .context("no HTTP client")?;
         Ok(Self { task, instance: instance.trim_end_matches('/').to_owned(), http })
@@ -95,7 +95,7 @@ impl Metadata {
         };
         patiently(TASK_PATIENCE, ask).await.map_err(|error| {
             anyhow!(
-                "ECS' task metadata ({TASK}={task}) don't tell where others reach this node: {error}; or set NODE_ADDRESS"
+                "ECS' task metadata ({TASK_METADATA_VARIABLE}={task}) don't tell where others reach this node: {error}; or set NODE_ADDRESS"
             )
         })
     }
@@ -107,7 +107,7 @@ impl Metadata {
             let token = match put.send().await {
                 Err(error) if error.is_timeout() => {
                     return Err(format!(
-                        "no token within {REQUEST:?}. A container on a bridge gets one only if the instance's \
+                        "no token within {REQUEST_TIMEOUT:?}. A container on a bridge gets one only if the instance's \
                          HttpPutResponseHopLimit is 2 or more (aws ec2 modify-instance-metadata-options \
                          --http-put-response-hop-limit 2) and no firewall rule of the instance is in between"
                     ));
@@ -122,12 +122,15 @@ impl Metadata {
                 answer => text(answer, "PUT /latest/api/token").await?,
             };
             let get = self.http.get(format!("{}/latest/meta-data/local-ipv4", self.instance));
-            let answer = body(get.header(TOKEN, token.trim())).await?;
+            let answer = body(get.header(TOKEN_HEADER, token.trim())).await?;
             answer.trim().parse().map_err(|_| format!("its local-ipv4 is '{}', no address", shown(&answer)))
         };
         patiently(INSTANCE_PATIENCE, ask).await.map_err(|error| {
-            let no_task =
-                if self.task.is_none() { format!("{TASK} is not set, and ") } else { String::new() };
+            let no_task = if self.task.is_none() {
+                format!("{TASK_METADATA_VARIABLE} is not set, and ")
+            } else {
+                String::new()
+            };
             anyhow!(
                 "{no_task}EC2's instance metadata (IMDSv2 at {}) don't tell this machine's address: {error}; \
                  or set NODE_ADDRESS, or ADDRESS_SOURCE=route where this is not AWS",
@@ -146,10 +149,10 @@ async fn patiently<T>(
     loop {
         match ask().await {
             Ok(answer) => return Ok(answer),
-            Err(error) if Instant::now() + RETRY > deadline => return Err(error),
+            Err(error) if Instant::now() + RETRY_PAUSE > deadline => return Err(error),
             Err(error) => tracing::debug!(error, "metadata"),
         }
-        sleep(RETRY).await;
+        sleep(RETRY_PAUSE).await;
     }
 }
 
@@ -164,7 +167,7 @@ async fn text(answer: reqwest::Result<reqwest::Response>, what: &str) -> Result<
     let read = async {
         let answer = answer?;
         let status = answer.status();
-        Ok((status, text_of(answer, METADATA_BYTES).await?))
+        Ok((status, read_text_limited(answer, METADATA_BYTES).await?))
     };
     match read.await.map_err(|error: reqwest::Error| format!("{:#}", anyhow!(error)))? {
         (StatusCode::OK, text) => Ok(text),

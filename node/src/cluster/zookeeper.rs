@@ -18,9 +18,9 @@ use zookeeper_async::{Acl, CreateMode, ZkError, ZkResult, ZooKeeper};
 use super::{Address, Membership, MembershipState};
 
 /// ZooKeeper's members are looked at this often, if no watch or state change asks for it earlier.
-const LOOK: Duration = Duration::from_secs(1);
+const MEMBERSHIP_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two tries to reach a server.
-const RETRY: Duration = Duration::from_millis(300);
+const RECONNECT_PAUSE: Duration = Duration::from_millis(300);
 
 pub struct ZooKeeperMembership {
     shared: Arc<Shared>,
@@ -117,7 +117,7 @@ impl Membership for ZooKeeperMembership {
         Box::pin(async move {
             let Some(task) = task else { return };
             let abort = task.abort_handle();
-            if timeout(2 * LOOK, task).await.is_err() {
+            if timeout(2 * MEMBERSHIP_CHECK_INTERVAL, task).await.is_err() {
                 abort.abort();
                 tracing::warn!(
                     "ZooKeeper did not answer; {} stays a member until its session expires",
@@ -177,7 +177,7 @@ async fn run(shared: Arc<Shared>, connect: ConnectString, session_timeout: Durat
             Ok(zookeeper) => break zookeeper,
             Err(reason) => shared.disconnected(reason),
         }
-        let _ = timeout(RETRY, wanted.wait_for(|wanted| *wanted == Wanted::Gone)).await;
+        let _ = timeout(RECONNECT_PAUSE, wanted.wait_for(|wanted| *wanted == Wanted::Gone)).await;
     };
     let mut registration = Registration { address, owner: None, sessions: 0 };
     loop {
@@ -185,7 +185,7 @@ async fn run(shared: Arc<Shared>, connect: ConnectString, session_timeout: Durat
         if want == Wanted::Gone {
             lock(&shared.known).trims = false;
             // Closing the session removes its ephemeral znodes at once; a client that is merely dropped keeps it alive.
-            let closed = timeout(LOOK, zookeeper.close()).await;
+            let closed = timeout(MEMBERSHIP_CHECK_INTERVAL, zookeeper.close()).await;
             lock(&shared.known).registered = false;
             tracing::debug!(?closed, "left ZooKeeper");
             return;
@@ -198,13 +198,13 @@ async fn run(shared: Arc<Shared>, connect: ConnectString, session_timeout: Durat
             }
             Ok::<_, ZkError>((members(&zookeeper, &shared.chroot).await?, trims))
         };
-        match timeout(session_timeout.max(LOOK), look).await {
+        match timeout(session_timeout.max(MEMBERSHIP_CHECK_INTERVAL), look).await {
             Ok(Ok((members, trims))) => shared.connected(members, trims, &registration),
             Ok(Err(error)) => shared.disconnected(error.to_string()),
             Err(_) => shared.disconnected("no answer in time".into()),
         }
         // What happened meanwhile makes this return at once.
-        let _ = timeout(LOOK, async {
+        let _ = timeout(MEMBERSHIP_CHECK_INTERVAL, async {
             tokio::select! {
                 () = shared.look.notified() => {}
                 _ = wanted.changed() => {}

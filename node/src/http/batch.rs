@@ -21,7 +21,7 @@ use super::answers::{self, ApiError};
 use super::parse_ttl;
 use crate::service::reads::{Answer, Found};
 use crate::service::writes::{MAX_KEY_BYTES, Written};
-use crate::service::{Begun, Done, Door, Outcome, label};
+use crate::service::{Begun, Done, Outcome, Service, label};
 
 /// Operations under way, of one batch.
 const MAX_UNDER_WAY: usize = 4096;
@@ -34,13 +34,13 @@ const LINE_OVERHEAD_BYTES: usize = 1024;
 
 /// Answers a batch, as its body comes in.
 pub fn run<B: Buf + Send + 'static>(
-    door: Arc<Door>,
+    service: Arc<Service>,
     body: impl Stream<Item = Result<B, warp::Error>> + Send + 'static,
 ) -> warp::reply::Response {
     let batch = Batch {
         // JSON spells a byte with up to six.
-        lines: Lines::new(6 * (door.max_value_bytes + MAX_KEY_BYTES) + LINE_OVERHEAD_BYTES),
-        door,
+        lines: Lines::new(6 * (service.max_value_bytes + MAX_KEY_BYTES) + LINE_OVERHEAD_BYTES),
+        service,
         body: Box::pin(body),
         under_way: FuturesOrdered::new(),
         pending: VecDeque::new(),
@@ -69,7 +69,7 @@ pub fn run<B: Buf + Send + 'static>(
 }
 
 struct Batch<S> {
-    door: Arc<Door>,
+    service: Arc<Service>,
     body: Pin<Box<S>>,
     lines: Lines,
     under_way: FuturesOrdered<BoxFuture<'static, Outcome>>,
@@ -132,10 +132,10 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
             }
             let wants_more = !self.ended && self.has_room();
             if !wants_more && self.under_way.is_empty() {
-                self.door.metrics.request("http", "batch", "ok", self.began.elapsed());
+                self.service.metrics.request("http", "batch", "ok", self.began.elapsed());
                 return None;
             }
-            let patience = self.door.request_timeout;
+            let patience = self.service.request_timeout;
             let idle = self.under_way.is_empty();
             tokio::select! {
                 Some(outcome) = self.under_way.next() => self.put(outcome, &mut out),
@@ -191,7 +191,7 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
             Ok(live) => live,
             Err(error) => return self.push(Err(in_line(error)), 0, None),
         };
-        let begun = self.door.begin(match (operation, &value) {
+        let begun = self.service.begin(match (operation, &value) {
             ("set", Some(value)) => Operation::Set { key: &key, value, ttl: live },
             ("delete", _) => Operation::Delete { key: &key },
             _ => Operation::Get { key: &key },
@@ -246,7 +246,7 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
                 ("batch", error.outcome())
             }
         };
-        self.door.metrics.request("http", operation, counted, pending.began.elapsed());
+        self.service.metrics.request("http", operation, counted, pending.began.elapsed());
     }
 }
 

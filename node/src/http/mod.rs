@@ -1,4 +1,4 @@
-//! The HTTP door: parse, call reads or writes, answer.
+//! The HTTP interface: parse, call reads or writes, answer.
 
 mod answers;
 mod batch;
@@ -25,72 +25,80 @@ use crate::cluster::MembershipState;
 use crate::metrics::Snapshot;
 use crate::replication::progress::{PartitionStatus, Phase, RestoreStatus};
 use crate::replication::snapshot::serve::Refused;
-use crate::service::Door;
+use crate::service::Service;
 use crate::service::reads::Found;
 use crate::service::writes::{MAX_TTL, check_key};
 
 /// The API, `contract.md` section 6.
 pub fn routes(
-    door: Arc<Door>,
+    service: Arc<Service>,
 ) -> impl Filter<Extract = (warp::reply::Response,), Error = Infallible> + Clone {
-    let door = warp::any().map(move || Arc::clone(&door));
+    let service = warp::any().map(move || Arc::clone(&service));
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
 
     let get_key = warp::path!("rpc")
         .and(get_or_head())
-        .and(door.clone())
+        .and(service.clone())
         .and(query)
         .and(warp::header::optional::<String>("bitacora-position"))
-        .then(|door: Arc<Door>, query: String, position: Option<String>| async move {
-            door.timed("get", door.get(&query, position).await)
+        .then(|service: Arc<Service>, query: String, position: Option<String>| async move {
+            service.timed("get", service.get(&query, position).await)
         });
     let set_key = warp::path!("rpc")
         .and(warp::post())
-        .and(door.clone())
+        .and(service.clone())
         .and(query)
         .and(warp::header::optional::<String>("content-type"))
         .and(warp::body::stream())
-        .then(|door: Arc<Door>, query: String, content_type: Option<String>, body| async move {
-            door.timed("set", door.set(&query, content_type.as_deref(), body).await)
+        .then(|service: Arc<Service>, query: String, content_type: Option<String>, body| async move {
+            service.timed("set", service.set(&query, content_type.as_deref(), body).await)
         });
-    let delete_key = warp::path!("rpc").and(warp::delete()).and(door.clone()).and(query).then(
-        |door: Arc<Door>, query: String| async move { door.timed("delete", door.delete(&query).await) },
+    let delete_key = warp::path!("rpc").and(warp::delete()).and(service.clone()).and(query).then(
+        |service: Arc<Service>, query: String| async move {
+            service.timed("delete", service.delete(&query).await)
+        },
     );
-    let cluster = warp::path!("rpc" / "cluster").and(get_or_head()).and(door.clone()).and(query).map(
-        |door: Arc<Door>, query: String| {
+    let cluster = warp::path!("rpc" / "cluster").and(get_or_head()).and(service.clone()).and(query).map(
+        |service: Arc<Service>, query: String| {
             let started = Instant::now();
-            door.timed("cluster", (door.get_here(&query), started))
+            service.timed("cluster", (service.get_here(&query), started))
         },
     );
     let scan =
-        warp::path!("rpc" / "scan").and(get_or_head()).and(door.clone()).and(query).then(
-            |door: Arc<Door>, query: String| async move { door.timed("scan", door.scan(&query).await) },
+        warp::path!("rpc" / "scan").and(get_or_head()).and(service.clone()).and(query).then(
+            |service: Arc<Service>, query: String| async move {
+                service.timed("scan", service.scan(&query).await)
+            },
         );
     let batch = warp::path!("rpc" / "batch")
         .and(warp::post())
-        .and(door.clone())
+        .and(service.clone())
         .and(query)
         .and(warp::body::stream())
-        .map(|door: Arc<Door>, query: String, body| match query_params(&query, &[]) {
-            Ok(_) => batch::run(door, body),
+        .map(|service: Arc<Service>, query: String, body| match query_params(&query, &[]) {
+            Ok(_) => batch::run(service, body),
             Err(error) => warp::Reply::into_response(error.reply()),
         });
-    let health =
-        warp::path!("health").and(get_or_head()).and(door.clone()).map(|door: Arc<Door>| door.health());
+    let health = warp::path!("health")
+        .and(get_or_head())
+        .and(service.clone())
+        .map(|service: Arc<Service>| service.health());
     let ready = warp::path!("health" / "ready")
         .and(get_or_head())
-        .and(door.clone())
-        .map(|door: Arc<Door>| door.health());
+        .and(service.clone())
+        .map(|service: Arc<Service>| service.health());
     let live = warp::path!("health" / "live").and(get_or_head()).map(|| plain(StatusCode::OK, "OK\n".into()));
-    let status =
-        warp::path!("status").and(get_or_head()).and(door.clone()).map(|door: Arc<Door>| door.status());
+    let status = warp::path!("status")
+        .and(get_or_head())
+        .and(service.clone())
+        .map(|service: Arc<Service>| service.status());
     let metrics = warp::path!("metrics")
         .and(get_or_head())
-        .and(door.clone())
-        .map(|door: Arc<Door>| door.metrics_text());
-    let snapshot = warp::path!("snapshot").and(warp::get()).and(door.clone()).and(query).map(
-        |door: Arc<Door>, query: String| match query_params(&query, &[]) {
-            Ok(_) => snapshot(&door),
+        .and(service.clone())
+        .map(|service: Arc<Service>| service.metrics_text());
+    let snapshot = warp::path!("snapshot").and(warp::get()).and(service.clone()).and(query).map(
+        |service: Arc<Service>, query: String| match query_params(&query, &[]) {
+            Ok(_) => snapshot(&service),
             Err(error) => warp::Reply::into_response(error.reply()),
         },
     );
@@ -150,8 +158,8 @@ fn allowed(path: &str) -> Option<&'static str> {
 }
 
 /// Sends the store, as it is now.
-fn snapshot(door: &Door) -> warp::reply::Response {
-    match door.snapshots.begin() {
+fn snapshot(service: &Service) -> warp::reply::Response {
+    match service.snapshots.begin() {
         Ok(pieces) => {
             let pieces = stream::unfold(pieces, |mut pieces| async { Some((pieces.recv().await?, pieces)) });
             warp::Reply::into_response(warp::reply::stream(pieces))
@@ -175,7 +183,7 @@ const DEFAULT_SCAN_LIMIT: i32 = 100;
 
 type Outcome = Result<(Reply, &'static str), ApiError>;
 
-impl Door {
+impl Service {
     fn timed(&self, operation: &'static str, (outcome, started): (Outcome, Instant)) -> Reply {
         let (reply, outcome) = outcome.unwrap_or_else(|error| (error.reply(), error.outcome()));
         self.metrics.request("http", operation, outcome, started.elapsed());

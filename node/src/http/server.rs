@@ -12,9 +12,9 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::server::socket::{Socket, accept};
-use crate::service::Door;
+use crate::service::Service;
 
-/// The HTTP door of a node, open.
+/// The HTTP interface of a node, open.
 pub struct Server {
     stop: oneshot::Sender<Duration>,
     task: JoinHandle<()>,
@@ -22,9 +22,15 @@ pub struct Server {
 
 impl Server {
     #[must_use]
-    pub fn start(listener: TcpListener, door: &Arc<Door>, max_connections: u32, idle: Duration) -> Self {
+    pub fn start(
+        listener: TcpListener,
+        service: &Arc<Service>,
+        max_connections: u32,
+        idle: Duration,
+    ) -> Self {
         let (stop, stopped) = oneshot::channel();
-        let task = door.keep_open("HTTP", run(listener, Arc::clone(door), max_connections, idle, stopped));
+        let task =
+            service.keep_open("HTTP", run(listener, Arc::clone(service), max_connections, idle, stopped));
         Self { stop, task }
     }
 
@@ -37,12 +43,12 @@ impl Server {
 
 async fn run(
     listener: TcpListener,
-    door: Arc<Door>,
+    service: Arc<Service>,
     max_connections: u32,
     idle: Duration,
     stopped: oneshot::Receiver<Duration>,
 ) {
-    let open = door.metrics.connections.with_label_values(&["http"]);
+    let open = service.metrics.connections.with_label_values(&["http"]);
     let connections = Arc::new(Semaphore::new(max_connections as usize));
     let graceful = GracefulShutdown::new();
     let mut http = http1::Builder::new();
@@ -50,8 +56,8 @@ async fn run(
     // that closes the connection.
     // hyper's time for a head begins when the answer before it has left: it is the time that a connection may lie idle.
     http.timer(TokioTimer::new()).header_read_timeout(idle);
-    let write_timeout = door.request_timeout;
-    let service = warp::service(super::routes(door));
+    let write_timeout = service.request_timeout;
+    let service = warp::service(super::routes(service));
     let mut stopped = std::pin::pin!(stopped);
     let grace = loop {
         let accept = async {

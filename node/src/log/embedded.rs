@@ -17,17 +17,17 @@ use heed::{Database, Env, EnvFlags, RoTxn};
 use tokio::sync::oneshot;
 
 use super::{
-    AppendError, Appended, Batch, Condition, Log, LogIdentity, LogInfo, LogReader, LogRecord, LogTag,
-    OpenError, ReadError, Tidy,
+    AppendError, Appended, Batch, Condition, ConditionalRecord, Log, LogIdentity, LogInfo, LogReader,
+    LogRecord, LogTag, OpenError, ReadError,
 };
 use crate::data_dir::DataDir;
 use crate::store::open_env;
 use bitacora_protocol::{HighWatermark, NextOffset, Position, partition_of};
 
 /// Appends that may wait for the writer before further ones are turned away.
-const QUEUE: usize = 10_000;
+const MAX_QUEUED_APPENDS: usize = 10_000;
 /// Appends committed together, at most.
-const GROUP: usize = 1_000;
+const MAX_APPENDS_PER_COMMIT: usize = 1_000;
 /// A record with a condition removes those before it no sooner than so many ms after it, as `min.compaction.lag.ms` has it.
 const COMPACTION_LAG: i64 = 3_600_000;
 /// Tombstones leave the log no sooner than so many ms after they were written, as `delete.retention.ms` has it; longer than
@@ -104,7 +104,7 @@ impl EmbeddedLog {
             grown: Condvar::new(),
             _dir: dir,
         });
-        let (appends, queue) = mpsc::sync_channel(QUEUE);
+        let (appends, queue) = mpsc::sync_channel(MAX_QUEUED_APPENDS);
         let writer = std::thread::Builder::new().name("embedded-log".into()).spawn({
             let shared = Arc::clone(&shared);
             move || write(&shared, &queue)
@@ -132,7 +132,7 @@ impl Drop for EmbeddedLog {
 fn write(shared: &Shared, queue: &mpsc::Receiver<Append>) {
     while let Ok(first) = queue.recv() {
         let mut group = vec![first];
-        group.extend(queue.try_iter().take(GROUP - 1));
+        group.extend(queue.try_iter().take(MAX_APPENDS_PER_COMMIT - 1));
         match commit(shared, &group) {
             Ok(appended) => {
                 for (append, appended) in group.into_iter().zip(appended) {
@@ -292,8 +292,11 @@ impl Log for EmbeddedLog {
         self.send(None, key.into(), Some(value), None)
     }
 
-    fn tidy(&self, tidy: Tidy) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        let Tidy { partition, key, value, condition } = tidy;
+    fn append_conditional(
+        &self,
+        tidy: ConditionalRecord,
+    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        let ConditionalRecord { partition, key, value, condition } = tidy;
         if usize::try_from(partition).map_or(true, |partition| partition >= lock(&self.shared.ends).len()) {
             let reason = format!("there is no partition {partition}");
             return Box::pin(std::future::ready(Err(AppendError::NotTaken(reason))));
@@ -483,7 +486,7 @@ mod tests {
         log.append("k", b"one".to_vec()).await.expect("acknowledged");
         let of = LogTag::default();
         let repair = Condition::Repair { offset: 0, timestamp: 7, until: 8, log: of };
-        let tidies = [
+        let conditional = [
             (Condition::Trim { offset: 0, until: 9, log: of }, None),
             (repair, None),
             (repair, Some(b"one".to_vec())),
@@ -491,13 +494,13 @@ mod tests {
         // Not the key's own partition.
         let partition = 1 - partition_of(b"k", 2);
         let mut positions = Vec::new();
-        for (condition, value) in tidies.clone() {
-            let tidy = Tidy { partition, key: b"k".to_vec(), value, condition };
-            positions.push(log.tidy(tidy).await.expect("acknowledged").position);
+        for (condition, value) in conditional.clone() {
+            let tidy = ConditionalRecord { partition, key: b"k".to_vec(), value, condition };
+            positions.push(log.append_conditional(tidy).await.expect("acknowledged").position);
         }
         assert_eq!(positions, [0, 1, 2].map(|offset| Position { partition, offset }));
-        let nowhere = Tidy { partition: 2, key: b"k".to_vec(), value: None, condition: repair };
-        assert!(matches!(log.tidy(nowhere).await, Err(AppendError::NotTaken(_))));
+        let nowhere = ConditionalRecord { partition: 2, key: b"k".to_vec(), value: None, condition: repair };
+        assert!(matches!(log.append_conditional(nowhere).await, Err(AppendError::NotTaken(_))));
         drop(log);
 
         let log = open(dir.path());
@@ -508,19 +511,19 @@ mod tests {
             let found = batch.records().filter_map(|r| Some((r.condition?, r.value.map(<[u8]>::to_vec))));
             found.collect::<Vec<_>>()
         };
-        assert_eq!(read(&log), tidies, "they are young");
+        assert_eq!(read(&log), conditional, "they are young");
         let compact_at = |age| {
             let mut txn = log.shared.env.write_txn().expect("writable");
             compact(&mut txn, log.shared.records, 2, crate::now_ms() + age).expect("compacted");
             txn.commit().expect("committed");
         };
         compact_at(COMPACTION_LAG);
-        assert_eq!(read(&log), tidies[2..]);
+        assert_eq!(read(&log), conditional[2..]);
         // A tombstone goes in the end, unless it is a partition's last record.
         for key in [b"k", b"l"] {
             let condition = Condition::Trim { offset: 1, until: 9, log: LogTag::default() };
-            let tidy = Tidy { partition, key: key.to_vec(), value: None, condition };
-            log.tidy(tidy).await.expect("acknowledged");
+            let tidy = ConditionalRecord { partition, key: key.to_vec(), value: None, condition };
+            log.append_conditional(tidy).await.expect("acknowledged");
         }
         compact_at(COMPACTION_LAG);
         assert_eq!(read(&log).len(), 2);

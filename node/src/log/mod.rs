@@ -42,11 +42,14 @@ pub trait Log: Send + Sync + 'static {
     /// [`AppendError`] says whether the record may still appear in the log.
     fn append(&self, key: &str, value: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>>;
 
-    /// Appends a record that tidies up after another, to that one's partition, whichever the key's is now.
+    /// Appends a record that conditional up after another, to that one's partition, whichever the key's is now.
     ///
     /// # Errors
     /// As [`Log::append`].
-    fn tidy(&self, tidy: Tidy) -> BoxFuture<'static, Result<Appended, AppendError>>;
+    fn append_conditional(
+        &self,
+        tidy: ConditionalRecord,
+    ) -> BoxFuture<'static, Result<Appended, AppendError>>;
 
     /// Whether the log keeps what trimming rests on. Blocks, for seconds at most.
     ///
@@ -89,7 +92,7 @@ pub trait Log: Send + Sync + 'static {
     }
 
     /// Hears that the log has lost records: it may have forgotten what it agreed upon with its writers, too.
-    fn has_gone_back(&self) {}
+    fn on_log_truncated(&self) {}
 
     /// After how long a delete marker may leave the log: who has not read it for longer may have missed deletes. `None`
     /// for never.
@@ -285,7 +288,7 @@ impl Condition {
 
 /// A record with a [`Condition`], to be appended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tidy {
+pub struct ConditionalRecord {
     pub partition: i32,
     pub key: Vec<u8>,
     /// `None` for a [`Condition::Trim`], and for the [`Condition::Repair`] of a tombstone.

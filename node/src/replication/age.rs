@@ -11,7 +11,7 @@ const CLOCK_SLACK_MS: i64 = 60 * 60 * 1000;
 /// Why a store may not be trusted that was last caught up at `then`, when it is `now`, both in ms since the epoch; `None`
 /// if it may.
 #[must_use]
-pub fn distrust(then: Option<i64>, now: i64, grace: Option<Duration>) -> Option<String> {
+pub fn reason_too_old(then: Option<i64>, now: i64, grace: Option<Duration>) -> Option<String> {
     let grace = grace?;
     let Some(then) = then else { return Some("it does not say when it was last caught up".to_owned()) };
     let age = now.saturating_sub(then);
@@ -87,18 +87,19 @@ mod tests {
     fn a_store_is_trusted_within_the_grace_and_while_the_clock_makes_sense() {
         let grace = Some(Duration::from_secs(7 * 86_400));
         let now = 1_700_000_000_000;
-        assert_eq!(distrust(Some(now), now, grace), None);
-        assert_eq!(distrust(Some(now - 7 * DAY), now, grace), None, "to the last moment");
-        assert!(distrust(Some(now - 7 * DAY - 1), now, grace).expect("too old").contains("168 h"));
-        assert_eq!(distrust(Some(now + 60_000), now, grace), None, "a clock that was set by a minute");
-        let back = distrust(Some(now), now - 30 * DAY, grace).expect("a clock that was set back by a month");
+        assert_eq!(reason_too_old(Some(now), now, grace), None);
+        assert_eq!(reason_too_old(Some(now - 7 * DAY), now, grace), None, "to the last moment");
+        assert!(reason_too_old(Some(now - 7 * DAY - 1), now, grace).expect("too old").contains("168 h"));
+        assert_eq!(reason_too_old(Some(now + 60_000), now, grace), None, "a clock that was set by a minute");
+        let back =
+            reason_too_old(Some(now), now - 30 * DAY, grace).expect("a clock that was set back by a month");
         assert!(back.contains("720 h from now"), "{back}");
-        assert!(distrust(Some(now), 0, grace).is_some(), "a machine without a clock");
-        assert!(distrust(None, now, grace).is_some());
-        assert_eq!(distrust(Some(0), now, None), None, "a log that keeps its markers");
-        assert_eq!(distrust(Some(i64::MIN), i64::MAX, None), None);
-        assert!(distrust(Some(i64::MIN), i64::MAX, grace).is_some(), "no overflow");
-        assert!(distrust(Some(i64::MAX), i64::MIN, grace).is_some(), "no overflow");
+        assert!(reason_too_old(Some(now), 0, grace).is_some(), "a machine without a clock");
+        assert!(reason_too_old(None, now, grace).is_some());
+        assert_eq!(reason_too_old(Some(0), now, None), None, "a log that keeps its markers");
+        assert_eq!(reason_too_old(Some(i64::MIN), i64::MAX, None), None);
+        assert!(reason_too_old(Some(i64::MIN), i64::MAX, grace).is_some(), "no overflow");
+        assert!(reason_too_old(Some(i64::MAX), i64::MIN, grace).is_some(), "no overflow");
     }
 
     #[test]

@@ -6,22 +6,23 @@ use std::time::{Duration, Instant};
 
 use super::apply::apply;
 use super::compatibility::{
-    CaughtUp, Misfit, VERIFY, at_starts, distrust_by_log, distrust_now, gone_back, misfit, rewritten,
+    CaughtUp, Incompatibility, TRUNCATION_CHECK_TIMEOUT, at_starts, incompatibility,
+    reason_too_old_by_log_time, reason_too_old_now, truncated_and_regrown, truncated_by_leader_epochs,
 };
-use super::{POLL, Parts, RETRY, Shared};
+use super::{POLL_TIMEOUT, Parts, RETRY_PAUSE, Shared};
 use crate::clock::Clock;
 use crate::log::{Batch, LogInfo, LogReader, LogTag, OpenError, ReadError};
-use crate::replication::age::distrust;
+use crate::replication::age::reason_too_old;
 use crate::replication::progress::Phase;
 use crate::store::{Checkpoint, StoreError};
 use bitacora_protocol::NextOffset;
 
 /// Between two notes in the store that the node is caught up, unless the grace is short: its age is known as well.
-const NOTE: Duration = Duration::from_secs(30);
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(30);
 /// A store is built from the log at most so often until what it holds is beyond doubt.
-const READINGS: usize = 3;
+const MAX_READINGS: usize = 3;
 /// A log of fewer offsets is read faster than a member is asked.
-const WORTH_A_SNAPSHOT: i64 = 20_000;
+const MIN_OFFSETS_FOR_SNAPSHOT: i64 = 20_000;
 
 pub struct Applier {
     parts: Parts,
@@ -86,7 +87,7 @@ impl Applier {
         progress.set_grace(log.delete_grace());
         // Known before the log answers: a warm store serves reads while Kafka is away.
         let mut checkpoint = store.checkpoint()?;
-        let age = distrust(checkpoint.caught_up_at, progress.clock().wall(), log.delete_grace());
+        let age = reason_too_old(checkpoint.caught_up_at, progress.clock().wall(), log.delete_grace());
         if let Some(why) = age.filter(|_| checkpoint.identity.is_some()) {
             discard(&parts, &why)?;
             checkpoint = Checkpoint::default();
@@ -177,7 +178,7 @@ impl Applier {
 
     fn wait_for_log(&self, reason: String) -> Next {
         if self.parts.progress.phase() != Phase::Connecting(reason.clone()) {
-            tracing::warn!("{reason}; trying again every {} ms", RETRY.as_millis());
+            tracing::warn!("{reason}; trying again every {} ms", RETRY_PAUSE.as_millis());
         }
         self.parts.progress.set_phase(Phase::Connecting(reason));
         Next::Pause
@@ -195,7 +196,7 @@ impl Applier {
         }
         // The number of free bytes may change all the time.
         if !matches!(self.parts.progress.phase(), Phase::Blocked(_)) {
-            tracing::error!("{reason}; trying again every {} ms", RETRY.as_millis());
+            tracing::error!("{reason}; trying again every {} ms", RETRY_PAUSE.as_millis());
         }
         self.parts.progress.set_phase(Phase::Blocked(reason));
         Next::Pause
@@ -203,9 +204,9 @@ impl Applier {
 
     /// Until it is worth another try, or time to stop.
     pub(super) fn pause(&self) {
-        let until = Instant::now() + RETRY;
+        let until = Instant::now() + RETRY_PAUSE;
         while !self.shared.stopped() && Instant::now() < until {
-            std::thread::sleep(POLL.min(RETRY));
+            std::thread::sleep(POLL_TIMEOUT.min(RETRY_PAUSE));
         }
     }
 
@@ -245,7 +246,7 @@ impl Applier {
             return Err(Interrupted::Frozen);
         }
         let next = self.reconcile(&info)?;
-        *self.shared.silent_since() = None;
+        *self.shared.checkpoint_before_outage() = None;
         let checkpoint = self.parts.store.checkpoint()?;
         self.caught_up.at = checkpoint.caught_up_at;
         let reader = self.parts.log.reader(&next, &checkpoint.epochs).map_err(Interrupted::Log)?;
@@ -259,7 +260,7 @@ impl Applier {
     fn read(&mut self, reading: &mut Reading) -> Result<(), Interrupted> {
         let Reading { info, reader, next, batch, first } = reading;
         batch.clear();
-        let read = reader.poll(POLL, batch);
+        let read = reader.poll(POLL_TIMEOUT, batch);
         if self.parts.progress.tick() {
             return Err(Interrupted::Frozen);
         }
@@ -269,7 +270,9 @@ impl Applier {
         // What was read before an error is in order and counts.
         if !batch.says_nothing() {
             // Also of a store that is being built: what the log has lost meanwhile, it will not get any more.
-            if let Some(why) = distrust_now(&self.caught_up, self.clock(), self.parts.log.delete_grace()) {
+            if let Some(why) =
+                reason_too_old_now(&self.caught_up, self.clock(), self.parts.log.delete_grace())
+            {
                 return Err(Interrupted::TooOld(why));
             }
             let live = self.parts.progress.caught_up();
@@ -286,7 +289,8 @@ impl Applier {
         // Until it is caught up, the log's own clock tells how long the store was left, too.
         if *first
             && self.trusts()
-            && let Some(why) = distrust_by_log(&self.caught_up, batch, self.parts.log.delete_grace())
+            && let Some(why) =
+                reason_too_old_by_log_time(&self.caught_up, batch, self.parts.log.delete_grace())
         {
             return Err(Interrupted::TooOld(why));
         }
@@ -313,33 +317,42 @@ impl Applier {
         let checkpoint = self.parts.store.checkpoint()?;
         let Some(identity) = &checkpoint.identity else { return Ok(self.begin_anew(info)?) };
         self.caught_up.at = checkpoint.caught_up_at;
-        let mut misfit = misfit(&checkpoint, info).or_else(|| gone_back(&checkpoint, out_of_range?));
-        if misfit.is_none() {
-            let before = self.shared.silent_since().clone();
+        let mut incompatibility = incompatibility(&checkpoint, info)
+            .or_else(|| truncated_by_leader_epochs(&checkpoint, out_of_range?));
+        if incompatibility.is_none() {
+            let before = self.shared.checkpoint_before_outage().clone();
             let before = before.filter(|before| before.identity.as_ref() == Some(identity));
             for known in before.into_iter().chain([checkpoint.clone()]) {
                 let known = at_starts(known, info);
-                if let Some(why) = rewritten(&*self.parts.log, &known, VERIFY, &self.shared.stop)
-                    .map_err(Interrupted::Log)?
+                if let Some(why) = truncated_and_regrown(
+                    &*self.parts.log,
+                    &known,
+                    TRUNCATION_CHECK_TIMEOUT,
+                    &self.shared.stop,
+                )
+                .map_err(Interrupted::Log)?
                 {
-                    misfit = Some(Misfit { why, of_all: true });
+                    incompatibility = Some(Incompatibility { why, affects_every_node: true });
                     break;
                 }
             }
         }
-        if misfit.as_ref().is_some_and(|misfit| misfit.of_all) && identity.fits(&info.identity) {
-            self.parts.log.has_gone_back();
+        if incompatibility.as_ref().is_some_and(|incompatibility| incompatibility.affects_every_node)
+            && identity.fits(&info.identity)
+        {
+            self.parts.log.on_log_truncated();
         }
-        let misfit = misfit.or_else(|| {
+        let incompatibility = incompatibility.or_else(|| {
             let age = too_old
-                .or_else(|| distrust_now(&self.caught_up, self.clock(), self.parts.log.delete_grace()));
-            age.map(|why| Misfit { why, of_all: true })
+                .or_else(|| reason_too_old_now(&self.caught_up, self.clock(), self.parts.log.delete_grace()));
+            age.map(|why| Incompatibility { why, affects_every_node: true })
         });
         let starts = info.starts();
-        if let Some(Misfit { why, of_all }) = misfit {
+        if let Some(Incompatibility { why, affects_every_node }) = incompatibility {
             self.caught_up = CaughtUp::default();
             // Of what was read before this run, nobody depends on.
-            if !(of_all && self.parts.progress.restored() && self.parts.progress.caught_up_once()) {
+            if !(affects_every_node && self.parts.progress.restored() && self.parts.progress.caught_up_once())
+            {
                 self.discard(&why)?;
                 return Ok(self.begin_anew(info)?);
             }
@@ -381,7 +394,7 @@ impl Applier {
         let doubtful = self.parts.store.doubtful()?;
         let last = &mut self.caught_up;
         last.readings += 1;
-        if doubtful.is_subset(&last.doubtful) || last.readings == READINGS {
+        if doubtful.is_subset(&last.doubtful) || last.readings == MAX_READINGS {
             return Ok(false);
         }
         tracing::info!(keys = doubtful.len(), "reading the log once more, as it was compacted meanwhile");
@@ -419,20 +432,27 @@ impl Applier {
     /// Takes a copy of another member's store, if there is one that fits the log as it is now.
     fn install_snapshot(&self, info: &LogInfo) -> Result<Option<Vec<NextOffset>>, StoreError> {
         let Some(snapshots) = &self.parts.snapshots else { return Ok(None) };
-        if info.partitions.iter().map(|range| range.end - range.start).sum::<i64>() < WORTH_A_SNAPSHOT {
+        if info.partitions.iter().map(|range| range.end - range.start).sum::<i64>() < MIN_OFFSETS_FOR_SNAPSHOT
+        {
             return Ok(None);
         }
         let fits = |checkpoint: &Checkpoint| {
             // The log has moved on while the copy was made.
             let info = self.parts.log.open().map_err(|error| error.to_string())?;
-            let mut misfit = misfit(checkpoint, &info).map(|misfit| misfit.why);
-            if misfit.is_none() {
+            let mut incompatibility =
+                incompatibility(checkpoint, &info).map(|incompatibility| incompatibility.why);
+            if incompatibility.is_none() {
                 let known = at_starts(checkpoint.clone(), &info);
-                misfit = rewritten(&*self.parts.log, &known, VERIFY, &self.shared.stop)
-                    .map_err(|error| error.to_string())?;
+                incompatibility = truncated_and_regrown(
+                    &*self.parts.log,
+                    &known,
+                    TRUNCATION_CHECK_TIMEOUT,
+                    &self.shared.stop,
+                )
+                .map_err(|error| error.to_string())?;
             }
-            let why = misfit.or_else(|| {
-                distrust(checkpoint.caught_up_at, self.clock().wall(), self.parts.log.delete_grace())
+            let why = incompatibility.or_else(|| {
+                reason_too_old(checkpoint.caught_up_at, self.clock().wall(), self.parts.log.delete_grace())
             });
             why.map_or(Ok(()), Err)
         };
@@ -488,13 +508,13 @@ impl Applier {
         let ((now, wall), grace) = ((self.clock().now(), self.clock().wall()), self.parts.log.delete_grace());
         let restored = self.trusts();
         // Markers may have left the log before they were reached.
-        if restored && let Some(why) = distrust_now(&self.caught_up, self.clock(), grace) {
+        if restored && let Some(why) = reason_too_old_now(&self.caught_up, self.clock(), grace) {
             return Err(Interrupted::TooOld(why));
         }
         self.caught_up.seen = Some(now);
         // A clock that is ahead would make the store too young when it is set right.
         let at = self.parts.progress.log_now().map_or(wall, |log_now| log_now.min(wall));
-        let note = grace.map_or(NOTE, |grace| NOTE.min(grace / 100));
+        let note = grace.map_or(CHECKPOINT_INTERVAL, |grace| CHECKPOINT_INTERVAL.min(grace / 100));
         let is_fresh = self.caught_up.noted.is_some_and(|noted| now.since(noted) < note);
         if restored && is_fresh && self.caught_up.at.is_some_and(|known| known <= at) {
             return Ok(());

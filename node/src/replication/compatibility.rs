@@ -4,15 +4,15 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::POLL;
+use super::POLL_TIMEOUT;
 use crate::clock::{Clock, Moment};
 use crate::log::{Batch, Log, LogInfo, LogRecord, ReadError};
-use crate::replication::age::distrust;
+use crate::replication::age::reason_too_old;
 use crate::store::Checkpoint;
 use bitacora_protocol::{NextOffset, Position};
 
 /// How long to look whether the log holds other records than were read.
-pub(super) const VERIFY: Duration = Duration::from_secs(10);
+pub(super) const TRUNCATION_CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// When the store was last caught up; until the first time, when the reading began.
 #[derive(Default)]
@@ -29,59 +29,67 @@ pub(super) struct CaughtUp {
 }
 
 /// Why a store that is caught up now may have missed deletes since it last was.
-pub(super) fn distrust_now(last: &CaughtUp, clock: &dyn Clock, grace: Option<Duration>) -> Option<String> {
+pub(super) fn reason_too_old_now(
+    last: &CaughtUp,
+    clock: &dyn Clock,
+    grace: Option<Duration>,
+) -> Option<String> {
     match last.seen.map(|seen| clock.now().since(seen)) {
         // A clock that is set does not make a running process older.
-        Some(since) => distrust(Some(0), since.as_millis() as i64, grace),
-        None => distrust(last.at, clock.wall(), grace),
+        Some(since) => reason_too_old(Some(0), since.as_millis() as i64, grace),
+        None => reason_too_old(last.at, clock.wall(), grace),
     }
 }
 
-/// As [`distrust`], by the log's clock: it counts also where this machine's was set back.
-pub(super) fn distrust_by_log(last: &CaughtUp, batch: &Batch, grace: Option<Duration>) -> Option<String> {
+/// As [`reason_too_old`], by the log's clock: it counts also where this machine's was set back.
+pub(super) fn reason_too_old_by_log_time(
+    last: &CaughtUp,
+    batch: &Batch,
+    grace: Option<Duration>,
+) -> Option<String> {
     let (then, now) = last.at.zip(batch.log_time())?;
-    distrust(Some(then), now.max(then), grace)
+    reason_too_old(Some(then), now.max(then), grace)
 }
 
 /// Why a store can't be brought up to date with a log.
-pub(super) struct Misfit {
+pub(super) struct Incompatibility {
     pub why: String,
     /// Whether it befell the log, and with it every node, rather than this node.
-    pub of_all: bool,
+    pub affects_every_node: bool,
 }
 
-pub(super) fn misfit(checkpoint: &Checkpoint, info: &LogInfo) -> Option<Misfit> {
-    let of_all = |why| Some(Misfit { why, of_all: true });
+pub(super) fn incompatibility(checkpoint: &Checkpoint, info: &LogInfo) -> Option<Incompatibility> {
+    let affects_every_node = |why| Some(Incompatibility { why, affects_every_node: true });
     let identity = checkpoint.identity.as_ref()?;
     if !identity.fits(&info.identity) {
-        return of_all(format!("it was built from {identity}, and this is {}", info.identity));
+        return affects_every_node(format!("it was built from {identity}, and this is {}", info.identity));
     }
     let (known, partitions) = (checkpoint.next.len(), info.partitions.len());
     if known > partitions {
-        return of_all(format!("it knows {known} partitions, the topic has {partitions}"));
+        return affects_every_node(format!("it knows {known} partitions, the topic has {partitions}"));
     }
     (0..).zip(&checkpoint.next).zip(&info.partitions).find_map(|((partition, next), range)| {
         // At the end is in order: there is no record yet. A partition that was never read from has nothing to lose.
         let inside = range.start <= next.0 && next.0 <= range.end;
-        (!inside && next.0 != 0).then(|| Misfit {
+        (!inside && next.0 != 0).then(|| Incompatibility {
             why: format!(
                 "it stands at offset {} of partition {partition}, which holds {} to {}",
                 next.0, range.start, range.end
             ),
-            of_all: next.0 > range.end,
+            affects_every_node: next.0 > range.end,
         })
     })
 }
 
 /// Why a log can't be the one that a store was built from, although it holds the offset, if its reader said that it does not:
 /// it has ended below it meanwhile, or its leaders since tell that it did. `None` for a partition that was never read from.
-pub(super) fn gone_back(checkpoint: &Checkpoint, partition: i32) -> Option<Misfit> {
+pub(super) fn truncated_by_leader_epochs(checkpoint: &Checkpoint, partition: i32) -> Option<Incompatibility> {
     let next = checkpoint.next.get(usize::try_from(partition).ok()?).filter(|next| next.0 > 0)?;
     let why = format!(
         "it has been read up to offset {} of partition {partition}, which by its leaders' word has ended before that: the log has gone back",
         next.0
     );
-    Some(Misfit { why, of_all: true })
+    Some(Incompatibility { why, affects_every_node: true })
 }
 
 /// Partitions that were never read from are read from where they start by now; none of the others starts later.
@@ -97,7 +105,7 @@ pub(super) fn at_starts(mut checkpoint: Checkpoint, info: &LogInfo) -> Checkpoin
 /// next offset again is found out, unless its new records are no later than its old ones: writers' clocks may say so
 /// (CreateTime), or a broker's that was set back. Nor is it found out within `patience` if transaction markers are later
 /// than the records in between, and those are many; a node must be able to start all the same.
-pub(super) fn rewritten(
+pub(super) fn truncated_and_regrown(
     log: &dyn Log,
     known: &Checkpoint,
     patience: Duration,
@@ -129,7 +137,7 @@ pub(super) fn rewritten(
             return Ok(None);
         }
         batch.clear();
-        reader.poll(POLL, &mut batch)?;
+        reader.poll(POLL_TIMEOUT, &mut batch)?;
         let other = batch.records().find(|LogRecord { position, timestamp, .. }| {
             let partition = position.partition as usize;
             position.offset < known.next[partition].0

@@ -18,7 +18,7 @@
 //! | another `KAFKA_TOPIC` | emptied | – |
 //! | the topic was deleted and created again, the Kafka cluster was replaced | emptied | read until the switch |
 //! | the log ends below the store's next offset, or has fewer partitions: it lost records | emptied | read until the switch |
-//! | it lost records and has others in their place, by its leaders' word ([`compatibility::gone_back`]) or later ones by their write timestamps ([`compatibility::rewritten`]) | emptied | read until the switch |
+//! | it lost records and has others in their place, by its leaders' word ([`compatibility::truncated_by_leader_epochs`]) or later ones by their write timestamps ([`compatibility::truncated_and_regrown`]) | emptied | read until the switch |
 //! | the log starts above the store's next offset: this node missed records | emptied | emptied |
 //! | last caught up longer ago than the delete grace, for the process was away or frozen | emptied, before the log answers | emptied, before another read |
 //! | … while it was being built from the log | emptied | begun anew |
@@ -47,13 +47,13 @@ pub use self::watermarks::Watermarks;
 use crate::log::{Log, LogIdentity};
 use crate::metrics::Metrics;
 use crate::replication::progress::{Phase, Progress};
-use crate::replication::snapshot::Copies;
+use crate::replication::snapshot::SnapshotSource;
 use crate::store::{Checkpoint, Store, StoreError};
 
 /// How long the reader waits for news before anything else is looked at.
-const POLL: Duration = Duration::from_millis(100);
+const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 /// Between two tries to reach a log that does not answer.
-const RETRY: Duration = Duration::from_millis(500);
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// What a replica works with.
 #[derive(Clone)]
@@ -65,7 +65,7 @@ pub struct Parts {
     /// How long other writers' tombstones are remembered.
     pub delete_retention: Duration,
     /// Where a copy of another member's store comes from; `None` to read the log always.
-    pub snapshots: Option<Arc<dyn Copies>>,
+    pub snapshots: Option<Arc<dyn SnapshotSource>>,
 }
 
 /// What the two halves tell each other.
@@ -78,7 +78,7 @@ struct Shared {
     changed: AtomicBool,
     /// How far the store was when the log stopped answering. When it answers again it may have lost records, and have
     /// others in their place by the time that somebody looks, or that they are applied.
-    silent_since: Mutex<Option<Checkpoint>>,
+    checkpoint_before_outage: Mutex<Option<Checkpoint>>,
 }
 
 impl Shared {
@@ -86,8 +86,8 @@ impl Shared {
         self.identity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn silent_since(&self) -> MutexGuard<'_, Option<Checkpoint>> {
-        self.silent_since.lock().unwrap_or_else(PoisonError::into_inner)
+    fn checkpoint_before_outage(&self) -> MutexGuard<'_, Option<Checkpoint>> {
+        self.checkpoint_before_outage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn stopped(&self) -> bool {
@@ -122,14 +122,14 @@ impl Replica {
         let learner = std::thread::Builder::new().name("watermarks".into()).spawn({
             let (shared, progress) = (Arc::clone(&shared), Arc::clone(&progress));
             move || {
-                let _obituary = Obituary { progress: &progress, thread: "watermarks" };
+                let _panic_report = PanicReport { progress: &progress, thread: "watermarks" };
                 while !shared.stopped() {
                     std::thread::sleep(watermarks.step());
                 }
             }
         })?;
         let applier = std::thread::Builder::new().name("replica".into()).spawn(move || {
-            let _obituary = Obituary { progress: &progress, thread: "replica" };
+            let _panic_report = PanicReport { progress: &progress, thread: "replica" };
             loop {
                 match applier.step() {
                     Next::Step => {}
@@ -152,12 +152,12 @@ impl Replica {
 }
 
 /// Tells that a thread died, if it did.
-pub(crate) struct Obituary<'a> {
+pub(crate) struct PanicReport<'a> {
     pub progress: &'a Progress,
     pub thread: &'static str,
 }
 
-impl Drop for Obituary<'_> {
+impl Drop for PanicReport<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let reason = format!("the {}'s thread panicked; restart the node", self.thread);

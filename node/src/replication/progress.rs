@@ -15,13 +15,13 @@ use crate::replication::age::LogClock;
 use bitacora_protocol::{HighWatermark, NextOffset, Position, partition_of};
 
 /// A node that learnt the high watermarks longer ago than this does not know whether it is caught up.
-const FRESH: Duration = Duration::from_secs(1);
+const HIGH_WATERMARK_MAX_AGE: Duration = Duration::from_secs(1);
 /// The replica's thread shows a sign of life several times a second. One that has shown none for this long is stuck:
 /// longer than any transaction should take, also on a slow disk.
-const STUCK: Duration = Duration::from_secs(30);
+const MAX_SILENCE: Duration = Duration::from_secs(30);
 /// How long the reads of a store from an earlier run wait for the log to say whether it is its own. A log that is away
 /// must not hold them up for ever.
-const HOLD: Duration = Duration::from_secs(1);
+const EARLIER_STORE_WAIT: Duration = Duration::from_secs(1);
 /// No grace: delete markers stay in the log for ever.
 const FOR_EVER: u64 = u64::MAX;
 
@@ -79,7 +79,8 @@ pub struct Asked {
 
 impl Asked {
     fn is_fresh(&self, clock: &dyn Clock) -> bool {
-        clock.now().since(self.at) <= FRESH && clock.wall() - self.wall <= FRESH.as_millis() as i64
+        clock.now().since(self.at) <= HIGH_WATERMARK_MAX_AGE
+            && clock.wall() - self.wall <= HIGH_WATERMARK_MAX_AGE.as_millis() as i64
     }
 }
 
@@ -100,7 +101,7 @@ struct Partition {
 }
 
 /// So many high watermarks are remembered; of more, every second one is forgotten.
-const AHEAD: usize = 256;
+const MAX_REMEMBERED_HIGH_WATERMARKS: usize = 256;
 
 impl Partition {
     fn new(next: NextOffset) -> Self {
@@ -113,7 +114,7 @@ impl Partition {
         if end > newest {
             self.ahead.push_back((end, asked));
         }
-        if self.ahead.len() > AHEAD {
+        if self.ahead.len() > MAX_REMEMBERED_HIGH_WATERMARKS {
             let mut kept = 0..;
             self.ahead.retain(|_| kept.next().is_some_and(|index| index % 2 == 0));
         }
@@ -276,9 +277,9 @@ impl Progress {
         self.lock().held = true;
     }
 
-    /// The log does not answer, or not within `HOLD`: the store of an earlier run does.
+    /// The log does not answer, or not within `EARLIER_STORE_WAIT`: the store of an earlier run does.
     pub(crate) fn release(&self, at_once: bool) {
-        let due = |inner: &Inner| inner.held && (at_once || self.age(inner.started) > HOLD);
+        let due = |inner: &Inner| inner.held && (at_once || self.age(inner.started) > EARLIER_STORE_WAIT);
         if due(&self.lock()) {
             self.change(|inner| {
                 if inner.held && !inner.frozen {
@@ -442,7 +443,7 @@ impl Progress {
         if let Phase::Failed(reason) = &inner.phase {
             return Some(reason.clone());
         }
-        if self.age(inner.heartbeat) > STUCK {
+        if self.age(inner.heartbeat) > MAX_SILENCE {
             return Some(format!(
                 "the replica has shown no sign of life for {} s",
                 self.age(inner.heartbeat).as_secs()
@@ -635,7 +636,7 @@ mod tests {
             progress.learnt(&[HighWatermark(n + 1)], progress.asks());
             clock.pass(SECOND / 10);
         }
-        assert!(progress.lock().partitions[0].ahead.len() <= AHEAD);
+        assert!(progress.lock().partitions[0].ahead.len() <= MAX_REMEMBERED_HIGH_WATERMARKS);
         let lag = || progress.partitions()[0].lag_seconds.expect("known");
         assert!((lag() - 1_000.0).abs() < 0.1, "the first is remembered: {}", lag());
         progress.applied(&[Read::up_to(0, NextOffset(10_000))]);
@@ -676,7 +677,7 @@ mod tests {
         assert_eq!(progress.unready().as_deref(), Some("starting"));
         progress.begin(&[NextOffset(0)], true);
         assert_eq!(progress.unready(), None);
-        clock.pass(STUCK + SECOND);
+        clock.pass(MAX_SILENCE + SECOND);
         assert!(progress.unready().expect("stuck").contains("no sign of life for 31 s"));
         progress.heartbeat();
         assert_eq!(progress.unready(), None);

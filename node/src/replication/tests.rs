@@ -9,12 +9,12 @@ use futures_util::future::BoxFuture;
 use proptest::prelude::*;
 
 use super::apply::decode;
-use super::compatibility::rewritten;
+use super::compatibility::truncated_and_regrown;
 use super::*;
 use crate::clock::manual::ManualClock;
 use crate::log::{
-    AppendError, Appended, Batch, Condition, LogInfo, LogReader, LogRecord, LogTag, OpenError, ReadError,
-    Tidy,
+    AppendError, Appended, Batch, Condition, ConditionalRecord, LogInfo, LogReader, LogRecord, LogTag,
+    OpenError, ReadError,
 };
 use crate::now_ms;
 use crate::store::{Author, Change};
@@ -34,7 +34,7 @@ enum Step {
         key: Option<&'static [u8]>,
         value: Option<Vec<u8>>,
     },
-    Tidy {
+    ConditionalRecord {
         offset: i64,
         key: &'static str,
         value: Option<Vec<u8>>,
@@ -124,7 +124,7 @@ impl Log for Scripted {
         unreachable!("these tests only read")
     }
 
-    fn tidy(&self, _: Tidy) -> BoxFuture<'static, Result<Appended, AppendError>> {
+    fn append_conditional(&self, _: ConditionalRecord) -> BoxFuture<'static, Result<Appended, AppendError>> {
         unreachable!("these tests only read")
     }
 
@@ -165,7 +165,7 @@ impl LogReader for ScriptedReader {
                 batch.push(LogRecord { position, timestamp, key, value, condition: None, epoch: None });
                 Ok(())
             }
-            Ok(Step::Tidy { offset, key, value, condition }) => {
+            Ok(Step::ConditionalRecord { offset, key, value, condition }) => {
                 batch.push(LogRecord {
                     position: Position { partition: 0, offset },
                     timestamp: 1_000 + offset,
@@ -278,8 +278,13 @@ impl Bench {
         self.feed(Step::Record { offset, key: Some(key.as_bytes()), value: Some(encoded(key, value)) });
     }
 
-    fn tidy(&self, offset: i64, key: &'static str, value: Option<&str>, condition: Condition) {
-        self.feed(Step::Tidy { offset, key, value: value.map(|value| encoded(key, value)), condition });
+    fn append_conditional(&self, offset: i64, key: &'static str, value: Option<&str>, condition: Condition) {
+        self.feed(Step::ConditionalRecord {
+            offset,
+            key,
+            value: value.map(|value| encoded(key, value)),
+            condition,
+        });
     }
 
     fn feed(&self, step: Step) {
@@ -359,22 +364,32 @@ fn records_with_a_condition_are_counted_by_what_they_did_and_nonsense_is_poison(
     let bench = Bench::start(dir.path(), "c", 0..11);
     bench.set(0, "k", "v");
     bench.set(1, "l", "v");
-    bench.tidy(2, "k", None, Condition::Trim { offset: 0, until: i64::MAX, log: LOG });
-    bench.tidy(3, "l", None, Condition::Trim { offset: 0, until: i64::MAX, log: LOG });
-    bench.tidy(
+    bench.append_conditional(2, "k", None, Condition::Trim { offset: 0, until: i64::MAX, log: LOG });
+    bench.append_conditional(3, "l", None, Condition::Trim { offset: 0, until: i64::MAX, log: LOG });
+    bench.append_conditional(
         4,
         "m",
         Some("again"),
         Condition::Repair { offset: 3, timestamp: 77, until: i64::MAX, log: LOG },
     );
     // Each would be a tombstone or a write if its condition were overlooked.
-    bench.tidy(5, "l", None, Condition::Unreadable);
-    bench.tidy(6, "l", None, Condition::Trim { offset: 6, until: i64::MAX, log: LOG });
-    bench.tidy(7, "l", Some("w"), Condition::Repair { offset: 7, timestamp: 0, until: i64::MAX, log: LOG });
-    bench.tidy(8, "l", Some("w"), Condition::Trim { offset: 1, until: i64::MAX, log: LOG });
+    bench.append_conditional(5, "l", None, Condition::Unreadable);
+    bench.append_conditional(6, "l", None, Condition::Trim { offset: 6, until: i64::MAX, log: LOG });
+    bench.append_conditional(
+        7,
+        "l",
+        Some("w"),
+        Condition::Repair { offset: 7, timestamp: 0, until: i64::MAX, log: LOG },
+    );
+    bench.append_conditional(8, "l", Some("w"), Condition::Trim { offset: 1, until: i64::MAX, log: LOG });
     // Too late, by their own timestamps.
-    bench.tidy(9, "l", None, Condition::Trim { offset: 1, until: 0, log: LOG });
-    bench.tidy(10, "k", Some("w"), Condition::Repair { offset: 0, timestamp: 0, until: 0, log: LOG });
+    bench.append_conditional(9, "l", None, Condition::Trim { offset: 1, until: 0, log: LOG });
+    bench.append_conditional(
+        10,
+        "k",
+        Some("w"),
+        Condition::Repair { offset: 0, timestamp: 0, until: 0, log: LOG },
+    );
     bench.applied(10);
     assert_eq!((bench.value("k"), bench.value("l").as_deref()), (None, Some("v")));
     let (entry, _) = bench.store.get(b"m").expect("readable").expect("restored");
@@ -436,7 +451,7 @@ fn a_build_that_may_have_missed_a_tombstone_is_read_once_more() {
     bench.wait("ready", |bench| bench.progress.unready().is_none());
     assert_eq!(*bench.log.started.lock().expect("no panic"), [0, 0]);
     assert_eq!((bench.value("k"), bench.value("l").as_deref()), (None, Some("v")));
-    assert_eq!(bench.store.stats().expect("readable").debts, 1);
+    assert_eq!(bench.store.stats().expect("readable").pending_repairs, 1);
 }
 
 #[test]
@@ -701,7 +716,7 @@ fn only_a_later_record_among_those_that_were_read_tells_that_the_log_went_back()
             script.send(step.clone()).expect("there is a reader");
         }
         let patience = Duration::from_millis(300);
-        let found = rewritten(&log, &known, patience, &AtomicBool::new(false));
+        let found = truncated_and_regrown(&log, &known, patience, &AtomicBool::new(false));
         (found.ok().map(|found| found.is_some()), log.started.lock().expect("no panic").first().copied())
     };
     let (same, other, unknown) = (Some(false), Some(true), None);

@@ -4,16 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::compatibility::{VERIFY, rewritten};
+use super::compatibility::{TRUNCATION_CHECK_TIMEOUT, truncated_and_regrown};
 use super::{Parts, Shared};
 use crate::clock::Moment;
 use crate::replication::progress::Phase;
 use bitacora_protocol::{HighWatermark, NextOffset};
 
 /// Between two questions for the high watermarks; well within the second after which they are stale.
-const ASK: Duration = Duration::from_millis(250);
+const HIGH_WATERMARK_INTERVAL: Duration = Duration::from_millis(250);
 /// Between two looks whether the log is still the same.
-const STILL: Duration = Duration::from_secs(2);
+const IDENTITY_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 pub struct Watermarks {
     parts: Parts,
@@ -35,7 +35,7 @@ impl Watermarks {
         progress.release(false);
         let reads = matches!(progress.phase(), Phase::Reading | Phase::Blocked(_));
         if !reads || self.shared.changed.load(Ordering::Acquire) {
-            return ASK / 10;
+            return HIGH_WATERMARK_INTERVAL / 10;
         }
         let (asked, next) = (progress.asks(), progress.next());
         match self.parts.log.high_watermarks() {
@@ -44,19 +44,19 @@ impl Watermarks {
                     self.shared.changed.store(true, Ordering::Release);
                     // Until it is opened anew, nobody knows how far this node is.
                     progress.unlearn();
-                } else if self.shared.silent_since().is_none() {
+                } else if self.shared.checkpoint_before_outage().is_none() {
                     progress.learnt(&ends, asked);
                 }
             }
             Err(error) => {
                 tracing::debug!(%error, "the high watermarks are not known");
-                let mut silent_since = self.shared.silent_since();
-                if silent_since.is_none() {
-                    *silent_since = self.parts.store.checkpoint().ok();
+                let mut checkpoint_before_outage = self.shared.checkpoint_before_outage();
+                if checkpoint_before_outage.is_none() {
+                    *checkpoint_before_outage = self.parts.store.checkpoint().ok();
                 }
             }
         }
-        ASK
+        HIGH_WATERMARK_INTERVAL
     }
 
     /// Whether the log is another one than was opened, has lost records, or has partitions that nobody reads yet.
@@ -65,16 +65,18 @@ impl Watermarks {
         if next.iter().zip(ends).any(|(next, end)| next.0 > end.0) {
             return true;
         }
-        let before = self.shared.silent_since().clone();
-        match before.map(|before| rewritten(log, &before, VERIFY, &self.shared.stop)) {
+        let before = self.shared.checkpoint_before_outage().clone();
+        match before
+            .map(|before| truncated_and_regrown(log, &before, TRUNCATION_CHECK_TIMEOUT, &self.shared.stop))
+        {
             // Who opens the log anew looks again, and says so.
             Some(Ok(Some(_))) => return true,
-            Some(Ok(None)) => *self.shared.silent_since() = None,
+            Some(Ok(None)) => *self.shared.checkpoint_before_outage() = None,
             Some(Err(error)) => tracing::debug!(%error, "not known whether the log is what it was"),
             None => {}
         }
         let now = self.parts.progress.clock().now();
-        if now.since(self.looked) < STILL {
+        if now.since(self.looked) < IDENTITY_CHECK_INTERVAL {
             return false;
         }
         self.looked = now;

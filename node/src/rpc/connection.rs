@@ -20,7 +20,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use super::{MAX_PROTOCOL_BYTES, Shared, answers};
 use crate::server::socket::Socket;
 use crate::service::reads::{Answer, Found};
-use crate::service::{Begun, Done, Door, OperationError, Outcome};
+use crate::service::{Begun, Done, OperationError, Outcome, Service};
 
 /// What is read at a time, unless a frame asks for more.
 const READ_BYTES: usize = 16 * 1024;
@@ -35,10 +35,10 @@ const MAX_HEAVY: usize = 8;
 /// What the answers of one batch may have, in bytes.
 const MAX_BATCH_ANSWER_BYTES: usize = 16 << 20;
 /// A connection of a node that stops is closed once it has been silent for so long,
-const QUIET: Duration = Duration::from_millis(100);
+const CLOSE_AFTER_SILENCE: Duration = Duration::from_millis(100);
 /// or has been refused for so long, if nothing is under way. A client that goes on asking has no better way to learn that
 /// it should go elsewhere.
-const REFUSED: Duration = Duration::from_millis(500);
+const CLOSE_AFTER_REFUSING: Duration = Duration::from_millis(500);
 
 pub(super) struct Connection {
     socket: Socket,
@@ -116,8 +116,9 @@ impl Connection {
 
     /// Serves the client until it goes, breaks the rules, or the node stops.
     pub(super) async fn serve(mut self) -> io::Result<()> {
-        let door = Arc::clone(&self.shared.door);
-        let mut tick = interval((door.request_timeout / 2).min(Duration::from_secs(5)).max(QUIET));
+        let service = Arc::clone(&self.shared.service);
+        let mut tick =
+            interval((service.request_timeout / 2).min(Duration::from_secs(5)).max(CLOSE_AFTER_SILENCE));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut closing = self.closing.clone();
         let (mut active, mut ended) = (Instant::now(), false);
@@ -133,7 +134,8 @@ impl Connection {
                     continue;
                 }
             }
-            let refused = stopping && refusing_since.get_or_insert_with(Instant::now).elapsed() > REFUSED;
+            let refused =
+                stopping && refusing_since.get_or_insert_with(Instant::now).elapsed() > CLOSE_AFTER_REFUSING;
             if pause == Pause::Broken || ((ended || refused) && self.under_way.is_empty()) {
                 // Reads on for a moment, so that the client gets to see the last answer.
                 return self.socket.shutdown().await;
@@ -149,7 +151,7 @@ impl Connection {
                     ended = read? == 0;
                 }
                 Some(finished) = under_way.next(), if !under_way.is_empty() => self.put(finished),
-                () = async { tokio::time::sleep(QUIET).await }, if stopping && under_way.is_empty() => {
+                () = async { tokio::time::sleep(CLOSE_AFTER_SILENCE).await }, if stopping && under_way.is_empty() => {
                     return self.socket.shutdown().await;
                 }
                 _ = closing.changed(), if !stopping => {}
@@ -249,7 +251,7 @@ impl Connection {
         self.out.clear();
         self.permits.clear();
         give_back(&mut self.out);
-        self.answered.report(&self.shared.door);
+        self.answered.report(&self.shared.service);
     }
 
     /// Makes room for what the frame at the front still needs.
@@ -257,7 +259,7 @@ impl Connection {
         let missing = self.frames.wants(&self.input).saturating_sub(self.input.len());
         if self.input.len() + missing > LARGE_BYTES && self.large.is_none() {
             let permit = Arc::clone(&self.shared.large_frames).acquire_owned();
-            let permit = timeout(self.shared.door.request_timeout, permit).await;
+            let permit = timeout(self.shared.service.request_timeout, permit).await;
             self.large = permit.map_err(|_| io::Error::other("too many large frames at a time"))?.ok();
         }
         self.input.reserve(missing.max(READ_BYTES));
@@ -265,7 +267,7 @@ impl Connection {
     }
 
     fn overdue(&self, active: Instant) -> bool {
-        let request_timeout = self.shared.door.request_timeout;
+        let request_timeout = self.shared.service.request_timeout;
         match self.partial_since {
             Some(since) => since.elapsed() > request_timeout,
             None if matches!(self.client, Client::Unknown) => active.elapsed() > request_timeout,
@@ -344,7 +346,7 @@ fn answer_frame(
     };
     let message = request.message();
     if refuses {
-        let error = RequestError { code: ErrorCode::NotReady, message: STOPPING.to_owned() };
+        let error = RequestError { code: ErrorCode::NotReady, message: STOPPING_MESSAGE.to_owned() };
         answered.count(Some(message), answers::put_error(message, error, out));
         return Content::There;
     }
@@ -358,7 +360,7 @@ fn answer_frame(
             return Content::Waits { message, begun: Waiting::Heavy { shared, call, foreign } };
         }
     };
-    match shared.door.begin(operation) {
+    match shared.service.begin(operation) {
         Begun::Done(outcome) => {
             let label = answers::put_outcome(message, &outcome, out);
             answered.count(Some(message), label);
@@ -368,7 +370,7 @@ fn answer_frame(
     }
 }
 
-const STOPPING: &str = "this node is stopping and did nothing; ask another node";
+const STOPPING_MESSAGE: &str = "this node is stopping and did nothing; ask another node";
 
 /// Answers a handshake. `None` if the client's protocol makes no sense; [`Client::Unknown`] if it must be sent first.
 fn shake_hands(shared: &Shared, request: &HandshakeRequest<'_>, out: &mut Vec<u8>) -> Option<Client> {
@@ -404,7 +406,10 @@ fn shake_hands(shared: &Shared, request: &HandshakeRequest<'_>, out: &mut Vec<u8
 }
 
 /// Begins all operations of a batch in their order.
-fn begin_all(door: &Door, operations: &[Operation<'_>]) -> impl Future<Output = Vec<Outcome>> + Send + use<> {
+fn begin_all(
+    service: &Service,
+    operations: &[Operation<'_>],
+) -> impl Future<Output = Vec<Outcome>> + Send + use<> {
     let mut bytes = 0;
     let begun: Vec<_> = operations
         .iter()
@@ -412,7 +417,7 @@ fn begin_all(door: &Door, operations: &[Operation<'_>]) -> impl Future<Output = 
             if bytes > MAX_BATCH_ANSWER_BYTES {
                 return std::future::ready(Err(OperationError::BatchTooLarge)).boxed();
             }
-            match door.begin(*operation) {
+            match service.begin(*operation) {
                 Begun::Done(outcome) => {
                     if let Ok(Done::Read(Answer { found: Found::Local(entry), .. })) = &outcome {
                         bytes += entry.as_bytes().len();
@@ -445,12 +450,12 @@ fn finish(
                 // It has been decoded before, so it can be again.
                 let outcome = match Request::decode(&call, foreign.as_deref()) {
                     Ok(Some(Request::Batch(operations))) => {
-                        let results = begin_all(&shared.door, &operations);
+                        let results = begin_all(&shared.service, &operations);
                         drop(operations);
                         answers::put_batch(&results.await, &mut content);
                         "ok"
                     }
-                    Ok(Some(Request::Scan(scan))) => match shared.door.scans.page(&scan).await {
+                    Ok(Some(Request::Scan(scan))) => match shared.service.scans.page(&scan).await {
                         Ok(page) => {
                             answers::put_page(&page, &mut content);
                             "ok"
@@ -489,7 +494,7 @@ impl Answered {
         self.took = self.took.max(time);
     }
 
-    fn report(&mut self, door: &Door) {
+    fn report(&mut self, service: &Service) {
         let label = |message: Option<Message>| match message {
             Some(Message::GetValue | Message::GetRecord) => "get",
             Some(Message::SetValue | Message::SetRecord) => "set",
@@ -499,10 +504,10 @@ impl Answered {
             None => "unknown",
         };
         for (message, outcome, count) in self.at_once.drain(..) {
-            door.metrics.requests("rpc", label(message), outcome, count, self.took);
+            service.metrics.requests("rpc", label(message), outcome, count, self.took);
         }
         for (message, outcome, took) in self.waited.drain(..) {
-            door.metrics.requests("rpc", label(Some(message)), outcome, 1, took);
+            service.metrics.requests("rpc", label(Some(message)), outcome, 1, took);
         }
         self.took = Duration::ZERO;
     }

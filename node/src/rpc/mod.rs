@@ -1,4 +1,4 @@
-//! The Avro RPC door: frames in, frames out, many calls under way on a connection. `contract.md`, section 7.
+//! The Avro RPC interface: frames in, frames out, many calls under way on a connection. `contract.md`, section 7.
 
 mod answers;
 mod connection;
@@ -14,7 +14,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use self::connection::Connection;
 use crate::server::socket::{Socket, accept};
-use crate::service::Door;
+use crate::service::Service;
 
 /// Java's encoder fills buffers of 8 KiB, so this is more than any frame needs.
 const MAX_BUFFERS: usize = 16_384;
@@ -23,9 +23,9 @@ const MAX_PROTOCOL_BYTES: usize = 64 * 1024;
 /// Protocols that are remembered. Clients of one kind share theirs.
 const MAX_PROTOCOLS: usize = 256;
 /// Connections that receive a large frame at a time; others wait before they read on. Bounds memory.
-const LARGE_FRAMES: usize = 64;
+const MAX_LARGE_FRAMES: usize = 64;
 /// Batches and scans at a time, in all connections; bounds the memory of their answers.
-const HEAVY: usize = 32;
+const MAX_HEAVY_CALLS: usize = 32;
 
 /// What a connection may cost.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +37,7 @@ pub struct Limits {
     pub idle: Duration,
 }
 
-/// The RPC door of a node, open.
+/// The RPC interface of a node, open.
 pub struct Server {
     closing: watch::Sender<bool>,
     task: JoinHandle<()>,
@@ -45,7 +45,7 @@ pub struct Server {
 
 /// What all connections share.
 struct Shared {
-    door: Arc<Door>,
+    service: Arc<Service>,
     limits: Limits,
     protocols: Protocols,
     large_frames: Arc<Semaphore>,
@@ -58,15 +58,15 @@ struct Protocols(RwLock<HashMap<ProtocolHash, Arc<ForeignProtocol>>>);
 
 impl Server {
     #[must_use]
-    pub fn start(listener: TcpListener, door: Arc<Door>, limits: Limits) -> Self {
+    pub fn start(listener: TcpListener, service: Arc<Service>, limits: Limits) -> Self {
         let (closing, closed) = watch::channel(false);
-        let opener = Arc::clone(&door);
+        let opener = Arc::clone(&service);
         let shared = Arc::new(Shared {
-            door,
+            service,
             limits,
             protocols: Protocols::default(),
-            large_frames: Arc::new(Semaphore::new(LARGE_FRAMES)),
-            heavy: Arc::new(Semaphore::new(HEAVY)),
+            large_frames: Arc::new(Semaphore::new(MAX_LARGE_FRAMES)),
+            heavy: Arc::new(Semaphore::new(MAX_HEAVY_CALLS)),
         });
         Self { closing, task: opener.keep_open("RPC", run(listener, shared, closed)) }
     }
@@ -82,7 +82,7 @@ impl Server {
 }
 
 async fn run(listener: TcpListener, shared: Arc<Shared>, mut closed: watch::Receiver<bool>) {
-    let metrics = Arc::clone(&shared.door.metrics);
+    let metrics = Arc::clone(&shared.service.metrics);
     let mut connections = JoinSet::new();
     loop {
         let stream = tokio::select! {
@@ -96,7 +96,7 @@ async fn run(listener: TcpListener, shared: Arc<Shared>, mut closed: watch::Rece
             metrics.rpc_connections_refused.inc();
             continue;
         }
-        let socket = Socket::new(stream, shared.door.request_timeout);
+        let socket = Socket::new(stream, shared.service.request_timeout);
         let connection = Connection::new(socket, Arc::clone(&shared), closed.clone());
         let open = metrics.connections.with_label_values(&["rpc"]);
         connections.spawn(async move {

@@ -1,4 +1,4 @@
-//! A connection of either door: accepted in spite of a shortage, given up on when its client does not read, and read from
+//! A connection of either interface: accepted in spite of a shortage, given up on when its client does not read, and read from
 //! for a moment after the last answer.
 
 use std::io;
@@ -14,7 +14,7 @@ use tokio::time::{Sleep, sleep};
 ///
 /// A client that is still sending when it is refused gets the refusal only if this side takes in what is under way: a
 /// socket that is closed with unread bytes is reset, and a reset can overtake the answer (RFC 9112, section 9.6).
-const LINGER: Duration = Duration::from_secs(1);
+const LINGER_AFTER_ANSWER: Duration = Duration::from_secs(1);
 
 /// The next connection.
 pub async fn accept(listener: &TcpListener) -> TcpStream {
@@ -98,7 +98,7 @@ impl AsyncWrite for Socket {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.until.is_none() {
             ready!(self.as_mut().stream().poll_shutdown(cx))?;
-            self.until = Some(Box::pin(sleep(LINGER)));
+            self.until = Some(Box::pin(sleep(LINGER_AFTER_ANSWER)));
         }
         let mut scratch = [0; 16 * 1024];
         loop {

@@ -1,4 +1,4 @@
-//! What both doors lead to, and what an operation means whichever door it comes through.
+//! What both interfaces lead to, and what an operation means whichever interface it comes through.
 
 pub mod peers;
 pub mod reads;
@@ -25,7 +25,7 @@ use crate::service::scans::Scans;
 use crate::service::writes::{KeyError, MAX_TTL, WriteError, Writes, Written, check_key};
 use crate::store::Store;
 
-pub struct Door {
+pub struct Service {
     pub reads: Arc<Reads>,
     pub writes: Writes,
     pub scans: Scans,
@@ -71,7 +71,7 @@ pub enum Begun {
     Later(BoxFuture<'static, Outcome>),
 }
 
-impl Door {
+impl Service {
     /// Begins an operation. Writes take their place in the log's order in the order of these calls.
     pub fn begin(&self, operation: Operation<'_>) -> Begun {
         if let Err(error) = check_key(operation.key()) {
@@ -99,7 +99,7 @@ impl Door {
         }
     }
 
-    /// Runs what accepts a door's connections. Should it panic, the node is told to be broken: nobody would get in.
+    /// Runs what accepts a interface's connections. Should it panic, the node is told to be broken: nobody would get in.
     pub fn keep_open(
         &self,
         name: &'static str,
@@ -108,7 +108,7 @@ impl Door {
         let progress = Arc::clone(&self.progress);
         tokio::spawn(async move {
             if AssertUnwindSafe(accepting).catch_unwind().await.is_err() {
-                progress.set_phase(Phase::Failed(format!("the {name} door panicked")));
+                progress.set_phase(Phase::Failed(format!("the {name} service panicked")));
             }
         })
     }

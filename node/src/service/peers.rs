@@ -20,9 +20,9 @@ use crate::now_ms;
 use crate::replication::progress::Progress;
 
 /// Keys asked for at a time. A restoring node under load has misses without number, and its peers other work.
-const CONCURRENT: usize = 256;
+const MAX_CONCURRENT_KEYS: usize = 256;
 /// Between two complaints about the answers of one member.
-const COMPLAIN: Duration = Duration::from_mins(1);
+const COMPLAINT_INTERVAL: Duration = Duration::from_mins(1);
 /// Room in an answer beside the value; other writers' values may be larger than this node's limit, too.
 const HEADROOM_BYTES: usize = 1 << 20;
 /// What JSON makes of one byte, at most: `\u0001`.
@@ -103,7 +103,8 @@ impl Peers {
             .redirect(reqwest::redirect::Policy::none())
             .build()?;
         let max_answer_bytes = ESCAPED_BYTES * (max_value_bytes + HEADROOM_BYTES);
-        let (asking, complaints, permits) = (Mutex::default(), Mutex::default(), Semaphore::new(CONCURRENT));
+        let (asking, complaints, permits) =
+            (Mutex::default(), Mutex::default(), Semaphore::new(MAX_CONCURRENT_KEYS));
         Ok(Self(Arc::new(Inner {
             http,
             membership,
@@ -247,7 +248,7 @@ impl Inner {
     /// Says it once a while: every miss asks every member.
     fn complain(&self, member: &str, why: &str) {
         let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
-        complaints.retain(|_, at| at.elapsed() < COMPLAIN);
+        complaints.retain(|_, at| at.elapsed() < COMPLAINT_INTERVAL);
         if !complaints.contains_key(member) {
             complaints.insert(member.to_owned(), Instant::now());
             tracing::warn!(member, "the answers of a member are of no use: {why}");

@@ -15,7 +15,7 @@ use crate::store::{Entry, State, Store, StoreError};
 /// Records in a page, at most.
 pub const MAX_LIMIT: i32 = 10_000;
 /// Pages that are read at a time; further scans wait. Bounds memory and the disk's queue.
-const CONCURRENT: usize = 8;
+const MAX_CONCURRENT_PAGES: usize = 8;
 
 pub struct Scans {
     store: Arc<Store>,
@@ -49,7 +49,7 @@ pub enum ScanError {
 impl Scans {
     #[must_use]
     pub fn new(store: Arc<Store>, progress: Arc<Progress>) -> Self {
-        Self { store, progress, permits: Semaphore::new(CONCURRENT) }
+        Self { store, progress, permits: Semaphore::new(MAX_CONCURRENT_PAGES) }
     }
 
     /// A page of records. It may be shorter than the limit, even empty, and still have a cursor: what a page costs is

@@ -153,7 +153,7 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::log::{LogInfo, LogReader, OpenError, ReadError, Tidy};
+    use crate::log::{ConditionalRecord, LogInfo, LogReader, OpenError, ReadError};
     use bitacora_protocol::{HighWatermark, NextOffset, Position};
 
     /// A log that acknowledges when it is told to.
@@ -175,7 +175,10 @@ mod tests {
             Box::pin(async move { acknowledged.await.expect("every append is settled") })
         }
 
-        fn tidy(&self, _: Tidy) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        fn append_conditional(
+            &self,
+            _: ConditionalRecord,
+        ) -> BoxFuture<'static, Result<Appended, AppendError>> {
             Box::pin(async { Err(AppendError::NotTaken("no tidying".to_owned())) })
         }
 

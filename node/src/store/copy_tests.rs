@@ -8,7 +8,7 @@ use bitacora_protocol::record::{KeyValue, ttl};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::key_state::{KeyState, parse_debts, parse_others};
+use super::key_state::{KeyState, parse_others, parse_pending_repairs};
 use super::*;
 use crate::log::LogTag;
 use crate::testing::damage::{damaged, damages};
@@ -97,7 +97,7 @@ fn take(copy: &[u8]) -> Result<Checkpoint, StoreError> {
 fn use_all(store: &Store) {
     let (_, all) = (store.stats(), store.checkpoint());
     assert!(all.is_ok(), "it was checked");
-    let _ = store.owed(1_000);
+    let _ = store.needed_repairs(1_000);
     let _ = store.trimmable(b"", i64::MAX, i64::MAX, 1_000, 1_000);
     let scanned = store.scan(&Bound::Unbounded, b"", b"", 10_000, |_| true).map(|(found, _)| found);
     for entry in scanned.iter().flatten() {
@@ -263,7 +263,7 @@ fn a_copy_that_holds_what_no_node_writes_is_refused_with_its_place() {
         "{beyond}"
     );
     for (partition, offset) in [(0, -1), (0, i64::MAX), (0, i64::MIN), (2, 0), (i32::MAX, 0)] {
-        let error = put("key 007", entry("key 007", partition, offset, "").ghost());
+        let error = put("key 007", entry("key 007", partition, offset, "").as_provisional());
         assert!(error.contains(&format!("lies at {partition}:{offset}, which")), "{error}");
         let error = put("key 007", entry("key 007", partition, offset, ""));
         assert!(error.contains(&format!("lies at {partition}:{offset}, which")), "{error}");
@@ -287,10 +287,13 @@ fn a_copy_that_holds_what_no_node_writes_is_refused_with_its_place() {
     );
     assert!(refused(|files, txn| files.others.put(txn, b"key 007", &[0xff; 40])).contains("'others'"));
     assert!(
-        refused(|files, txn| files.debts.put(txn, b"key 007", &[0xff; 20]))
-            .contains("under 'debts', 'key 007' owes")
+        refused(|files, txn| files.pending_repairs.put(txn, b"key 007", &[0xff; 20]))
+            .contains("under 'pending_repairs', 'key 007' owes")
     );
-    assert!(refused(|files, txn| files.debts.put(txn, b"key 007", &[0; 19])).contains("'debts'"));
+    assert!(
+        refused(|files, txn| files.pending_repairs.put(txn, b"key 007", &[0; 19]))
+            .contains("'pending_repairs'")
+    );
     assert!(refused(|files, txn| files.due.put(txn, &[0; 8], &())).contains("under 'due'"));
 
     let raw_positions = |files: &Files| files.positions.remap_types::<RawBytes, RawBytes>();
@@ -440,12 +443,12 @@ proptest! {
         for (partition, offset, bytes) in entries {
             let position = Position { partition, offset };
             state.entries.push(Entry::new(position, offset, offset, &bytes));
-            state.debts.push(Debt { position, timestamp: offset });
+            state.pending_repairs.push(PendingRepair { position, timestamp: offset });
         }
-        let (others, debts) = (parse_others(&state.others()).expect("whole"), parse_debts(&state.debts()).expect("whole"));
+        let (others, pending_repairs) = (parse_others(&state.others()).expect("whole"), parse_pending_repairs(&state.pending_repairs()).expect("whole"));
         prop_assert_eq!(&others[..], &state.entries[1..]);
-        prop_assert_eq!(debts, state.debts.clone());
-        for bytes in [bytes, damaged(&state.others(), &damages), damaged(&state.debts(), &damages)] {
+        prop_assert_eq!(pending_repairs, state.pending_repairs.clone());
+        for bytes in [bytes, damaged(&state.others(), &damages), damaged(&state.pending_repairs(), &damages)] {
             match parse_others(&bytes) {
                 Ok(entries) => {
                     let length: usize = entries.iter().map(|entry| entry.as_bytes().len() + 4).sum();
@@ -453,15 +456,15 @@ proptest! {
                 }
                 Err(error) => prop_assert!(error.to_string().contains("'others'")),
             }
-            match parse_debts(&bytes) {
-                Ok(debts) => prop_assert_eq!(debts.len() * 20, bytes.len()),
-                Err(error) => prop_assert!(error.to_string().contains("'debts'")),
+            match parse_pending_repairs(&bytes) {
+                Ok(pending_repairs) => prop_assert_eq!(pending_repairs.len() * 20, bytes.len()),
+                Err(error) => prop_assert!(error.to_string().contains("'pending_repairs'")),
             }
             if let Some(entry) = Entry::from_bytes(&bytes) {
                 let _ = (entry.state(0), entry.state(i64::MIN), entry.is_newer_than(&entry));
                 let _ = (entry.answer(), entry.value_field(), entry.is_of(b"k"), upkeep::due(&entry));
                 let again = Entry::new(entry.position(), entry.timestamp(), entry.ttl(), entry.record_bytes());
-                prop_assert_eq!(if entry.is_ghost() { again.ghost() } else { again }, entry);
+                prop_assert_eq!(if entry.is_provisional() { again.as_provisional() } else { again }, entry);
             } else {
                 prop_assert!(bytes.len() < 28);
             }

@@ -9,12 +9,12 @@ use bitacora_protocol::Position;
 /// The bytes are empty for a tombstone that another writer made, and for a key that expired and was swept. Cheap to clone: one count, next to the bytes.
 ///
 /// Header, big-endian: partition i32, offset i64, write timestamp i64 (ms), ttl i64 (as in [`KeyValue::ttl`]). The first bit
-/// of the partition is set in a ghost: see [`super::key_state::KeyState`].
+/// of the partition is set in a provisional entry: see [`super::key_state::KeyState`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry(Arc<[u8]>);
 
 const HEADER: usize = 28;
-const GHOST: u8 = 0x80;
+const PROVISIONAL_BIT: u8 = 0x80;
 
 /// Whether an entry is an answer, at some moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,29 +72,29 @@ impl Entry {
 
     /// Whether it is only shown, and decides nothing.
     #[must_use]
-    pub fn is_ghost(&self) -> bool {
-        self.0[0] & GHOST != 0
+    pub fn is_provisional(&self) -> bool {
+        self.0[0] & PROVISIONAL_BIT != 0
     }
 
-    /// This record as a ghost.
+    /// This record as a provisional entry.
     #[must_use]
-    pub(super) fn ghost(&self) -> Self {
+    pub(super) fn as_provisional(&self) -> Self {
         let mut bytes = self.0.to_vec();
-        bytes[0] |= GHOST;
+        bytes[0] |= PROVISIONAL_BIT;
         Self(bytes.into())
     }
 
-    /// A ghost in this record's place, of a key that is deleted.
+    /// A provisional entry in this record's place, of a key that is deleted.
     #[must_use]
-    pub(super) fn dead_ghost(&self) -> Self {
-        Self::new(self.position(), self.timestamp(), ttl::DELETED, &[]).ghost()
+    pub(super) fn as_provisional_delete(&self) -> Self {
+        Self::new(self.position(), self.timestamp(), ttl::DELETED, &[]).as_provisional()
     }
 
     #[must_use]
     pub fn position(&self) -> Position {
         let mut partition = [0; 4];
         partition.copy_from_slice(&self.0[..4]);
-        partition[0] &= !GHOST;
+        partition[0] &= !PROVISIONAL_BIT;
         Position { partition: i32::from_be_bytes(partition), offset: self.field(4) }
     }
 

@@ -31,13 +31,13 @@ use heed::byteorder::BigEndian;
 use heed::types::{Bytes as RawBytes, I64, Str, U32, Unit};
 use heed::{Database, Env, EnvFlags, EnvOpenOptions, FlagSetMode, RoTxn, RwTxn};
 
-use super::key_state::{KeyState, parse_debts, parse_others};
+use super::key_state::{KeyState, parse_others, parse_pending_repairs};
 use super::{Checkpoint, Disk, Entry, StoreError, pages};
 use crate::log::{LogIdentity, LogTag, Read};
 use bitacora_protocol::{NextOffset, Position};
 
 /// Changed whenever the bytes in the store mean something else; a store of another format is built anew.
-pub const FORMAT: &str = "2";
+pub const FORMAT: &str = "3";
 /// Address space reserved for LMDB's map, not memory and not disk. Halved until the system grants it.
 const MAP_BYTES: usize = 1 << 40;
 /// One reader slot for each thread that ever reads.
@@ -61,8 +61,8 @@ pub(super) struct Files {
     pub records: Database<RawBytes, RawBytes>,
     /// Key → its records in further partitions, older than that in `records`.
     pub others: Database<RawBytes, RawBytes>,
-    /// Key → [`super::Debt`]s.
-    pub debts: Database<RawBytes, RawBytes>,
+    /// Key → [`super::PendingRepair`]s.
+    pub pending_repairs: Database<RawBytes, RawBytes>,
     /// When a sweep has to do with a key (ms, i64), and the key.
     pub due: Database<RawBytes, Unit>,
     /// Partition → next offset.
@@ -125,7 +125,7 @@ impl Files {
         let files = Self {
             records: env.create_database(&mut txn, Some("records"))?,
             others: env.create_database(&mut txn, Some("others"))?,
-            debts: env.create_database(&mut txn, Some("debts"))?,
+            pending_repairs: env.create_database(&mut txn, Some("pending_repairs"))?,
             due: env.create_database(&mut txn, Some("due"))?,
             positions: env.create_database(&mut txn, Some("positions"))?,
             latest: env.create_database(&mut txn, Some("latest"))?,
@@ -166,7 +166,7 @@ impl Files {
     }
 
     pub fn clear(&self, txn: &mut RwTxn<'_>) -> heed::Result<()> {
-        for database in [self.records, self.others, self.debts] {
+        for database in [self.records, self.others, self.pending_repairs] {
             database.clear(txn)?;
         }
         self.due.clear(txn)?;
@@ -305,10 +305,10 @@ impl Files {
             let (key, stored) = item?;
             parse_others(stored)?.iter().try_for_each(|entry| check("others", key, entry))?;
         }
-        for item in self.debts.iter(&txn)? {
+        for item in self.pending_repairs.iter(&txn)? {
             let (key, stored) = item?;
-            if !parse_debts(stored)?.iter().all(|debt| applied(debt.position)) {
-                return Err(wrong("debts", key, "owes to a record that was never applied"));
+            if !parse_pending_repairs(stored)?.iter().all(|pending| applied(pending.position)) {
+                return Err(wrong("pending_repairs", key, "owes to a record that was never applied"));
             }
         }
         for item in self.due.iter(&txn)? {
@@ -332,7 +332,7 @@ impl Files {
         let stats = [
             self.records.stat(txn)?,
             self.others.stat(txn)?,
-            self.debts.stat(txn)?,
+            self.pending_repairs.stat(txn)?,
             self.due.stat(txn)?,
             self.positions.stat(txn)?,
             self.latest.stat(txn)?,
@@ -349,7 +349,7 @@ impl Files {
         key: &[u8],
         is_read: bool,
         no_others: bool,
-        no_debts: bool,
+        no_pending_repairs: bool,
     ) -> Result<KeyState, StoreError> {
         let mut state = KeyState { is_read, ..KeyState::default() };
         if let Some(bytes) = self.records.get(txn, key)? {
@@ -358,8 +358,8 @@ impl Files {
         if !no_others && let Some(bytes) = self.others.get(txn, key)? {
             state.entries.extend(parse_others(bytes)?);
         }
-        if !no_debts && let Some(bytes) = self.debts.get(txn, key)? {
-            state.debts = parse_debts(bytes)?;
+        if !no_pending_repairs && let Some(bytes) = self.pending_repairs.get(txn, key)? {
+            state.pending_repairs = parse_pending_repairs(bytes)?;
         }
         Ok(state)
     }

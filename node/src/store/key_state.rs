@@ -45,9 +45,9 @@ impl Change {
 
 /// A record of no effect that compaction would prefer to what decided before it: the one that the store holds, or the
 /// tombstone that left it nothing.
-/// Owed until a later record of the key takes effect: [`crate::trimming`] sees to it.
+/// NeededRepair until a later record of the key takes effect: [`crate::trimming`] sees to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Debt {
+pub struct PendingRepair {
     /// Of the record without effect.
     pub position: Position,
     /// When that was written, ms since the epoch.
@@ -59,18 +59,18 @@ pub struct Debt {
 /// changed, or writers disagree about the partitioner.
 ///
 /// Since partitions are read independently, a node that is behind may meet the tombstone of a record before those of the older
-/// ones, or before the record that replaced it. A store that is read must not show that: what was trimmed stays as a *ghost*
-/// while it is the newest, and something is yet to come. A ghost decides nothing. What it waits for does come, since it is
+/// ones, or before the record that replaced it. A store that is read must not show that: what was trimmed stays as a *provisional entry*
+/// while it is the newest, and something is yet to come. A provisional entry decides nothing. What it waits for does come, since it is
 /// younger than any store that may be trusted.
 #[derive(Debug, Default)]
 pub(super) struct KeyState {
     /// Whether somebody reads the store, which was complete at some time.
     pub is_read: bool,
-    /// Ghosts among them.
+    /// Provisional entries among them.
     pub entries: SmallVec<[Entry; 1]>,
-    pub debts: SmallVec<[Debt; 1]>,
-    /// When the last tombstone that made a ghost was appended, ms since the epoch: until then, all must be read before it goes.
-    pub haunted_since: i64,
+    pub pending_repairs: SmallVec<[PendingRepair; 1]>,
+    /// When the last tombstone that made a provisional entry was appended, ms since the epoch: until then, all must be read before it goes.
+    pub provisional_since: i64,
 }
 
 /// What came of a change.
@@ -85,7 +85,7 @@ pub(super) enum Outcome {
 impl KeyState {
     pub fn apply(&mut self, change: Change) -> Outcome {
         let reach = change.reach();
-        let held = |entry: &Entry| !entry.is_ghost() && entry.position().partition == reach.partition;
+        let held = |entry: &Entry| !entry.is_provisional() && entry.position().partition == reach.partition;
         let held = self.entries.iter().position(held);
         let offset = held.map(|held| self.entries[held].position().offset);
         if offset.is_some_and(|offset| offset > reach.offset) {
@@ -95,7 +95,7 @@ impl KeyState {
                 Change::Repair { at, timestamp, .. } | Change::Trim { at, timestamp, .. } => (at, timestamp),
             };
             self.settle(reach.partition);
-            self.debts.push(Debt { position: at, timestamp });
+            self.pending_repairs.push(PendingRepair { position: at, timestamp });
             return Outcome::Void;
         }
         if let Change::Nothing { at, timestamp, by } = change {
@@ -103,7 +103,7 @@ impl KeyState {
                 return Outcome::Nothing;
             }
             self.settle(at.partition);
-            self.debts.push(Debt { position: at, timestamp });
+            self.pending_repairs.push(PendingRepair { position: at, timestamp });
             return Outcome::Void;
         }
         self.settle(reach.partition);
@@ -113,7 +113,7 @@ impl KeyState {
             // The same record again.
             (_, Some(_)) if offset == Some(reach.offset) => Outcome::Nothing,
             (Change::Write(entry) | Change::Repair { entry, .. }, _) => {
-                // Ghosts, too.
+                // Provisional entries, too.
                 self.entries.retain(|held| held.position().partition != reach.partition);
                 self.entries.push(entry);
                 Outcome::Written
@@ -129,29 +129,29 @@ impl KeyState {
             // It was trimmed alive, for a newer one has replaced it; or dead, and the older ones before it. What it was
             // that replaced this one in its own partition is not known any more: it may have been a delete.
             let alive = entry.position().offset == offset && entry.state(timestamp) == State::Live;
-            self.entries.push(if alive { entry.ghost() } else { entry.dead_ghost() });
-            self.haunted_since = self.haunted_since.max(timestamp);
+            self.entries.push(if alive { entry.as_provisional() } else { entry.as_provisional_delete() });
+            self.provisional_since = self.provisional_since.max(timestamp);
         }
         Outcome::Trimmed
     }
 
     fn settle(&mut self, partition: i32) {
-        self.debts.retain(|debt| debt.position.partition != partition);
+        self.pending_repairs.retain(|pending| pending.position.partition != partition);
     }
 
-    /// Puts the newest entry first, and forgets ghosts that nothing waits for.
+    /// Puts the newest entry first, and forgets provisional entries that nothing waits for.
     pub fn sort(&mut self) {
         for at in 1..self.entries.len() {
             if self.entries[at].is_newer_than(&self.entries[0]) {
                 self.entries.swap(0, at);
             }
         }
-        let alone = self.entries.iter().all(Entry::is_ghost);
+        let alone = self.entries.iter().all(Entry::is_provisional);
         let mut first = true;
         self.entries.retain(|entry| {
             let waits = first && (!alone || entry.ttl() != ttl::DELETED);
             first = false;
-            !entry.is_ghost() || waits
+            !entry.is_provisional() || waits
         });
     }
 
@@ -166,9 +166,9 @@ impl KeyState {
     }
 
     /// For each: partition (i32), offset (i64), timestamp (i64), big-endian.
-    pub fn debts(&self) -> Vec<u8> {
+    pub fn pending_repairs(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        for Debt { position, timestamp } in &self.debts {
+        for PendingRepair { position, timestamp } in &self.pending_repairs {
             bytes.extend(position.partition.to_be_bytes());
             bytes.extend(position.offset.to_be_bytes());
             bytes.extend(timestamp.to_be_bytes());
@@ -190,18 +190,18 @@ pub(super) fn parse_others(mut bytes: &[u8]) -> Result<Vec<Entry>, StoreError> {
     Ok(entries)
 }
 
-pub(super) fn parse_debts(mut bytes: &[u8]) -> Result<SmallVec<[Debt; 1]>, StoreError> {
-    let mut debts = SmallVec::new();
+pub(super) fn parse_pending_repairs(mut bytes: &[u8]) -> Result<SmallVec<[PendingRepair; 1]>, StoreError> {
+    let mut pending_repairs = SmallVec::new();
     while !bytes.is_empty() {
-        let debt = bytes.split_first_chunk().and_then(|(partition, rest)| {
+        let pending = bytes.split_first_chunk().and_then(|(partition, rest)| {
             let (offset, rest) = rest.split_first_chunk()?;
             let (timestamp, rest) = rest.split_first_chunk()?;
             bytes = rest;
             let partition = i32::from_be_bytes(*partition);
             let position = Position { partition, offset: i64::from_be_bytes(*offset) };
-            Some(Debt { position, timestamp: i64::from_be_bytes(*timestamp) })
+            Some(PendingRepair { position, timestamp: i64::from_be_bytes(*timestamp) })
         });
-        debts.push(debt.ok_or(StoreError::Corrupt("debts"))?);
+        pending_repairs.push(pending.ok_or(StoreError::Corrupt("pending_repairs"))?);
     }
-    Ok(debts)
+    Ok(pending_repairs)
 }

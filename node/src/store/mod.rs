@@ -28,8 +28,8 @@ pub(crate) use self::files::open_env;
 pub use self::files::{DATA_FILE, FORMAT};
 use self::files::{Files, Root, explain};
 use self::key_state::Outcome;
-pub use self::key_state::{Author, Change, Debt};
-pub use self::upkeep::{Owed, Trimmable};
+pub use self::key_state::{Author, Change, PendingRepair};
+pub use self::upkeep::{NeededRepair, Trimmable};
 use crate::log::{LogIdentity, LogTag, Read};
 use bitacora_protocol::NextOffset;
 
@@ -137,8 +137,8 @@ impl Applied {
 pub struct StoreStats {
     /// Keys, delete markers included.
     pub records: u64,
-    /// Keys with debts: see [`Store::owed`].
-    pub debts: u64,
+    /// Keys with pending repairs: see [`Store::owed`].
+    pub pending_repairs: u64,
     /// Size of LMDB's file.
     pub bytes: u64,
     /// It can't grow beyond this.
@@ -487,21 +487,21 @@ impl Store {
         let is_read = files.is_restored(&txn)?;
         // Both are so nearly always.
         let no_others = files.others.is_empty(&txn)?;
-        let no_debts = files.debts.is_empty(&txn)?;
+        let no_pending_repairs = files.pending_repairs.is_empty(&txn)?;
         let (mut applied, mut changed) = (Applied::default(), Vec::with_capacity(changes.len()));
         let mut changes = changes.drain(..).peekable();
         while let Some((key, first)) = changes.next() {
-            let mut state = files.key_state(&txn, key, is_read, no_others, no_debts)?;
+            let mut state = files.key_state(&txn, key, is_read, no_others, no_pending_repairs)?;
             let before = state.entries.first().cloned();
-            let (others, debts) = (state.others(), state.debts());
+            let (others, pending_repairs) = (state.others(), state.pending_repairs());
             applied.count(state.apply(first));
             while let Some((_, change)) = changes.next_if(|(next, _)| *next == key) {
                 applied.count(state.apply(change));
             }
             state.sort();
             save(files.others, &mut txn, key, &others, &state.others())?;
-            save(files.debts, &mut txn, key, &debts, &state.debts())?;
-            let haunted_since = state.haunted_since;
+            save(files.pending_repairs, &mut txn, key, &pending_repairs, &state.pending_repairs())?;
+            let provisional_since = state.provisional_since;
             let newest = state.entries.into_iter().next();
             if newest.as_ref().map(Entry::as_bytes) == before.as_ref().map(Entry::as_bytes) {
                 continue;
@@ -510,7 +510,7 @@ impl Store {
                 files.due.delete(&mut txn, &upkeep::due_key(at, key))?;
             }
             let at = newest.as_ref().and_then(|entry| {
-                if entry.is_ghost() { Some(haunted_since.max(0)) } else { upkeep::due(entry) }
+                if entry.is_provisional() { Some(provisional_since.max(0)) } else { upkeep::due(entry) }
             });
             if let Some(at) = at {
                 files.due.put(&mut txn, &upkeep::due_key(at, key), &())?;
@@ -555,7 +555,7 @@ impl Store {
         let pages = (info.last_page_number as u64).saturating_sub(1);
         Ok(StoreStats {
             records: records.entries as u64,
-            debts: files.debts.stat(&txn)?.entries as u64,
+            pending_repairs: files.pending_repairs.stat(&txn)?.entries as u64,
             bytes: files.env.real_disk_size()?,
             map_bytes: info.map_size as u64,
             used_pages,

@@ -306,8 +306,8 @@ fn shown(store: &Store) -> Option<(i64, i64, String)> {
 }
 
 /// The offsets of the records without effect.
-fn debts(store: &Store) -> Vec<i64> {
-    store.owed(9).expect("readable").1.iter().map(|owed| owed.debt.position.offset).collect()
+fn pending_repairs(store: &Store) -> Vec<i64> {
+    store.needed_repairs(9).expect("readable").1.iter().map(|needed| needed.pending.position.offset).collect()
 }
 
 #[test]
@@ -316,13 +316,13 @@ fn a_trim_removes_what_it_has_seen_and_nothing_newer() {
     apply(&store, dead(5, "five"));
     assert!(shown(&store).is_some());
     assert_eq!(apply(&store, trim(6, 5)), Applied { changed: 1, trimmed: 1, void: 0 });
-    assert_eq!((shown(&store), debts(&store)), (None, vec![]));
+    assert_eq!((shown(&store), pending_repairs(&store)), (None, vec![]));
     assert_eq!(store.get(b"k").expect("readable"), None, "the cache forgot it too");
     assert_eq!(apply(&store, trim(7, 5)), Applied::default(), "the second of two trimmers changes nothing");
     apply(&store, write(8, "eight"));
     assert_eq!(apply(&store, trim(9, 7)), Applied { changed: 0, trimmed: 0, void: 1 });
     assert_eq!(shown(&store), Some((8, 1_008, "eight".into())));
-    assert_eq!(debts(&store), [9]);
+    assert_eq!(pending_repairs(&store), [9]);
 }
 
 #[test]
@@ -332,34 +332,38 @@ fn a_record_without_any_effect_is_a_debt_to_what_its_partition_holds_of_the_key_
     let poison = |offset| nothing(offset, Author::Unknown);
     let void = Applied { changed: 0, trimmed: 0, void: 1 };
     assert_eq!(apply(&store, poison(3)), Applied::default());
-    assert_eq!((shown(&store), debts(&store)), (None, vec![]), "it is none of ours");
+    assert_eq!((shown(&store), pending_repairs(&store)), (None, vec![]), "it is none of ours");
     assert_eq!(apply(&store, nothing(4, Author::Trimmer)), void);
-    assert_eq!((shown(&store), debts(&store)), (None, vec![4]), "a tombstone may have been before it");
-    assert_eq!(store.owed(9).expect("readable").1[0].entry, None);
+    assert_eq!(
+        (shown(&store), pending_repairs(&store)),
+        (None, vec![4]),
+        "a tombstone may have been before it"
+    );
+    assert_eq!(store.needed_repairs(9).expect("readable").1[0].entry, None);
     assert_eq!(apply(&store, trim(5, 3)), Applied::default());
-    assert_eq!(debts(&store), [0; 0], "said again");
+    assert_eq!(pending_repairs(&store), [0; 0], "said again");
     apply(&store, poison(6));
     apply(&store, write(7, "seven"));
-    assert_eq!((shown(&store), debts(&store)), (Some((7, 1_007, "seven".into())), vec![]));
+    assert_eq!((shown(&store), pending_repairs(&store)), (Some((7, 1_007, "seven".into())), vec![]));
     for offset in [8, 9] {
         assert_eq!(apply(&store, poison(offset)), void);
-        assert_eq!(debts(&store), [offset], "one for the newest is enough");
+        assert_eq!(pending_repairs(&store), [offset], "one for the newest is enough");
     }
     assert_eq!(apply(&store, poison(3)), Applied::default(), "it was applied before");
     apply(
         &store,
         Change::Nothing { at: Position { partition: 1, offset: 5 }, timestamp: 0, by: Author::Trimmer },
     );
-    assert_eq!(debts(&store), [9, 5], "another partition is compacted by itself");
+    assert_eq!(pending_repairs(&store), [9, 5], "another partition is compacted by itself");
     assert_eq!(shown(&store), Some((7, 1_007, "seven".into())));
     apply(&store, repair(10, 7, "seven"));
-    assert_eq!((shown(&store), debts(&store)), (Some((7, 1_007, "seven".into())), vec![5]));
+    assert_eq!((shown(&store), pending_repairs(&store)), (Some((7, 1_007, "seven".into())), vec![5]));
     store.reset(&identity(), &[NextOffset(0)], 5).expect("written");
     apply(&store, write(1, "one"));
     apply(&store, poison(2));
-    assert_eq!(debts(&store), [0; 0], "a store that is being built may lack what settles it");
+    assert_eq!(pending_repairs(&store), [0; 0], "a store that is being built may lack what settles it");
     store.note_caught_up(6).expect("written");
-    assert_eq!(debts(&store), [2]);
+    assert_eq!(pending_repairs(&store), [2]);
 }
 
 #[test]
@@ -370,9 +374,9 @@ fn a_debt_is_settled_by_a_repair_or_by_any_later_record_that_takes_effect() {
         for change in [write(8, "eight").into(), trim(9, 7)] {
             apply(&store, change);
         }
-        assert_eq!(debts(&store), [9]);
+        assert_eq!(pending_repairs(&store), [9]);
         apply(&store, settler.clone());
-        assert_eq!(debts(&store), [0; 0], "{settler:?}");
+        assert_eq!(pending_repairs(&store), [0; 0], "{settler:?}");
     }
 }
 
@@ -385,13 +389,13 @@ fn a_repair_says_the_same_to_those_who_know_the_record_and_to_those_who_do_not()
         apply(&all, change);
     }
     assert_eq!(shown(&all), Some((12, 1_012, "twelve".into())));
-    assert_eq!(debts(&all), [13], "a repair that came too late is itself owed");
+    assert_eq!(pending_repairs(&all), [13], "a repair that came too late is itself needed");
     apply(&some, repair(13, 8, "eight"));
     assert_eq!(shown(&some), Some((8, 1_008, "eight".into())), "its own place in the log tells nothing");
     for store in [&all, &some] {
         apply(store, repair(14, 12, "twelve"));
         assert_eq!(shown(store), Some((12, 1_012, "twelve".into())));
-        assert_eq!(debts(store), [0; 0]);
+        assert_eq!(pending_repairs(store), [0; 0]);
     }
 }
 
@@ -410,12 +414,12 @@ fn conditions_hold_within_one_batch_and_debts_survive_a_restart_but_not_a_reset(
     assert_eq!(applied, Applied { changed: 2, trimmed: 1, void: 1 });
     drop(store);
     let store = open(dir.path());
-    let (_, owed) = store.owed(9).expect("readable");
-    assert_eq!(owed[0].debt, Debt { position: at(5), timestamp: 5 });
-    assert_eq!(owed[0].entry.as_ref().map(Entry::position), Some(at(4)));
-    assert_eq!(owed[0].replaced_at, None);
+    let (_, needed) = store.needed_repairs(9).expect("readable");
+    assert_eq!(needed[0].pending, PendingRepair { position: at(5), timestamp: 5 });
+    assert_eq!(needed[0].entry.as_ref().map(Entry::position), Some(at(4)));
+    assert_eq!(needed[0].replaced_at, None);
     store.reset(&identity(), &[NextOffset(0)], 5).expect("written");
-    assert_eq!(debts(&store), [0; 0]);
+    assert_eq!(pending_repairs(&store), [0; 0]);
 }
 
 /// After the number of partitions was changed, compaction can't remove the record that was left in the old one, so it
@@ -447,7 +451,7 @@ fn a_store_that_is_read_shows_nothing_older_and_nothing_too_early_when_a_partiti
     let text = |store: &Store| shown(store).map(|shown| shown.2);
     let is_dead = |store: &Store| {
         let found = store.get(b"k").expect("readable");
-        found.map(|(entry, _)| (entry.state(9_000), entry.is_ghost())) == Some((State::Deleted, true))
+        found.map(|(entry, _)| (entry.state(9_000), entry.is_provisional())) == Some((State::Deleted, true))
     };
     // The older one was trimmed before, and does not come back until that is read, or everything is.
     for read in [true, false] {
@@ -482,9 +486,9 @@ fn a_store_that_is_read_shows_nothing_older_and_nothing_too_early_when_a_partiti
         apply(&store, change);
     }
     apply(&store, Change::Nothing { at: of_1(7), timestamp: 9_000, by: Author::Trimmer });
-    assert_eq!(store.owed(9).expect("readable").1[0].entry, None);
+    assert_eq!(store.needed_repairs(9).expect("readable").1[0].entry, None);
     apply(&store, Change::Repair { at: of_1(8), timestamp: 9_000, entry: marker(5) });
-    assert_eq!((text(&store).as_deref(), debts(&store)), (Some("marker"), vec![]));
+    assert_eq!((text(&store).as_deref(), pending_repairs(&store)), (Some("marker"), vec![]));
 
     let (_dir, store) = filled(&[]);
     apply(&store, write(8, "replaced"));

@@ -7,7 +7,7 @@ use bitacora_protocol::record::ttl;
 use heed::{RoTxn, RwTxn};
 
 use super::files::Files;
-use super::key_state::{Debt, parse_debts, parse_others};
+use super::key_state::{PendingRepair, parse_others, parse_pending_repairs};
 use super::{Entry, KeyRef, Store, StoreError, save};
 use crate::log::LogTag;
 use bitacora_protocol::Position;
@@ -26,12 +26,12 @@ pub struct Trimmable {
     pub after: Option<Vec<u8>>,
 }
 
-/// A debt, and what it is owed to.
+/// A pending repair, and what it is owed to.
 #[derive(Debug)]
-pub struct Owed {
+pub struct NeededRepair {
     pub key: Vec<u8>,
-    pub debt: Debt,
-    /// What the debt's partition holds of the key, if anything.
+    pub pending: PendingRepair,
+    /// What the pending repair's partition holds of the key, if anything.
     pub entry: Option<Entry>,
     /// When a newer record of another partition replaced that, ms since the epoch; `None` if it is the key's record.
     pub replaced_at: Option<i64>,
@@ -65,11 +65,11 @@ impl Store {
             let key = at.get(8..).ok_or(StoreError::Corrupt("due"))?;
             let Some(stored) = files.records.get(&txn, key)? else { continue };
             let entry = Entry::header_of(stored).ok_or(StoreError::Corrupt("records"))?;
-            if entry.is_ghost() {
+            if entry.is_provisional() {
                 let since = at.first_chunk().map_or(now, |since| i64::from_be_bytes(*since));
                 if seen.is_some_and(|seen| since <= seen) {
                     // All that it waited for was read.
-                    lay_ghosts(&files, &mut txn, key)?;
+                    drop_provisional_entries(&files, &mut txn, key)?;
                     swept.push(key);
                 } else {
                     files.due.put(&mut txn, &due_key(now.saturating_add(SWEEP_AGAIN), key), &())?;
@@ -82,7 +82,8 @@ impl Store {
                 }
             } else if entry.ttl() == ttl::DELETED {
                 let forget = entry.timestamp().saturating_add(retention);
-                let settled = files.others.get(&txn, key)?.is_none() && files.debts.get(&txn, key)?.is_none();
+                let settled =
+                    files.others.get(&txn, key)?.is_none() && files.pending_repairs.get(&txn, key)?.is_none();
                 if settled && seen.is_some_and(|seen| forget <= seen) {
                     files.records.delete(&mut txn, key)?;
                     swept.push(key);
@@ -99,22 +100,22 @@ impl Store {
         Ok(swept.len())
     }
 
-    /// The first debts, at most so many, and in which log. None of a store that has never been caught up: what it still lacks
+    /// The first pending repairs, at most so many, and in which log. None of a store that has never been caught up: what it still lacks
     /// may settle them.
     ///
     /// # Errors
     /// When LMDB fails.
-    pub fn owed(&self, limit: usize) -> Result<(LogTag, Vec<Owed>), StoreError> {
+    pub fn needed_repairs(&self, limit: usize) -> Result<(LogTag, Vec<NeededRepair>), StoreError> {
         let files = self.written().0;
         let txn = files.env.read_txn()?;
         let mut all = Vec::new();
         if files.is_restored(&txn)? {
-            each_owed(&files, &txn, limit, |owed| all.push(owed))?;
+            each_needed_repair(&files, &txn, limit, |needed| all.push(needed))?;
         }
         Ok((files.log(&txn)?, all))
     }
 
-    /// The keys that a debt is owed to, and the positions of what their partitions hold.
+    /// The keys that a pending repair is owed to, and the positions of what their partitions hold.
     ///
     /// # Errors
     /// When LMDB fails.
@@ -122,8 +123,8 @@ impl Store {
         let files = self.written().0;
         let txn = files.env.read_txn()?;
         let mut all = BTreeSet::new();
-        each_owed(&files, &txn, usize::MAX, |owed| {
-            all.extend(owed.entry.map(|entry| (owed.key, entry.position())));
+        each_needed_repair(&files, &txn, usize::MAX, |needed| {
+            all.extend(needed.entry.map(|entry| (needed.key, entry.position())));
         })?;
         Ok(all)
     }
@@ -133,7 +134,7 @@ impl Store {
     /// compaction can't remove. At most `limit`, looking at no more than `looks` keys. Times in ms since the epoch.
     ///
     /// Left out are other writers' tombstones, which the log forgets by itself, what is dead and hides a replaced record,
-    /// keys with debts, and all of a store that has never been caught up, which may lack just those.
+    /// keys with pending repairs, and all of a store that has never been caught up, which may lack just those.
     ///
     /// # Errors
     /// When LMDB fails.
@@ -164,12 +165,12 @@ impl Store {
             let entry = Entry::header_of(stored).ok_or(StoreError::Corrupt("records"))?;
             let others = if none_replaced { None } else { files.others.get(&txn, key)? };
             // It waits for what this node has not read.
-            if entry.is_ghost() {
+            if entry.is_provisional() {
                 continue;
             }
             let is_replaced = others.is_some() && entry.timestamp() <= replaced_since;
             let is_dead = others.is_none() && died(&entry, stored).is_some_and(|died| died <= dead_since);
-            if !(is_replaced || is_dead) || files.debts.get(&txn, key)?.is_some() {
+            if !(is_replaced || is_dead) || files.pending_repairs.get(&txn, key)?.is_some() {
                 continue;
             }
             match others {
@@ -193,37 +194,37 @@ fn died(entry: &Entry, stored: &[u8]) -> Option<i64> {
     }
 }
 
-fn each_owed(
+fn each_needed_repair(
     files: &Files,
     txn: &RoTxn<'_>,
     limit: usize,
-    mut tell: impl FnMut(Owed),
+    mut tell: impl FnMut(NeededRepair),
 ) -> Result<(), StoreError> {
     let mut left = limit;
-    for item in files.debts.iter(txn)? {
-        let (key, debts) = item?;
+    for item in files.pending_repairs.iter(txn)? {
+        let (key, pending_repairs) = item?;
         let stored = files.records.get(txn, key)?;
         let record = stored.map(|bytes| Entry::from_bytes(bytes).ok_or(StoreError::Corrupt("records")));
-        let record = record.transpose()?.filter(|record| !record.is_ghost());
+        let record = record.transpose()?.filter(|record| !record.is_provisional());
         let others = parse_others(files.others.get(txn, key)?.unwrap_or_default())?;
-        for debt in parse_debts(debts)? {
+        for pending in parse_pending_repairs(pending_repairs)? {
             let Some(one_less) = left.checked_sub(1) else { return Ok(()) };
             left = one_less;
-            let of = |entry: &&Entry| entry.position().partition == debt.position.partition;
+            let of = |entry: &&Entry| entry.position().partition == pending.position.partition;
             let other = others.iter().find(of);
             let replaced_at = other.and(record.as_ref()).map(Entry::timestamp);
             let entry = other.or_else(|| record.as_ref().filter(of)).cloned();
-            tell(Owed { key: key.to_vec(), debt, entry, replaced_at });
+            tell(NeededRepair { key: key.to_vec(), pending, entry, replaced_at });
         }
     }
     Ok(())
 }
 
-/// Shows of a key what is left without its ghosts.
-fn lay_ghosts(files: &Files, txn: &mut RwTxn<'_>, key: &[u8]) -> Result<(), StoreError> {
+/// Shows of a key what is left without its provisional entries.
+fn drop_provisional_entries(files: &Files, txn: &mut RwTxn<'_>, key: &[u8]) -> Result<(), StoreError> {
     let mut state = files.key_state(txn, key, false, false, true)?;
     let others = state.others();
-    state.entries.retain(|entry| !entry.is_ghost());
+    state.entries.retain(|entry| !entry.is_provisional());
     state.sort();
     save(files.others, txn, key, &others, &state.others())?;
     match state.entries.first() {
@@ -236,7 +237,7 @@ fn lay_ghosts(files: &Files, txn: &mut RwTxn<'_>, key: &[u8]) -> Result<(), Stor
     Ok(())
 }
 
-/// When a sweep has something to do with an entry that is no ghost, ms since the epoch: its value goes when it expires; for another
+/// When a sweep has something to do with an entry that is no provisional entry, ms since the epoch: its value goes when it expires; for another
 /// writer's tombstone, the sweep decides.
 pub(super) fn due(entry: &Entry) -> Option<i64> {
     match (entry.ttl(), entry.has_record()) {

@@ -15,9 +15,9 @@
 //!    was decided without v is too late by then, however long it, or who sent it, was held up (brokers' clocks agree that far).
 //! 4. So T can only race with writes S after v. In the log S is before T or after it, and each replica decides alike: before,
 //!    T is *void*; after, S takes effect on an empty place.
-//! 5. A record without effect is a *debt*, since compaction would keep it and drop what decided before it. It is stored with the
+//! 5. A record without effect is a *pending repair*, since compaction would keep it and drop what decided before it. It is stored with the
 //!    records; a node that is caught up appends behind it R(s) of what the partition holds or, if that is nothing and a trimmer's
-//!    record hides it, a trim of all before. What is without effect in turn is a debt in turn; the last write ends this. Others'
+//!    record hides it, a trim of all before. What is without effect in turn is a pending repair in turn; the last write ends this. Others'
 //!    nonsense on a key that holds nothing is left alone; who builds a store while that is compacted reads twice (`replica/applier.rs`).
 //! 6. Compaction can't drop S before T is `min.compaction.lag.ms` old. Some node that reads all partitions runs within that
 //!    time: the one assumption.
@@ -38,23 +38,23 @@ use futures_util::future::join_all;
 
 use crate::clock::{Clock, Moment};
 use crate::cluster::Membership;
-use crate::log::{Condition, Log, LogTag, Tidy};
+use crate::log::{Condition, ConditionalRecord, Log, LogTag};
 use crate::metrics::Metrics;
-use crate::replication::Obituary;
+use crate::replication::PanicReport;
 use crate::replication::progress::{Progress, Seen};
-use crate::store::{Owed, Store, StoreError, Trimmable};
+use crate::store::{NeededRepair, Store, StoreError, Trimmable};
 use bitacora_protocol::Position;
 
 /// Between two looks at what is owed.
-const TICK: Duration = Duration::from_millis(500);
+const TRIM_INTERVAL: Duration = Duration::from_millis(500);
 /// Tombstones, and repairs, appended in one tick.
-const LIMIT: usize = 500;
+const MAX_RECORDS_PER_ROUND: usize = 500;
 /// Keys looked at in one tick.
-const LOOKS: usize = 50_000;
+const MAX_KEYS_PER_ROUND: usize = 50_000;
 /// Between two tries on a log that is not fit for trimming.
-const RECHECK: Duration = Duration::from_mins(1);
-/// A node that does not trim leaves a debt to the one that does for this long.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TOPIC_RECHECK_INTERVAL: Duration = Duration::from_mins(1);
+/// A node that does not trim leaves a pending repair to the one that does for this long.
+const GRACE_FOR_ELECTED_TRIMMER: Duration = Duration::from_secs(30);
 
 /// Decides what to append. Knows neither the log nor a clock.
 pub struct Trimmer {
@@ -71,48 +71,52 @@ impl Trimmer {
     /// `retention` in ms.
     #[must_use]
     pub fn new(store: Arc<Store>, retention: i64) -> Self {
-        // In less, a debt that was left to others for a while could not be paid.
-        let window = (retention / 4).max(2 * PATIENCE.as_millis() as i64);
+        // In less, a pending repair that was left to others for a while could not be paid.
+        let window = (retention / 4).max(2 * GRACE_FOR_ELECTED_TRIMMER.as_millis() as i64);
         Self { store, retention, window, after: Vec::new() }
     }
 
-    /// What settles the debts that were made until a moment (ms since the epoch).
+    /// What settles the pending repairs that were made until a moment (ms since the epoch).
     ///
     /// # Errors
     /// When the store fails.
-    pub fn repairs(&self, made_until: i64) -> Result<Vec<Tidy>, StoreError> {
-        let (log, owed) = self.store.owed(LIMIT)?;
-        let due = owed.into_iter().filter(|owed| owed.debt.timestamp <= made_until);
-        Ok(due.map(|owed| self.repair(log, owed)).collect())
+    pub fn repairs(&self, made_until: i64) -> Result<Vec<ConditionalRecord>, StoreError> {
+        let (log, needed) = self.store.needed_repairs(MAX_RECORDS_PER_ROUND)?;
+        let due = needed.into_iter().filter(|needed| needed.pending.timestamp <= made_until);
+        Ok(due.map(|needed| self.repair(log, needed)).collect())
     }
 
-    fn repair(&self, log: LogTag, Owed { key, debt, entry, replaced_at }: Owed) -> Tidy {
-        let until = debt.timestamp.saturating_add(self.window);
+    fn repair(
+        &self,
+        log: LogTag,
+        NeededRepair { key, pending, entry, replaced_at }: NeededRepair,
+    ) -> ConditionalRecord {
+        let until = pending.timestamp.saturating_add(self.window);
         let Some(entry) = entry else {
             // A trim of all that was before: what had said so is behind in compaction now.
-            let before = Position { offset: (debt.position.offset - 1).max(0), ..debt.position };
+            let before = Position { offset: (pending.position.offset - 1).max(0), ..pending.position };
             return trim(key, before, until, log);
         };
         let Position { partition, offset } = entry.position();
-        if replaced_at.is_some_and(|at| at <= debt.timestamp.saturating_sub(self.retention / 2)) {
+        if replaced_at.is_some_and(|at| at <= pending.timestamp.saturating_sub(self.retention / 2)) {
             // It need not be said again.
             return trim(key, entry.position(), until, log);
         }
         let condition = Condition::Repair { offset, timestamp: entry.timestamp(), until, log };
         // A tombstone's is one.
         let value = entry.has_record().then(|| entry.record_bytes().to_vec());
-        Tidy { partition, key, value, condition }
+        ConditionalRecord { partition, key, value, condition }
     }
 
     /// The next tombstones, and whether all keys have been looked at.
     ///
     /// # Errors
     /// When the store fails.
-    pub fn trims(&mut self, seen: Seen) -> Result<(Vec<Tidy>, bool), StoreError> {
+    pub fn trims(&mut self, seen: Seen) -> Result<(Vec<ConditionalRecord>, bool), StoreError> {
         let dead = seen.until.saturating_sub(self.retention);
         let replaced = seen.until.saturating_sub(self.retention / 2);
         let Trimmable { log, records, after } =
-            self.store.trimmable(&self.after, dead, replaced, LIMIT, LOOKS)?;
+            self.store.trimmable(&self.after, dead, replaced, MAX_RECORDS_PER_ROUND, MAX_KEYS_PER_ROUND)?;
         let all = after.is_none();
         self.after = after.unwrap_or_default();
         let until = seen.log_time.saturating_add(self.window);
@@ -120,8 +124,13 @@ impl Trimmer {
     }
 }
 
-fn trim(key: Vec<u8>, Position { partition, offset }: Position, until: i64, log: LogTag) -> Tidy {
-    Tidy { partition, key, value: None, condition: Condition::Trim { offset, until, log } }
+fn trim(
+    key: Vec<u8>,
+    Position { partition, offset }: Position,
+    until: i64,
+    log: LogTag,
+) -> ConditionalRecord {
+    ConditionalRecord { partition, key, value: None, condition: Condition::Trim { offset, until, log } }
 }
 
 /// What trimming works with.
@@ -149,12 +158,12 @@ impl Trimming {
         let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new().name("trimmer".into()).spawn(move || {
             let progress = Arc::clone(&parts.progress);
-            let _obituary = Obituary { progress: &progress, thread: "trimmer" };
+            let _panic_report = PanicReport { progress: &progress, thread: "trimmer" };
             let mut upkeep = Upkeep::new(parts);
             while !stopped.load(Ordering::Relaxed) {
                 upkeep.step();
                 // `stop` ends it early.
-                std::thread::park_timeout(TICK);
+                std::thread::park_timeout(TRIM_INTERVAL);
             }
         })?;
         Ok(Self { stop, thread })
@@ -205,7 +214,11 @@ impl Upkeep {
 
     fn tick(&mut self, elected: bool) -> Result<(), StoreError> {
         // A clock that is behind must not put them off, for compaction does not wait; nor those of the future by others' clocks.
-        let made_until = if elected { i64::MAX } else { self.clock().wall() - PATIENCE.as_millis() as i64 };
+        let made_until = if elected {
+            i64::MAX
+        } else {
+            self.clock().wall() - GRACE_FOR_ELECTED_TRIMMER.as_millis() as i64
+        };
         let repairs = self.trimmer.repairs(made_until)?;
         self.parts.metrics.repairs_sent.inc_by(self.append(repairs));
         if !elected || self.clock().now() < self.next || !self.fit() {
@@ -233,15 +246,16 @@ impl Upkeep {
             if self.refused != refused {
                 tracing::warn!("the log is not trimmed and will grow: {reason}");
             }
-            self.next = self.clock().now() + RECHECK;
+            self.next = self.clock().now() + TOPIC_RECHECK_INTERVAL;
         }
         self.refused = refused;
         self.refused.is_none()
     }
 
     /// Appends records together and waits for their acknowledgements. Returns how many there were.
-    fn append(&self, records: Vec<Tidy>) -> u64 {
-        let appends: Vec<_> = records.into_iter().map(|record| self.parts.log.tidy(record)).collect();
+    fn append(&self, records: Vec<ConditionalRecord>) -> u64 {
+        let appends: Vec<_> =
+            records.into_iter().map(|record| self.parts.log.append_conditional(record)).collect();
         let mut acknowledged = 0;
         for outcome in futures_executor::block_on(join_all(appends)) {
             match outcome {

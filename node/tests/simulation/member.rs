@@ -9,17 +9,17 @@ use std::time::Duration;
 use bitacora_node::clock::{Clock, Moment};
 use bitacora_node::cluster::{Membership, MembershipState};
 use bitacora_node::log::{
-    AppendError, Appended, Batch, Condition, Log, LogIdentity, LogInfo, LogReader, LogTag, OpenError,
-    ReadError, Tidy,
+    AppendError, Appended, Batch, Condition, ConditionalRecord, Log, LogIdentity, LogInfo, LogReader, LogTag,
+    OpenError, ReadError,
 };
 use bitacora_node::metrics::Metrics;
 use bitacora_node::replication::progress::Progress;
-use bitacora_node::replication::snapshot::{Copies, Fits, Report};
+use bitacora_node::replication::snapshot::{Fits, Report, SnapshotSource};
 use bitacora_node::replication::{self, Applier, Watermarks};
 use bitacora_node::service::peers::{PeerAnswer, Peers};
 use bitacora_node::service::reads::{Answer, Found, GetError, Reads};
 use bitacora_node::settings::PeerReads;
-use bitacora_node::store::{Checkpoint, Entry, Incoming, Owed, Store};
+use bitacora_node::store::{Checkpoint, Entry, Incoming, NeededRepair, Store};
 use bitacora_node::trimming::{self, Upkeep};
 use bitacora_protocol::{HighWatermark, NextOffset, Position};
 use futures_util::future::{BoxFuture, FutureExt as _, ready};
@@ -182,7 +182,10 @@ impl Log for SimulatedLog {
         unreachable!("writers have their own way")
     }
 
-    fn tidy(&self, tidy: Tidy) -> BoxFuture<'static, Result<Appended, AppendError>> {
+    fn append_conditional(
+        &self,
+        tidy: ConditionalRecord,
+    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
         let world = &mut *self.seat.call();
         let (who, whole) = (self.seat.who, world.nodes[self.seat.who].whole);
         match tidy.condition {
@@ -190,16 +193,19 @@ impl Log for SimulatedLog {
             _ => world.counts.trims += 1,
         }
         let unknown = ready(Err(AppendError::Unknown("nobody acknowledged it".to_owned()))).boxed();
-        let owed = || {
+        let needed_repair = || {
             let store = self.seat.cluster.peer(who).expect("it runs").store;
-            let (_, owed) = store.owed(usize::MAX).expect("readable");
-            let of_this =
-                |owed: &Owed| owed.key == tidy.key && owed.debt.position.partition == tidy.partition;
-            owed.into_iter().find(of_this)
+            let (_, needed) = store.needed_repairs(usize::MAX).expect("readable");
+            let of_this = |needed: &NeededRepair| {
+                needed.key == tidy.key && needed.pending.position.partition == tidy.partition
+            };
+            needed.into_iter().find(of_this)
         };
         match world.bug {
-            Bug::NoRepairs if owed().is_some() => return unknown,
-            Bug::HollowDebts if owed().is_some_and(|owed| owed.entry.is_none()) => return unknown,
+            Bug::NoRepairs if needed_repair().is_some() => return unknown,
+            Bug::HollowDebts if needed_repair().is_some_and(|needed| needed.entry.is_none()) => {
+                return unknown;
+            }
             _ => {}
         }
         let delay = match world.random.below(20) {
@@ -355,7 +361,7 @@ impl LogReader for Reader {
     }
 }
 
-impl Copies for Seat {
+impl SnapshotSource for Seat {
     fn fetch(
         &self,
         identity: &LogIdentity,
@@ -604,7 +610,7 @@ impl Member {
                         key.as_bytes().to_vec(),
                         Condition::Trim { offset, until: i64::MAX, log: world.identity().tag() },
                     );
-                    world.send_tidy(Tidy { partition, key, value: None, condition }, 0);
+                    world.send_tidy(ConditionalRecord { partition, key, value: None, condition }, 0);
                 }
             }
         }
@@ -659,13 +665,13 @@ impl Member {
             self.catch_up()?;
             let Some(running) = &self.running else { return Err("it should run".to_owned()) };
             let bug = self.seat.world().bug;
-            let (_, mut owed) = running.store.owed(usize::MAX).map_err(failed)?;
+            let (_, mut needed) = running.store.needed_repairs(usize::MAX).map_err(failed)?;
             match bug {
-                Bug::NoRepairs => owed.clear(),
-                Bug::HollowDebts => owed.retain(|owed| owed.entry.is_some()),
+                Bug::NoRepairs => needed.clear(),
+                Bug::HollowDebts => needed.retain(|needed| needed.entry.is_some()),
                 _ => {}
             }
-            if owed.is_empty() {
+            if needed.is_empty() {
                 return Ok(());
             }
             {
@@ -679,7 +685,7 @@ impl Member {
             world.nodes[self.who].whole = false;
             world.pass(if round < 3 { DELAY } else { 0 });
         }
-        Err("the debts don't end".to_owned())
+        Err("the pending_repairs don't end".to_owned())
     }
 
     /// Looks at what the node shows after a step.

@@ -23,7 +23,7 @@ pub struct Simulation {
     members: Vec<Member>,
     /// For a node that joins at any time and has nothing.
     spare: Arc<Store>,
-    /// When the debts were last paid.
+    /// When the pending repairs were last paid.
     repaired: i64,
     /// When somebody last trimmed for sure.
     trimmed: i64,
@@ -260,7 +260,7 @@ impl Simulation {
         Ok(())
     }
 
-    /// Lets time pass. The assumptions: somebody pays the debts within the time that compaction leaves, and trims what is
+    /// Lets time pass. The assumptions: somebody pays the pending repairs within the time that compaction leaves, and trims what is
     /// left in other partitions while the tombstone that hides it is there.
     fn advance(&mut self, ms: i64) -> Outcome {
         let end = self.world().now + ms;
@@ -273,7 +273,7 @@ impl Simulation {
             if now >= end {
                 return Ok(());
             }
-            // What was held up may make debts at any time.
+            // What was held up may make pending repairs at any time.
             let next = self.world().next_tidy();
             let next = next.map(|due| due + self.between(0, LAG / 2));
             let until = next.map_or(end, |next| next.clamp(now + 1, end)).min(now + TOMBSTONES / 4);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use bitacora_node::log::{Condition, LogIdentity, LogRecord, LogTag, Tidy};
+use bitacora_node::log::{Condition, ConditionalRecord, LogIdentity, LogRecord, LogTag};
 use bitacora_node::store::Checkpoint;
 use bitacora_protocol::record::{KeyValue, source, ttl};
 use bitacora_protocol::{NextOffset, Position, partition_of};
@@ -37,7 +37,7 @@ pub enum Bug {
     UnconditionalTrims,
     /// A repair is taken for a write.
     UnconditionalRepairs,
-    /// Nobody pays debts.
+    /// Nobody pays pending repairs.
     NoRepairs,
     /// A resync reads the log again, but leaves in the store what it holds.
     ResyncKeepsOldKeys,
@@ -49,7 +49,7 @@ pub enum Bug {
     PoisonForgotten,
     /// What a trimmer sent takes effect however late it comes.
     LateTidies,
-    /// A debt to a key that the partition holds nothing of is not paid.
+    /// A pending repair to a key that the partition holds nothing of is not paid.
     HollowDebts,
     /// A store that was just built is taken for what it seems.
     DoubtsIgnored,
@@ -379,7 +379,7 @@ impl World {
     }
 
     /// What a trimmer sends is on its way for so long. Now and then somebody writes the key meanwhile.
-    pub fn send_tidy(&mut self, tidy: Tidy, delay: i64) {
+    pub fn send_tidy(&mut self, tidy: ConditionalRecord, delay: i64) {
         if delay > 0 && self.random.one_in(2) {
             self.counts.writes += 1;
             let text = self.value();
@@ -388,7 +388,7 @@ impl World {
             let (partition, key) = (tidy.partition, known(&tidy.key));
             self.sent.push(Sent { due, partition, key, value, condition: None });
         }
-        let Tidy { partition, key, value, condition } = tidy;
+        let ConditionalRecord { partition, key, value, condition } = tidy;
         let (due, key) = (self.now + delay, known(&key));
         self.sent.push(Sent { due, partition, key, value, condition: Some(condition) });
         self.pass(0);
@@ -410,9 +410,9 @@ impl World {
         let end = match random.below(3) {
             0 => random.between(log.cleaned.min(bound), bound),
             1 => {
-                let tidies = || log.records.iter().filter(|r| r.condition.is_some() && r.offset < bound);
-                let nth = random.index(tidies().count());
-                tidies().nth(nth).map_or(bound, |record| record.offset + 1)
+                let conditional = || log.records.iter().filter(|r| r.condition.is_some() && r.offset < bound);
+                let nth = random.index(conditional().count());
+                conditional().nth(nth).map_or(bound, |record| record.offset + 1)
             }
             _ => bound,
         };
@@ -569,7 +569,7 @@ impl World {
         }
     }
 
-    // The oracle: what tidies up changes no answer.
+    // The oracle: what conditional up changes no answer.
 
     /// The record of a key that everybody should agree on: the last write of the log, trimmers' records left aside.
     pub fn expected(&self, key: &str) -> Option<&Write> {

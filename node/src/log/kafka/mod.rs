@@ -24,8 +24,8 @@ use self::events::Event;
 use self::sent::{Failed, Sent, Verdict};
 use self::statistics::Collected;
 use super::{
-    AppendError, Appended, Batch, Condition, Log, LogIdentity, LogInfo, LogReader, LogStatistics, OpenError,
-    ReadError, Tidy,
+    AppendError, Appended, Batch, Condition, ConditionalRecord, Log, LogIdentity, LogInfo, LogReader,
+    LogStatistics, OpenError, ReadError,
 };
 use bitacora_protocol::{HighWatermark, NextOffset, Position};
 
@@ -117,16 +117,16 @@ impl KafkaLog {
         &self,
         key: &[u8],
         value: Option<&[u8]>,
-        tidies: Option<(i32, Condition)>,
+        conditional: Option<(i32, Condition)>,
     ) -> Result<oneshot::Receiver<Acknowledged>, AppendError> {
         if self.partitions.load(Ordering::Relaxed) == 0 {
             // A broker may create a topic that is written to, and not compacted at that.
             return Err(AppendError::NotTaken("the topic is not known yet".to_owned()));
         }
-        let sent = match self.try_send(key, value, tidies) {
+        let sent = match self.try_send(key, value, conditional) {
             Err(KafkaError::MessageProduction(RDKafkaErrorCode::Fatal)) => {
                 self.renew_failed_producer();
-                self.try_send(key, value, tidies)
+                self.try_send(key, value, conditional)
             }
             sent => sent,
         };
@@ -162,13 +162,13 @@ impl KafkaLog {
         &self,
         key: &[u8],
         value: Option<&[u8]>,
-        tidies: Option<(i32, Condition)>,
+        conditional: Option<(i32, Condition)>,
     ) -> Result<oneshot::Receiver<Acknowledged>, KafkaError> {
         let (done, acknowledged) = oneshot::channel();
         let mut record = BaseRecord::<[u8], [u8], _>::with_opaque_to(&self.settings.topic, Box::new(done));
         record = record.key(key);
         record.payload = value;
-        if let Some((partition, condition)) = tidies {
+        if let Some((partition, condition)) = conditional {
             let (name, value) = condition.header();
             let header = Header { key: name, value: Some(&value) };
             record = record.partition(partition).headers(OwnedHeaders::new().insert(header));
@@ -268,8 +268,11 @@ impl Log for KafkaLog {
         acknowledgement(self.send(key.as_bytes(), Some(&value), None))
     }
 
-    fn tidy(&self, tidy: Tidy) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        let Tidy { partition, key, value, condition } = tidy;
+    fn append_conditional(
+        &self,
+        tidy: ConditionalRecord,
+    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        let ConditionalRecord { partition, key, value, condition } = tidy;
         acknowledgement(self.send(&key, value.as_deref(), Some((partition, condition))))
     }
 
@@ -335,7 +338,7 @@ impl Log for KafkaLog {
             .map_err(|error| ReadError::Unavailable(error.to_string()))
     }
 
-    fn has_gone_back(&self) {
+    fn on_log_truncated(&self) {
         let mut current = self.producer.write().unwrap_or_else(PoisonError::into_inner);
         self.renew(&mut current, "the log has gone back");
     }

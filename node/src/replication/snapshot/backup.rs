@@ -13,10 +13,10 @@ use super::fetch::{Chain, REASON_BYTES, room_for};
 use super::{Header, Receiver};
 use crate::data_dir::DataDir;
 use crate::store::Store;
-use crate::{now_ms, text_of};
+use crate::{now_ms, read_text_limited};
 
 /// How long the node may be silent.
-const PATIENCE: Duration = Duration::from_secs(30);
+const NODE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Writes the store of the node at `from` to `file`. What was begun is removed if it can't be ended.
 ///
@@ -28,12 +28,16 @@ pub async fn write(from: &reqwest::Url, file: &Path) -> Result<()> {
         bail!("{shown} exists; choose another file or remove it");
     }
     let url = from.join("/snapshot").with_context(|| format!("{from} is no address of a node"))?;
-    let client = reqwest::Client::builder().connect_timeout(PATIENCE).read_timeout(PATIENCE).build()?;
+    let client =
+        reqwest::Client::builder().connect_timeout(NODE_TIMEOUT).read_timeout(NODE_TIMEOUT).build()?;
     let response = client.get(url.clone()).send().await;
     let response = response.map_err(|error| anyhow!("no answer from {url}: {}", Chain(&error)))?;
     let status = response.status();
     if !status.is_success() {
-        bail!("{url} answers {status}: {}", text_of(response, REASON_BYTES).await.unwrap_or_default());
+        bail!(
+            "{url} answers {status}: {}",
+            read_text_limited(response, REASON_BYTES).await.unwrap_or_default()
+        );
     }
     // Whole under its name, or not there.
     let part = file.with_added_extension("part");

@@ -17,19 +17,19 @@ use tokio::runtime::Handle;
 use super::{Header, Receiver};
 use crate::cluster::{Membership, MembershipState};
 use crate::log::LogIdentity;
+use crate::read_text_limited;
 use crate::store::{Checkpoint, Incoming, Store, StoreError};
-use crate::text_of;
 
 /// How long a member may take to begin its answer, or its next bytes.
-const PATIENCE: Duration = Duration::from_secs(10);
+const MEMBER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the members may take to be known after the start.
-const MEMBERS: Duration = Duration::from_secs(5);
+const MEMBERS_KNOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Rounds through members of which one is busy.
-const ROUNDS: usize = 20;
+const MAX_ROUNDS: usize = 20;
 /// Longest pause between two rounds.
-const PAUSE: Duration = Duration::from_secs(5);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
 /// Between two signs that it goes on.
-const SIGN_OF_LIFE: Duration = Duration::from_millis(200);
+const SIGN_OF_LIFE_INTERVAL: Duration = Duration::from_millis(200);
 /// Of the reason that a member gives, as much is told.
 pub(super) const REASON_BYTES: usize = 1000;
 /// As much is written before the disk is asked to take it.
@@ -38,7 +38,7 @@ const UNSYNCED_BYTES: usize = 64 << 20;
 const SPARE_BYTES: u64 = 64 << 20;
 
 /// Where a node gets a copy of another member's store.
-pub trait Copies: Send + Sync + 'static {
+pub trait SnapshotSource: Send + Sync + 'static {
     /// A copy of another member's store of this log, whole, opened and found to fit; `None` if there is none to be had. Blocks
     /// for as long as that takes, not on the runtime.
     fn fetch(
@@ -72,7 +72,7 @@ pub type Fits<'a> = &'a dyn Fn(&Checkpoint) -> Result<(), String>;
 /// Takes what is being done; `false` to give up.
 pub type Report<'a> = &'a dyn Fn(String) -> bool;
 
-impl Copies for Fetcher {
+impl SnapshotSource for Fetcher {
     fn fetch(
         &self,
         identity: &LogIdentity,
@@ -82,7 +82,7 @@ impl Copies for Fetcher {
     ) -> Option<(Incoming, Checkpoint)> {
         self.wait_for_members(report);
         let mut unusable: Vec<String> = Vec::new();
-        for _ in 0..ROUNDS {
+        for _ in 0..MAX_ROUNDS {
             let mut busy = None;
             for member in self.others() {
                 if unusable.contains(&member) {
@@ -101,7 +101,7 @@ impl Copies for Fetcher {
                 }
             }
             let pause = busy?;
-            let until = Instant::now() + pause.min(PAUSE);
+            let until = Instant::now() + pause.min(MAX_PAUSE);
             while Instant::now() < until {
                 if !report("waiting for a member that gives its store to others".to_owned()) {
                     return None;
@@ -120,8 +120,8 @@ impl Fetcher {
     /// When the HTTP client can't be built.
     pub fn new(membership: Arc<dyn Membership>, own_address: String) -> anyhow::Result<Self> {
         let http = reqwest::Client::builder()
-            .connect_timeout(PATIENCE)
-            .read_timeout(PATIENCE)
+            .connect_timeout(MEMBER_TIMEOUT)
+            .read_timeout(MEMBER_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())
             .build()?;
         Ok(Self { http, membership, own_address, runtime: Handle::current() })
@@ -138,7 +138,7 @@ impl Fetcher {
     }
 
     fn wait_for_members(&self, report: Report<'_>) {
-        let until = Instant::now() + MEMBERS;
+        let until = Instant::now() + MEMBERS_KNOWN_TIMEOUT;
         while matches!(self.membership.state(), MembershipState::Disconnected { .. })
             && Instant::now() < until
         {
@@ -164,7 +164,7 @@ impl Fetcher {
         let (bytes, file) = self.runtime.block_on(async {
             let stopped = async {
                 while report(doing.borrow().clone()) {
-                    tokio::time::sleep(SIGN_OF_LIFE).await;
+                    tokio::time::sleep(SIGN_OF_LIFE_INTERVAL).await;
                 }
             };
             tokio::select! {
@@ -194,7 +194,7 @@ impl Fetcher {
             let pause = response.headers().get(RETRY_AFTER).and_then(|text| text.to_str().ok()?.parse().ok());
             return Err(match pause {
                 Some(seconds) => Failed::Busy(Duration::from_secs(seconds)),
-                None => Failed::Unusable(text_of(response, REASON_BYTES).await.unwrap_or_default()),
+                None => Failed::Unusable(read_text_limited(response, REASON_BYTES).await.unwrap_or_default()),
             });
         }
         if response.status() != StatusCode::OK {
@@ -299,7 +299,7 @@ fn open(
             let _ = send.send(opened);
         });
         loop {
-            match opened.recv_timeout(SIGN_OF_LIFE) {
+            match opened.recv_timeout(SIGN_OF_LIFE_INTERVAL) {
                 Ok(_) if stop.load(Ordering::Relaxed) => return Err(Failed::Stopped),
                 Ok(opened) => return opened.map_err(|error| Failed::Unusable(error.to_string())),
                 Err(RecvTimeoutError::Timeout) => {

@@ -16,11 +16,11 @@ use crate::replication::progress::Progress;
 use crate::store::{Copy, Store, StoreError};
 
 /// Copies at a time. Each reads the whole store, and keeps LMDB from using freed pages again.
-const CONCURRENT: usize = 1;
+const MAX_CONCURRENT_COPIES: usize = 1;
 /// Who takes nothing for this long is given up.
-const STALLED: Duration = Duration::from_secs(20);
+const STALLED_TIMEOUT: Duration = Duration::from_secs(20);
 /// Who takes less than this, in bytes a second over the whole, is given up after a minute: the copy can't be held for ever.
-const SLOWEST: u64 = 1 << 20;
+const MIN_BYTES_PER_SECOND: u64 = 1 << 20;
 
 pub struct Snapshots {
     store: Arc<Store>,
@@ -44,7 +44,7 @@ pub enum Refused {
 impl Snapshots {
     #[must_use]
     pub fn new(store: Arc<Store>, progress: Arc<Progress>, metrics: Arc<Metrics>, rate: u64) -> Self {
-        Self { store, progress, metrics, rate, permits: Arc::new(Semaphore::new(CONCURRENT)) }
+        Self { store, progress, metrics, rate, permits: Arc::new(Semaphore::new(MAX_CONCURRENT_COPIES)) }
     }
 
     /// Begins to send the store, in pieces; an error among them says that it is not whole. To be called on the runtime.
@@ -137,7 +137,7 @@ impl Sending {
         self.sent += bytes.len() as u64;
         let sending = self.sender.send(Ok(bytes.into()));
         self.runtime
-            .block_on(async { tokio::time::timeout(STALLED, sending).await })
+            .block_on(async { tokio::time::timeout(STALLED_TIMEOUT, sending).await })
             .map_err(|_| gone("the receiver takes nothing"))?
             .map_err(|_| gone("the receiver has gone away"))?;
         let due = Duration::from_secs_f64(self.sent as f64 / self.rate as f64);
@@ -145,7 +145,7 @@ impl Sending {
         if !early.is_zero() {
             std::thread::sleep(early);
         }
-        let slowest = SLOWEST.min(self.rate / 2).max(1);
+        let slowest = MIN_BYTES_PER_SECOND.min(self.rate / 2).max(1);
         if self.began.elapsed() > Duration::from_secs(60 + self.sent / slowest) {
             return Err(gone("the receiver is too slow"));
         }
