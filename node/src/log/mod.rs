@@ -42,7 +42,7 @@ pub trait Log: Send + Sync + 'static {
     /// [`AppendError`] says whether the record may still appear in the log.
     fn append(&self, key: &str, value: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>>;
 
-    /// Appends a record that conditional up after another, to that one's partition, whichever the key's is now.
+    /// Appends a record that tidies up after another, to that one's partition, whichever the key's is now.
     ///
     /// # Errors
     /// As [`Log::append`].

@@ -569,7 +569,7 @@ impl World {
         }
     }
 
-    // The oracle: what conditional up changes no answer.
+    // The oracle: what tidies up changes no answer.
 
     /// The record of a key that everybody should agree on: the last write of the log, trimmers' records left aside.
     pub fn expected(&self, key: &str) -> Option<&Write> {
