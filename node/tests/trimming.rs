@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bitacora_node::clock::LogTime;
 use bitacora_node::cluster::fixed::FixedMembership;
 use bitacora_node::data_dir::DataDir;
 use bitacora_node::log::embedded::EmbeddedLog;
@@ -140,7 +141,8 @@ fn a_tombstone_that_came_too_late_is_repaired_by_the_elected_node() {
     let log = open(&dir);
     let old = append(&log, "k", "old", ttl::FOR_EVER);
     let new = append(&log, "k", "new", ttl::FOR_EVER);
-    let condition = Condition::Trim { offset: old.position.offset, until: i64::MAX, log: LogTag::default() };
+    let condition =
+        Condition::Trim { offset: old.position.offset, until: LogTime::MAX, log: LogTag::default() };
     let late =
         ConditionalRecord { partition: old.position.partition, key: b"k".to_vec(), value: None, condition };
     let late = futures_executor::block_on(log.append_conditional(late)).expect("acknowledged");
@@ -155,7 +157,7 @@ fn a_tombstone_that_came_too_late_is_repaired_by_the_elected_node() {
         assert_eq!((entry.position(), entry.timestamp()), (new.position, new.timestamp));
     }
     let (offset, timestamp) = (new.position.offset, new.timestamp);
-    let until = late.timestamp + 60_000;
+    let until = late.timestamp + Duration::from_mins(1);
     let repair = Condition::Repair { offset, timestamp, until, log: LogTag::default() };
     assert_eq!(conditions(&log, "k")[2], Some(condition));
     let mut repairs = conditions(&log, "k").split_off(3);

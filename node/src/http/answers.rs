@@ -178,10 +178,16 @@ pub fn not_found(key: &str) -> String {
 #[must_use]
 pub fn written(key: &str, value: &str, written: &Written) -> Reply {
     let Written { appended, ttl, uuid } = written;
-    let record =
-        KeyValue { key, value, timestamp: appended.timestamp, source: source::PRODUCER, ttl: *ttl, uuid };
+    let record = KeyValue {
+        key,
+        value,
+        timestamp: appended.timestamp.ms(),
+        source: source::PRODUCER,
+        ttl: *ttl,
+        uuid,
+    };
     let mut reply = json(StatusCode::OK, &record);
-    describe(&mut reply, appended.position, Some(appended.timestamp));
+    describe(&mut reply, appended.position, Some(appended.timestamp.ms()));
     reply
 }
 

@@ -306,7 +306,7 @@ fn put_written(key: &str, written: &Written, out: &mut Vec<u8>) {
     }
     let Written { appended, ttl, uuid } = written;
     let position = appended.position.to_string();
-    let (timestamp, source) = (appended.timestamp, source::PRODUCER);
+    let (timestamp, source) = (appended.timestamp.ms(), source::PRODUCER);
     put_line(&Wrote { status: 200, position, key, timestamp, source, ttl: *ttl, uuid }, out);
 }
 

@@ -20,6 +20,7 @@ use super::{
     AppendError, Appended, Batch, Condition, ConditionalRecord, Log, LogIdentity, LogInfo, LogReader,
     LogRecord, LogTag, OpenError, ReadError,
 };
+use crate::clock::LogTime;
 use crate::data_dir::DataDir;
 use crate::store::open_env;
 use bitacora_protocol::{HighWatermark, NextOffset, Position, partition_of};
@@ -28,11 +29,11 @@ use bitacora_protocol::{HighWatermark, NextOffset, Position, partition_of};
 const MAX_QUEUED_APPENDS: usize = 10_000;
 /// Appends committed together, at most.
 const MAX_APPENDS_PER_COMMIT: usize = 1_000;
-/// A record with a condition removes those before it no sooner than so many ms after it, as `min.compaction.lag.ms` has it.
-const COMPACTION_LAG: i64 = 3_600_000;
-/// Tombstones leave the log no sooner than so many ms after they were written, as `delete.retention.ms` has it; longer than
+/// A record with a condition removes those before it no sooner than so long after it, as `min.compaction.lag.ms` has it.
+const COMPACTION_LAG: Duration = Duration::from_hours(1);
+/// Tombstones leave the log no sooner than so long after they were written, as `delete.retention.ms` has it; longer than
 /// a node of the same process can be away without being rebuilt.
-const TOMBSTONE_RETENTION: i64 = 30 * 24 * 3_600_000;
+const TOMBSTONE_RETENTION: Duration = Duration::from_hours(30 * 24);
 
 pub struct EmbeddedLog {
     shared: Arc<Shared>,
@@ -93,7 +94,7 @@ impl EmbeddedLog {
         }
         // Compaction never removes a partition's last record, so the ends can be read off.
         let ends = (0..partitions).map(|p| end_of(&txn, records, p)).collect::<heed::Result<_>>()?;
-        compact(&mut txn, records, partitions, crate::now_ms())?;
+        compact(&mut txn, records, partitions, now())?;
         txn.commit()?;
         let identity = LogIdentity { cluster, topic: topic.to_owned(), topic_id: None };
         let shared = Arc::new(Shared {
@@ -152,7 +153,7 @@ fn write(shared: &Shared, queue: &mpsc::Receiver<Append>) {
 
 fn commit(shared: &Shared, group: &[Append]) -> heed::Result<Vec<Appended>> {
     let mut ends = lock(&shared.ends).clone();
-    let timestamp = crate::now_ms();
+    let timestamp = now();
     let mut appended = Vec::with_capacity(group.len());
     let mut txn = shared.env.write_txn()?;
     let mut value = Vec::new();
@@ -160,14 +161,15 @@ fn commit(shared: &Shared, group: &[Append]) -> heed::Result<Vec<Appended>> {
         let partition = append.partition.unwrap_or_else(|| partition_of(&append.key, ends.len()));
         let end = &mut ends[partition as usize];
         value.clear();
-        value.extend(timestamp.to_be_bytes());
+        value.extend(timestamp.ms().to_be_bytes());
         let (kind, added): (u32, &[i64]) = match append.condition {
             None => (PLAIN, &[]),
             // Its one topic never changes, and has no id.
-            Some(Condition::Trim { offset, until, .. }) => (TRIM, &[offset, until]),
-            Some(Condition::Repair { offset, timestamp, until, .. }) => {
-                (if append.tombstone { REPAIRED_TOMBSTONE } else { REPAIR }, &[offset, timestamp, until])
-            }
+            Some(Condition::Trim { offset, until, .. }) => (TRIM, &[offset, until.ms()]),
+            Some(Condition::Repair { offset, timestamp, until, .. }) => (
+                if append.tombstone { REPAIRED_TOMBSTONE } else { REPAIR },
+                &[offset, timestamp.ms(), until.ms()],
+            ),
             Some(Condition::Unreadable) => (TRIM, &[-1, i64::MAX]),
         };
         value.extend((kind << 24 | append.key.len() as u32).to_be_bytes());
@@ -184,12 +186,12 @@ fn commit(shared: &Shared, group: &[Append]) -> heed::Result<Vec<Appended>> {
     Ok(appended)
 }
 
-/// Removes every record that a newer one of the same key follows, and old tombstones, at `now` (ms since the epoch).
+/// Removes every record that a newer one of the same key follows, and old tombstones, at `now`.
 fn compact(
     txn: &mut heed::RwTxn<'_>,
     records: Database<Bytes, Bytes>,
     partitions: usize,
-    now: i64,
+    now: LogTime,
 ) -> heed::Result<()> {
     for partition in 0..partitions as u32 {
         // Offsets of each key's records, and whether the newest may replace the others yet, and may go itself.
@@ -198,11 +200,10 @@ fn compact(
         for item in records.range(txn, &range(&partition_bounds(partition)))? {
             let (at, stored) = item?;
             let Some((offset, record)) = offset_of(at).zip(parse(stored)) else { continue };
-            let age = now.saturating_sub(record.timestamp);
             let (offsets, replaces, goes) = keys.entry(record.key.to_vec()).or_default();
             offsets.push(offset);
-            *replaces = record.condition.is_none() || age >= COMPACTION_LAG;
-            *goes = record.value.is_none() && age >= TOMBSTONE_RETENTION;
+            *replaces = record.condition.is_none() || record.timestamp <= now - COMPACTION_LAG;
+            *goes = record.value.is_none() && record.timestamp <= now - TOMBSTONE_RETENTION;
             last = Some(offset);
         }
         for (mut offsets, _, goes) in keys.into_values().filter(|(_, replaces, _)| *replaces) {
@@ -214,6 +215,11 @@ fn compact(
         }
     }
     Ok(())
+}
+
+/// This machine is the only broker, so its clock is the log's.
+fn now() -> LogTime {
+    LogTime::from_ms(crate::now_ms())
 }
 
 fn end_of(txn: &RoTxn<'_>, records: Database<Bytes, Bytes>, partition: usize) -> heed::Result<i64> {
@@ -241,7 +247,7 @@ fn offset_of(key: &[u8]) -> Option<i64> {
 }
 
 struct Stored<'a> {
-    timestamp: i64,
+    timestamp: LogTime,
     key: &'a [u8],
     /// `None` for a tombstone.
     value: Option<&'a [u8]>,
@@ -255,7 +261,8 @@ const REPAIR: u32 = 2;
 const REPAIRED_TOMBSTONE: u32 = 3;
 
 fn parse(bytes: &[u8]) -> Option<Stored<'_>> {
-    let (timestamp, rest) = bytes.split_first_chunk()?;
+    let (timestamp, rest) =
+        bytes.split_first_chunk().map(|(ms, rest)| (LogTime::from_ms(i64::from_be_bytes(*ms)), rest))?;
     let (length, rest) = rest.split_first_chunk()?;
     let number = |rest: &mut &[u8]| {
         let (number, left) = rest.split_first_chunk()?;
@@ -266,16 +273,21 @@ fn parse(bytes: &[u8]) -> Option<Stored<'_>> {
     let log = LogTag::default();
     let condition = match kind_and_length >> 24 {
         PLAIN => None,
-        TRIM => Some(Condition::Trim { offset: number(&mut rest)?, until: number(&mut rest)?, log }),
+        TRIM => Some(Condition::Trim {
+            offset: number(&mut rest)?,
+            until: LogTime::from_ms(number(&mut rest)?),
+            log,
+        }),
         REPAIR | REPAIRED_TOMBSTONE => {
             let (offset, timestamp, until) = (number(&mut rest)?, number(&mut rest)?, number(&mut rest)?);
+            let (timestamp, until) = (LogTime::from_ms(timestamp), LogTime::from_ms(until));
             Some(Condition::Repair { offset, timestamp, until, log })
         }
         _ => return None,
     };
     let (key, value) = rest.split_at_checked((kind_and_length & 0x00ff_ffff) as usize)?;
     let value = Some(value).filter(|_| !matches!(kind_and_length >> 24, TRIM | REPAIRED_TOMBSTONE));
-    Some(Stored { timestamp: i64::from_be_bytes(*timestamp), key, value, condition })
+    Some(Stored { timestamp, key, value, condition })
 }
 
 impl Log for EmbeddedLog {
@@ -485,9 +497,10 @@ mod tests {
         let log = open(dir.path());
         log.append("k", b"one".to_vec()).await.expect("acknowledged");
         let of = LogTag::default();
-        let repair = Condition::Repair { offset: 0, timestamp: 7, until: 8, log: of };
+        let at = LogTime::from_ms;
+        let repair = Condition::Repair { offset: 0, timestamp: at(7), until: at(8), log: of };
         let conditional = [
-            (Condition::Trim { offset: 0, until: 9, log: of }, None),
+            (Condition::Trim { offset: 0, until: at(9), log: of }, None),
             (repair, None),
             (repair, Some(b"one".to_vec())),
         ];
@@ -514,14 +527,14 @@ mod tests {
         assert_eq!(read(&log), conditional, "they are young");
         let compact_at = |age| {
             let mut txn = log.shared.env.write_txn().expect("writable");
-            compact(&mut txn, log.shared.records, 2, crate::now_ms() + age).expect("compacted");
+            compact(&mut txn, log.shared.records, 2, now() + age).expect("compacted");
             txn.commit().expect("committed");
         };
         compact_at(COMPACTION_LAG);
         assert_eq!(read(&log), conditional[2..]);
         // A tombstone goes in the end, unless it is a partition's last record.
         for key in [b"k", b"l"] {
-            let condition = Condition::Trim { offset: 1, until: 9, log: LogTag::default() };
+            let condition = Condition::Trim { offset: 1, until: at(9), log: LogTag::default() };
             let tidy = ConditionalRecord { partition, key: key.to_vec(), value: None, condition };
             log.append_conditional(tidy).await.expect("acknowledged");
         }

@@ -14,6 +14,7 @@ use futures_util::future::BoxFuture;
 use md5::{Digest as _, Md5};
 use serde::{Deserialize, Serialize};
 
+use crate::clock::LogTime;
 use bitacora_protocol::{HighWatermark, NextOffset, Position};
 
 /// Appends records and reads them back in the order of each partition.
@@ -81,13 +82,12 @@ pub trait Log: Send + Sync + 'static {
         true
     }
 
-    /// The offset of each partition's first record whose write timestamp is greater than `times[p]` (ms since the epoch);
-    /// `None` where there is none, or no time was given. It may also be that of something that no reader is given, such as
+    /// The offset of each partition's first record whose write timestamp is later than `times[p]`; `None` where there is none, or no time was given. It may also be that of something that no reader is given, such as
     /// a transaction marker. Blocks, for seconds at most.
     ///
     /// # Errors
     /// [`ReadError::Unavailable`] when the log did not answer.
-    fn first_after(&self, times: &[Option<i64>]) -> Result<Vec<Option<i64>>, ReadError> {
+    fn first_after(&self, times: &[Option<LogTime>]) -> Result<Vec<Option<i64>>, ReadError> {
         Ok(vec![None; times.len()])
     }
 
@@ -224,14 +224,14 @@ impl LogInfo {
 
 /// What a record says of an earlier one of its key and partition. It takes effect only if the partition holds none of the
 /// key by then, or none with a greater offset than this one's, if its own write timestamp is not later than `until`, and if
-/// the log is the one that it speaks of. A write has no condition and always takes effect. Times in ms since the epoch.
+/// the log is the one that it speaks of. A write has no condition and always takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {
     /// A tombstone: the record at `offset` is no longer needed.
-    Trim { offset: i64, until: i64, log: LogTag },
+    Trim { offset: i64, until: LogTime, log: LogTag },
     /// The record of `offset` and of that write timestamp once more, since another that took no effect lies behind it and
     /// would outlive it in compaction.
-    Repair { offset: i64, timestamp: i64, until: i64, log: LogTag },
+    Repair { offset: i64, timestamp: LogTime, until: LogTime, log: LogTag },
     /// A condition that this node does not understand.
     Unreadable,
 }
@@ -248,7 +248,7 @@ impl Condition {
         let parsed = std::str::from_utf8(value).ok().and_then(|text| {
             let mut fields = text.split(':');
             let offset = fields.next()?.parse().ok().filter(|offset| *offset >= 0)?;
-            let mut time = || fields.next()?.parse().ok();
+            let mut time = || fields.next()?.parse().ok().map(LogTime::from_ms);
             let timestamp = if name == Self::TRIM { None } else { Some(time()?) };
             let until = time()?;
             let log = match fields.next() {
@@ -278,7 +278,7 @@ impl Condition {
 
     /// Until when it has effect, and in which log; `None` if that can't be read.
     #[must_use]
-    pub fn reach(self) -> Option<(i64, LogTag)> {
+    pub fn reach(self) -> Option<(LogTime, LogTag)> {
         match self {
             Self::Trim { until, log, .. } | Self::Repair { until, log, .. } => Some((until, log)),
             Self::Unreadable => None,
@@ -300,8 +300,8 @@ pub struct ConditionalRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Appended {
     pub position: Position,
-    /// The write timestamp, ms since the epoch.
-    pub timestamp: i64,
+    /// The write timestamp.
+    pub timestamp: LogTime,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -349,7 +349,7 @@ pub struct Batch {
     bytes: Vec<u8>,
     records: Vec<RawRecord>,
     read: Vec<Read>,
-    log_time: Option<i64>,
+    log_time: Option<LogTime>,
 }
 
 /// How far a partition has been read.
@@ -358,8 +358,8 @@ pub struct Read {
     pub partition: i32,
     /// Everything below has been read. Beyond the last record where the log ends in holes.
     pub next: NextOffset,
-    /// The latest write timestamp of the records that were read since, ms since the epoch; `None` if there was none.
-    pub latest: Option<i64>,
+    /// The latest write timestamp of the records that were read since; `None` if there was none.
+    pub latest: Option<LogTime>,
     /// The epoch of the leader under which the record before `next` was appended; `None` if a hole is there, or if it is
     /// not known.
     pub epoch: Option<i32>,
@@ -375,7 +375,7 @@ impl Read {
 
 struct RawRecord {
     position: Position,
-    timestamp: i64,
+    timestamp: LogTime,
     key: Option<Range<usize>>,
     value: Option<Range<usize>>,
     condition: Option<Condition>,
@@ -386,8 +386,8 @@ struct RawRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogRecord<'a> {
     pub position: Position,
-    /// The write timestamp, ms since the epoch.
-    pub timestamp: i64,
+    /// The write timestamp.
+    pub timestamp: LogTime,
     /// Others may write records without a key.
     pub key: Option<&'a [u8]>,
     /// `None` is a tombstone.
@@ -443,14 +443,14 @@ impl Batch {
         }
     }
 
-    /// Notes that a record was appended at this time of the log's own clock, ms since the epoch.
-    pub fn appended_at(&mut self, time: i64) {
+    /// Notes that a record was appended at this time of the log's own clock.
+    pub fn appended_at(&mut self, time: LogTime) {
         self.log_time = self.log_time.max(Some(time));
     }
 
     /// The latest of those: the log's clock had come as far. `None` if only writers' clocks are known.
     #[must_use]
-    pub fn log_time(&self) -> Option<i64> {
+    pub fn log_time(&self) -> Option<LogTime> {
         self.log_time
     }
 
@@ -518,6 +518,7 @@ mod tests {
         fn any_condition_survives_its_header(
             offset in 0..i64::MAX, timestamp: i64, until: i64, log: u64, repair: bool,
         ) {
+            let (timestamp, until) = (LogTime::from_ms(timestamp), LogTime::from_ms(until));
             let log = LogTag(log);
             let repair = repair.then_some(Condition::Repair { offset, timestamp, until, log });
             let condition = repair.unwrap_or(Condition::Trim { offset, until, log });
@@ -539,13 +540,14 @@ mod tests {
     #[test]
     fn a_condition_survives_its_header_and_anything_else_is_unreadable() {
         let log = LogTag(u64::MAX);
-        let repair = Condition::Repair { offset: i64::MAX, timestamp: -1, until: 3, log };
-        for condition in [Condition::Trim { offset: 0, until: -7, log }, repair] {
+        let at = LogTime::from_ms;
+        let repair = Condition::Repair { offset: i64::MAX, timestamp: at(-1), until: at(3), log };
+        for condition in [Condition::Trim { offset: 0, until: at(-7), log }, repair] {
             let (name, value) = condition.header();
             assert_eq!(Condition::from_header(name, value.as_bytes()), condition);
         }
         let (older, log) = (Condition::from_header(Condition::TRIM, b"1:2"), LogTag::default());
-        assert_eq!(older, Condition::Trim { offset: 1, until: 2, log });
+        assert_eq!(older, Condition::Trim { offset: 1, until: at(2), log });
         for (name, value) in [
             (Condition::TRIM, ""),
             (Condition::TRIM, "1"),

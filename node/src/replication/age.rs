@@ -3,18 +3,17 @@
 
 use std::time::Duration;
 
-use crate::clock::Moment;
+use crate::clock::{LogTime, Moment, WallTime};
 
 /// Clocks are set by a little now and then; by more, and it is not known how long the store was left.
 const CLOCK_SLACK_MS: i64 = 60 * 60 * 1000;
 
-/// Why a store may not be trusted that was last caught up at `then`, when it is `now`, both in ms since the epoch; `None`
-/// if it may.
+/// Why a store may not be trusted that was last caught up at `then`, when it is `now`; `None` if it may.
 #[must_use]
-pub fn reason_too_old(then: Option<i64>, now: i64, grace: Option<Duration>) -> Option<String> {
+pub fn reason_too_old(then: Option<WallTime>, now: WallTime, grace: Option<Duration>) -> Option<String> {
     let grace = grace?;
     let Some(then) = then else { return Some("it does not say when it was last caught up".to_owned()) };
-    let age = now.saturating_sub(then);
+    let age = now.ms_since(then);
     if age < -CLOCK_SLACK_MS {
         return Some(format!(
             "it was last caught up {} from now by this machine's clock, so nobody knows how long ago",
@@ -33,15 +32,15 @@ pub fn reason_too_old(then: Option<i64>, now: i64, grace: Option<Duration>) -> O
 /// The log's clock, as far as its records tell: that of the brokers, where they stamp them.
 #[derive(Default)]
 pub struct LogClock {
-    /// The newest time that was read, ms since the epoch, and when.
-    newest: Option<(i64, Moment)>,
+    /// The newest time that was read, and when.
+    newest: Option<(LogTime, Moment)>,
     /// The same of records that were read as they were written.
-    live: Option<(i64, Moment)>,
+    live: Option<(LogTime, Moment)>,
 }
 
 impl LogClock {
-    /// A record was appended at `time`, ms since the epoch; `live`: just now.
-    pub fn told(&mut self, time: i64, live: bool, now: Moment) {
+    /// A record was appended at `time`; `live`: just now.
+    pub fn told(&mut self, time: LogTime, live: bool, now: Moment) {
         let told = Some((time, now));
         if self.at_least(now).is_none_or(|known| known < time) {
             self.newest = told;
@@ -51,21 +50,21 @@ impl LogClock {
         }
     }
 
-    /// It has come as far, ms since the epoch.
+    /// It has come as far.
     #[must_use]
-    pub fn at_least(&self, now: Moment) -> Option<i64> {
+    pub fn at_least(&self, now: Moment) -> Option<LogTime> {
         self.newest.map(|told| later(told, now))
     }
 
-    /// What it shows, ms since the epoch, but for the moment that a record is under way.
+    /// What it shows, but for the moment that a record is under way.
     #[must_use]
-    pub fn now(&self, now: Moment) -> Option<i64> {
+    pub fn now(&self, now: Moment) -> Option<LogTime> {
         self.live.map(|told| later(told, now))
     }
 }
 
-fn later((time, told): (i64, Moment), now: Moment) -> i64 {
-    time.saturating_add(now.since(told).as_millis() as i64)
+fn later((time, told): (LogTime, Moment), now: Moment) -> LogTime {
+    time + now.since(told)
 }
 
 fn shown(ms: u64) -> String {
@@ -81,41 +80,51 @@ fn shown(ms: u64) -> String {
 mod tests {
     use super::*;
 
-    const DAY: i64 = 86_400_000;
+    const DAY: Duration = Duration::from_hours(24);
+
+    fn wall(ms: i64) -> WallTime {
+        WallTime::from_ms(ms)
+    }
 
     #[test]
     fn a_store_is_trusted_within_the_grace_and_while_the_clock_makes_sense() {
         let grace = Some(Duration::from_secs(7 * 86_400));
-        let now = 1_700_000_000_000;
+        let now = wall(1_700_000_000_000);
+        let ms = Duration::from_millis;
         assert_eq!(reason_too_old(Some(now), now, grace), None);
         assert_eq!(reason_too_old(Some(now - 7 * DAY), now, grace), None, "to the last moment");
-        assert!(reason_too_old(Some(now - 7 * DAY - 1), now, grace).expect("too old").contains("168 h"));
-        assert_eq!(reason_too_old(Some(now + 60_000), now, grace), None, "a clock that was set by a minute");
+        assert!(reason_too_old(Some(now - 7 * DAY - ms(1)), now, grace).expect("too old").contains("168 h"));
+        assert_eq!(
+            reason_too_old(Some(now + ms(60_000)), now, grace),
+            None,
+            "a clock that was set by a minute"
+        );
         let back =
             reason_too_old(Some(now), now - 30 * DAY, grace).expect("a clock that was set back by a month");
         assert!(back.contains("720 h from now"), "{back}");
-        assert!(reason_too_old(Some(now), 0, grace).is_some(), "a machine without a clock");
+        assert!(reason_too_old(Some(now), wall(0), grace).is_some(), "a machine without a clock");
         assert!(reason_too_old(None, now, grace).is_some());
-        assert_eq!(reason_too_old(Some(0), now, None), None, "a log that keeps its markers");
-        assert_eq!(reason_too_old(Some(i64::MIN), i64::MAX, None), None);
-        assert!(reason_too_old(Some(i64::MIN), i64::MAX, grace).is_some(), "no overflow");
-        assert!(reason_too_old(Some(i64::MAX), i64::MIN, grace).is_some(), "no overflow");
+        assert_eq!(reason_too_old(Some(wall(0)), now, None), None, "a log that keeps its markers");
+        assert_eq!(reason_too_old(Some(WallTime::MIN), WallTime::MAX, None), None);
+        assert!(reason_too_old(Some(WallTime::MIN), WallTime::MAX, grace).is_some(), "no overflow");
+        assert!(reason_too_old(Some(WallTime::MAX), WallTime::MIN, grace).is_some(), "no overflow");
     }
 
     #[test]
     fn the_logs_clock_is_never_ahead_of_what_was_read() {
         let at = |seconds| Moment(Duration::from_secs(seconds));
+        let log = LogTime::from_ms;
         let mut clock = LogClock::default();
         assert_eq!((clock.at_least(at(1)), clock.now(at(1))), (None, None));
         // An old log, read from its start.
-        clock.told(5_000_000, false, at(10));
-        clock.told(1_000_000, false, at(11));
-        assert_eq!(clock.at_least(at(11)), Some(5_001_000));
+        clock.told(log(5_000_000), false, at(10));
+        clock.told(log(1_000_000), false, at(11));
+        assert_eq!(clock.at_least(at(11)), Some(log(5_001_000)));
         assert_eq!(clock.now(at(11)), None, "when that was is not known");
-        clock.told(8_000_000, true, at(20));
-        assert_eq!((clock.at_least(at(21)), clock.now(at(21))), (Some(8_001_000), Some(8_001_000)));
+        clock.told(log(8_000_000), true, at(20));
+        assert_eq!((clock.at_least(at(21)), clock.now(at(21))), (Some(log(8_001_000)), Some(log(8_001_000))));
         // Brokers' clocks differ by a little; the latest word counts.
-        clock.told(7_999_000, true, at(21));
-        assert_eq!((clock.at_least(at(21)), clock.now(at(21))), (Some(8_001_000), Some(7_999_000)));
+        clock.told(log(7_999_000), true, at(21));
+        assert_eq!((clock.at_least(at(21)), clock.now(at(21))), (Some(log(8_001_000)), Some(log(7_999_000))));
     }
 }

@@ -10,7 +10,7 @@ use super::compatibility::{
     reason_too_old_by_log_time, reason_too_old_now, truncated_and_regrown, truncated_by_leader_epochs,
 };
 use super::{POLL_TIMEOUT, Parts, RETRY_PAUSE, Shared};
-use crate::clock::Clock;
+use crate::clock::{Clock, past_by_both_clocks};
 use crate::log::{Batch, LogInfo, LogReader, LogTag, OpenError, ReadError};
 use crate::replication::age::reason_too_old;
 use crate::replication::progress::Phase;
@@ -493,7 +493,7 @@ impl Applier {
         // What a wrong clock drops would not come back when it is set right.
         let Some(past) = self.parts.progress.past() else { return Ok(()) };
         let seen = self.parts.progress.seen().map(|seen| seen.until);
-        let swept = self.parts.store.sweep(past, self.parts.delete_retention.as_millis() as i64, seen)?;
+        let swept = self.parts.store.sweep(past, self.parts.delete_retention, seen)?;
         self.parts.metrics.keys_swept.inc_by(swept as u64);
         Ok(())
     }
@@ -513,7 +513,8 @@ impl Applier {
         }
         self.caught_up.seen = Some(now);
         // A clock that is ahead would make the store too young when it is set right.
-        let at = self.parts.progress.log_now().map_or(wall, |log_now| log_now.min(wall));
+        let at = self.parts.progress.log_now();
+        let at = at.map_or(wall, |log_now| past_by_both_clocks(wall, log_now).assuming_clocks_agree());
         let note = grace.map_or(CHECKPOINT_INTERVAL, |grace| CHECKPOINT_INTERVAL.min(grace / 100));
         let is_fresh = self.caught_up.noted.is_some_and(|noted| now.since(noted) < note);
         if restored && is_fresh && self.caught_up.at.is_some_and(|known| known <= at) {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::POLL_TIMEOUT;
-use crate::clock::{Clock, Moment};
+use crate::clock::{Clock, LogTime, Moment, WallTime};
 use crate::log::{Batch, Log, LogInfo, LogRecord, ReadError};
 use crate::replication::age::reason_too_old;
 use crate::store::Checkpoint;
@@ -17,8 +17,8 @@ pub(super) const TRUNCATION_CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 /// When the store was last caught up; until the first time, when the reading began.
 #[derive(Default)]
 pub(super) struct CaughtUp {
-    /// By the time of day, in ms since the epoch.
-    pub at: Option<i64>,
+    /// By the time of day.
+    pub at: Option<WallTime>,
     /// By the clock that counts on, if it was in this run.
     pub seen: Option<Moment>,
     /// When the store was last told.
@@ -36,7 +36,7 @@ pub(super) fn reason_too_old_now(
 ) -> Option<String> {
     match last.seen.map(|seen| clock.now().since(seen)) {
         // A clock that is set does not make a running process older.
-        Some(since) => reason_too_old(Some(0), since.as_millis() as i64, grace),
+        Some(since) => reason_too_old(Some(WallTime::default()), WallTime::default() + since, grace),
         None => reason_too_old(last.at, clock.wall(), grace),
     }
 }
@@ -47,7 +47,8 @@ pub(super) fn reason_too_old_by_log_time(
     batch: &Batch,
     grace: Option<Duration>,
 ) -> Option<String> {
-    let (then, now) = last.at.zip(batch.log_time())?;
+    // Clocks that differ make the store look older or younger by as much, which is far less than the grace.
+    let (then, now) = last.at.zip(batch.log_time().map(LogTime::assuming_clocks_agree))?;
     reason_too_old(Some(then), now.max(then), grace)
 }
 

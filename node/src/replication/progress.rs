@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::sync::watch;
 
-use crate::clock::{Clock, Moment, SystemClock};
+use crate::clock::{Clock, LogTime, Moment, SystemClock, WallTime, past_by_both_clocks};
 use crate::log::Read;
 use crate::replication::age::LogClock;
 use bitacora_protocol::{HighWatermark, NextOffset, Position, partition_of};
@@ -57,8 +57,8 @@ struct Inner {
     held: bool,
     /// Why the store is being built anew beside the one that is read.
     rebuilding: Option<String>,
-    /// The clock at the last tick, ms since the epoch.
-    ticked_at: Option<i64>,
+    /// The clock at the last tick.
+    ticked_at: Option<WallTime>,
     /// Whether the process stood still for longer than the grace, and nobody has drawn the consequence yet.
     frozen: bool,
     log_clock: LogClock,
@@ -69,10 +69,10 @@ struct Inner {
 #[derive(Clone, Copy, Debug)]
 pub struct Asked {
     at: Moment,
-    /// By the time of day, ms since the epoch: while the machine is suspended, a [`Moment`] may not grow older.
-    wall: i64,
-    /// What was past by the log's clock, ms since the epoch; `None` if nothing was read yet.
-    past: Option<i64>,
+    /// By the time of day: while the machine is suspended, a [`Moment`] may not grow older.
+    wall: WallTime,
+    /// What was past by the log's clock; `None` if nothing was read yet.
+    past: Option<LogTime>,
     /// Of which store, counted by [`Progress::begin`].
     store: u64,
 }
@@ -80,17 +80,17 @@ pub struct Asked {
 impl Asked {
     fn is_fresh(&self, clock: &dyn Clock) -> bool {
         clock.now().since(self.at) <= HIGH_WATERMARK_MAX_AGE
-            && clock.wall() - self.wall <= HIGH_WATERMARK_MAX_AGE.as_millis() as i64
+            && clock.wall().ms_since(self.wall) <= HIGH_WATERMARK_MAX_AGE.as_millis() as i64
     }
 }
 
-/// A moment until when everything that was appended has been applied, in ms since the epoch.
+/// A moment until when everything that was appended has been applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// By this machine's clock and by the log's: the earlier.
-    pub until: i64,
+    /// Past by both clocks.
+    pub until: LogTime,
     /// By the log's.
-    pub log_time: i64,
+    pub log_time: LogTime,
 }
 
 struct Partition {
@@ -260,7 +260,8 @@ impl Progress {
     pub(crate) fn tick(&self) -> bool {
         let (now, mut inner) = (self.clock.wall(), self.lock());
         let grace = self.grace.load(Ordering::Relaxed);
-        let jumped = inner.ticked_at.is_some_and(|at| u64::try_from(now - at).is_ok_and(|gap| gap > grace));
+        let jumped =
+            inner.ticked_at.is_some_and(|at| u64::try_from(now.ms_since(at)).is_ok_and(|gap| gap > grace));
         if jumped || self.stands_still() {
             inner.frozen = true;
             self.restored.store(false, Ordering::Release);
@@ -331,9 +332,9 @@ impl Progress {
         });
     }
 
-    /// A record was appended at `time` of the log's clock, ms since the epoch. `live`: just now, as it was read while the
+    /// A record was appended at `time` of the log's clock. `live`: just now, as it was read while the
     /// node was caught up.
-    pub(crate) fn log_told(&self, time: i64, live: bool) {
+    pub(crate) fn log_told(&self, time: LogTime, live: bool) {
         let now = self.clock.now();
         self.lock().log_clock.told(time, live, now);
     }
@@ -384,11 +385,12 @@ impl Progress {
 
     // Asked by everybody.
 
-    /// What is certainly past, in ms since the epoch: both this machine's clock and the log's have come as far. `None` until
+    /// What is certainly past: both this machine's clock and the log's have come as far. `None` until
     /// something was read from the log.
     #[must_use]
-    pub fn past(&self) -> Option<i64> {
-        Some(self.lock().log_clock.at_least(self.clock.now())?.min(self.clock.wall()))
+    pub fn past(&self) -> Option<LogTime> {
+        let log = self.lock().log_clock.at_least(self.clock.now())?;
+        Some(past_by_both_clocks(self.clock.wall(), log))
     }
 
     /// Until when this node has applied everything that was appended; `None` while it is behind. What is read from the store
@@ -397,12 +399,12 @@ impl Progress {
     pub fn seen(&self) -> Option<Seen> {
         let inner = self.lock();
         let log_time = inner.asked.filter(|_| inner.has_reached())?.past?;
-        Some(Seen { until: log_time.min(self.clock.wall()), log_time })
+        Some(Seen { until: past_by_both_clocks(self.clock.wall(), log_time), log_time })
     }
 
-    /// The time by the log's clock, ms since the epoch; `None` until a record was read as it was written.
+    /// The time by the log's clock; `None` until a record was read as it was written.
     #[must_use]
-    pub fn log_now(&self) -> Option<i64> {
+    pub fn log_now(&self) -> Option<LogTime> {
         self.lock().log_clock.now(self.clock.now())
     }
 
@@ -565,7 +567,7 @@ mod tests {
         assert!(!progress.caught_up(), "learnt too long ago");
         learn(progress.asks());
         assert!(progress.caught_up());
-        clock.set_wall(clock.wall() + 2_000);
+        clock.set_wall(clock.wall() + 2 * SECOND);
         assert!(!progress.caught_up(), "the machine was suspended since");
         let of_this = progress.asks();
         learn(of_this);
@@ -580,25 +582,26 @@ mod tests {
     #[test]
     fn what_a_node_has_seen_is_what_was_past_when_it_asked_for_the_end_that_it_has_reached() {
         let (progress, clock) = progress();
-        let wall = clock.wall();
+        let log = clock.wall().assuming_clocks_agree();
         progress.begin(&[NextOffset(0)], false);
         progress.learnt(&[HighWatermark(0)], progress.asks());
         assert_eq!((progress.seen(), progress.past()), (None, None), "the log has told no time yet");
-        progress.log_told(wall - 9_000, true);
+        progress.log_told(log - 9 * SECOND, true);
         let asked = progress.asks();
         // What is read while the answer is on its way is later.
-        progress.log_told(wall - 5_000, true);
+        progress.log_told(log - 5 * SECOND, true);
         progress.learnt(&[HighWatermark(2)], asked);
         assert_eq!(progress.seen(), None, "it is behind");
-        assert_eq!(progress.past(), Some(wall - 5_000));
+        assert_eq!(progress.past(), Some(log - 5 * SECOND));
         progress.applied(&[Read::up_to(0, NextOffset(2))]);
         clock.pass(SECOND);
-        let log_time = wall - 9_000;
+        let log_time = log - 9 * SECOND;
         assert_eq!(progress.seen(), Some(Seen { until: log_time, log_time }), "it has reached that end");
-        assert_eq!(progress.past(), Some(wall - 4_000));
-        clock.set_wall(5);
-        assert_eq!(progress.seen(), Some(Seen { until: 5, log_time }), "by this machine's clock, too");
-        assert_eq!(progress.past(), Some(5));
+        assert_eq!(progress.past(), Some(log - 4 * SECOND));
+        let five = LogTime::from_ms(5);
+        clock.set_wall(five.assuming_clocks_agree());
+        assert_eq!(progress.seen(), Some(Seen { until: five, log_time }), "by this machine's clock, too");
+        assert_eq!(progress.past(), Some(five));
         progress.begin(&[NextOffset(2)], true);
         assert_eq!(progress.seen(), None, "another store");
     }
@@ -659,15 +662,15 @@ mod tests {
         progress.begin(&[], true);
         // By the time of day alone: the machine was suspended.
         assert!(!progress.tick());
-        clock.set_wall(clock.wall() + 11_000);
+        clock.set_wall(clock.wall() + 11 * SECOND);
         assert!(progress.tick());
         assert!(!progress.restored());
         progress.begin(&[], true);
-        clock.set_wall(7);
+        clock.set_wall(WallTime::from_ms(7));
         assert!(!progress.tick(), "a clock that is set back says nothing");
         progress.set_grace(None);
         clock.pass(Duration::from_hours(10_000));
-        clock.set_wall(i64::MAX);
+        clock.set_wall(WallTime::MAX);
         assert!(!progress.tick());
     }
 

@@ -12,6 +12,7 @@ use super::apply::decode;
 use super::compatibility::truncated_and_regrown;
 use super::*;
 use crate::clock::manual::ManualClock;
+use crate::clock::{LogTime, WallTime};
 use crate::log::{
     AppendError, Appended, Batch, Condition, ConditionalRecord, LogInfo, LogReader, LogRecord, LogTag,
     OpenError, ReadError,
@@ -140,7 +141,7 @@ impl Log for Scripted {
         }
     }
 
-    fn first_after(&self, _: &[Option<i64>]) -> Result<Vec<Option<i64>>, ReadError> {
+    fn first_after(&self, _: &[Option<LogTime>]) -> Result<Vec<Option<i64>>, ReadError> {
         Ok(vec![*self.later.lock().expect("no panic")])
     }
 
@@ -161,14 +162,14 @@ impl LogReader for ScriptedReader {
         match self.0.recv_timeout(wait) {
             Ok(Step::Record { offset, key, value }) => {
                 let position = Position { partition: 0, offset };
-                let (timestamp, value) = (1_000 + offset, value.as_deref());
+                let (timestamp, value) = (log_ms(1_000 + offset), value.as_deref());
                 batch.push(LogRecord { position, timestamp, key, value, condition: None, epoch: None });
                 Ok(())
             }
             Ok(Step::ConditionalRecord { offset, key, value, condition }) => {
                 batch.push(LogRecord {
                     position: Position { partition: 0, offset },
-                    timestamp: 1_000 + offset,
+                    timestamp: log_ms(1_000 + offset),
                     key: Some(key.as_bytes()),
                     value: value.as_deref(),
                     condition: Some(condition),
@@ -179,7 +180,7 @@ impl LogReader for ScriptedReader {
             Ok(Step::At { offset, timestamp }) => {
                 let position = Position { partition: 0, offset };
                 let value = encoded("k", "another");
-                let (key, value) = (Some(&b"k"[..]), Some(&value[..]));
+                let (timestamp, key, value) = (log_ms(timestamp), Some(&b"k"[..]), Some(&value[..]));
                 batch.push(LogRecord { position, timestamp, key, value, condition: None, epoch: None });
                 Ok(())
             }
@@ -188,7 +189,7 @@ impl LogReader for ScriptedReader {
                 Ok(())
             }
             Ok(Step::LogTime(time)) => {
-                batch.appended_at(time);
+                batch.appended_at(log_ms(time));
                 Ok(())
             }
             Ok(Step::Fails(error)) => Err(error),
@@ -197,6 +198,14 @@ impl LogReader for ScriptedReader {
     }
 
     fn applied(&mut self, _: &[NextOffset]) {}
+}
+
+fn log_ms(ms: i64) -> LogTime {
+    LogTime::from_ms(ms)
+}
+
+fn wall_ms(ms: i64) -> WallTime {
+    WallTime::from_ms(ms)
 }
 
 fn encoded(key: &str, value: &str) -> Vec<u8> {
@@ -355,7 +364,7 @@ fn a_tombstone_deletes() {
     bench.feed(Step::Record { offset: 1, key: Some(b"k"), value: None });
     bench.applied(1);
     let (entry, _) = bench.store.get(b"k").expect("readable").expect("the marker is an answer");
-    assert_eq!(entry.state(0), crate::store::State::Deleted);
+    assert_eq!(entry.state(WallTime::default()), crate::store::State::Deleted);
 }
 
 #[test]
@@ -364,36 +373,41 @@ fn records_with_a_condition_are_counted_by_what_they_did_and_nonsense_is_poison(
     let bench = Bench::start(dir.path(), "c", 0..11);
     bench.set(0, "k", "v");
     bench.set(1, "l", "v");
-    bench.append_conditional(2, "k", None, Condition::Trim { offset: 0, until: i64::MAX, log: LOG });
-    bench.append_conditional(3, "l", None, Condition::Trim { offset: 0, until: i64::MAX, log: LOG });
+    bench.append_conditional(2, "k", None, Condition::Trim { offset: 0, until: log_ms(i64::MAX), log: LOG });
+    bench.append_conditional(3, "l", None, Condition::Trim { offset: 0, until: log_ms(i64::MAX), log: LOG });
     bench.append_conditional(
         4,
         "m",
         Some("again"),
-        Condition::Repair { offset: 3, timestamp: 77, until: i64::MAX, log: LOG },
+        Condition::Repair { offset: 3, timestamp: log_ms(77), until: log_ms(i64::MAX), log: LOG },
     );
     // Each would be a tombstone or a write if its condition were overlooked.
     bench.append_conditional(5, "l", None, Condition::Unreadable);
-    bench.append_conditional(6, "l", None, Condition::Trim { offset: 6, until: i64::MAX, log: LOG });
+    bench.append_conditional(6, "l", None, Condition::Trim { offset: 6, until: log_ms(i64::MAX), log: LOG });
     bench.append_conditional(
         7,
         "l",
         Some("w"),
-        Condition::Repair { offset: 7, timestamp: 0, until: i64::MAX, log: LOG },
+        Condition::Repair { offset: 7, timestamp: log_ms(0), until: log_ms(i64::MAX), log: LOG },
     );
-    bench.append_conditional(8, "l", Some("w"), Condition::Trim { offset: 1, until: i64::MAX, log: LOG });
+    bench.append_conditional(
+        8,
+        "l",
+        Some("w"),
+        Condition::Trim { offset: 1, until: log_ms(i64::MAX), log: LOG },
+    );
     // Too late, by their own timestamps.
-    bench.append_conditional(9, "l", None, Condition::Trim { offset: 1, until: 0, log: LOG });
+    bench.append_conditional(9, "l", None, Condition::Trim { offset: 1, until: log_ms(0), log: LOG });
     bench.append_conditional(
         10,
         "k",
         Some("w"),
-        Condition::Repair { offset: 0, timestamp: 0, until: 0, log: LOG },
+        Condition::Repair { offset: 0, timestamp: log_ms(0), until: log_ms(0), log: LOG },
     );
     bench.applied(10);
     assert_eq!((bench.value("k"), bench.value("l").as_deref()), (None, Some("v")));
     let (entry, _) = bench.store.get(b"m").expect("readable").expect("restored");
-    assert_eq!((entry.position().offset, entry.timestamp()), (3, 77));
+    assert_eq!((entry.position().offset, entry.timestamp()), (3, log_ms(77)));
     let metrics = &bench.metrics;
     assert_eq!((metrics.records_trimmed.get(), metrics.records_void.get()), (1, 7));
     assert_eq!(metrics.poison_records.get(), 4);
@@ -407,7 +421,7 @@ fn what_a_trimmer_sent_to_another_topic_does_nothing_here_and_is_a_debt() {
         let position = Position { partition: 0, offset: 9 };
         let record = LogRecord {
             position,
-            timestamp: 5,
+            timestamp: log_ms(5),
             key: Some(b"k"),
             value,
             condition: Some(condition),
@@ -416,17 +430,17 @@ fn what_a_trimmer_sent_to_another_topic_does_nothing_here_and_is_a_debt() {
         decode(&record, 100, log).expect("it is whole").1
     };
     for offset in [3, 99] {
-        let trim = Condition::Trim { offset, until: 5, log: there };
-        let repair = Condition::Repair { offset, timestamp: 5, until: 5, log: there };
+        let trim = Condition::Trim { offset, until: log_ms(5), log: there };
+        let repair = Condition::Repair { offset, timestamp: log_ms(5), until: log_ms(5), log: there };
         for change in [decoded(trim, None, here), decoded(repair, Some(&value), here)] {
             assert!(matches!(change, Change::Nothing { by: Author::Trimmer, .. }), "{change:?}");
         }
     }
     // Where it is not known which topic it is, or was.
     for (log, of) in [(here, here), (LOG, here), (here, LOG)] {
-        let trim = Condition::Trim { offset: 3, until: 5, log: of };
+        let trim = Condition::Trim { offset: 3, until: log_ms(5), log: of };
         assert!(matches!(decoded(trim, None, log), Change::Trim { .. }));
-        let repair = Condition::Repair { offset: 3, timestamp: 5, until: 5, log: of };
+        let repair = Condition::Repair { offset: 3, timestamp: log_ms(5), until: log_ms(5), log: of };
         assert!(matches!(decoded(repair, Some(&value), log), Change::Repair { .. }));
     }
 }
@@ -461,7 +475,7 @@ fn a_build_that_was_left_for_longer_than_the_grace_begins_anew() {
         let dir = folder();
         let store = Arc::new(Store::open(dir.path(), 1 << 20).expect("the store opens"));
         let identity = LogIdentity { cluster: "c".into(), topic: "t".into(), topic_id: None };
-        store.reset(&identity, &[NextOffset(1)], now_ms() - left * 1_000).expect("written");
+        store.reset(&identity, &[NextOffset(1)], wall_ms(now_ms() - left * 1_000)).expect("written");
         let bench = Bench::start_on(store, "t", "c", 0..2, None, grace);
         bench.wait("reading", |bench| *bench.log.started.lock().expect("no panic") == [from]);
     }
@@ -643,7 +657,7 @@ fn a_store_that_was_left_for_longer_than_the_grace_is_empty_before_the_log_answe
         bench.wait("ready", |bench| bench.progress.unready().is_none());
         let store = Arc::clone(&bench.store);
         drop(bench);
-        store.note_caught_up(now_ms() - left * 1000).expect("written");
+        store.note_caught_up(wall_ms(now_ms() - left * 1000)).expect("written");
         let away = Some("it does not answer");
         let bench = Bench::start_on(Arc::clone(&store), "t", "c", 0..1, away, grace);
         bench.wait("refused", |bench| matches!(bench.progress.phase(), Phase::Failed(_)));
@@ -668,7 +682,7 @@ fn the_logs_clock_tells_the_age_of_a_store_too() {
     bench.wait("ready", |bench| bench.progress.unready().is_none());
     let store = Arc::clone(&bench.store);
     drop(bench);
-    store.note_caught_up(now_ms()).expect("written");
+    store.note_caught_up(wall_ms(now_ms())).expect("written");
     let mut bench = Bench::start_on(store, "t", "c", 0..9, None, grace);
     bench.wait("reading", |bench| *bench.log.started.lock().expect("no panic") == [1]);
     bench.wait("it serves", |bench| bench.progress.restored());
@@ -704,7 +718,7 @@ fn only_a_later_record_among_those_that_were_read_tells_that_the_log_went_back()
         identity: None,
         restored: true,
         next: vec![NextOffset(5)],
-        latest: vec![Some(1_004)],
+        latest: vec![Some(log_ms(1_004))],
         epochs: vec![None],
         caught_up_at: None,
     };
@@ -781,6 +795,7 @@ proptest! {
         damages in damages(),
     ) {
         const MAX_KEY: usize = 1_024;
+        let (timestamp, until) = (log_ms(timestamp), log_ms(until));
         let at = Position { partition: 3, offset };
         let condition = match kind {
             0 => Some(Condition::Trim { offset: named, until, log: LOG }),
@@ -789,7 +804,7 @@ proptest! {
             _ => None,
         };
         let mut encoded = Vec::new();
-        KeyValue { key: "key", value: &text, timestamp, source: 3, ttl, uuid: "u" }.encode(&mut encoded);
+        KeyValue { key: "key", value: &text, timestamp: timestamp.ms(), source: 3, ttl, uuid: "u" }.encode(&mut encoded);
         let damaged = damaged(&encoded, &damages);
         for value in [value.as_deref(), Some(encoded.as_slice()), Some(&damaged)] {
             let record = LogRecord { position: at, timestamp, key: key.as_deref(), value, condition, epoch: None };

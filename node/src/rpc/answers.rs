@@ -82,7 +82,7 @@ fn write(written: &Written) -> WriteAnswer<'_> {
     let appended = written.appended;
     WriteAnswer {
         position: appended.position,
-        timestamp: appended.timestamp,
+        timestamp: appended.timestamp.ms(),
         ttl: written.ttl,
         uuid: &written.uuid,
     }

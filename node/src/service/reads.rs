@@ -43,7 +43,7 @@ impl Answer {
     #[must_use]
     pub fn timestamp(&self) -> Option<i64> {
         match &self.found {
-            Found::Local(entry) => Some(entry.timestamp()),
+            Found::Local(entry) => Some(entry.timestamp().ms()),
             Found::Peer(record) => Some(record.timestamp),
             Found::Gone { timestamp } => Some(*timestamp),
             Found::Missing => None,
@@ -172,7 +172,7 @@ impl Reads {
         let position = entry.position();
         let found = match entry.state_by(&**self.progress.clock()) {
             State::Live => Found::Local(entry),
-            State::Deleted | State::Expired => Found::Gone { timestamp: entry.timestamp() },
+            State::Deleted | State::Expired => Found::Gone { timestamp: entry.timestamp().ms() },
         };
         Ok(Some(Answer { found, position, from: From::Local(tier) }))
     }

@@ -207,7 +207,7 @@ mod tests {
         };
         let position = Position { partition: 0, offset: 0 };
         let waiting = writes.set("key", "value", None);
-        settle(Ok(Appended { position, timestamp: 0 }));
+        settle(Ok(Appended { position, timestamp: crate::clock::LogTime::default() }));
         assert!(waiting.await.is_ok());
         assert_eq!(metrics.appends("acknowledged"), 1);
 

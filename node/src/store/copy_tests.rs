@@ -3,12 +3,14 @@
 use std::io::{Cursor, Read, Seek};
 use std::sync::LazyLock;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use bitacora_protocol::record::{KeyValue, ttl};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::key_state::{KeyState, parse_others, parse_pending_repairs};
+use super::tests::{log_ms, wall_ms};
 use super::*;
 use crate::log::LogTag;
 use crate::testing::damage::{damaged, damages};
@@ -31,12 +33,17 @@ fn record(key: &str, value: &str, ttl: i64) -> Vec<u8> {
 }
 
 pub(super) fn entry(key: &str, partition: i32, offset: i64, value: &str) -> Entry {
-    Entry::new(Position { partition, offset }, offset, ttl::FOR_EVER, &record(key, value, ttl::FOR_EVER))
+    Entry::new(
+        Position { partition, offset },
+        log_ms(offset),
+        ttl::FOR_EVER,
+        &record(key, value, ttl::FOR_EVER),
+    )
 }
 
 /// A store that has some of everything.
 fn fill(store: &Store) {
-    store.reset(&identity(), &[NextOffset(0); 2], 1).expect("written");
+    store.reset(&identity(), &[NextOffset(0); 2], wall_ms(1)).expect("written");
     let keys: Vec<String> = (0..400).map(|n| format!("key {n:03}")).collect();
     let mut changes: Vec<(&[u8], Change)> = Vec::new();
     for (offset, key) in (0..).zip(&keys) {
@@ -50,19 +57,21 @@ fn fill(store: &Store) {
         let at = Position { partition: 0, offset: 1_000 + offset };
         match offset % 20 {
             2 => changes.push((key.as_bytes(), entry(key, 1, offset, "elsewhere").into())),
-            3 => changes.push((key.as_bytes(), Change::Trim { at, timestamp: 5, offset: offset - 1 })),
+            3 => {
+                changes.push((key.as_bytes(), Change::Trim { at, timestamp: log_ms(5), offset: offset - 1 }));
+            }
             4 => {
-                let expires = Entry::new(at, 1, 50 + offset, &record(key, "soon", 50 + offset));
+                let expires = Entry::new(at, log_ms(1), 50 + offset, &record(key, "soon", 50 + offset));
                 changes.push((key.as_bytes(), expires.into()));
             }
-            5 => changes.push((key.as_bytes(), Entry::new(at, 1, ttl::DELETED, &[]).into())),
+            5 => changes.push((key.as_bytes(), Entry::new(at, log_ms(1), ttl::DELETED, &[]).into())),
             _ => {}
         }
     }
     let next = [(0, NextOffset(END)), (1, NextOffset(END))];
     store.apply(&mut changes, &next).expect("applied");
-    store.sweep(60, 1_000, None).expect("swept");
-    store.note_caught_up(1).expect("written");
+    store.sweep(log_ms(60), Duration::from_secs(1), None).expect("swept");
+    store.note_caught_up(wall_ms(1)).expect("written");
 }
 
 /// The bytes of a copy.
@@ -98,12 +107,12 @@ fn use_all(store: &Store) {
     let (_, all) = (store.stats(), store.checkpoint());
     assert!(all.is_ok(), "it was checked");
     let _ = store.needed_repairs(1_000);
-    let _ = store.trimmable(b"", i64::MAX, i64::MAX, 1_000, 1_000);
+    let _ = store.trimmable(b"", LogTime::MAX, LogTime::MAX, 1_000, 1_000);
     let scanned = store.scan(&Bound::Unbounded, b"", b"", 10_000, |_| true).map(|(found, _)| found);
     for entry in scanned.iter().flatten() {
-        let _ = (entry.state(0), entry.answer(), entry.value_field());
+        let _ = (entry.state(wall_ms(0)), entry.answer(), entry.value_field());
     }
-    let _ = store.sweep(100, 50, Some(100));
+    let _ = store.sweep(log_ms(100), Duration::from_millis(50), Some(log_ms(100)));
     let keys: Vec<String> = (0..400).map(|n| format!("key {n:03}")).collect();
     let mut changes: Vec<(&[u8], Change)> = Vec::new();
     for (offset, key) in (END..).zip(&keys) {
@@ -111,12 +120,12 @@ fn use_all(store: &Store) {
         let at = Position { partition: 0, offset };
         changes.push(match offset % 3 {
             0 => (key.as_bytes(), entry(key, 0, offset, &"w".repeat(offset as usize % 5_000)).into()),
-            1 => (key.as_bytes(), Change::Trim { at, timestamp: 9, offset }),
+            1 => (key.as_bytes(), Change::Trim { at, timestamp: log_ms(9), offset }),
             _ => (key.as_bytes(), entry(key, 0, offset, "").into()),
         });
     }
     let _ = store.apply(&mut changes, &[(0, NextOffset(END + 400))]);
-    let _ = store.reset(&identity(), &[NextOffset(0)], 1);
+    let _ = store.reset(&identity(), &[NextOffset(0)], wall_ms(1));
 }
 
 #[derive(Clone, Debug)]
@@ -271,11 +280,17 @@ fn a_copy_that_holds_what_no_node_writes_is_refused_with_its_place() {
     let others = "has another's record, or none";
     assert!(put("key 007", entry("key 008", 0, 1, "")).contains(others));
     assert!(
-        put("key 007", Entry::new(Position { partition: 0, offset: 1 }, 1, 0, b"nonsense")).contains(others)
+        put("key 007", Entry::new(Position { partition: 0, offset: 1 }, log_ms(1), 0, b"nonsense"))
+            .contains(others)
     );
-    assert!(put("key 007", Entry::new(Position { partition: 0, offset: 1 }, 1, 0, b"")).contains(others));
+    assert!(
+        put("key 007", Entry::new(Position { partition: 0, offset: 1 }, log_ms(1), 0, b"")).contains(others)
+    );
     let live = record("key 007", "deleted", ttl::FOR_EVER);
-    assert!(put("key 007", Entry::new(Position { partition: 0, offset: 1 }, 1, -1, &live)).contains(others));
+    assert!(
+        put("key 007", Entry::new(Position { partition: 0, offset: 1 }, log_ms(1), -1, &live))
+            .contains(others)
+    );
     let raw = |bytes: &'static [u8]| refused(move |files, txn| files.records.put(txn, b"key 007", bytes));
     assert!(raw(&[0; 27]).contains("'records'"));
 
@@ -335,7 +350,7 @@ proptest! {
         use crate::log::{Batch, Condition, LogRecord};
         let dir = tempfile::tempdir().expect("a temporary folder");
         let store = open(dir.path());
-        store.reset(&identity(), &[NextOffset(0); 2], 1).expect("written");
+        store.reset(&identity(), &[NextOffset(0); 2], wall_ms(1)).expect("written");
         let mut ends = [0; 2];
         for part in log.chunks(20) {
             let mut batch = Batch::default();
@@ -351,8 +366,8 @@ proptest! {
                 let offset = ends[*partition as usize];
                 ends[*partition as usize] += 1 + number.rem_euclid(3);
                 let condition = match timestamp.rem_euclid(8) {
-                    0 => Some(Condition::Trim { offset: *number, until: number.saturating_mul(100), log: LogTag::default() }),
-                    1 => Some(Condition::Repair { offset: *number, timestamp: *timestamp, until: number.saturating_mul(100), log: LogTag::default() }),
+                    0 => Some(Condition::Trim { offset: *number, until: log_ms(number.saturating_mul(100)), log: LogTag::default() }),
+                    1 => Some(Condition::Repair { offset: *number, timestamp: log_ms(*timestamp), until: log_ms(number.saturating_mul(100)), log: LogTag::default() }),
                     2 => Some(Condition::Unreadable),
                     _ => None,
                 };
@@ -362,12 +377,12 @@ proptest! {
                     _ => Some(key.as_bytes()),
                 };
                 let position = Position { partition: *partition, offset };
-                batch.push(LogRecord { position, timestamp: *timestamp, key, value: value.as_deref(), condition, epoch: None });
+                batch.push(LogRecord { position, timestamp: log_ms(*timestamp), key, value: value.as_deref(), condition, epoch: None });
             }
             crate::replication::apply(&store, &batch, LogTag::default()).expect("applied");
-            store.sweep(part[0].2, 50, (part[0].0 % 2 == 0).then_some(part[0].2)).expect("swept");
+            store.sweep(log_ms(part[0].2), Duration::from_millis(50), (part[0].0 % 2 == 0).then_some(log_ms(part[0].2))).expect("swept");
         }
-        store.note_caught_up(1).expect("written");
+        store.note_caught_up(wall_ms(1)).expect("written");
         let taken = take(&copy_of(&store));
         prop_assert_eq!(taken.expect("it is taken"), store.checkpoint().expect("readable"));
     }
@@ -439,11 +454,11 @@ proptest! {
         damages in damages(),
     ) {
         let mut state = KeyState::default();
-        state.entries.push(Entry::new(Position { partition: 0, offset: 0 }, 0, 0, b""));
+        state.entries.push(Entry::new(Position { partition: 0, offset: 0 }, log_ms(0), 0, b""));
         for (partition, offset, bytes) in entries {
             let position = Position { partition, offset };
-            state.entries.push(Entry::new(position, offset, offset, &bytes));
-            state.pending_repairs.push(PendingRepair { position, timestamp: offset });
+            state.entries.push(Entry::new(position, log_ms(offset), offset, &bytes));
+            state.pending_repairs.push(PendingRepair { position, timestamp: log_ms(offset) });
         }
         let (others, pending_repairs) = (parse_others(&state.others()).expect("whole"), parse_pending_repairs(&state.pending_repairs()).expect("whole"));
         prop_assert_eq!(&others[..], &state.entries[1..]);
@@ -461,7 +476,7 @@ proptest! {
                 Err(error) => prop_assert!(error.to_string().contains("'pending_repairs'")),
             }
             if let Some(entry) = Entry::from_bytes(&bytes) {
-                let _ = (entry.state(0), entry.state(i64::MIN), entry.is_newer_than(&entry));
+                let _ = (entry.state(wall_ms(0)), entry.state(WallTime::MIN), entry.is_newer_than(&entry));
                 let _ = (entry.answer(), entry.value_field(), entry.is_of(b"k"), upkeep::due(&entry));
                 let again = Entry::new(entry.position(), entry.timestamp(), entry.ttl(), entry.record_bytes());
                 prop_assert_eq!(if entry.is_provisional() { again.as_provisional() } else { again }, entry);

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use bitacora_protocol::record::{KeyValue, source, ttl};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, LogTime, WallTime};
 use bitacora_protocol::Position;
 
 /// A record as the store holds it: a header of fixed size, then the record's Avro bytes as they came from the log.
@@ -26,11 +26,11 @@ pub enum State {
 
 impl Entry {
     #[must_use]
-    pub fn new(position: Position, timestamp: i64, ttl: i64, record: &[u8]) -> Self {
+    pub fn new(position: Position, timestamp: LogTime, ttl: i64, record: &[u8]) -> Self {
         let mut header = [0; HEADER];
         header[..4].copy_from_slice(&position.partition.to_be_bytes());
         header[4..12].copy_from_slice(&position.offset.to_be_bytes());
-        header[12..20].copy_from_slice(&timestamp.to_be_bytes());
+        header[12..20].copy_from_slice(&timestamp.ms().to_be_bytes());
         header[20..].copy_from_slice(&ttl.to_be_bytes());
         Self(header.iter().chain(record).copied().collect())
     }
@@ -98,10 +98,10 @@ impl Entry {
         Position { partition: i32::from_be_bytes(partition), offset: self.field(4) }
     }
 
-    /// The write timestamp, ms since the epoch.
+    /// The write timestamp.
     #[must_use]
-    pub fn timestamp(&self) -> i64 {
-        self.field(12)
+    pub fn timestamp(&self) -> LogTime {
+        LogTime::from_ms(self.field(12))
     }
 
     #[must_use]
@@ -109,9 +109,19 @@ impl Entry {
         self.field(20)
     }
 
-    /// What the entry is at `now`, ms since the epoch.
+    /// What a reader is shown at `now`. An expiry is a time of the accepting node's wall clock, so this machine's decides, as a reader expects.
     #[must_use]
-    pub fn state(&self, now: i64) -> State {
+    pub fn state(&self, now: WallTime) -> State {
+        self.state_at_ms(now.ms())
+    }
+
+    /// What the entry was when the log's clock showed `now`: for what every node must decide alike, whatever its own clock shows.
+    #[must_use]
+    pub fn state_by_log_time(&self, now: LogTime) -> State {
+        self.state_at_ms(now.ms())
+    }
+
+    fn state_at_ms(&self, now: i64) -> State {
         match self.ttl() {
             ttl::FOR_EVER => State::Live,
             ttl if ttl < 0 => State::Deleted,
@@ -140,7 +150,7 @@ impl Entry {
     /// The record as it is answered: with the write timestamp; `None` for a tombstone.
     #[must_use]
     pub fn answer(&self) -> Option<KeyValue<'_>> {
-        Some(KeyValue { timestamp: self.timestamp(), source: source::LOG, ..self.record()? })
+        Some(KeyValue { timestamp: self.timestamp().ms(), source: source::LOG, ..self.record()? })
     }
 
     /// Whether it is such as the replica writes for this key: its record is the key's, or it is one that has none.

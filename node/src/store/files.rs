@@ -33,6 +33,7 @@ use heed::{Database, Env, EnvFlags, EnvOpenOptions, FlagSetMode, RoTxn, RwTxn};
 
 use super::key_state::{KeyState, parse_others, parse_pending_repairs};
 use super::{Checkpoint, Disk, Entry, StoreError, pages};
+use crate::clock::{LogTime, WallTime};
 use crate::log::{LogIdentity, LogTag, Read};
 use bitacora_protocol::{NextOffset, Position};
 
@@ -178,7 +179,12 @@ impl Files {
     }
 
     /// Empties it and ties it to a log, to be read from `next` on; `now` is when that begins. All or nothing.
-    pub fn reset(&self, identity: &LogIdentity, next: &[NextOffset], now: i64) -> Result<(), StoreError> {
+    pub fn reset(
+        &self,
+        identity: &LogIdentity,
+        next: &[NextOffset],
+        now: WallTime,
+    ) -> Result<(), StoreError> {
         self.leave_unsynced()?;
         let mut txn = self.env.write_txn()?;
         self.clear(&mut txn)?;
@@ -195,12 +201,13 @@ impl Files {
         let Read { partition, next, latest, epoch } = read;
         let partition = partition.cast_unsigned();
         let before = self.positions.get(txn, &partition)?;
-        let known = match self.latest.get(txn, &partition)? {
-            None if before.is_none() => Some(i64::MIN),
+        let known = match self.latest.get(txn, &partition)?.map(LogTime::from_ms) {
+            None if before.is_none() => Some(LogTime::MIN),
             known => known,
         };
         if let Some(known) = known {
-            self.latest.put(txn, &partition, &latest.map_or(known, |latest| latest.max(known)))?;
+            let latest = latest.map_or(known, |latest| latest.max(known));
+            self.latest.put(txn, &partition, &latest.ms())?;
         }
         match epoch {
             Some(epoch) => self.epochs.put(txn, &partition, &epoch.into())?,
@@ -217,7 +224,7 @@ impl Files {
     }
 
     /// Remembers that everything up to the log's end was applied at `now`, and, once, that it may answer reads.
-    pub fn note_caught_up(&self, now: i64) -> Result<(), StoreError> {
+    pub fn note_caught_up(&self, now: WallTime) -> Result<(), StoreError> {
         self.sync()?;
         let mut txn = self.env.write_txn()?;
         self.meta.put(&mut txn, "restored", "yes")?;
@@ -250,12 +257,13 @@ impl Files {
                 return Err(StoreError::Corrupt("positions"));
             }
             next.push(NextOffset(offset));
-            latest.push(self.latest.get(&txn, &partition).map_err(undecoded("latest"))?);
+            let time = self.latest.get(&txn, &partition).map_err(undecoded("latest"))?;
+            latest.push(time.map(LogTime::from_ms));
             let epoch = self.epochs.get(&txn, &partition).map_err(undecoded("epochs"))?;
             epochs.push(epoch.and_then(|epoch| epoch.try_into().ok()));
         }
         let caught_up_at = self.meta.get(&txn, "caught_up_at").map_err(undecoded("meta"))?;
-        let caught_up_at = caught_up_at.and_then(|text| text.parse().ok());
+        let caught_up_at = caught_up_at.and_then(|text| text.parse().ok()).map(WallTime::from_ms);
         Ok(Checkpoint { identity, restored: self.is_restored(&txn)?, next, latest, epochs, caught_up_at })
     }
 

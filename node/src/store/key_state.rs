@@ -2,6 +2,7 @@ use bitacora_protocol::record::ttl;
 use smallvec::SmallVec;
 
 use super::{Entry, State, StoreError};
+use crate::clock::LogTime;
 use bitacora_protocol::Position;
 
 /// What a record of the log does to its key.
@@ -11,12 +12,12 @@ pub enum Change {
     Write(Entry),
     /// [`crate::log::Condition::Repair`], which lies `at` that position since `timestamp`; `entry` has the position and the
     /// write timestamp of what is repaired.
-    Repair { at: Position, timestamp: i64, entry: Entry },
+    Repair { at: Position, timestamp: LogTime, entry: Entry },
     /// [`crate::log::Condition::Trim`] of the record at `offset`.
-    Trim { at: Position, timestamp: i64, offset: i64 },
+    Trim { at: Position, timestamp: LogTime, offset: i64 },
     /// Nothing, whatever the store holds, though compaction would keep it and drop what was before: what can't be decoded,
     /// and what a trimmer sent that came too late.
-    Nothing { at: Position, timestamp: i64, by: Author },
+    Nothing { at: Position, timestamp: LogTime, by: Author },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,13 +46,13 @@ impl Change {
 
 /// A record of no effect that compaction would prefer to what decided before it: the one that the store holds, or the
 /// tombstone that left it nothing.
-/// NeededRepair until a later record of the key takes effect: [`crate::trimming`] sees to it.
+/// It is pending until a later record of the key takes effect; the trimmer appends one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PendingRepair {
     /// Of the record without effect.
     pub position: Position,
-    /// When that was written, ms since the epoch.
-    pub timestamp: i64,
+    /// When that was written.
+    pub timestamp: LogTime,
 }
 
 /// What the partitions say of one key. Each is a log of its own, compacted by itself, so each decides for itself what
@@ -69,8 +70,8 @@ pub(super) struct KeyState {
     /// Provisional entries among them.
     pub entries: SmallVec<[Entry; 1]>,
     pub pending_repairs: SmallVec<[PendingRepair; 1]>,
-    /// When the last tombstone that made a provisional entry was appended, ms since the epoch: until then, all must be read before it goes.
-    pub provisional_since: i64,
+    /// When the last tombstone that made a provisional entry was appended: until then, all must be read before it goes.
+    pub provisional_since: LogTime,
 }
 
 /// What came of a change.
@@ -123,12 +124,13 @@ impl KeyState {
 
     /// Removes an entry by a tombstone that was appended at `timestamp` and speaks of the record at `offset`, this one or one that
     /// replaced it.
-    fn trim(&mut self, held: usize, offset: i64, timestamp: i64) -> Outcome {
+    fn trim(&mut self, held: usize, offset: i64, timestamp: LogTime) -> Outcome {
         let entry = self.entries.swap_remove(held);
         if self.is_read {
             // It was trimmed alive, for a newer one has replaced it; or dead, and the older ones before it. What it was
             // that replaced this one in its own partition is not known any more: it may have been a delete.
-            let alive = entry.position().offset == offset && entry.state(timestamp) == State::Live;
+            let alive =
+                entry.position().offset == offset && entry.state_by_log_time(timestamp) == State::Live;
             self.entries.push(if alive { entry.as_provisional() } else { entry.as_provisional_delete() });
             self.provisional_since = self.provisional_since.max(timestamp);
         }
@@ -171,7 +173,7 @@ impl KeyState {
         for PendingRepair { position, timestamp } in &self.pending_repairs {
             bytes.extend(position.partition.to_be_bytes());
             bytes.extend(position.offset.to_be_bytes());
-            bytes.extend(timestamp.to_be_bytes());
+            bytes.extend(timestamp.ms().to_be_bytes());
         }
         bytes
     }
@@ -199,7 +201,7 @@ pub(super) fn parse_pending_repairs(mut bytes: &[u8]) -> Result<SmallVec<[Pendin
             bytes = rest;
             let partition = i32::from_be_bytes(*partition);
             let position = Position { partition, offset: i64::from_be_bytes(*offset) };
-            Some(PendingRepair { position, timestamp: i64::from_be_bytes(*timestamp) })
+            Some(PendingRepair { position, timestamp: LogTime::from_ms(i64::from_be_bytes(*timestamp)) })
         });
         pending_repairs.push(pending.ok_or(StoreError::Corrupt("pending_repairs"))?);
     }

@@ -30,6 +30,7 @@ use self::files::{Files, Root, explain};
 use self::key_state::Outcome;
 pub use self::key_state::{Author, Change, PendingRepair};
 pub use self::upkeep::{NeededRepair, Trimmable};
+use crate::clock::{LogTime, WallTime};
 use crate::log::{LogIdentity, LogTag, Read};
 use bitacora_protocol::NextOffset;
 
@@ -101,14 +102,14 @@ pub struct Checkpoint {
     pub restored: bool,
     /// Per partition.
     pub next: Vec<NextOffset>,
-    /// Per partition, the latest write timestamp of all its records below the next offset, in ms since the epoch, and
-    /// `i64::MIN` if there was none; `None` if that is not known.
-    pub latest: Vec<Option<i64>>,
+    /// Per partition, the latest write timestamp of all its records below the next offset, and [`LogTime::MIN`] if
+    /// there was none; `None` if that is not known.
+    pub latest: Vec<Option<LogTime>>,
     /// Per partition, [`Read::epoch`] of the next offset.
     pub epochs: Vec<Option<i32>>,
-    /// When everything up to the log's end was last known to be applied, ms since the epoch; until the first time, when
-    /// the reading began.
-    pub caught_up_at: Option<i64>,
+    /// When everything up to the log's end was last known to be applied; until the first time, when the reading began. By
+    /// this machine's clock, and no later than the log's showed: the age of a store is told by the former.
+    pub caught_up_at: Option<WallTime>,
 }
 
 /// What came of applying records.
@@ -311,12 +312,17 @@ impl Store {
         self.written().0.checkpoint()
     }
 
-    /// Empties the store that is written and ties it to a log, to be read from `next` on; `now` is when that begins, in
-    /// ms since the epoch. All or nothing.
+    /// Empties the store that is written and ties it to a log, to be read from `next` on; `now` is when that
+    /// begins. All or nothing.
     ///
     /// # Errors
     /// When LMDB fails; the store is then as before.
-    pub fn reset(&self, identity: &LogIdentity, next: &[NextOffset], now: i64) -> Result<(), StoreError> {
+    pub fn reset(
+        &self,
+        identity: &LogIdentity,
+        next: &[NextOffset],
+        now: WallTime,
+    ) -> Result<(), StoreError> {
         let (files, read) = self.written();
         files.reset(identity, next, now)?;
         if read {
@@ -330,7 +336,12 @@ impl Store {
     ///
     /// # Errors
     /// When LMDB or the disk fails; this store stays as it is.
-    pub fn build(&self, identity: &LogIdentity, next: &[NextOffset], now: i64) -> Result<(), StoreError> {
+    pub fn build(
+        &self,
+        identity: &LogIdentity,
+        next: &[NextOffset],
+        now: WallTime,
+    ) -> Result<(), StoreError> {
         let files = Files::open(self.root.path(), self.root.unused()?)?;
         let generation = files.generation;
         if let Err(error) = files.reset(identity, next, now) {
@@ -391,12 +402,12 @@ impl Store {
         Ok(txn.commit()?)
     }
 
-    /// Remembers that everything up to the log's end was applied at `now`, ms since the epoch: the store answers reads
+    /// Remembers that everything up to the log's end was applied at `now`: the store answers reads
     /// from now on, and one that was built beside another takes its place.
     ///
     /// # Errors
     /// When LMDB or the disk fails.
-    pub fn note_caught_up(&self, now: i64) -> Result<(), StoreError> {
+    pub fn note_caught_up(&self, now: WallTime) -> Result<(), StoreError> {
         let (files, read) = self.written();
         files.note_caught_up(now)?;
         if read { Ok(()) } else { self.replace(files) }
@@ -510,7 +521,11 @@ impl Store {
                 files.due.delete(&mut txn, &upkeep::due_key(at, key))?;
             }
             let at = newest.as_ref().and_then(|entry| {
-                if entry.is_provisional() { Some(provisional_since.max(0)) } else { upkeep::due(entry) }
+                if entry.is_provisional() {
+                    Some(provisional_since.max(LogTime::from_ms(0)))
+                } else {
+                    upkeep::due(entry)
+                }
             });
             if let Some(at) = at {
                 files.due.put(&mut txn, &upkeep::due_key(at, key), &())?;

@@ -1,16 +1,26 @@
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use super::*;
 use bitacora_protocol::Position;
 
 const P0: i32 = 0;
+const SWEEP_AGAIN_MS: i64 = upkeep::SWEEP_AGAIN.as_millis() as i64;
+
+pub(super) fn log_ms(ms: i64) -> LogTime {
+    LogTime::from_ms(ms)
+}
+
+pub(super) fn wall_ms(ms: i64) -> WallTime {
+    WallTime::from_ms(ms)
+}
 
 fn open(dir: &Path) -> Store {
     Store::open(dir, 1 << 20).expect("the store opens")
 }
 
 fn entry(partition: i32, offset: i64, timestamp: i64, body: &str) -> Entry {
-    Entry::new(Position { partition, offset }, timestamp, 0, body.as_bytes())
+    Entry::new(Position { partition, offset }, log_ms(timestamp), 0, body.as_bytes())
 }
 
 fn identity() -> LogIdentity {
@@ -27,20 +37,20 @@ fn records_and_positions_survive_together() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let store = open(dir.path());
     assert_eq!(store.checkpoint().expect("readable"), Checkpoint::default());
-    store.reset(&identity(), &[NextOffset(0), NextOffset(7)], 5).expect("written");
+    store.reset(&identity(), &[NextOffset(0), NextOffset(7)], wall_ms(5)).expect("written");
     let mut changes =
         vec![(b"a".as_slice(), entry(P0, 3, 10, "first").into()), (b"a", entry(P0, 4, 10, "second").into())];
     assert_eq!(store.apply(&mut changes, &[(P0, NextOffset(5))]).expect("applied").changed, 1);
-    store.note_caught_up(9).expect("written");
+    store.note_caught_up(wall_ms(9)).expect("written");
     drop(store);
     let store = open(dir.path());
     let expected = Checkpoint {
         identity: Some(identity()),
         restored: true,
         next: vec![NextOffset(5), NextOffset(7)],
-        latest: vec![Some(i64::MIN), Some(i64::MIN)],
+        latest: vec![Some(LogTime::MIN), Some(LogTime::MIN)],
         epochs: vec![None, None],
-        caught_up_at: Some(9),
+        caught_up_at: Some(wall_ms(9)),
     };
     assert_eq!(store.checkpoint().expect("readable"), expected);
     assert_eq!(body(&store, "a"), Some(("second".into(), Tier::Store)));
@@ -51,14 +61,14 @@ fn records_and_positions_survive_together() {
 fn the_latest_timestamp_of_a_partition_is_that_of_all_its_records() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let store = open(dir.path());
-    store.reset(&identity(), &[NextOffset(0)], 5).expect("written");
-    let read = |next, latest| Read { latest: Some(latest), ..Read::up_to(P0, NextOffset(next)) };
+    store.reset(&identity(), &[NextOffset(0)], wall_ms(5)).expect("written");
+    let read = |next, latest| Read { latest: Some(log_ms(latest)), ..Read::up_to(P0, NextOffset(next)) };
     for (next, latest) in [(1, -1), (2, 70), (3, 7)] {
         store.apply_read(&mut Vec::new(), &[read(next, latest)]).expect("applied");
     }
     // The topic has grown.
     store.apply(&mut Vec::new(), &[(1, NextOffset(0))]).expect("applied");
-    assert_eq!(store.checkpoint().expect("readable").latest, [Some(70), Some(i64::MIN)]);
+    assert_eq!(store.checkpoint().expect("readable").latest, [Some(log_ms(70)), Some(LogTime::MIN)]);
     // One that has read some of a partition before this was kept knows nothing of it.
     let files = store.written().0;
     let mut txn = files.env.write_txn().expect("a transaction");
@@ -104,17 +114,17 @@ fn a_reset_leaves_nothing_behind() {
     store
         .apply(&mut vec![(b"k".as_slice(), entry(P0, 0, 1, "v").into())], &[(P0, NextOffset(1))])
         .expect("applied");
-    store.note_caught_up(9).expect("written");
+    store.note_caught_up(wall_ms(9)).expect("written");
     assert!(body(&store, "k").is_some());
-    store.reset(&identity(), &[NextOffset(0)], 5).expect("written");
+    store.reset(&identity(), &[NextOffset(0)], wall_ms(5)).expect("written");
     assert_eq!(body(&store, "k"), None);
     let expected = Checkpoint {
         identity: Some(identity()),
         restored: false,
         next: vec![NextOffset(0)],
-        latest: vec![Some(i64::MIN)],
+        latest: vec![Some(LogTime::MIN)],
         epochs: vec![None],
-        caught_up_at: Some(5),
+        caught_up_at: Some(wall_ms(5)),
     };
     assert_eq!(store.checkpoint().expect("readable"), expected);
 }
@@ -162,7 +172,8 @@ fn readers_never_see_time_run_backwards_while_a_writer_commits() {
 
 #[test]
 fn expiry_is_decided_by_the_clock() {
-    let at = |ttl, now| Entry::new(Position { partition: 0, offset: 0 }, 0, ttl, b"r").state(now);
+    let at =
+        |ttl, now| Entry::new(Position { partition: 0, offset: 0 }, log_ms(0), ttl, b"r").state(wall_ms(now));
     assert_eq!(at(0, i64::MAX), State::Live);
     assert_eq!(at(-1, 0), State::Deleted);
     assert_eq!(at(1_000, 999), State::Live);
@@ -181,11 +192,11 @@ fn keys_that_lmdb_cant_hold_are_missing_not_errors() {
 fn filled(keys: &[&str]) -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let store = open(dir.path());
-    store.reset(&identity(), &[NextOffset(0)], 5).expect("written");
+    store.reset(&identity(), &[NextOffset(0)], wall_ms(5)).expect("written");
     let entries =
         keys.iter().zip(0..).map(|(key, offset)| (key.as_bytes(), entry(P0, offset, 1, key).into()));
     store.apply(&mut entries.collect(), &[]).expect("applied");
-    store.note_caught_up(5).expect("written");
+    store.note_caught_up(wall_ms(5)).expect("written");
     (dir, store)
 }
 
@@ -278,11 +289,11 @@ fn at(offset: i64) -> Position {
 }
 
 fn trim(offset: i64, of: i64) -> Change {
-    Change::Trim { at: at(offset), timestamp: offset, offset: of }
+    Change::Trim { at: at(offset), timestamp: log_ms(offset), offset: of }
 }
 
 fn repair(offset: i64, of: i64, body: &str) -> Change {
-    Change::Repair { at: at(offset), timestamp: offset, entry: entry(P0, of, 1_000 + of, body) }
+    Change::Repair { at: at(offset), timestamp: log_ms(offset), entry: entry(P0, of, 1_000 + of, body) }
 }
 
 fn write(offset: i64, body: &str) -> Entry {
@@ -291,7 +302,7 @@ fn write(offset: i64, body: &str) -> Entry {
 
 /// As [`write`], of a key that is deleted.
 fn dead(offset: i64, body: &str) -> Entry {
-    Entry::new(at(offset), 1_000 + offset, -1, body.as_bytes())
+    Entry::new(at(offset), log_ms(1_000 + offset), -1, body.as_bytes())
 }
 
 fn shown(store: &Store) -> Option<(i64, i64, String)> {
@@ -302,7 +313,7 @@ fn shown(store: &Store) -> Option<(i64, i64, String)> {
         "the cache holds what the store holds"
     );
     let body = String::from_utf8_lossy(cached.record_bytes()).into_owned();
-    Some((cached.position().offset, cached.timestamp(), body))
+    Some((cached.position().offset, cached.timestamp().ms(), body))
 }
 
 /// The offsets of the records without effect.
@@ -328,7 +339,7 @@ fn a_trim_removes_what_it_has_seen_and_nothing_newer() {
 #[test]
 fn a_record_without_any_effect_is_a_debt_to_what_its_partition_holds_of_the_key_or_to_nothing() {
     let (_dir, store) = filled(&[]);
-    let nothing = |offset, by| Change::Nothing { at: at(offset), timestamp: offset, by };
+    let nothing = |offset, by| Change::Nothing { at: at(offset), timestamp: log_ms(offset), by };
     let poison = |offset| nothing(offset, Author::Unknown);
     let void = Applied { changed: 0, trimmed: 0, void: 1 };
     assert_eq!(apply(&store, poison(3)), Applied::default());
@@ -352,17 +363,21 @@ fn a_record_without_any_effect_is_a_debt_to_what_its_partition_holds_of_the_key_
     assert_eq!(apply(&store, poison(3)), Applied::default(), "it was applied before");
     apply(
         &store,
-        Change::Nothing { at: Position { partition: 1, offset: 5 }, timestamp: 0, by: Author::Trimmer },
+        Change::Nothing {
+            at: Position { partition: 1, offset: 5 },
+            timestamp: log_ms(0),
+            by: Author::Trimmer,
+        },
     );
     assert_eq!(pending_repairs(&store), [9, 5], "another partition is compacted by itself");
     assert_eq!(shown(&store), Some((7, 1_007, "seven".into())));
     apply(&store, repair(10, 7, "seven"));
     assert_eq!((shown(&store), pending_repairs(&store)), (Some((7, 1_007, "seven".into())), vec![5]));
-    store.reset(&identity(), &[NextOffset(0)], 5).expect("written");
+    store.reset(&identity(), &[NextOffset(0)], wall_ms(5)).expect("written");
     apply(&store, write(1, "one"));
     apply(&store, poison(2));
     assert_eq!(pending_repairs(&store), [0; 0], "a store that is being built may lack what settles it");
-    store.note_caught_up(6).expect("written");
+    store.note_caught_up(wall_ms(6)).expect("written");
     assert_eq!(pending_repairs(&store), [2]);
 }
 
@@ -415,10 +430,10 @@ fn conditions_hold_within_one_batch_and_debts_survive_a_restart_but_not_a_reset(
     drop(store);
     let store = open(dir.path());
     let (_, needed) = store.needed_repairs(9).expect("readable");
-    assert_eq!(needed[0].pending, PendingRepair { position: at(5), timestamp: 5 });
+    assert_eq!(needed[0].pending, PendingRepair { position: at(5), timestamp: log_ms(5) });
     assert_eq!(needed[0].entry.as_ref().map(Entry::position), Some(at(4)));
     assert_eq!(needed[0].replaced_at, None);
-    store.reset(&identity(), &[NextOffset(0)], 5).expect("written");
+    store.reset(&identity(), &[NextOffset(0)], wall_ms(5)).expect("written");
     assert_eq!(pending_repairs(&store), [0; 0]);
 }
 
@@ -427,12 +442,12 @@ fn conditions_hold_within_one_batch_and_debts_survive_a_restart_but_not_a_reset(
 #[test]
 fn a_record_left_in_another_partition_is_remembered_until_it_is_trimmed() {
     let (_dir, store) = filled(&[]);
-    let marker = Entry::new(Position { partition: 1, offset: 0 }, 2_000, -1, b"marker");
+    let marker = Entry::new(Position { partition: 1, offset: 0 }, log_ms(2_000), -1, b"marker");
     apply(&store, write(8, "left"));
     apply(&store, marker.clone());
     assert_eq!(shown(&store).map(|shown| shown.2).as_deref(), Some("marker"));
     let found = |dead_since, replaced_since| {
-        store.trimmable(b"", dead_since, replaced_since, 9, 9).expect("readable").records
+        store.trimmable(b"", log_ms(dead_since), log_ms(replaced_since), 9, 9).expect("readable").records
     };
     assert_eq!(found(9_000, 1_999), [], "what is dead is not trimmed before the other is gone");
     assert_eq!(found(9_000, 2_000), [(b"k".to_vec(), at(8))]);
@@ -446,12 +461,13 @@ fn a_record_left_in_another_partition_is_remembered_until_it_is_trimmed() {
 #[test]
 fn a_store_that_is_read_shows_nothing_older_and_nothing_too_early_when_a_partition_is_ahead() {
     let of_1 = |offset| Position { partition: 1, offset };
-    let trim_1 = |offset, of| Change::Trim { at: of_1(offset), timestamp: 9_000, offset: of };
-    let marker = |offset| Entry::new(of_1(offset), 2_000, -1, b"marker");
+    let trim_1 = |offset, of| Change::Trim { at: of_1(offset), timestamp: log_ms(9_000), offset: of };
+    let marker = |offset| Entry::new(of_1(offset), log_ms(2_000), -1, b"marker");
     let text = |store: &Store| shown(store).map(|shown| shown.2);
     let is_dead = |store: &Store| {
         let found = store.get(b"k").expect("readable");
-        found.map(|(entry, _)| (entry.state(9_000), entry.is_provisional())) == Some((State::Deleted, true))
+        found.map(|(entry, _)| (entry.state(wall_ms(9_000)), entry.is_provisional()))
+            == Some((State::Deleted, true))
     };
     // The older one was trimmed before, and does not come back until that is read, or everything is.
     for read in [true, false] {
@@ -461,22 +477,22 @@ fn a_store_that_is_read_shows_nothing_older_and_nothing_too_early_when_a_partiti
         }
         assert_eq!(apply(&store, trim_1(1, 0)).trimmed, 1);
         assert!(is_dead(&store));
-        assert_eq!(store.trimmable(b"", 9_000, 9_000, 9, 9).expect("readable").records, []);
-        assert_eq!(store.sweep(9_000, 0, None).expect("swept"), 0);
+        assert_eq!(store.trimmable(b"", log_ms(9_000), log_ms(9_000), 9, 9).expect("readable").records, []);
+        assert_eq!(store.sweep(log_ms(9_000), Duration::ZERO, None).expect("swept"), 0);
         assert!(is_dead(&store));
         if read {
             assert_eq!(apply(&store, trim(10, 8)).trimmed, 1);
             assert_eq!((shown(&store), store.stats().expect("told").records), (None, 0));
         } else {
-            let again = 9_000 + upkeep::SWEEP_AGAIN;
+            let again = 9_000 + SWEEP_AGAIN_MS;
             assert_eq!(
-                store.sweep(again, 0, Some(again - 1)).expect("swept"),
+                store.sweep(log_ms(again), Duration::ZERO, Some(log_ms(again - 1))).expect("swept"),
                 0,
                 "it was not all read by then"
             );
             assert!(is_dead(&store));
-            let again = again + upkeep::SWEEP_AGAIN;
-            assert_eq!(store.sweep(again, 0, Some(again)).expect("swept"), 1);
+            let again = again + SWEEP_AGAIN_MS;
+            assert_eq!(store.sweep(log_ms(again), Duration::ZERO, Some(log_ms(again))).expect("swept"), 1);
             assert_eq!(text(&store).as_deref(), Some("left"));
         }
     }
@@ -485,9 +501,9 @@ fn a_store_that_is_read_shows_nothing_older_and_nothing_too_early_when_a_partiti
     for change in [write(8, "left").into(), marker(5).into(), trim_1(6, 5)] {
         apply(&store, change);
     }
-    apply(&store, Change::Nothing { at: of_1(7), timestamp: 9_000, by: Author::Trimmer });
+    apply(&store, Change::Nothing { at: of_1(7), timestamp: log_ms(9_000), by: Author::Trimmer });
     assert_eq!(store.needed_repairs(9).expect("readable").1[0].entry, None);
-    apply(&store, Change::Repair { at: of_1(8), timestamp: 9_000, entry: marker(5) });
+    apply(&store, Change::Repair { at: of_1(8), timestamp: log_ms(9_000), entry: marker(5) });
     assert_eq!((text(&store).as_deref(), pending_repairs(&store)), (Some("marker"), vec![]));
 
     let (_dir, store) = filled(&[]);
@@ -509,7 +525,7 @@ fn a_store_that_is_read_shows_nothing_older_and_nothing_too_early_when_a_partiti
     // Nobody reads a store that is being built, and what was compacted away never comes.
     for first in [marker(0), entry(1, 0, 2_000, "newest")] {
         let (_dir, store) = filled(&[]);
-        store.reset(&identity(), &[NextOffset(0)], 5).expect("written");
+        store.reset(&identity(), &[NextOffset(0)], wall_ms(5)).expect("written");
         for change in [first.into(), write(8, "left").into(), trim_1(1, 0)] {
             apply(&store, change);
         }
@@ -520,47 +536,53 @@ fn a_store_that_is_read_shows_nothing_older_and_nothing_too_early_when_a_partiti
 #[test]
 fn a_sweep_drops_the_values_of_expired_keys_and_keeps_their_positions() {
     let (_dir, store) = filled(&[]);
-    let expires = |offset, ttl: i64| Entry::new(at(offset), 100, ttl, b"a long value");
+    let expires = |offset, ttl: i64| Entry::new(at(offset), log_ms(100), ttl, b"a long value");
     apply(&store, expires(1, 500));
     assert!(shown(&store).is_some(), "it is cached");
-    assert_eq!(store.sweep(499, 0, Some(499)).expect("swept"), 0);
-    assert_eq!(store.sweep(500, 0, Some(500)).expect("swept"), 1);
+    assert_eq!(store.sweep(log_ms(499), Duration::ZERO, Some(log_ms(499))).expect("swept"), 0);
+    assert_eq!(store.sweep(log_ms(500), Duration::ZERO, Some(log_ms(500))).expect("swept"), 1);
     let (entry, tier) = store.get(b"k").expect("readable").expect("it is still an answer");
     assert_eq!((entry.position(), entry.ttl(), entry.has_record()), (at(1), 500, false));
     assert_eq!(tier, Tier::Store, "it left the cache");
-    assert_eq!(entry.state(0), State::Expired, "also if the clock goes back");
-    assert_eq!(store.sweep(i64::MAX, 0, Some(i64::MAX)).expect("swept"), 0, "nothing is left to do");
+    assert_eq!(entry.state(wall_ms(0)), State::Expired, "also if the clock goes back");
+    assert_eq!(
+        store.sweep(log_ms(i64::MAX), Duration::ZERO, Some(log_ms(i64::MAX))).expect("swept"),
+        0,
+        "nothing is left to do"
+    );
     // What was replaced before it expired is not swept for it.
     apply(&store, expires(2, 700));
     apply(&store, expires(3, 900));
-    assert_eq!(store.sweep(899, 0, Some(899)).expect("swept"), 0);
-    assert_eq!(store.sweep(900, 0, Some(900)).expect("swept"), 1);
+    assert_eq!(store.sweep(log_ms(899), Duration::ZERO, Some(log_ms(899))).expect("swept"), 0);
+    assert_eq!(store.sweep(log_ms(900), Duration::ZERO, Some(log_ms(900))).expect("swept"), 1);
 }
 
 #[test]
 fn anothers_tombstone_is_forgotten_after_its_time_once_caught_up() {
     let (_dir, store) = filled(&[]);
-    let tombstone = Entry::new(at(1), 1_000, -1, b"");
+    let tombstone = Entry::new(at(1), log_ms(1_000), -1, b"");
     apply(&store, write(0, "value"));
     apply(&store, tombstone);
-    let sweep = |now, caught_up: bool| store.sweep(now, 500, caught_up.then_some(now)).expect("swept");
+    let sweep = |now, caught_up: bool| {
+        store.sweep(log_ms(now), Duration::from_millis(500), caught_up.then_some(log_ms(now))).expect("swept")
+    };
     assert_eq!(sweep(1_499, true), 0);
     assert!(shown(&store).is_some(), "it is an answer");
     assert_eq!(sweep(1_500, false), 0, "the log may have more to say");
     assert_eq!(sweep(1_501, true), 0, "it is not looked at for ever");
     assert!(shown(&store).is_some());
-    assert_eq!(sweep(1_500 + upkeep::SWEEP_AGAIN, true), 1);
+    assert_eq!(sweep(1_500 + SWEEP_AGAIN_MS, true), 1);
     assert_eq!(store.get(b"k").expect("readable"), None);
-    apply(&store, Entry::new(at(2), 20_000, -1, b""));
+    apply(&store, Entry::new(at(2), log_ms(20_000), -1, b""));
     for (now, swept) in [(20_000, 0), (20_499, 0), (20_500, 1)] {
         assert_eq!(sweep(now, true), swept, "{now}");
     }
     // Not while it hides what another partition holds.
     apply(&store, entry(1, 0, 30_000, "left"));
-    apply(&store, Entry::new(at(3), 30_001, -1, b""));
+    apply(&store, Entry::new(at(3), log_ms(30_001), -1, b""));
     assert_eq!(sweep(31_000, true), 0);
-    apply(&store, Change::Trim { at: Position { partition: 1, offset: 1 }, timestamp: 0, offset: 0 });
-    assert_eq!(sweep(31_000 + upkeep::SWEEP_AGAIN, true), 1);
+    apply(&store, Change::Trim { at: Position { partition: 1, offset: 1 }, timestamp: log_ms(0), offset: 0 });
+    assert_eq!(sweep(31_000 + SWEEP_AGAIN_MS, true), 1);
     assert_eq!(store.get(b"k").expect("readable"), None);
 }
 
@@ -568,7 +590,7 @@ fn anothers_tombstone_is_forgotten_after_its_time_once_caught_up() {
 fn what_is_long_dead_is_found_in_bounded_steps() {
     let (_dir, store) = filled(&["live1", "live2"]);
     let put = |key: &'static str, offset, timestamp, ttl, body: &'static [u8]| {
-        let entry = Entry::new(at(offset), timestamp, ttl, body);
+        let entry = Entry::new(at(offset), log_ms(timestamp), ttl, body);
         store.apply(&mut vec![(key.as_bytes(), entry.into())], &[]).expect("applied");
     };
     put("a marker", 10, 1_000, -1, b"m");
@@ -579,7 +601,8 @@ fn what_is_long_dead_is_found_in_bounded_steps() {
     put("expired when written", 15, 1_001, 1, b"v");
     put("swept", 16, 0, 1_000, b"");
     let find = |after: &str, limit, looks| {
-        let found = store.trimmable(after.as_bytes(), 1_000, 0, limit, looks).expect("readable");
+        let found =
+            store.trimmable(after.as_bytes(), log_ms(1_000), log_ms(0), limit, looks).expect("readable");
         let (found, last) = (found.records, found.after);
         let text = |key: Vec<u8>| String::from_utf8(key).expect("text");
         (found.into_iter().map(|(key, _)| text(key)).collect::<Vec<_>>(), last.map(text))
@@ -609,14 +632,14 @@ fn folders(dir: &Path) -> (Vec<String>, Option<String>) {
 fn a_new_store_is_built_beside_the_old_one_which_is_read_until_the_switch() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let store = open(dir.path());
-    store.reset(&identity(), &[NextOffset(0)], 1).expect("written");
+    store.reset(&identity(), &[NextOffset(0)], wall_ms(1)).expect("written");
     put(&store, "k", 7, "old");
     put(&store, "gone", 8, "old");
-    store.note_caught_up(1).expect("written");
+    store.note_caught_up(wall_ms(1)).expect("written");
     assert_eq!(body(&store, "k"), Some(("old".into(), Tier::Store)));
 
     let other = LogIdentity { topic_id: Some("2".into()), ..identity() };
-    store.build(&other, &[NextOffset(0)], 2).expect("begun");
+    store.build(&other, &[NextOffset(0)], wall_ms(2)).expect("begun");
     assert!(store.is_building());
     // Its offsets are lower: it is compared with nothing of the old one.
     put(&store, "k", 0, "new");
@@ -626,7 +649,7 @@ fn a_new_store_is_built_beside_the_old_one_which_is_read_until_the_switch() {
     assert_eq!((checkpoint.identity, checkpoint.next), (Some(other.clone()), vec![NextOffset(1)]));
     assert_eq!(folders(dir.path()), (vec!["1".into(), "2".into()], None));
 
-    store.note_caught_up(3).expect("switched");
+    store.note_caught_up(wall_ms(3)).expect("switched");
     assert!(!store.is_building());
     assert_eq!(body(&store, "k"), Some(("new".into(), Tier::Store)));
     assert_eq!(body(&store, "gone"), None, "nothing of the old one is left in the cache");
@@ -638,9 +661,9 @@ fn a_new_store_is_built_beside_the_old_one_which_is_read_until_the_switch() {
         identity: Some(other),
         restored: true,
         next: vec![NextOffset(1)],
-        latest: vec![Some(i64::MIN)],
+        latest: vec![Some(LogTime::MIN)],
         epochs: vec![None],
-        caught_up_at: Some(3),
+        caught_up_at: Some(wall_ms(3)),
     };
     assert_eq!(store.checkpoint().expect("readable"), expected);
 }
@@ -649,11 +672,11 @@ fn a_new_store_is_built_beside_the_old_one_which_is_read_until_the_switch() {
 fn a_build_that_was_cut_short_leaves_the_old_store_and_no_trace() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let store = open(dir.path());
-    store.reset(&identity(), &[NextOffset(0)], 1).expect("written");
+    store.reset(&identity(), &[NextOffset(0)], wall_ms(1)).expect("written");
     put(&store, "k", 7, "old");
     for _ in 0..2 {
         // The second gives up the first.
-        store.build(&identity(), &[NextOffset(0)], 2).expect("begun");
+        store.build(&identity(), &[NextOffset(0)], wall_ms(2)).expect("begun");
         put(&store, "k", 0, "half");
     }
     assert_eq!(folders(dir.path()).0.len(), 2);
@@ -664,7 +687,7 @@ fn a_build_that_was_cut_short_leaves_the_old_store_and_no_trace() {
     assert_eq!(body(&store, "k"), Some(("old".into(), Tier::Store)));
     assert_eq!(folders(dir.path()), (vec!["1".into()], None));
     // And one between the renaming and the removal of the old one.
-    store.build(&identity(), &[NextOffset(0)], 2).expect("begun");
+    store.build(&identity(), &[NextOffset(0)], wall_ms(2)).expect("begun");
     put(&store, "k", 0, "new");
     drop(store);
     std::fs::write(dir.path().join("CURRENT"), "2").expect("written");
@@ -677,7 +700,7 @@ fn a_build_that_was_cut_short_leaves_the_old_store_and_no_trace() {
 fn a_discarded_store_is_empty_and_tied_to_nothing() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let store = open(dir.path());
-    store.reset(&identity(), &[NextOffset(0)], 1).expect("written");
+    store.reset(&identity(), &[NextOffset(0)], wall_ms(1)).expect("written");
     put(&store, "k", 7, "old");
     assert!(body(&store, "k").is_some());
     store.discard().expect("discarded");
@@ -700,8 +723,8 @@ impl Drop for AtEnd<'_> {
 fn a_copy_is_whole_and_as_of_one_moment_while_a_writer_goes_on() {
     let (from, to) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
     let (source, target) = (open(from.path()), open(to.path()));
-    source.reset(&identity(), &[NextOffset(0)], 1).expect("written");
-    source.note_caught_up(1).expect("written");
+    source.reset(&identity(), &[NextOffset(0)], wall_ms(1)).expect("written");
+    source.note_caught_up(wall_ms(1)).expect("written");
     let done = AtomicBool::new(false);
     let value = |key: &str| {
         let found = target.get(key.as_bytes()).expect("the store answers");
@@ -750,7 +773,7 @@ fn a_copy_is_whole_and_as_of_one_moment_while_a_writer_goes_on() {
 fn a_store_that_is_being_filled_survives_a_kill_but_not_another_boot() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let store = open(dir.path());
-    store.reset(&identity(), &[NextOffset(0)], 1).expect("written");
+    store.reset(&identity(), &[NextOffset(0)], wall_ms(1)).expect("written");
     put(&store, "k", 7, "filled");
     let mark = dir.path().join("1/UNSYNCED");
     if !mark.exists() {
@@ -772,10 +795,10 @@ fn a_store_that_is_being_filled_survives_a_kill_but_not_another_boot() {
         "nobody knows what was on the disk"
     );
     // Once it is complete it is on the disk.
-    store.reset(&identity(), &[NextOffset(0)], 1).expect("written");
+    store.reset(&identity(), &[NextOffset(0)], wall_ms(1)).expect("written");
     put(&store, "k", 7, "filled");
     assert!(mark.exists());
-    store.note_caught_up(2).expect("written");
+    store.note_caught_up(wall_ms(2)).expect("written");
     assert!(!mark.exists());
 }
 
@@ -808,7 +831,7 @@ fn a_full_map_changes_nothing_and_says_how_to_mend_it() {
 fn an_attempt_at_a_new_store_that_fails_leaves_nothing() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let store = open(dir.path());
-    store.reset(&identity(), &[NextOffset(3)], 5).expect("written");
+    store.reset(&identity(), &[NextOffset(3)], wall_ms(5)).expect("written");
     // A folder in its place: the file can't be made.
     let blocker = dir.path().join("CURRENT.new");
     std::fs::create_dir(&blocker).expect("made");

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
+use std::time::Duration;
 
 use bitacora_protocol::record::ttl;
 use heed::{RoTxn, RwTxn};
@@ -9,13 +10,14 @@ use heed::{RoTxn, RwTxn};
 use super::files::Files;
 use super::key_state::{PendingRepair, parse_others, parse_pending_repairs};
 use super::{Entry, KeyRef, Store, StoreError, save};
+use crate::clock::LogTime;
 use crate::log::LogTag;
 use bitacora_protocol::Position;
 
 /// Keys in one transaction of a sweep: a few ms, in which no records are applied.
 const SWEEP_KEYS: usize = 1_000;
-/// When an old tombstone that may not be forgotten yet is looked at again, in ms.
-pub(super) const SWEEP_AGAIN: i64 = 10_000;
+/// When an old tombstone that may not be forgotten yet is looked at again.
+pub(super) const SWEEP_AGAIN: Duration = Duration::from_secs(10);
 
 /// What the log need not keep: [`Store::trimmable`].
 #[derive(Debug, Default)]
@@ -33,23 +35,29 @@ pub struct NeededRepair {
     pub pending: PendingRepair,
     /// What the pending repair's partition holds of the key, if anything.
     pub entry: Option<Entry>,
-    /// When a newer record of another partition replaced that, ms since the epoch; `None` if it is the key's record.
-    pub replaced_at: Option<i64>,
+    /// When a newer record of another partition replaced that; `None` if it is the key's record.
+    pub replaced_at: Option<LogTime>,
 }
 
 impl Store {
     /// Drops from disk and memory the values of keys that have expired at `now`, of a bounded number of keys; their
     /// positions stay. Forgets the tombstones of other writers that were `retention` old at `seen`, until when everything
-    /// has been read: before that, the log may have something to come that they decide. Times in ms. Returns how many keys
-    /// it changed.
+    /// has been read: before that, the log may have something to come that they decide. Both
+    /// times are past by both clocks ([`crate::clock::past_by_both_clocks`]), since what is dropped does not come back. Returns how
+    /// many keys it changed.
     ///
     /// # Errors
     /// When LMDB fails; nothing is changed then.
-    pub fn sweep(&self, now: i64, retention: i64, seen: Option<i64>) -> Result<usize, StoreError> {
+    pub fn sweep(
+        &self,
+        now: LogTime,
+        retention: Duration,
+        seen: Option<LogTime>,
+    ) -> Result<usize, StoreError> {
         let (files, read) = self.written();
         let txn = files.env.read_txn()?;
         let due: Vec<Vec<u8>> = {
-            let end = now.saturating_add(1).max(0).to_be_bytes();
+            let end = now.ms().saturating_add(1).max(0).to_be_bytes();
             let range = (Bound::Unbounded, Bound::Excluded(&end[..]));
             let keys = files.due.range(&txn, &range)?.take(SWEEP_KEYS);
             keys.map(|item| item.map(|(at, ())| at.to_vec())).collect::<Result<_, _>>()?
@@ -66,29 +74,30 @@ impl Store {
             let Some(stored) = files.records.get(&txn, key)? else { continue };
             let entry = Entry::header_of(stored).ok_or(StoreError::Corrupt("records"))?;
             if entry.is_provisional() {
-                let since = at.first_chunk().map_or(now, |since| i64::from_be_bytes(*since));
+                let since =
+                    at.first_chunk().map_or(now, |since| LogTime::from_ms(i64::from_be_bytes(*since)));
                 if seen.is_some_and(|seen| since <= seen) {
                     // All that it waited for was read.
                     drop_provisional_entries(&files, &mut txn, key)?;
                     swept.push(key);
                 } else {
-                    files.due.put(&mut txn, &due_key(now.saturating_add(SWEEP_AGAIN), key), &())?;
+                    files.due.put(&mut txn, &due_key(now + SWEEP_AGAIN, key), &())?;
                 }
             } else if stored.len() > entry.as_bytes().len() {
                 // Its time may be that of another record, which this one replaced.
-                if (1..=now).contains(&entry.ttl()) {
+                if (1..=now.ms()).contains(&entry.ttl()) {
                     files.records.put(&mut txn, key, entry.as_bytes())?;
                     swept.push(key);
                 }
             } else if entry.ttl() == ttl::DELETED {
-                let forget = entry.timestamp().saturating_add(retention);
+                let forget = entry.timestamp() + retention;
                 let settled =
                     files.others.get(&txn, key)?.is_none() && files.pending_repairs.get(&txn, key)?.is_none();
                 if settled && seen.is_some_and(|seen| forget <= seen) {
                     files.records.delete(&mut txn, key)?;
                     swept.push(key);
                 } else {
-                    let again = if forget > now { forget } else { now.saturating_add(SWEEP_AGAIN) };
+                    let again = if forget > now { forget } else { now + SWEEP_AGAIN };
                     files.due.put(&mut txn, &due_key(again, key), &())?;
                 }
             }
@@ -131,7 +140,7 @@ impl Store {
 
     /// The records of the keys beyond `after` in key order that the log need not keep: those that are dead since
     /// `dead_since`, and those that a newer record of their key in another partition has replaced since `replaced_since`, which
-    /// compaction can't remove. At most `limit`, looking at no more than `looks` keys. Times in ms since the epoch.
+    /// compaction can't remove. At most `limit`, looking at no more than `looks` keys.
     ///
     /// Left out are other writers' tombstones, which the log forgets by itself, what is dead and hides a replaced record,
     /// keys with pending repairs, and all of a store that has never been caught up, which may lack just those.
@@ -141,8 +150,8 @@ impl Store {
     pub fn trimmable(
         &self,
         after: &[u8],
-        dead_since: i64,
-        replaced_since: i64,
+        dead_since: LogTime,
+        replaced_since: LogTime,
         limit: usize,
         looks: usize,
     ) -> Result<Trimmable, StoreError> {
@@ -184,13 +193,13 @@ impl Store {
     }
 }
 
-/// Since when a stored record is dead and needs a trimmer to leave the log, ms since the epoch.
-fn died(entry: &Entry, stored: &[u8]) -> Option<i64> {
+/// Since when a stored record is dead and needs a trimmer to leave the log.
+fn died(entry: &Entry, stored: &[u8]) -> Option<LogTime> {
     match entry.ttl() {
         ttl::FOR_EVER => None,
         ttl if ttl < 0 && stored.len() == entry.as_bytes().len() => None,
         // A ttl may lie before the write.
-        ttl => Some(ttl.max(entry.timestamp())),
+        ttl => Some(LogTime::from_ms(ttl).max(entry.timestamp())),
     }
 }
 
@@ -237,18 +246,18 @@ fn drop_provisional_entries(files: &Files, txn: &mut RwTxn<'_>, key: &[u8]) -> R
     Ok(())
 }
 
-/// When a sweep has something to do with an entry that is no provisional entry, ms since the epoch: its value goes when it expires; for another
+/// When a sweep has something to do with an entry that is no provisional entry: its value goes when it expires; for another
 /// writer's tombstone, the sweep decides.
-pub(super) fn due(entry: &Entry) -> Option<i64> {
+pub(super) fn due(entry: &Entry) -> Option<LogTime> {
     match (entry.ttl(), entry.has_record()) {
         (ttl::FOR_EVER, _) | (1.., false) => None,
-        (ttl @ 1.., true) => Some(ttl),
+        (ttl @ 1.., true) => Some(LogTime::from_ms(ttl)),
         (_, true) => None,
-        (_, false) => Some(entry.timestamp().max(0)),
+        (_, false) => Some(entry.timestamp().max(LogTime::from_ms(0))),
     }
 }
 
 /// The time (i64, big-endian), then the key.
-pub(super) fn due_key(at: i64, key: &[u8]) -> Vec<u8> {
-    [&at.to_be_bytes()[..], key].concat()
+pub(super) fn due_key(at: LogTime, key: &[u8]) -> Vec<u8> {
+    [&at.ms().to_be_bytes()[..], key].concat()
 }

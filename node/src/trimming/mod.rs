@@ -36,7 +36,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 
-use crate::clock::{Clock, Moment};
+use crate::clock::{Clock, LogTime, Moment};
 use crate::cluster::Membership;
 use crate::log::{Condition, ConditionalRecord, Log, LogTag};
 use crate::metrics::Metrics;
@@ -59,28 +59,28 @@ const GRACE_FOR_ELECTED_TRIMMER: Duration = Duration::from_secs(30);
 /// Decides what to append. Knows neither the log nor a clock.
 pub struct Trimmer {
     store: Arc<Store>,
-    /// How long a record stays after it died, in ms.
-    retention: i64,
-    /// How long what it decides takes effect, in ms.
-    window: i64,
+    /// How long a record stays after it died.
+    retention: Duration,
+    /// How long what it decides takes effect.
+    window: Duration,
     /// The last key looked at.
     after: Vec<u8>,
 }
 
 impl Trimmer {
-    /// `retention` in ms.
+    /// `retention`: how long a record stays after it died.
     #[must_use]
-    pub fn new(store: Arc<Store>, retention: i64) -> Self {
+    pub fn new(store: Arc<Store>, retention: Duration) -> Self {
         // In less, a pending repair that was left to others for a while could not be paid.
-        let window = (retention / 4).max(2 * GRACE_FOR_ELECTED_TRIMMER.as_millis() as i64);
+        let window = (retention / 4).max(2 * GRACE_FOR_ELECTED_TRIMMER);
         Self { store, retention, window, after: Vec::new() }
     }
 
-    /// What settles the pending repairs that were made until a moment (ms since the epoch).
+    /// What settles the pending repairs that were made until then.
     ///
     /// # Errors
     /// When the store fails.
-    pub fn repairs(&self, made_until: i64) -> Result<Vec<ConditionalRecord>, StoreError> {
+    pub fn repairs(&self, made_until: LogTime) -> Result<Vec<ConditionalRecord>, StoreError> {
         let (log, needed) = self.store.needed_repairs(MAX_RECORDS_PER_ROUND)?;
         let due = needed.into_iter().filter(|needed| needed.pending.timestamp <= made_until);
         Ok(due.map(|needed| self.repair(log, needed)).collect())
@@ -91,14 +91,14 @@ impl Trimmer {
         log: LogTag,
         NeededRepair { key, pending, entry, replaced_at }: NeededRepair,
     ) -> ConditionalRecord {
-        let until = pending.timestamp.saturating_add(self.window);
+        let until = pending.timestamp + self.window;
         let Some(entry) = entry else {
             // A trim of all that was before: what had said so is behind in compaction now.
             let before = Position { offset: (pending.position.offset - 1).max(0), ..pending.position };
             return trim(key, before, until, log);
         };
         let Position { partition, offset } = entry.position();
-        if replaced_at.is_some_and(|at| at <= pending.timestamp.saturating_sub(self.retention / 2)) {
+        if replaced_at.is_some_and(|at| at <= pending.timestamp - self.retention / 2) {
             // It need not be said again.
             return trim(key, entry.position(), until, log);
         }
@@ -113,13 +113,13 @@ impl Trimmer {
     /// # Errors
     /// When the store fails.
     pub fn trims(&mut self, seen: Seen) -> Result<(Vec<ConditionalRecord>, bool), StoreError> {
-        let dead = seen.until.saturating_sub(self.retention);
-        let replaced = seen.until.saturating_sub(self.retention / 2);
+        let dead = seen.until - self.retention;
+        let replaced = seen.until - self.retention / 2;
         let Trimmable { log, records, after } =
             self.store.trimmable(&self.after, dead, replaced, MAX_RECORDS_PER_ROUND, MAX_KEYS_PER_ROUND)?;
         let all = after.is_none();
         self.after = after.unwrap_or_default();
-        let until = seen.log_time.saturating_add(self.window);
+        let until = seen.log_time + self.window;
         Ok((records.into_iter().map(|(key, position)| trim(key, position, until, log)).collect(), all))
     }
 }
@@ -127,7 +127,7 @@ impl Trimmer {
 fn trim(
     key: Vec<u8>,
     Position { partition, offset }: Position,
-    until: i64,
+    until: LogTime,
     log: LogTag,
 ) -> ConditionalRecord {
     ConditionalRecord { partition, key, value: None, condition: Condition::Trim { offset, until, log } }
@@ -191,7 +191,7 @@ pub struct Upkeep {
 impl Upkeep {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let trimmer = Trimmer::new(Arc::clone(&parts.store), parts.retention.as_millis() as i64);
+        let trimmer = Trimmer::new(Arc::clone(&parts.store), parts.retention);
         let (refused, next) = (None, parts.progress.clock().now());
         Self { parts, trimmer, refused, next }
     }
@@ -215,9 +215,10 @@ impl Upkeep {
     fn tick(&mut self, elected: bool) -> Result<(), StoreError> {
         // A clock that is behind must not put them off, for compaction does not wait; nor those of the future by others' clocks.
         let made_until = if elected {
-            i64::MAX
+            LogTime::MAX
         } else {
-            self.clock().wall() - GRACE_FOR_ELECTED_TRIMMER.as_millis() as i64
+            // An error of the clocks costs a repair that another node has made as well, or makes this one wait for it.
+            self.clock().wall().assuming_clocks_agree() - GRACE_FOR_ELECTED_TRIMMER
         };
         let repairs = self.trimmer.repairs(made_until)?;
         self.parts.metrics.repairs_sent.inc_by(self.append(repairs));
@@ -229,7 +230,7 @@ impl Upkeep {
         let (trims, all) = self.trimmer.trims(seen)?;
         self.parts.metrics.tombstones_sent.inc_by(self.append(trims));
         if all {
-            let pause = Duration::from_millis(self.trimmer.retention.unsigned_abs() / 100);
+            let pause = self.trimmer.retention / 100;
             self.next = self.clock().now() + pause.clamp(Duration::from_secs(1), Duration::from_mins(10));
         }
         Ok(())

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bitacora_node::clock::{Clock, Moment};
+use bitacora_node::clock::{Clock, LogTime, Moment, WallTime};
 use bitacora_node::cluster::{Membership, MembershipState};
 use bitacora_node::log::{
     AppendError, Appended, Batch, Condition, ConditionalRecord, Log, LogIdentity, LogInfo, LogReader, LogTag,
@@ -106,9 +106,9 @@ impl Clock for Seat {
         Moment(Duration::from_millis(self.world().now.unsigned_abs()))
     }
 
-    fn wall(&self) -> i64 {
+    fn wall(&self) -> WallTime {
         let world = self.world();
-        world.now + world.nodes[self.who].skew
+        WallTime::from_ms(world.now + world.nodes[self.who].skew)
     }
 }
 
@@ -228,7 +228,7 @@ impl Log for SimulatedLog {
             return unknown;
         }
         let position = Position { partition, offset: 0 };
-        ready(Ok(Appended { position, timestamp: world.now })).boxed()
+        ready(Ok(Appended { position, timestamp: LogTime::from_ms(world.now) })).boxed()
     }
 
     fn check_trimming(&self) -> Result<(), String> {
@@ -271,7 +271,7 @@ impl Log for SimulatedLog {
             || world.identity() == *identity && world.log.len() <= partitions
     }
 
-    fn first_after(&self, times: &[Option<i64>]) -> Result<Vec<Option<i64>>, ReadError> {
+    fn first_after(&self, times: &[Option<LogTime>]) -> Result<Vec<Option<i64>>, ReadError> {
         let world = self.seat.call();
         if world.nodes[self.seat.who].cut_off || world.log.len() < times.len() {
             return Err(unavailable());
@@ -279,8 +279,8 @@ impl Log for SimulatedLog {
         if world.bug == Bug::GoneBackUnnoticed {
             return Ok(vec![None; times.len()]);
         }
-        let first = |(log, time): (&Partition, &Option<i64>)| {
-            let time = (*time)?;
+        let first = |(log, time): (&Partition, &Option<LogTime>)| {
+            let time = (*time)?.ms();
             log.records.iter().find(|record| record.timestamp > time).map(|record| record.offset)
         };
         Ok(world.log.iter().zip(times).map(first).collect())
@@ -324,7 +324,7 @@ impl LogReader for Reader {
             let count = if whole { usize::MAX } else { 1 + world.random.index(10) };
             for record in log.records[from..].iter().take(count) {
                 batch.push(read(bug, partition, record));
-                batch.appended_at(record.timestamp);
+                batch.appended_at(LogTime::from_ms(record.timestamp));
                 (*next, *epoch) = (record.offset + 1, Some(record.epoch));
             }
             if log.records.len() - from <= count {
@@ -346,7 +346,7 @@ impl LogReader for Reader {
             }
             Bug::DoubtsIgnored if all => {
                 if let Some(store) = store().filter(|store| !store.is_building()) {
-                    store.note_caught_up(world.now).expect("writable");
+                    store.note_caught_up(WallTime::from_ms(world.now)).expect("writable");
                 }
             }
             _ => {}
@@ -604,11 +604,13 @@ impl Member {
             let mut world = self.seat.world();
             let now = world.now;
             for (key, entry) in entries(&running.store) {
-                if entry.has_record() && entry.state(now - RETENTION) != bitacora_node::store::State::Live {
+                if entry.has_record()
+                    && entry.state(WallTime::from_ms(now - RETENTION)) != bitacora_node::store::State::Live
+                {
                     let Position { partition, offset } = entry.position();
                     let (key, condition) = (
                         key.as_bytes().to_vec(),
-                        Condition::Trim { offset, until: i64::MAX, log: world.identity().tag() },
+                        Condition::Trim { offset, until: LogTime::MAX, log: world.identity().tag() },
                     );
                     world.send_tidy(ConditionalRecord { partition, key, value: None, condition }, 0);
                 }
@@ -842,14 +844,17 @@ pub fn compare(world: &World, store: &Store, who: &str) -> Outcome {
     use bitacora_node::store::State;
     for key in KEYS {
         let found = store.get(key.as_bytes()).map_err(failed)?;
-        let live = found.as_ref().map(|(entry, _)| entry).filter(|e| e.state(world.now) == State::Live);
+        let live = found
+            .as_ref()
+            .map(|(entry, _)| entry)
+            .filter(|e| e.state(WallTime::from_ms(world.now)) == State::Live);
         let expected = world.expected(key);
         let due = expected.filter(|write| write.is_live(world.now));
         let agree = match (live, due) {
             (None, None) => true,
             (Some(entry), Some(write)) => {
                 entry.position() == write.position
-                    && entry.timestamp() == write.timestamp
+                    && entry.timestamp().ms() == write.timestamp
                     && entry.record().is_some_and(|record| record.value == write.value)
             }
             // Swept by the log's clock, which is that of several brokers.

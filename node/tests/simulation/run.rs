@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::{Arc, MutexGuard};
 
+use bitacora_node::clock::WallTime;
 use bitacora_node::log::Batch;
 use bitacora_node::replication;
 use bitacora_node::store::Store;
@@ -350,7 +351,7 @@ impl Simulation {
         let failed = |error: bitacora_node::store::StoreError| error.to_string();
         let mut world = self.world();
         let starts = vec![NextOffset(0); world.log.len()];
-        self.spare.reset(&world.identity(), &starts, 0).map_err(failed)?;
+        self.spare.reset(&world.identity(), &starts, WallTime::default()).map_err(failed)?;
         let mut batch = Batch::default();
         for (partition, log) in (0..).zip(&world.log) {
             for record in &log.records {

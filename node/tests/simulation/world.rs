@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use bitacora_node::clock::LogTime;
 use bitacora_node::log::{Condition, ConditionalRecord, LogIdentity, LogRecord, LogTag};
 use bitacora_node::store::Checkpoint;
 use bitacora_protocol::record::{KeyValue, source, ttl};
@@ -600,7 +601,7 @@ pub fn read(bug: Bug, partition: i32, record: &Record) -> LogRecord<'_> {
             if let Condition::Trim { until, log, .. } | Condition::Repair { until, log, .. } = &mut condition
             {
                 match bug {
-                    Bug::LateTidies => *until = i64::MAX,
+                    Bug::LateTidies => *until = LogTime::MAX,
                     Bug::TidiesOfAnotherTopic => *log = LogTag::default(),
                     _ => {}
                 }
@@ -613,7 +614,7 @@ pub fn read(bug: Bug, partition: i32, record: &Record) -> LogRecord<'_> {
         && record.value.as_deref().is_some_and(|value| KeyValue::decode(value).is_err());
     LogRecord {
         position: Position { partition, offset: record.offset },
-        timestamp: record.timestamp,
+        timestamp: LogTime::from_ms(record.timestamp),
         key: Some(record.key.as_bytes()).filter(|_| !forgotten),
         value: record.value.as_deref(),
         condition,

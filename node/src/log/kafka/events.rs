@@ -14,6 +14,7 @@ use rdkafka::message::BorrowedMessage;
 use sys::rd_kafka_resp_err_t as Code;
 
 use super::Quiet;
+use crate::clock::LogTime;
 use crate::log::{Batch, Condition, LogRecord};
 use bitacora_protocol::{NextOffset, Position};
 
@@ -117,7 +118,7 @@ unsafe fn fetched(event: *mut sys::rd_kafka_event_t, batch: &mut Batch) -> Event
                 (!at.is_null()).then(|| slice::from_raw_parts(at.cast::<u8>(), length))
             };
             let mut kind = sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
-            let timestamp = sys::rd_kafka_message_timestamp(message, &raw mut kind);
+            let timestamp = LogTime::from_ms(sys::rd_kafka_message_timestamp(message, &raw mut kind));
             if kind == sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_LOG_APPEND_TIME {
                 batch.appended_at(timestamp);
             }

@@ -27,6 +27,7 @@ use super::{
     AppendError, Appended, Batch, Condition, ConditionalRecord, Log, LogIdentity, LogInfo, LogReader,
     LogStatistics, OpenError, ReadError,
 };
+use crate::clock::LogTime;
 use bitacora_protocol::{HighWatermark, NextOffset, Position};
 
 /// How long a question to a broker may take.
@@ -333,7 +334,7 @@ impl Log for KafkaLog {
         topic::is_still(&self.queries, identity, partitions, WATERMARK_TIMEOUT)
     }
 
-    fn first_after(&self, times: &[Option<i64>]) -> Result<Vec<Option<i64>>, ReadError> {
+    fn first_after(&self, times: &[Option<LogTime>]) -> Result<Vec<Option<i64>>, ReadError> {
         topic::first_after(&self.queries, &self.settings.topic, times, QUERY_TIMEOUT)
             .map_err(|error| ReadError::Unavailable(error.to_string()))
     }
@@ -440,7 +441,7 @@ impl ProducerContext for Acknowledgements {
         let acknowledged = match result {
             Ok(message) => Ok(Appended {
                 position: Position { partition: message.partition(), offset: message.offset() },
-                timestamp: message.timestamp().to_millis().unwrap_or_default(),
+                timestamp: LogTime::from_ms(message.timestamp().to_millis().unwrap_or_default()),
             }),
             Err((error, message)) => match append_error(error, message) {
                 // What a broker itself refused is not taken; what librdkafka gave up may be.

@@ -12,6 +12,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::events::{self, Described};
 use super::{KafkaSettings, QUERY_TIMEOUT, Quiet, client_config};
+use crate::clock::LogTime;
 use crate::log::{LogIdentity, LogInfo, OpenError};
 
 /// Room in the topic's records beside the node's own limit, for writers who add headers.
@@ -315,13 +316,13 @@ pub(super) fn offsets(
 pub(super) fn first_after(
     queries: &BaseConsumer<Quiet>,
     topic: &str,
-    times: &[Option<i64>],
+    times: &[Option<LogTime>],
     timeout: Duration,
 ) -> KafkaResult<Vec<Option<i64>>> {
     let mut ask = TopicPartitionList::new();
     for (partition, time) in (0..).zip(times) {
         // Nothing is later than the last moment; and times below 0 mean something else to a broker.
-        if let Some(after) = time.and_then(|time| time.checked_add(1)) {
+        if let Some(after) = time.and_then(|time| time.ms().checked_add(1)) {
             ask.add_partition_offset(topic, partition, Offset::Offset(after.max(0)))?;
         }
     }

@@ -51,7 +51,7 @@ impl Header {
             format: FORMAT.to_owned(),
             identity: copy.checkpoint.identity.clone()?,
             next: copy.checkpoint.next.iter().map(|NextOffset(next)| *next).collect(),
-            caught_up_at: copy.checkpoint.caught_up_at?,
+            caught_up_at: copy.checkpoint.caught_up_at?.ms(),
             bytes: copy.bytes,
         })
     }
