@@ -1,13 +1,17 @@
 //! The HTTP API, as the README of the project describes it.
 
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bitacora_client::{Operation, Outcome, Position, Record, Scan, ScanPage, ServedFrom, Written};
-use bitacora_protocol::http::{POSITION_HEADER, SOURCE_HEADER};
+use bitacora_protocol::http::{
+    self as api, BatchLine, FailedLine, Message, POSITION_HEADER, PositionedRecord, ReadLine, SOURCE_HEADER,
+    TimeToLive, WrittenLine, served_from_of,
+};
+use bitacora_protocol::record::OwnedKeyValue;
 use reqwest::header::HeaderMap;
 use reqwest::{Method, RequestBuilder, StatusCode, Url};
-use serde::{Deserialize, Serialize};
 
 use crate::api::{Failure, Kind};
 
@@ -15,63 +19,6 @@ pub struct Http {
     urls: Vec<Url>,
     client: reqwest::Client,
     next: AtomicUsize,
-}
-
-/// A record's JSON, alone or in a batch or a page.
-#[derive(Deserialize)]
-struct Body {
-    key: String,
-    value: String,
-    timestamp: i64,
-    source: i32,
-    ttl: i64,
-    uuid: String,
-    position: Option<String>,
-    from: Option<String>,
-}
-
-/// An acknowledged write's.
-#[derive(Deserialize)]
-struct Wrote {
-    timestamp: i64,
-    ttl: i64,
-    uuid: String,
-    position: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Message {
-    message: String,
-}
-
-/// What a line of a batch's answer says of itself.
-#[derive(Deserialize)]
-struct Line {
-    status: u16,
-    message: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Page {
-    records: Vec<Body>,
-    cursor: Option<String>,
-}
-
-#[derive(Serialize)]
-#[serde(tag = "op", rename_all = "lowercase")]
-enum Asked<'a> {
-    Get {
-        key: &'a str,
-    },
-    Set {
-        key: &'a str,
-        value: &'a str,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        ttl: Option<u64>,
-    },
-    Delete {
-        key: &'a str,
-    },
 }
 
 struct Answer {
@@ -95,8 +42,8 @@ impl Http {
 
     pub async fn get(&self, key: &str) -> Result<Record, Failure> {
         let answer = self.ask(false, |url| self.request(Method::GET, url, "rpc", &[("key", key)])).await?;
-        let (position, from) = (answer.header(POSITION_HEADER)?, answer.header(SOURCE_HEADER)?);
-        record(Body { position, from, ..answer.json()? }).map_err(|why| answer.makes_no_sense(&why))
+        let served_from = served_from_of(answer.header(SOURCE_HEADER)?);
+        Ok(record(answer.json()?, answer.position()?, served_from))
     }
 
     pub async fn set(&self, key: &str, value: &str, ttl: Option<Duration>) -> Result<Written, Failure> {
@@ -120,14 +67,15 @@ impl Http {
     pub async fn batch(&self, operations: &[Operation]) -> Result<Vec<Result<Outcome, Failure>>, Failure> {
         let mut lines = Vec::new();
         for operation in operations {
-            let asked = match operation {
-                Operation::Get { key } => Asked::Get { key },
+            let line = match operation {
+                Operation::Get { key } => BatchLine::Get { key: key.into() },
                 Operation::Set { key, value, ttl } => {
-                    Asked::Set { key, value, ttl: ttl.map(|ttl| ttl.as_millis() as u64) }
+                    let ttl = ttl.map(|ttl| TimeToLive::Ms(ttl.as_millis() as u64));
+                    BatchLine::Set { key: key.into(), value: value.into(), ttl }
                 }
-                Operation::Delete { key } => Asked::Delete { key },
+                Operation::Delete { key } => BatchLine::Delete { key: key.into() },
             };
-            serde_json::to_writer(&mut lines, &asked)
+            serde_json::to_writer(&mut lines, &line)
                 .map_err(|error| Failure::new(Kind::Failed, error.to_string()))?;
             lines.push(b'\n');
         }
@@ -164,9 +112,10 @@ impl Http {
                 .filter(|(_, value)| !value.is_empty()),
         );
         let answer = self.ask(false, |url| self.request(Method::GET, url, "rpc/scan", &query)).await?;
-        let page: Page = answer.json()?;
-        let records = page.records.into_iter().map(record).collect::<Result<_, _>>();
-        Ok(ScanPage { records: records.map_err(|why| answer.makes_no_sense(&why))?, cursor: page.cursor })
+        let page: api::ScanPage<'_, OwnedKeyValue> = answer.json()?;
+        let scanned = |PositionedRecord { record: found, position }| record(found, position, ServedFrom::Store);
+        let records = page.records.into_iter().map(scanned).collect();
+        Ok(ScanPage { records, cursor: page.cursor.map(Cow::into_owned) })
     }
 
     /// A node's own account, as it wrote it.
@@ -220,16 +169,16 @@ impl Http {
         if status.is_success() {
             return Ok(answer);
         }
-        let message = serde_json::from_slice(&answer.body).map(|message: Message| message.message);
-        // A load balancer's page, or no node at all, is not worth showing.
-        let message = message.map_err(|_| answer.makes_no_sense(&format!("status {status}")));
-        match message {
-            Ok(message) => Err(failure(status, write, message)),
-            Err(_) if status == StatusCode::SERVICE_UNAVAILABLE => {
-                Err(failure(status, write, format!("{url} answered {status}")))
+        Err(match serde_json::from_slice::<Message<'_>>(&answer.body) {
+            Ok(Message { message, may_take_effect }) => {
+                failure(status, write, message.into_owned(), may_take_effect)
             }
-            Err(failure) => Err(failure),
-        }
+            Err(_) if status == StatusCode::SERVICE_UNAVAILABLE => {
+                failure(status, write, format!("{url} answered {status}"), None)
+            }
+            // A load balancer's page, or no node at all, is not worth showing.
+            Err(_) => answer.makes_no_sense(&format!("status {status}")),
+        })
     }
 }
 
@@ -238,15 +187,19 @@ impl Answer {
         serde_json::from_slice(&self.body).map_err(|error| self.makes_no_sense(&error.to_string()))
     }
 
-    fn header(&self, name: &str) -> Result<Option<String>, Failure> {
+    fn header(&self, name: &str) -> Result<&str, Failure> {
         let value = self.headers.get(name).and_then(|value| value.to_str().ok());
-        let value = value.ok_or_else(|| self.makes_no_sense(&format!("no header {name}")))?;
-        Ok(Some(value.to_owned()))
+        value.ok_or_else(|| self.makes_no_sense(&format!("no header {name}")))
+    }
+
+    fn position(&self) -> Result<Position, Failure> {
+        let position = self.header(POSITION_HEADER)?.parse();
+        position.map_err(|error: bitacora_protocol::PositionError| self.makes_no_sense(&error.to_string()))
     }
 
     fn written(&self) -> Result<Written, Failure> {
-        let wrote = Wrote { position: self.header(POSITION_HEADER)?, ..self.json()? };
-        written(wrote).map_err(|why| self.makes_no_sense(&why))
+        let OwnedKeyValue { timestamp, ttl, uuid, .. } = self.json()?;
+        Ok(Written { position: self.position()?, timestamp, ttl, uuid })
     }
 
     fn makes_no_sense(&self, why: &str) -> Failure {
@@ -260,14 +213,16 @@ impl Answer {
     }
 }
 
-/// What a node says of a write that the log did not take. Without it a write that was answered 503 may take effect.
+/// What a node that does not say `mayTakeEffect` says of a write that the log did not take.
 const NOT_TAKEN: &str = "it has not taken effect";
 
-/// The one place where a status becomes a failure.
-fn failure(status: StatusCode, write: bool, message: String) -> Failure {
+/// The one place where a status becomes a failure. A write that was answered 503 may take effect unless the node says that it
+/// will not.
+fn failure(status: StatusCode, write: bool, message: String, may_take_effect: Option<bool>) -> Failure {
+    let may_take_effect = write && may_take_effect.unwrap_or_else(|| !message.contains(NOT_TAKEN));
     let kind = match status {
         StatusCode::NOT_FOUND => Kind::NotFound,
-        StatusCode::SERVICE_UNAVAILABLE if write && !message.contains(NOT_TAKEN) => Kind::Unclear,
+        StatusCode::SERVICE_UNAVAILABLE if may_take_effect => Kind::Unclear,
         StatusCode::SERVICE_UNAVAILABLE => Kind::Unavailable,
         status if status.is_client_error() => Kind::Refused,
         _ => Kind::Failed,
@@ -275,39 +230,26 @@ fn failure(status: StatusCode, write: bool, message: String) -> Failure {
     Failure::new(kind, message)
 }
 
-fn record(body: Body) -> Result<Record, String> {
-    let position = position(body.position.as_deref())?;
-    let served_from = match body.from.as_deref() {
-        Some("cache") => ServedFrom::Cache,
-        Some("peer") => ServedFrom::Peer,
-        _ => ServedFrom::Store,
-    };
-    let Body { key, value, timestamp, source, ttl, uuid, .. } = body;
-    Ok(Record { key, value, timestamp, source, ttl, uuid, position, served_from })
-}
-
-fn written(wrote: Wrote) -> Result<Written, String> {
-    let Wrote { timestamp, ttl, uuid, position: place } = wrote;
-    Ok(Written { position: position(place.as_deref())?, timestamp, ttl, uuid })
-}
-
-fn position(text: Option<&str>) -> Result<Position, String> {
-    text.ok_or("no position")?.parse().map_err(|error: bitacora_protocol::PositionError| error.to_string())
+fn record(record: OwnedKeyValue, position: Position, served_from: ServedFrom) -> Record {
+    let OwnedKeyValue { key, value, timestamp, source, ttl, uuid } = record;
+    Record { key, value, timestamp, source, ttl, uuid, position, served_from }
 }
 
 /// A line of a batch's answer; the error is for a line that is none.
 fn outcome(operation: &Operation, line: &[u8]) -> Result<Result<Outcome, Failure>, String> {
     let parse = |error: serde_json::Error| error.to_string();
-    let Line { status, message } = serde_json::from_slice(line).map_err(parse)?;
+    let FailedLine { status, message, may_take_effect, .. } = serde_json::from_slice(line).map_err(parse)?;
     let status = StatusCode::from_u16(status).map_err(|error| error.to_string())?;
     if !status.is_success() {
-        let message = message.unwrap_or_else(|| format!("status {status}"));
-        return Ok(Err(failure(status, operation.is_write(), message)));
+        let message = message.map_or_else(|| format!("status {status}"), Cow::into_owned);
+        return Ok(Err(failure(status, operation.is_write(), message, may_take_effect)));
     }
     Ok(Ok(if operation.is_write() {
-        Outcome::Written(written(serde_json::from_slice(line).map_err(parse)?)?)
+        let WrittenLine { position, timestamp, ttl, uuid, .. } = serde_json::from_slice(line).map_err(parse)?;
+        Outcome::Written(Written { position, timestamp, ttl, uuid: uuid.into_owned() })
     } else {
-        Outcome::Read(record(serde_json::from_slice(line).map_err(parse)?)?)
+        let ReadLine { position, from, record: found, .. } = serde_json::from_slice(line).map_err(parse)?;
+        Outcome::Read(record(found, position, from))
     }))
 }
 
@@ -345,6 +287,11 @@ mod tests {
             (
                 &delete,
                 r#"{"status":503,"message":"the log did not take the write (timed out); it has not taken effect and can be sent again"}"#,
+                Kind::Unavailable,
+            ),
+            (
+                &delete,
+                r#"{"status":503,"message":"no memory","mayTakeEffect":false}"#,
                 Kind::Unavailable,
             ),
             (&delete, r#"{"status":413}"#, Kind::Refused),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use bitacora_protocol::http::{ComponentState, PartitionStatus, Status};
 use bitacora_protocol::zookeeper::{ConnectString, SERVERS, open_session};
 use futures_util::{StreamExt as _, stream};
 use reqwest::Url;
@@ -13,7 +14,7 @@ use tokio::time::timeout;
 use zookeeper_async::ZkError;
 
 use crate::api::{Failure, Kind};
-use crate::cli::{Connection, Output, Status, http_node};
+use crate::cli::{self, Connection, Output, http_node};
 use crate::http::Http;
 use crate::output::{self, json_line, print, raw_line};
 
@@ -25,55 +26,6 @@ struct Answer {
     /// `host:API_PORT`, as the cluster knows it.
     name: String,
     status: Result<Value, Failure>,
-}
-
-/// Of a node's status what these commands show; a node of another version may leave things out.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Shown {
-    node: String,
-    version: String,
-    ready: bool,
-    unready: Option<String>,
-    caught_up: bool,
-    members: Vec<String>,
-    membership: State,
-    log: State,
-    partitions: Vec<Partition>,
-    restore: Restore,
-    store: Size,
-    cache: Size,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct State {
-    state: String,
-    reason: Option<String>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Partition {
-    #[serde(rename = "partition")]
-    number: i32,
-    applied: i64,
-    high_watermark: Option<i64>,
-    lag: Option<u64>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Restore {
-    done: bool,
-    fraction: Option<f64>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Size {
-    records: u64,
-    bytes: u64,
 }
 
 /// A line of `members`.
@@ -118,7 +70,7 @@ pub async fn members(connection: &Connection, output: Option<Output>) -> Result<
     one_answered(&answers)
 }
 
-pub async fn status(connection: &Connection, arguments: &Status, output: Option<Output>) -> Result<()> {
+pub async fn status(connection: &Connection, arguments: &cli::Status, output: Option<Output>) -> Result<()> {
     let answers = if arguments.nodes.is_empty() {
         ask_all(connection).await?
     } else {
@@ -138,12 +90,12 @@ pub async fn status(connection: &Connection, arguments: &Status, output: Option<
             Output::Json => print(json_line(status)?)?,
             Output::Table => {
                 let gap = if first { "" } else { "\n" };
-                print(gap.to_owned() + &page(&Shown::of(status)))?;
+                print(gap.to_owned() + &page(&read_status(status)))?;
             }
             Output::Raw => {
-                let shown = Shown::of(status);
+                let shown = read_status(status);
                 for partition in &shown.partitions {
-                    let [number, applied, end, lag] = partition.fields();
+                    let [number, applied, end, lag] = partition_fields(partition);
                     print(raw_line([&shown.node, &number, &applied, &end, &lag]))?;
                 }
             }
@@ -205,7 +157,7 @@ async fn ask_all(connection: &Connection) -> Result<Vec<Answer>, Failure> {
     for answer in &mut answers {
         match &mut answer.status {
             // The name that the others know it by.
-            Ok(status) => answer.name = Shown::of(status).node,
+            Ok(status) => answer.name = read_status(status).node,
             Err(failure) if derived => {
                 failure.sentence +=
                     "; a node's HTTP port is taken to be one below its RPC port: if it is not, give --http";
@@ -216,7 +168,7 @@ async fn ask_all(connection: &Connection) -> Result<Vec<Answer>, Failure> {
     let known = answers
         .iter()
         .filter_map(|answer| answer.status.as_ref().ok())
-        .flat_map(|status| Shown::of(status).members);
+        .flat_map(|status| read_status(status).members);
     let mut others: Vec<_> = known.filter(|name| answers.iter().all(|answer| answer.name != *name)).collect();
     others.sort();
     others.dedup();
@@ -261,23 +213,22 @@ async fn registered(connect: &ConnectString, patience: Duration) -> Result<Vec<S
     }
 }
 
-impl Shown {
-    fn of(status: &Value) -> Self {
-        Self::deserialize(status).unwrap_or_default()
-    }
-
-    fn lag(&self) -> Option<u64> {
-        self.partitions.iter().try_fold(0, |sum, partition| partition.lag.map(|lag| sum + lag))
-    }
+/// What these commands show of a node's account; nothing of what they can't read.
+fn read_status(status: &Value) -> Status {
+    Status::deserialize(status).unwrap_or_default()
 }
 
-impl Partition {
-    fn fields(&self) -> [String; 4] {
-        let known = |number: Option<String>| number.unwrap_or_else(|| "-".to_owned());
-        let Self { number, applied, high_watermark, lag } = self;
-        let end = known(high_watermark.map(|end| end.to_string()));
-        [number.to_string(), applied.to_string(), end, known(lag.map(|lag| lag.to_string()))]
-    }
+/// Of all partitions, if it is known of each.
+fn lag(status: &Status) -> Option<u64> {
+    status.partitions.iter().try_fold(0, |sum, partition| partition.lag.map(|lag| sum + lag))
+}
+
+/// Number, applied offset, high watermark and lag.
+fn partition_fields(partition: &PartitionStatus) -> [String; 4] {
+    let known = |number: Option<String>| number.unwrap_or_else(|| "-".to_owned());
+    let end = known(partition.high_watermark.map(|end| end.to_string()));
+    let lag = known(partition.lag.map(|lag| lag.to_string()));
+    [partition.partition.to_string(), partition.applied.to_string(), end, lag]
 }
 
 impl Member {
@@ -285,8 +236,8 @@ impl Member {
         let node = answer.name.clone();
         match &answer.status {
             Ok(status) => {
-                let shown = Shown::of(status);
-                let (ready, caught_up, lag) = (shown.ready, shown.caught_up, shown.lag());
+                let shown = read_status(status);
+                let (ready, caught_up, lag) = (shown.ready, shown.caught_up, lag(&shown));
                 Self { node, ready, caught_up, lag, version: shown.version, reason: shown.unready }
             }
             Err(failure) => {
@@ -302,10 +253,10 @@ fn yes(yes: bool) -> String {
 }
 
 /// A node's status for the eye.
-fn page(shown: &Shown) -> String {
-    let because = |state: &State| match &state.reason {
+fn page(shown: &Status) -> String {
+    let because = |state: &ComponentState| match &state.reason {
         Some(reason) => format!("{}: {reason}", state.state),
-        None => state.state.clone(),
+        None => state.state.to_string(),
     };
     let ready = match &shown.unready {
         Some(reason) => format!("no: {reason}"),
@@ -316,7 +267,8 @@ fn page(shown: &Shown) -> String {
         Some(fraction) => format!("{:.1} %", fraction * 100.0),
         None => "no".to_owned(),
     };
-    let size = |size: &Size| format!("{} records, {}", size.records, indicatif::HumanBytes(size.bytes));
+    let size = |records: u64, bytes: u64| format!("{records} records, {}", indicatif::HumanBytes(bytes));
+    let (store, cache) = (shown.store.unwrap_or_default(), shown.cache.unwrap_or_default());
     let rows = [
         ("node", shown.node.clone()),
         ("version", shown.version.clone()),
@@ -326,12 +278,12 @@ fn page(shown: &Shown) -> String {
         ("log", because(&shown.log)),
         ("membership", because(&shown.membership)),
         ("members", shown.members.join(" ")),
-        ("store", size(&shown.store)),
-        ("cache", size(&shown.cache)),
+        ("store", size(store.records, store.bytes)),
+        ("cache", size(cache.records, cache.bytes)),
     ];
     let partitions = output::table(
         Some(["PARTITION", "APPLIED", "HIGH WATERMARK", "LAG"]),
-        shown.partitions.iter().map(Partition::fields),
+        shown.partitions.iter().map(partition_fields),
     );
     output::table(None, rows.map(|(name, value)| [name.to_owned(), value])) + &partitions
 }
@@ -350,10 +302,10 @@ mod tests {
     #[test]
     fn a_node_of_another_version_is_shown_as_far_as_it_goes() {
         let status = serde_json::json!({"node": "a:1", "ready": true, "later": [], "store": {"records": 1}});
-        let text = page(&Shown::of(&status));
+        let text = page(&read_status(&status));
         assert!(text.contains("a:1") && text.contains("1 records"), "{text}");
         let lag = serde_json::json!({"partitions": [{"lag": 2}, {"lag": 3}]});
-        assert_eq!(Shown::of(&lag).lag(), Some(5));
-        assert_eq!(Shown::of(&serde_json::json!({"partitions": [{"lag": 2}, {}]})).lag(), None);
+        assert_eq!(super::lag(&read_status(&lag)), Some(5));
+        assert_eq!(super::lag(&read_status(&serde_json::json!({"partitions": [{"lag": 2}, {}]}))), None);
     }
 }

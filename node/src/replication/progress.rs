@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde::Serialize;
+use bitacora_protocol::http::{PartitionStatus, RestoreStatus};
 use tokio::sync::watch;
 
 use crate::clock::{Clock, LogTime, Moment, SystemClock, WallTime, past_by_both_clocks};
@@ -143,38 +143,6 @@ pub enum Phase {
     Blocked(String),
     /// Will not come back by itself.
     Failed(String),
-}
-
-/// A snapshot for `/status` and metrics.
-#[derive(Clone, Debug, Serialize)]
-pub struct PartitionStatus {
-    pub partition: i32,
-    /// Offset of the last record applied; -1 for none.
-    pub applied: i64,
-    /// Exclusive; `None` until learnt.
-    pub high_watermark: Option<i64>,
-    /// Offsets between the two; an upper bound of the records to come.
-    pub lag: Option<u64>,
-    /// Time since the log first reached what is still to be applied, as far as this node knows: how old its reads are, in
-    /// seconds; 0 when nothing is to be applied.
-    pub lag_seconds: Option<f64>,
-    /// Age of `high_watermark` in ms.
-    pub high_watermark_age_ms: Option<u64>,
-}
-
-#[derive(Clone, Debug, Serialize)]
-pub struct RestoreStatus {
-    /// Whether the store has been caught up with the log, now or in an earlier run: it may answer reads.
-    pub done: bool,
-    /// Seconds from the start of the process until it was caught up; `None` until then.
-    pub seconds: Option<f64>,
-    /// Of the offsets to read at the start, the part that has been read, 0 to 1; `None` until they are known.
-    pub fraction: Option<f64>,
-    /// Estimate of the time left, from the speed so far; `None` unless restoring, and until there is a speed.
-    pub remaining_seconds: Option<f64>,
-    /// Why the store is being built anew while the one of before is read.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rebuilding: Option<String>,
 }
 
 impl Default for Progress {
