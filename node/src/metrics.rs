@@ -31,6 +31,7 @@ pub struct Metrics {
     pub connections: IntGaugeVec,
     pub connections_limit: IntGauge,
     pub rpc_connections_refused: IntCounter,
+    pub request_memory_refusals: IntCounter,
     pub keys_swept: IntCounter,
     pub records_trimmed: IntCounter,
     pub records_void: IntCounter,
@@ -58,6 +59,8 @@ struct Scraped {
     restored_ratio: GaugeVec,
     restore_remaining: GaugeVec,
     restore_duration: GaugeVec,
+    request_memory: IntGauge,
+    request_memory_limit: IntGauge,
     members: IntGauge,
     membership_connected: IntGauge,
     registered: IntGauge,
@@ -116,6 +119,8 @@ pub struct Snapshot<'a> {
     pub log: LogStatistics,
     pub membership: &'a dyn Membership,
     pub ready: bool,
+    /// Bytes in use, and the limit.
+    pub request_memory: (u64, u64),
 }
 
 impl Metrics {
@@ -191,6 +196,11 @@ impl Metrics {
                 r,
                 "rpc_connections_refused_total",
                 "RPC connections closed at once because there were too many.",
+            )?,
+            request_memory_refusals: counter(
+                r,
+                "request_memory_refusals_total",
+                "Times that a request or an answer found REQUEST_MEMORY spent.",
             )?,
             keys_swept: counter(
                 r,
@@ -361,6 +371,12 @@ impl Scraped {
                 "Time from the process's start until it was caught up.",
                 &[],
             )?,
+            request_memory: gauge(
+                r,
+                "request_memory_bytes",
+                "Memory that requests and answers under way take.",
+            )?,
+            request_memory_limit: gauge(r, "request_memory_limit_bytes", "REQUEST_MEMORY.")?,
             members: gauge(r, "members", "Members of the cluster that this node knows, itself included.")?,
             membership_connected: gauge(
                 r,
@@ -400,6 +416,9 @@ impl Scraped {
         set(&self.restored_ratio, NONE, restore.fraction);
         set(&self.restore_remaining, NONE, restore.remaining_seconds);
         set(&self.restore_duration, NONE, restore.seconds);
+        let (used, limit) = now.request_memory;
+        self.request_memory.set(used.cast_signed());
+        self.request_memory_limit.set(limit.cast_signed());
         self.members.set(now.membership.members().len().cast_signed() as i64);
         let connected = !matches!(now.membership.state(), MembershipState::Disconnected { .. });
         self.membership_connected.set(connected.into());

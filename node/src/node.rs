@@ -1,7 +1,6 @@
 //! A node: its parts, how they are put together, and how they are taken apart again.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -14,15 +13,18 @@ use crate::http;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::replication::progress::{Phase, Progress};
-use crate::replication::snapshot::{Fetcher, SnapshotSource, Snapshots};
+use crate::replication::snapshot::{Fetcher, SnapshotSource, SnapshotUse, Snapshots};
 use crate::replication::{self, Replica};
 use crate::rpc::{self, Limits};
 use crate::service::Service;
+use crate::service::memory::{self, Memory};
 use crate::service::peers::Peers;
+use crate::service::readiness::Readiness;
 use crate::service::reads::Reads;
 use crate::service::scans::Scans;
+use crate::service::status::NodeStatus;
 use crate::service::writes::Writes;
-use crate::settings::{NodeSettings, SnapshotUse};
+use crate::settings::NodeSettings;
 use crate::store::Store;
 use crate::trimming::{self, Trimming};
 
@@ -50,7 +52,8 @@ pub struct Node {
     http: http::Server,
     rpc: rpc::Server,
     announcer: JoinHandle<()>,
-    service: Arc<Service>,
+    readiness: Arc<Readiness>,
+    progress: Arc<Progress>,
     drain_delay: Duration,
     grace: Duration,
     // Last, so that the folder stays locked until the store is closed.
@@ -71,43 +74,50 @@ impl Node {
         let store = Arc::new(store.map_err(|error| anyhow!(error.to_string()))?);
         let progress = Arc::new(Progress::default());
         let max_value_bytes = usize::try_from(settings.max_value_bytes).context("MAX_VALUE_BYTES")?;
+        let memory = Memory::new(
+            settings.request_memory.unwrap_or_else(memory::default_limit),
+            metrics.request_memory_refusals.clone(),
+        );
         let peers = Peers::new(
             Arc::clone(&membership),
             Arc::clone(&progress),
             address.api(),
             settings.external_request_timeout,
             max_value_bytes,
+            memory.clone(),
             Arc::clone(&metrics),
         )?;
-        let service = Arc::new(Service {
-            reads: Arc::new(Reads::new(
-                Arc::clone(&store),
-                Arc::clone(&progress),
-                peers,
-                settings.peer_reads,
-            )),
-            scans: Scans::new(Arc::clone(&store), Arc::clone(&progress)),
-            writes: Writes::new(Arc::clone(&log), max_value_bytes, Arc::clone(&metrics)),
-            log: Arc::clone(&log),
-            store: Arc::clone(&store),
-            progress: Arc::clone(&progress),
-            membership: Arc::clone(&membership),
-            metrics: Arc::clone(&metrics),
-            address,
-            max_value_bytes,
-            request_timeout: settings.request_timeout,
-            stopping: false.into(),
+        let reads = Reads::new(Arc::clone(&store), Arc::clone(&progress), peers, settings.peer_reads);
+        let service = Arc::new(Service::new(
+            Arc::new(reads),
+            Writes::new(Arc::clone(&log), max_value_bytes, Arc::clone(&metrics)),
+            Scans::new(Arc::clone(&store), Arc::clone(&progress)),
+            memory.clone(),
+        ));
+        let readiness = Arc::new(Readiness::new(Arc::clone(&progress)));
+        let api = http::Api {
+            service: Arc::clone(&service),
+            status: NodeStatus {
+                address: address.api(),
+                readiness: Arc::clone(&readiness),
+                progress: Arc::clone(&progress),
+                store: Arc::clone(&store),
+                log: Arc::clone(&log),
+                membership: Arc::clone(&membership),
+                memory,
+                metrics: Arc::clone(&metrics),
+            },
             snapshots: Snapshots::new(
                 Arc::clone(&store),
                 Arc::clone(&progress),
                 Arc::clone(&metrics),
                 settings.snapshot_rate,
             ),
-        });
+            metrics: Arc::clone(&metrics),
+            limits: http::Limits { max_value_bytes, request_timeout: settings.request_timeout },
+        };
         let snapshots: Option<Arc<dyn SnapshotSource>> = match settings.snapshot {
-            SnapshotUse::Auto => {
-                Some(Arc::new(Fetcher::new(Arc::clone(&membership), service.address.api())?))
-            }
+            SnapshotUse::Auto => Some(Arc::new(Fetcher::new(Arc::clone(&membership), address.api())?)),
             SnapshotUse::Never => None,
         };
         let retention = settings.delete_retention;
@@ -124,19 +134,21 @@ impl Node {
             membership: Arc::clone(&membership),
             store,
             progress: Arc::clone(&progress),
-            metrics,
+            metrics: Arc::clone(&metrics),
             retention,
         })?;
-        let http = http::Server::start(listener, &service, settings.max_connections, settings.idle_timeout);
+        let http =
+            http::Server::start(listener, api, &readiness, settings.max_connections, settings.idle_timeout);
         let limits = Limits {
             connections: settings.max_connections as usize,
             frame_bytes: usize::try_from(settings.max_frame_bytes)
                 .context("MAX_FRAME_BYTES")?
                 .max(max_value_bytes + FRAME_OVERHEAD_BYTES),
             idle: settings.idle_timeout,
+            request_timeout: settings.request_timeout,
         };
-        let rpc = rpc::Server::start(rpc_listener, Arc::clone(&service), limits);
-        let announcer = tokio::spawn(announce(progress, Arc::clone(&membership)));
+        let rpc = rpc::Server::start(rpc_listener, service, metrics, &readiness, limits);
+        let announcer = tokio::spawn(announce(Arc::clone(&progress), Arc::clone(&membership)));
         let (drain_delay, grace) = (settings.drain_delay, settings.shutdown_grace);
         Ok(Self {
             log,
@@ -146,7 +158,8 @@ impl Node {
             http,
             rpc,
             announcer,
-            service,
+            readiness,
+            progress,
             drain_delay,
             grace,
             _data_dir: data_dir,
@@ -155,7 +168,7 @@ impl Node {
 
     #[must_use]
     pub fn progress(&self) -> Arc<Progress> {
-        Arc::clone(&self.service.progress)
+        Arc::clone(&self.progress)
     }
 
     /// Stops in an order that loses nothing: unready and no member any more, so that no new requests come; those under
@@ -164,7 +177,7 @@ impl Node {
         let started = Instant::now();
         let step =
             |name: &str| tracing::info!(after_ms = started.elapsed().as_millis() as u64, "stopping: {name}");
-        self.service.stopping.store(true, Ordering::Relaxed);
+        self.readiness.set_stopping();
         self.announcer.abort();
         step("leaving the cluster");
         self.membership.leave().await;

@@ -11,6 +11,8 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::log::kafka::RESERVED_PROPERTIES;
+use crate::replication::snapshot::SnapshotUse;
+use crate::service::reads::PeerReads;
 
 /// A node of Bitacora: a replicated in-memory key-value store whose write-ahead log is a compacted Kafka topic.
 #[derive(Debug, Parser)]
@@ -149,6 +151,9 @@ pub struct NodeSettings {
     /// The largest value that is taken
     #[arg(long, env, value_name = "BYTES", default_value = "1MiB", value_parser = value_bytes, help_heading = "Network")]
     pub max_value_bytes: u64,
+    /// Memory for requests and answers under way; beyond it they are refused [default: a quarter of what the container or the machine has, at least 64MiB]
+    #[arg(long, env, value_name = "BYTES", value_parser = request_memory, help_heading = "Network")]
+    pub request_memory: Option<u64>,
     /// How long a client may take to send the body of a request or the rest of a frame, and go without reading its answers
     #[arg(long, env, value_name = "TIME", default_value = "30s", value_parser = positive_duration, help_heading = "Network")]
     pub request_timeout: Duration,
@@ -167,22 +172,6 @@ pub struct NodeSettings {
     /// How long requests under way may take to end when the node is told to stop
     #[arg(long, env, value_name = "TIME", default_value = "5s", value_parser = duration, help_heading = "Network")]
     pub shutdown_grace: Duration,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum PeerReads {
-    /// while this node is not caught up with the log
-    Auto,
-    /// on every miss
-    Always,
-    Never,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum SnapshotUse {
-    /// if a member has one that fits
-    Auto,
-    Never,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -392,6 +381,13 @@ fn rate(text: &str) -> Result<u64, String> {
             Err("it must be 1KiB or more; SNAPSHOT=never on the others keeps them from asking".to_owned())
         }
         rate => Ok(rate),
+    }
+}
+
+fn request_memory(text: &str) -> Result<u64, String> {
+    match bytes(text)? {
+        size if size < 8 << 20 => Err("it must be 8MiB or more".to_owned()),
+        size => Ok(size),
     }
 }
 

@@ -113,7 +113,8 @@ impl Http {
         );
         let answer = self.ask(false, |url| self.request(Method::GET, url, "rpc/scan", &query)).await?;
         let page: api::ScanPage<'_, OwnedKeyValue> = answer.json()?;
-        let scanned = |PositionedRecord { record: found, position }| record(found, position, ServedFrom::Store);
+        let scanned =
+            |PositionedRecord { record: found, position }| record(found, position, ServedFrom::Store);
         let records = page.records.into_iter().map(scanned).collect();
         Ok(ScanPage { records, cursor: page.cursor.map(Cow::into_owned) })
     }
@@ -245,7 +246,8 @@ fn outcome(operation: &Operation, line: &[u8]) -> Result<Result<Outcome, Failure
         return Ok(Err(failure(status, operation.is_write(), message, may_take_effect)));
     }
     Ok(Ok(if operation.is_write() {
-        let WrittenLine { position, timestamp, ttl, uuid, .. } = serde_json::from_slice(line).map_err(parse)?;
+        let WrittenLine { position, timestamp, ttl, uuid, .. } =
+            serde_json::from_slice(line).map_err(parse)?;
         Outcome::Written(Written { position, timestamp, ttl, uuid: uuid.into_owned() })
     } else {
         let ReadLine { position, from, record: found, .. } = serde_json::from_slice(line).map_err(parse)?;
@@ -289,11 +291,7 @@ mod tests {
                 r#"{"status":503,"message":"the log did not take the write (timed out); it has not taken effect and can be sent again"}"#,
                 Kind::Unavailable,
             ),
-            (
-                &delete,
-                r#"{"status":503,"message":"no memory","mayTakeEffect":false}"#,
-                Kind::Unavailable,
-            ),
+            (&delete, r#"{"status":503,"message":"no memory","mayTakeEffect":false}"#, Kind::Unavailable),
             (&delete, r#"{"status":413}"#, Kind::Refused),
             (&delete, r#"{"status":500}"#, Kind::Failed),
         ] {

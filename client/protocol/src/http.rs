@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::Position;
 use crate::rpc::ServedFrom;
@@ -75,7 +75,7 @@ pub struct ReadLine<R> {
     /// The record's.
     pub position: Position,
     /// Where it came from.
-    #[serde(with = "served_from")]
+    #[serde(deserialize_with = "read_served_from")]
     pub from: ServedFrom,
     /// The record.
     #[serde(flatten)]
@@ -262,16 +262,8 @@ pub fn served_from_of(name: &str) -> ServedFrom {
     }
 }
 
-mod served_from {
-    use super::{Cow, Deserialize, Deserializer, ServedFrom, Serializer};
-
-    pub fn serialize<S: Serializer>(value: &ServedFrom, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(super::served_from_name(*value))
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ServedFrom, D::Error> {
-        Cow::<str>::deserialize(deserializer).map(|name| super::served_from_of(&name))
-    }
+fn read_served_from<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ServedFrom, D::Error> {
+    Cow::<str>::deserialize(deserializer).map(|name| served_from_of(&name))
 }
 
 #[cfg(test)]
@@ -350,7 +342,8 @@ mod tests {
 
     #[test]
     fn status_is_written_whole_and_read_leniently() {
-        let status = Status { node: "a:1".to_owned(), store: Some(StoreStatus::default()), ..Status::default() };
+        let status =
+            Status { node: "a:1".to_owned(), store: Some(StoreStatus::default()), ..Status::default() };
         let text = r#"{"node":"a:1","version":"","ready":false,"caught_up":false,"members":[],"membership":{"state":""},"log":{"state":""},"partitions":[],"restore":{"done":false,"seconds":null,"fraction":null,"remaining_seconds":null},"store":{"records":0,"bytes":0},"cache":null}"#;
         written(&status, text);
         assert_eq!(read::<Status>(text), status);

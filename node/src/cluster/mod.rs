@@ -7,7 +7,6 @@ pub mod zookeeper;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use serde::Serialize;
 
 /// Knows the members of the cluster and makes this node one of them.
 ///
@@ -36,8 +35,7 @@ pub trait Membership: Send + Sync + 'static {
     fn leave(&self) -> BoxFuture<'_, ()>;
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "state", rename_all = "snake_case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MembershipState {
     /// A list that never changes.
     Fixed,

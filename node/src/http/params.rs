@@ -1,6 +1,13 @@
 //! Query strings and form bodies, `application/x-www-form-urlencoded`, read strictly: what is broken is refused, where a
 //! lenient decoder would store another key than the one that was meant.
 
+use std::time::Duration;
+
+use bitacora_protocol::units;
+
+use super::error::HttpError;
+use crate::service::writes::MAX_TTL;
+
 /// Names and values, in order.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Params(Vec<(String, String)>);
@@ -43,6 +50,30 @@ impl Params {
         let at = self.0.iter().position(|(known, _)| known == name)?;
         Some(self.0.swap_remove(at).1)
     }
+}
+
+/// The parameters of a query, all of which must be among `known`.
+///
+/// # Errors
+/// As [`Params::parse`] and [`Params::only`].
+pub fn query_params(query: &str, known: &[&str]) -> Result<Params, HttpError> {
+    let params = Params::parse(query, "the query").and_then(|params| params.only(known, "the query"));
+    params.map_err(HttpError::BadRequest)
+}
+
+/// A time to live, of at most [`MAX_TTL`].
+///
+/// # Errors
+/// A sentence.
+pub fn parse_ttl(text: &str) -> Result<Duration, String> {
+    let ttl = units::positive_duration(text)
+        .map_err(|error| format!("ttl: {error}; leave it out to keep the key for ever"))?;
+    if ttl > MAX_TTL {
+        return Err(format!(
+            "ttl: {text} is more than a hundred years; leave it out to keep the key for ever"
+        ));
+    }
+    Ok(ttl)
 }
 
 fn decode(text: &str, what: &str) -> Result<String, String> {

@@ -11,8 +11,13 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 
+use super::Api;
+use super::routes::routes;
 use crate::server::socket::{Socket, accept};
-use crate::service::Service;
+use crate::service::readiness::Readiness;
+
+/// A URI has at most 64 KiB; the rest is for headers.
+const MAX_READ_BUFFER_BYTES: usize = 96 * 1024;
 
 /// The HTTP interface of a node, open.
 pub struct Server {
@@ -24,13 +29,13 @@ impl Server {
     #[must_use]
     pub fn start(
         listener: TcpListener,
-        service: &Arc<Service>,
+        api: Api,
+        readiness: &Readiness,
         max_connections: u32,
         idle: Duration,
     ) -> Self {
         let (stop, stopped) = oneshot::channel();
-        let task =
-            service.keep_open("HTTP", run(listener, Arc::clone(service), max_connections, idle, stopped));
+        let task = readiness.run_interface("HTTP", run(listener, api, max_connections, idle, stopped));
         Self { stop, task }
     }
 
@@ -43,12 +48,12 @@ impl Server {
 
 async fn run(
     listener: TcpListener,
-    service: Arc<Service>,
+    api: Api,
     max_connections: u32,
     idle: Duration,
     stopped: oneshot::Receiver<Duration>,
 ) {
-    let open = service.metrics.connections.with_label_values(&["http"]);
+    let open = api.metrics.connections.with_label_values(&["http"]);
     let connections = Arc::new(Semaphore::new(max_connections as usize));
     let graceful = GracefulShutdown::new();
     let mut http = http1::Builder::new();
@@ -56,8 +61,10 @@ async fn run(
     // that closes the connection.
     // hyper's time for a head begins when the answer before it has left: it is the time that a connection may lie idle.
     http.timer(TokioTimer::new()).header_read_timeout(idle);
-    let write_timeout = service.request_timeout;
-    let service = warp::service(super::routes(service));
+    // What a connection may take in before anybody reads it: a request's head, or a piece of its body.
+    http.max_buf_size(MAX_READ_BUFFER_BYTES);
+    let write_timeout = api.limits.request_timeout;
+    let service = warp::service(routes(Arc::new(api)));
     let mut stopped = std::pin::pin!(stopped);
     let grace = loop {
         let accept = async {

@@ -1,25 +1,23 @@
-//! What the RPC answers, and the one place where an error becomes one of the protocol's.
+//! What the RPC answers. Which code an error has is decided by its kind: [`crate::service::error::ErrorKind`].
 
 use bitacora_protocol::rpc::{
-    Answer, BatchResult, ErrorCode, Failure, Message, ReadAnswer, RequestError, ScanPage, ServedFrom,
-    WriteAnswer, put_value_answer,
+    Answer, BatchResult, Failure, Message, ReadAnswer, ScanPage, WriteAnswer, put_value_answer,
 };
 
-use crate::log::AppendError;
-use crate::service::reads::{self, Found, From as Source, GetError};
-use crate::service::scans::{Page, ScanError};
-use crate::service::writes::{WriteError, Written};
-use crate::service::{Done, OperationError, Outcome, label};
-use crate::store::Tier;
+use crate::service::error::OperationError;
+use crate::service::reads::{self, Found};
+use crate::service::scans::Page;
+use crate::service::writes::Written;
+use crate::service::{Done, Outcome};
 
 /// Appends what an operation came to as the answer to `message`; returns the `outcome` label of the metrics.
 pub fn put_outcome(message: Message, outcome: &Outcome, out: &mut Vec<u8>) -> &'static str {
     match outcome {
         Ok(done) => {
             put_done(message, done, out);
-            label(done)
+            done.outcome()
         }
-        Err(error) => put_error(message, error.into(), out),
+        Err(error) => put_error(message, error, out),
     }
 }
 
@@ -41,14 +39,9 @@ fn put_done(message: Message, done: &Done, out: &mut Vec<u8>) {
 }
 
 /// Appends an error as the answer to `message`; returns the `outcome` label of the metrics.
-pub fn put_error(message: Message, error: RequestError, out: &mut Vec<u8>) -> &'static str {
-    let outcome = match error.code {
-        ErrorCode::BadRequest | ErrorCode::TooLarge => "refused",
-        ErrorCode::NotReady | ErrorCode::NotTaken | ErrorCode::MayTakeEffect => "unavailable",
-        ErrorCode::Internal => "failed",
-    };
-    Failure::Declared(error).encode(Some(message), out);
-    outcome
+pub fn put_error(message: Message, error: &OperationError, out: &mut Vec<u8>) -> &'static str {
+    Failure::Declared(error.into()).encode(Some(message), out);
+    error.kind().outcome()
 }
 
 /// Appends the results of a batch.
@@ -70,12 +63,7 @@ pub fn put_page(page: &Page, out: &mut Vec<u8>) {
 
 fn read(answer: &reads::Answer) -> ReadAnswer<'_> {
     let record = answer.record();
-    let served_from = match answer.from {
-        Source::Local(Tier::Cache) => ServedFrom::Cache,
-        Source::Local(Tier::Store) => ServedFrom::Store,
-        Source::Peer => ServedFrom::Peer,
-    };
-    ReadAnswer { record, position: answer.position, timestamp: answer.timestamp(), served_from }
+    ReadAnswer { record, position: answer.position, timestamp: answer.timestamp(), served_from: answer.from }
 }
 
 fn write(written: &Written) -> WriteAnswer<'_> {
@@ -85,35 +73,5 @@ fn write(written: &Written) -> WriteAnswer<'_> {
         timestamp: appended.timestamp.ms(),
         ttl: written.ttl,
         uuid: &written.uuid,
-    }
-}
-
-impl From<&OperationError> for RequestError {
-    fn from(error: &OperationError) -> Self {
-        let code = match error {
-            OperationError::Key(_) | OperationError::Ttl(_) => ErrorCode::BadRequest,
-            OperationError::Get(GetError::NotRestored) => ErrorCode::NotReady,
-            OperationError::Get(GetError::Store(_)) => ErrorCode::Internal,
-            OperationError::Write(
-                WriteError::ValueTooLarge { .. } | WriteError::Log(AppendError::TooLarge(_)),
-            )
-            | OperationError::BatchTooLarge => ErrorCode::TooLarge,
-            OperationError::Write(WriteError::Log(AppendError::NotTaken(_))) => ErrorCode::NotTaken,
-            OperationError::Write(WriteError::Log(AppendError::Unknown(_))) => ErrorCode::MayTakeEffect,
-        };
-        Self { code, message: error.to_string() }
-    }
-}
-
-impl From<&ScanError> for RequestError {
-    fn from(error: &ScanError) -> Self {
-        let code = match error {
-            ScanError::Limit(_) | ScanError::TooLong(..) | ScanError::NoCursor | ScanError::ForeignCursor => {
-                ErrorCode::BadRequest
-            }
-            ScanError::NotRestored => ErrorCode::NotReady,
-            ScanError::Store(_) => ErrorCode::Internal,
-        };
-        Self { code, message: error.to_string() }
     }
 }

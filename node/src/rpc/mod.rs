@@ -1,29 +1,28 @@
-//! The Avro RPC interface: frames in, frames out, many calls under way on a connection. `contract.md`, section 7.
+//! The Avro RPC interface: frames in, frames out, many calls under way on a connection.
 
 mod answers;
+mod calls;
 mod connection;
+mod handshake;
+mod report;
 
-use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use bitacora_protocol::rpc::{ForeignProtocol, FrameLimits, ProtocolHash};
+use bitacora_protocol::rpc::FrameLimits;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use self::connection::Connection;
+use self::handshake::Protocols;
+use crate::metrics::Metrics;
 use crate::server::socket::{Socket, accept};
 use crate::service::Service;
+use crate::service::readiness::Readiness;
 
 /// Java's encoder fills buffers of 8 KiB, so this is more than any frame needs.
 const MAX_BUFFERS: usize = 16_384;
-/// A client's protocol has a few KiB.
-const MAX_PROTOCOL_BYTES: usize = 64 * 1024;
-/// Protocols that are remembered. Clients of one kind share theirs.
-const MAX_PROTOCOLS: usize = 256;
-/// Connections that receive a large frame at a time; others wait before they read on. Bounds memory.
-const MAX_LARGE_FRAMES: usize = 64;
 /// Batches and scans at a time, in all connections; bounds the memory of their answers.
 const MAX_HEAVY_CALLS: usize = 32;
 
@@ -35,6 +34,8 @@ pub struct Limits {
     pub frame_bytes: usize,
     /// How long a connection may lie idle.
     pub idle: Duration,
+    /// How long a client may take over a frame, and go without reading its answers.
+    pub request_timeout: Duration,
 }
 
 /// The RPC interface of a node, open.
@@ -46,29 +47,30 @@ pub struct Server {
 /// What all connections share.
 struct Shared {
     service: Arc<Service>,
+    metrics: Arc<Metrics>,
     limits: Limits,
     protocols: Protocols,
-    large_frames: Arc<Semaphore>,
     heavy: Arc<Semaphore>,
 }
 
-/// The protocols of clients, by hash, so that a client sends its own only once to each node.
-#[derive(Default)]
-struct Protocols(RwLock<HashMap<ProtocolHash, Arc<ForeignProtocol>>>);
-
 impl Server {
     #[must_use]
-    pub fn start(listener: TcpListener, service: Arc<Service>, limits: Limits) -> Self {
+    pub fn start(
+        listener: TcpListener,
+        service: Arc<Service>,
+        metrics: Arc<Metrics>,
+        readiness: &Readiness,
+        limits: Limits,
+    ) -> Self {
         let (closing, closed) = watch::channel(false);
-        let opener = Arc::clone(&service);
         let shared = Arc::new(Shared {
             service,
+            metrics,
             limits,
             protocols: Protocols::default(),
-            large_frames: Arc::new(Semaphore::new(MAX_LARGE_FRAMES)),
             heavy: Arc::new(Semaphore::new(MAX_HEAVY_CALLS)),
         });
-        Self { closing, task: opener.keep_open("RPC", run(listener, shared, closed)) }
+        Self { closing, task: readiness.run_interface("RPC", run(listener, shared, closed)) }
     }
 
     /// Accepts no more connections and refuses further calls; waits for those under way, no longer than `grace`.
@@ -82,7 +84,7 @@ impl Server {
 }
 
 async fn run(listener: TcpListener, shared: Arc<Shared>, mut closed: watch::Receiver<bool>) {
-    let metrics = Arc::clone(&shared.service.metrics);
+    let metrics = Arc::clone(&shared.metrics);
     let mut connections = JoinSet::new();
     loop {
         let stream = tokio::select! {
@@ -96,7 +98,7 @@ async fn run(listener: TcpListener, shared: Arc<Shared>, mut closed: watch::Rece
             metrics.rpc_connections_refused.inc();
             continue;
         }
-        let socket = Socket::new(stream, shared.service.request_timeout);
+        let socket = Socket::new(stream, shared.limits.request_timeout);
         let connection = Connection::new(socket, Arc::clone(&shared), closed.clone());
         let open = metrics.connections.with_label_values(&["rpc"]);
         connections.spawn(async move {
@@ -111,21 +113,6 @@ async fn run(listener: TcpListener, shared: Arc<Shared>, mut closed: watch::Rece
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
-}
-
-impl Protocols {
-    fn get(&self, hash: &ProtocolHash) -> Option<Arc<ForeignProtocol>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(hash).cloned()
-    }
-
-    fn insert(&self, hash: ProtocolHash, protocol: Arc<ForeignProtocol>) {
-        let mut protocols = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        if protocols.len() >= MAX_PROTOCOLS {
-            // Whoever is still there sends its own again.
-            protocols.clear();
-        }
-        protocols.insert(hash, protocol);
-    }
 }
 
 impl Limits {

@@ -1,44 +1,34 @@
-//! What both interfaces lead to, and what an operation means whichever interface it comes through.
+//! What an operation means, whichever interface it comes through. HTTP, RPC and batches all go through [`Service`].
 
+pub mod error;
+pub mod memory;
 pub mod peers;
+pub mod readiness;
 pub mod reads;
 pub mod scans;
+pub mod status;
 pub mod writes;
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bitacora_protocol::rpc::Operation;
-use futures_util::FutureExt as _;
+use bitacora_protocol::rpc::{Operation, ScanRequest};
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::task::JoinHandle;
 
-use crate::cluster::{Address, Membership};
-use crate::log::Log;
-use crate::metrics::Metrics;
-use crate::replication::progress::{Phase, Progress};
-use crate::replication::snapshot::Snapshots;
-use crate::service::reads::{Answer, Found, GetError, Reads};
-use crate::service::scans::Scans;
-use crate::service::writes::{KeyError, MAX_TTL, WriteError, Writes, Written, check_key};
-use crate::store::Store;
+use crate::log::LogTag;
+use crate::service::error::OperationError;
+use crate::service::memory::Memory;
+use crate::service::reads::{Answer, Reads};
+use crate::service::scans::{Page, Scans};
+use crate::service::writes::{MAX_TTL, Writes, Written, check_key};
 
+/// The operations of a node.
 pub struct Service {
-    pub reads: Arc<Reads>,
-    pub writes: Writes,
-    pub scans: Scans,
-    pub log: Arc<dyn Log>,
-    pub store: Arc<Store>,
-    pub progress: Arc<Progress>,
-    pub membership: Arc<dyn Membership>,
-    pub metrics: Arc<Metrics>,
-    pub address: Address,
-    pub max_value_bytes: usize,
-    pub request_timeout: Duration,
-    pub stopping: AtomicBool,
-    pub snapshots: Snapshots,
+    reads: Arc<Reads>,
+    writes: Writes,
+    scans: Scans,
+    memory: Memory,
 }
 
 /// What an operation came to.
@@ -48,18 +38,15 @@ pub enum Done {
     Written(Written),
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum OperationError {
-    #[error(transparent)]
-    Key(#[from] KeyError),
-    #[error("the ttl is {0} ms; it is 0 for ever, or 1 ms to a hundred years")]
-    Ttl(i64),
-    #[error("the answers of this batch have more bytes than fit into one; ask for this key again")]
-    BatchTooLarge,
-    #[error(transparent)]
-    Get(#[from] GetError),
-    #[error(transparent)]
-    Write(#[from] WriteError),
+impl Done {
+    /// The `outcome` label of the metrics.
+    #[must_use]
+    pub fn outcome(&self) -> &'static str {
+        match self {
+            Self::Read(answer) => answer.outcome(),
+            Self::Written(_) => "ok",
+        }
+    }
 }
 
 pub type Outcome = Result<Done, OperationError>;
@@ -72,7 +59,69 @@ pub enum Begun {
 }
 
 impl Service {
-    /// Begins an operation. Writes take their place in the log's order in the order of these calls.
+    #[must_use]
+    pub fn new(reads: Arc<Reads>, writes: Writes, scans: Scans, memory: Memory) -> Self {
+        Self { reads, writes, scans, memory }
+    }
+
+    /// The budget that what comes in, waits and goes out is counted against.
+    #[must_use]
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// The newest record of a key that this node, or else the cluster, knows.
+    ///
+    /// # Errors
+    /// When the key can be none, the store fails, or the node can't know.
+    pub async fn get(&self, key: &str) -> Result<Answer, OperationError> {
+        check_key(key)?;
+        Ok(self.reads.get(key).await?)
+    }
+
+    /// As [`Service::get`], of this node alone, and the log that the answer is of.
+    ///
+    /// # Errors
+    /// As [`Service::get`].
+    pub fn get_here(&self, key: &str) -> Result<(Answer, LogTag), OperationError> {
+        check_key(key)?;
+        Ok(self.reads.get_here(key)?)
+    }
+
+    /// Sets a key, for ever or for a time to live of at most [`MAX_TTL`]. The write takes its place in the log's order at
+    /// once; the future completes when the log has acknowledged it. It happens also if the future is dropped.
+    ///
+    /// # Errors
+    /// The future's say by their kind whether the write may still take effect.
+    pub fn set(
+        &self,
+        key: &str,
+        value: &str,
+        live: Option<Duration>,
+    ) -> impl Future<Output = Result<Written, OperationError>> + Send + use<> {
+        let begun = check_key(key).map(|()| self.writes.set(key, value, live));
+        async move { Ok(begun?.await?) }
+    }
+
+    /// Deletes a key, whether it is there or not; otherwise as [`Service::set`].
+    ///
+    /// # Errors
+    /// As [`Service::set`].
+    pub fn delete(&self, key: &str) -> impl Future<Output = Result<Written, OperationError>> + Send + use<> {
+        let begun = check_key(key).map(|()| self.writes.delete(key));
+        async move { Ok(begun?.await?) }
+    }
+
+    /// A page of a scan, of this node alone.
+    ///
+    /// # Errors
+    /// When the request is wrong, the node does not know all keys yet or has no memory for a page, or the store fails.
+    pub async fn scan(&self, scan: &ScanRequest<'_>) -> Result<Page, OperationError> {
+        Ok(self.scans.page(scan, &self.memory).await?)
+    }
+
+    /// Begins one of several operations, of a batch or of a pipelining client. Writes take their place in the log's order in
+    /// the order of these calls.
     pub fn begin(&self, operation: Operation<'_>) -> Begun {
         if let Err(error) = check_key(operation.key()) {
             return Begun::Done(Err(error.into()));
@@ -97,37 +146,5 @@ impl Service {
                 Begun::Later(async move { Ok(Done::Written(written.await?)) }.boxed())
             }
         }
-    }
-
-    /// Runs what accepts a interface's connections. Should it panic, the node is told to be broken: nobody would get in.
-    pub fn keep_open(
-        &self,
-        name: &'static str,
-        accepting: impl Future<Output = ()> + Send + 'static,
-    ) -> JoinHandle<()> {
-        let progress = Arc::clone(&self.progress);
-        tokio::spawn(async move {
-            if AssertUnwindSafe(accepting).catch_unwind().await.is_err() {
-                progress.set_phase(Phase::Failed(format!("the {name} service panicked")));
-            }
-        })
-    }
-
-    /// Why the node should get no requests; `None` when it is ready.
-    pub fn unready(&self) -> Option<String> {
-        if self.stopping.load(Ordering::Relaxed) {
-            return Some("stopping".to_owned());
-        }
-        self.progress.unready()
-    }
-}
-
-/// The `outcome` label of the metrics.
-#[must_use]
-pub fn label(done: &Done) -> &'static str {
-    match done {
-        Done::Read(Answer { found: Found::Local(_) | Found::Peer(_), .. }) => "found",
-        Done::Read(Answer { found: Found::Gone { .. } | Found::Missing, .. }) => "missing",
-        Done::Written(_) => "ok",
     }
 }

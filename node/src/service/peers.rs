@@ -1,7 +1,8 @@
 //! Asking the other members for a key, `GET /rpc/cluster`. What they answer is returned, never stored.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ops::Deref;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bitacora_protocol::Position;
@@ -10,6 +11,7 @@ use bitacora_protocol::record::{OwnedKeyValue, ttl};
 use futures_util::StreamExt;
 use futures_util::future::{BoxFuture, FutureExt, Shared};
 use futures_util::stream::FuturesUnordered;
+use parking_lot::Mutex;
 use reqwest::{Response, StatusCode};
 use tokio::sync::Semaphore;
 
@@ -18,6 +20,7 @@ use crate::log::LogTag;
 use crate::metrics::Metrics;
 use crate::now_ms;
 use crate::replication::progress::Progress;
+use crate::service::memory::{Memory, Permit};
 
 /// Keys asked for at a time. A restoring node under load has misses without number, and its peers other work.
 const MAX_CONCURRENT_KEYS: usize = 256;
@@ -28,11 +31,42 @@ const HEADROOM_BYTES: usize = 1 << 20;
 /// What JSON makes of one byte, at most: `\u0001`.
 const ESCAPED_BYTES: usize = 6;
 
+/// A record of another member, and the memory that it takes until the last of those who asked for it has answered.
+#[derive(Debug)]
+pub struct PeerRecord {
+    record: OwnedKeyValue,
+    _memory: Permit,
+}
+
+impl PeerRecord {
+    /// `memory` stands for the record's bytes.
+    #[must_use]
+    pub fn new(record: OwnedKeyValue, memory: Permit) -> Self {
+        Self { record, _memory: memory }
+    }
+}
+
+impl Deref for PeerRecord {
+    type Target = OwnedKeyValue;
+
+    fn deref(&self) -> &OwnedKeyValue {
+        &self.record
+    }
+}
+
+impl PartialEq for PeerRecord {
+    fn eq(&self, other: &Self) -> bool {
+        self.record == other.record
+    }
+}
+
+impl Eq for PeerRecord {}
+
 /// What the others know of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerAnswer {
     Found {
-        record: OwnedKeyValue,
+        record: Arc<PeerRecord>,
         position: Position,
     },
     /// Deleted or expired, by a record with this write timestamp.
@@ -81,6 +115,7 @@ struct Inner {
     /// When it was last said of a member that its answers are of no use.
     complaints: Mutex<HashMap<String, Instant>>,
     permits: Semaphore,
+    memory: Memory,
     metrics: Arc<Metrics>,
 }
 
@@ -95,6 +130,7 @@ impl Peers {
         own_address: String,
         timeout: Duration,
         max_value_bytes: usize,
+        memory: Memory,
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
         let http = reqwest::Client::builder()
@@ -115,6 +151,7 @@ impl Peers {
             asking,
             complaints,
             permits,
+            memory,
             metrics,
         })))
     }
@@ -123,7 +160,7 @@ impl Peers {
     /// is no answer.
     pub async fn ask(&self, key: &str, log: LogTag) -> PeerAnswer {
         let asking = {
-            let mut all = self.0.asking.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut all = self.0.asking.lock();
             let asked = (log, key.to_owned());
             if let Some(asking) = all.get(&asked) {
                 asking.clone()
@@ -132,7 +169,7 @@ impl Peers {
                 // On a task of its own, so that it ends, and is forgotten, also when every caller has gone away.
                 let task = tokio::spawn(async move {
                     let answer = inner.ask_all(&owned.1, log).await;
-                    inner.asking.lock().unwrap_or_else(PoisonError::into_inner).remove(&owned);
+                    inner.asking.lock().remove(&owned);
                     answer
                 });
                 let asking = async move { task.await.unwrap_or(PeerAnswer::Unknown) }.boxed().shared();
@@ -224,22 +261,28 @@ impl Inner {
                 None => Ok(PeerAnswer::Missing),
             };
         }
+        let mut memory = self.memory.nothing();
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|_| "its answer ends early")? {
             if body.len() + chunk.len() > self.max_answer_bytes {
                 return Err(format!("its answer has more than {} bytes", self.max_answer_bytes));
             }
+            // The text and the record that is made of it.
+            if memory.grow(2 * chunk.len()).is_err() {
+                return Ok(PeerAnswer::Unknown);
+            }
             body.extend_from_slice(&chunk);
         }
         let record: OwnedKeyValue =
             serde_json::from_slice(&body).map_err(|error| format!("its answer is no record: {error}"))?;
+        memory.set(record.key.len() + record.value.len());
         if record.key != key || !at_a_record {
             return Err("it answers with another record than was asked for".to_owned());
         }
         // By this node's clock it may have expired on its way.
         let live = record.ttl == ttl::FOR_EVER || record.ttl > now_ms();
         Ok(if live {
-            PeerAnswer::Found { record, position }
+            PeerAnswer::Found { record: Arc::new(PeerRecord::new(record, memory)), position }
         } else {
             PeerAnswer::Gone { timestamp: record.timestamp, position }
         })
@@ -247,7 +290,7 @@ impl Inner {
 
     /// Says it once a while: every miss asks every member.
     fn complain(&self, member: &str, why: &str) {
-        let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut complaints = self.complaints.lock();
         complaints.retain(|_, at| at.elapsed() < COMPLAINT_INTERVAL);
         if !complaints.contains_key(member) {
             complaints.insert(member.to_owned(), Instant::now());

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use bitacora_protocol::Position;
-use bitacora_protocol::record::{KeyValue, OwnedKeyValue, source};
+use bitacora_protocol::record::{KeyValue, source};
+use bitacora_protocol::rpc::ServedFrom;
 
 use crate::log::LogTag;
 use crate::replication::progress::Progress;
-use crate::service::peers::{PeerAnswer, Peers};
-use crate::settings::PeerReads;
+use crate::service::peers::{PeerAnswer, PeerRecord, Peers};
 use crate::store::{Entry, State, Store, StoreError, Tier};
 
 pub struct Reads {
@@ -24,7 +24,7 @@ pub struct Answer {
     pub found: Found,
     /// The position that the answer reflects.
     pub position: Position,
-    pub from: From,
+    pub from: ServedFrom,
 }
 
 impl Answer {
@@ -36,6 +36,24 @@ impl Answer {
             Found::Local(entry) => entry.answer(),
             Found::Peer(record) => Some(KeyValue { source: source::CLUSTER, ..record.as_borrowed() }),
             Found::Gone { .. } | Found::Missing => None,
+        }
+    }
+
+    /// The memory of what was found; 0 if nothing was, or if another member's answer counts its own.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match &self.found {
+            Found::Local(entry) => entry.as_bytes().len(),
+            Found::Peer(_) | Found::Gone { .. } | Found::Missing => 0,
+        }
+    }
+
+    /// The `outcome` label of the metrics.
+    #[must_use]
+    pub fn outcome(&self) -> &'static str {
+        match &self.found {
+            Found::Local(_) | Found::Peer(_) => "found",
+            Found::Gone { .. } | Found::Missing => "missing",
         }
     }
 
@@ -56,17 +74,21 @@ pub enum Found {
     /// A record of this node's store; it is live, so it can be decoded.
     Local(Entry),
     /// A record of another member.
-    Peer(Box<OwnedKeyValue>),
+    Peer(Arc<PeerRecord>),
     /// Deleted or expired, by a record with this write timestamp.
     Gone { timestamp: i64 },
     /// No record.
     Missing,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum From {
-    Local(Tier),
-    Peer,
+/// When a key that is missing here is asked of the other members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum PeerReads {
+    /// while this node is not caught up with the log
+    Auto,
+    /// on every miss
+    Always,
+    Never,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +100,13 @@ pub enum GetError {
     NotRestored,
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+fn served_from(tier: Tier) -> ServedFrom {
+    match tier {
+        Tier::Cache => ServedFrom::Cache,
+        Tier::Store => ServedFrom::Store,
+    }
 }
 
 impl Reads {
@@ -120,16 +149,16 @@ impl Reads {
                 Ok(answer)
             }
             (_, PeerAnswer::Found { record, position }) => {
-                Ok(Answer { found: Found::Peer(Box::new(record)), position, from: From::Peer })
+                Ok(Answer { found: Found::Peer(record), position, from: ServedFrom::Peer })
             }
             (_, PeerAnswer::Gone { timestamp, position }) => {
-                Ok(Answer { found: Found::Gone { timestamp }, position, from: From::Peer })
+                Ok(Answer { found: Found::Gone { timestamp }, position, from: ServedFrom::Peer })
             }
             (_, PeerAnswer::Missing) => {
                 let position = self.progress.applied_for(key.as_bytes());
-                Ok(Answer { found: Found::Missing, position, from: From::Peer })
+                Ok(Answer { found: Found::Missing, position, from: ServedFrom::Peer })
             }
-            (_, PeerAnswer::Unknown) => self.missing(key, From::Local(Tier::Store)),
+            (_, PeerAnswer::Unknown) => self.missing(key, ServedFrom::Store),
         }
     }
 
@@ -150,7 +179,7 @@ impl Reads {
             PeerReads::Never => false,
             PeerReads::Auto => !self.progress.caught_up(),
         };
-        if ask { Ok(None) } else { self.missing(key, From::Local(Tier::Store)).map(Some) }
+        if ask { Ok(None) } else { self.missing(key, ServedFrom::Store).map(Some) }
     }
 
     /// As [`Reads::get`], of this node alone, and the log that the answer is of.
@@ -161,7 +190,7 @@ impl Reads {
         let log = self.store.log()?;
         let answer = match self.local(key)? {
             Some(answer) if self.progress.restored() => answer,
-            _ => self.missing(key, From::Local(Tier::Store))?,
+            _ => self.missing(key, ServedFrom::Store)?,
         };
         // Another log's store may have taken its place meanwhile.
         if self.store.log()? == log { Ok((answer, log)) } else { Err(GetError::NotRestored) }
@@ -174,10 +203,10 @@ impl Reads {
             State::Live => Found::Local(entry),
             State::Deleted | State::Expired => Found::Gone { timestamp: entry.timestamp().ms() },
         };
-        Ok(Some(Answer { found, position, from: From::Local(tier) }))
+        Ok(Some(Answer { found, position, from: served_from(tier) }))
     }
 
-    fn missing(&self, key: &str, from: From) -> Result<Answer, GetError> {
+    fn missing(&self, key: &str, from: ServedFrom) -> Result<Answer, GetError> {
         if !self.progress.restored() {
             return Err(GetError::NotRestored);
         }

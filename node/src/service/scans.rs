@@ -7,15 +7,19 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use bitacora_protocol::rpc::ScanRequest;
 use tokio::sync::Semaphore;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::replication::progress::Progress;
+use crate::service::memory::{Memory, OutOfMemory, Permit};
 use crate::service::writes::MAX_KEY_BYTES;
 use crate::store::{Entry, State, Store, StoreError};
 
 /// Records in a page, at most.
 pub const MAX_LIMIT: i32 = 10_000;
-/// Pages that are read at a time; further scans wait. Bounds memory and the disk's queue.
+/// Pages that are read at a time; further scans wait. Bounds the disk's queue.
 const MAX_CONCURRENT_PAGES: usize = 8;
+/// What a page is taken to have until it was read: what the store puts into one, and a last record that exceeds it.
+const PAGE_MEMORY_BYTES: usize = 2 << 20;
 
 pub struct Scans {
     store: Arc<Store>,
@@ -28,6 +32,8 @@ pub struct Page {
     pub entries: Vec<Entry>,
     /// For the next page; `None` at the end.
     pub cursor: Option<String>,
+    /// Of the entries, until they are sent.
+    pub memory: Permit,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +49,8 @@ pub enum ScanError {
     #[error("this node is still restoring its store; try again, or ask another node")]
     NotRestored,
     #[error(transparent)]
+    Memory(#[from] OutOfMemory),
+    #[error(transparent)]
     Store(#[from] StoreError),
 }
 
@@ -56,8 +64,8 @@ impl Scans {
     /// bounded in bytes and in the keys that are looked at, deleted ones included.
     ///
     /// # Errors
-    /// When the request is wrong, the node does not know all keys yet, or the store fails.
-    pub async fn page(&self, scan: &ScanRequest<'_>) -> Result<Page, ScanError> {
+    /// When the request is wrong, the node does not know all keys yet or has no memory for a page, or the store fails.
+    pub async fn page(&self, scan: &ScanRequest<'_>, memory: &Memory) -> Result<Page, ScanError> {
         for (name, text) in [("prefix", scan.prefix), ("start", scan.start), ("end", scan.end)] {
             if text.len() > MAX_KEY_BYTES {
                 return Err(ScanError::TooLong(name, text.len()));
@@ -75,6 +83,7 @@ impl Scans {
         let (prefix, end) = (scan.prefix.as_bytes().to_vec(), scan.end.as_bytes().to_vec());
         // Never closed.
         let _permit = self.permits.acquire().await;
+        let mut memory = memory.take(PAGE_MEMORY_BYTES)?;
         let (store, now) = (Arc::clone(&self.store), self.progress.clock().wall());
         // It may read much from disk; and LMDB's reader must not outlive the call.
         let read = tokio::task::spawn_blocking(move || {
@@ -85,7 +94,8 @@ impl Scans {
         if !self.progress.restored() {
             return Err(ScanError::NotRestored);
         }
-        Ok(Page { entries, cursor: last.map(|key| cursor_after(&key, scan)) })
+        memory.set(entries.iter().map(|entry| entry.as_bytes().len()).sum());
+        Ok(Page { entries, cursor: last.map(|key| cursor_after(&key, scan)), memory })
     }
 }
 
@@ -111,16 +121,11 @@ fn key_of(cursor: &str, scan: &ScanRequest<'_>) -> Result<Vec<u8>, ScanError> {
     }
 }
 
-/// FNV-1a over the bounds: enough to notice a mistake, and the same on every node.
+/// A hash of the bounds: enough to notice a mistake, and the same on every node.
 fn tag(scan: &ScanRequest<'_>) -> [u8; 8] {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for text in [scan.prefix, scan.start, scan.end] {
-        // 0xff is in no UTF-8.
-        for byte in text.bytes().chain([0xff]) {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-    }
-    hash.to_be_bytes()
+    // 0xff is in no UTF-8, so it separates.
+    let bounds = [scan.prefix, scan.start, scan.end].map(str::as_bytes).join(&0xff);
+    xxh3_64(&bounds).to_be_bytes()
 }
 
 #[cfg(test)]

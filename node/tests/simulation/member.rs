@@ -16,9 +16,9 @@ use bitacora_node::metrics::Metrics;
 use bitacora_node::replication::progress::Progress;
 use bitacora_node::replication::snapshot::{Fits, Report, SnapshotSource};
 use bitacora_node::replication::{self, Applier, Watermarks};
-use bitacora_node::service::peers::{PeerAnswer, Peers};
-use bitacora_node::service::reads::{Answer, Found, GetError, Reads};
-use bitacora_node::settings::PeerReads;
+use bitacora_node::service::memory::Memory;
+use bitacora_node::service::peers::{PeerAnswer, PeerRecord, Peers};
+use bitacora_node::service::reads::{Answer, Found, GetError, PeerReads, Reads};
 use bitacora_node::store::{Checkpoint, Entry, Incoming, NeededRepair, Store};
 use bitacora_node::trimming::{self, Upkeep};
 use bitacora_protocol::{HighWatermark, NextOffset, Position};
@@ -490,6 +490,7 @@ impl Member {
             String::new(),
             Duration::ZERO,
             0,
+            Memory::unlimited(),
             Arc::clone(&metrics),
         );
         let reads = Arc::new(Reads::new(
@@ -825,7 +826,10 @@ fn as_peer(key: &str, own: LogTag, answer: Result<(Answer, LogTag), GetError>) -
     match (&answer.found, answer.record()) {
         (_, Some(record)) => {
             assert_eq!(record.key, key);
-            PeerAnswer::Found { record: record.to_owned(), position: answer.position }
+            PeerAnswer::Found {
+                record: Arc::new(PeerRecord::new(record.to_owned(), Memory::unlimited().nothing())),
+                position: answer.position,
+            }
         }
         (Found::Gone { timestamp }, None) => {
             PeerAnswer::Gone { timestamp: *timestamp, position: answer.position }

@@ -240,6 +240,18 @@ impl<'a> Request<'a> {
         Ok(Some(request))
     }
 
+    /// Which message a call is of, from its first bytes; `None` if they do not tell.
+    #[must_use]
+    pub fn message_of(call: &[u8], foreign: Option<&ForeignProtocol>) -> Option<Message> {
+        let mut input = Input(call);
+        input.skip_metadata().ok()?;
+        let name = input.string("message name").ok()?;
+        match foreign {
+            None => Message::named(name),
+            Some(foreign) => Some(foreign.declared(name).ok()?.message),
+        }
+    }
+
     fn take(message: Message, input: &mut Input<'a>) -> Result<Self, CallError> {
         Ok(match message {
             Message::GetValue => Self::GetValue { key: input.string("key")? },

@@ -53,6 +53,8 @@ pub struct FrameReader {
     limits: FrameLimits,
     /// Of the frame at the front; `None` before its header is there.
     header: Option<Header>,
+    /// Of the buffer that [`FrameReader::skip`] is inside of, the bytes that were not dropped yet.
+    unskipped: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -74,7 +76,7 @@ impl FrameReader {
     /// A reader at the start of a stream.
     #[must_use]
     pub fn new(limits: FrameLimits) -> Self {
-        Self { limits, header: None }
+        Self { limits, header: None, unskipped: 0 }
     }
 
     /// The frame at the front of `input`; `None` while it is not whole: `input` must then be given again, with more at its
@@ -125,6 +127,38 @@ impl FrameReader {
             scratch
         };
         Ok(Some(Frame { serial: header.serial, message, length: header.walked }))
+    }
+
+    /// Drops the frame at the front, for want of room, instead of waiting until it is whole. To be called after
+    /// [`FrameReader::next`] found none, and then again with what follows instead of it, until there is a serial. Returns how
+    /// many bytes the caller has to drop from the front of the input, and the frame's serial once those were its last.
+    ///
+    /// # Errors
+    /// As [`FrameReader::next`].
+    pub fn skip(&mut self, input: &[u8]) -> Result<(usize, Option<i32>), FrameError> {
+        let Some(header) = &mut self.header else { return Ok((0, None)) };
+        let mut at = std::mem::take(&mut header.walked);
+        loop {
+            let dropped = self.unskipped.min(input.len() - at);
+            at += dropped;
+            self.unskipped -= dropped;
+            if self.unskipped > 0 {
+                return Ok((at, None));
+            }
+            if header.left == 0 {
+                let serial = header.serial;
+                self.header = None;
+                return Ok((at, Some(serial)));
+            }
+            let Some(length) = int(input, at) else { return Ok((at, None)) };
+            let length = usize::try_from(length).map_err(|_| FrameError::Negative(length))?;
+            if header.message + length > self.limits.bytes {
+                return Err(FrameError::TooLarge { serial: header.serial, max: self.limits.bytes });
+            }
+            (header.message, self.unskipped) = (header.message + length, length);
+            header.left -= 1;
+            at += LENGTH;
+        }
     }
 
     /// How many bytes the input must have at least before [`FrameReader::next`] can find more than it has; for making
@@ -212,6 +246,30 @@ mod tests {
             prop_assert_eq!(start, stream.len());
             let expected: Vec<_> = frames.iter().map(|(serial, buffers)| (*serial, buffers.concat())).collect();
             prop_assert_eq!(found, expected);
+        }
+
+        #[test]
+        fn a_skipped_frame_leaves_the_next_one(
+            buffers in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..40), 1..5),
+            first in 13usize..30, step in 1usize..50,
+        ) {
+            let skipped = frame(7, &buffers);
+            let stream = [skipped.clone(), frame(8, &[b"next".to_vec()])].concat();
+            let mut reader = FrameReader::new(LIMITS);
+            let (mut start, mut end, mut scratch) = (0, first.min(skipped.len() - 1), Vec::new());
+            prop_assert_eq!(reader.next(&stream[..end], &mut scratch), Ok(None));
+            loop {
+                let (dropped, serial) = reader.skip(&stream[start..end]).expect("they are frames");
+                start += dropped;
+                prop_assert!(start <= skipped.len() && end - start < LENGTH || serial.is_some());
+                if let Some(serial) = serial {
+                    prop_assert_eq!((serial, start), (7, skipped.len()));
+                    break;
+                }
+                end = (end + step).min(stream.len());
+            }
+            let next = reader.next(&stream[start..], &mut scratch).expect("a frame").expect("whole");
+            prop_assert_eq!((next.serial, next.message), (8, &b"next"[..]));
         }
 
         #[test]

@@ -21,6 +21,14 @@ use crate::log::LogIdentity;
 use crate::store::{Copy, FORMAT};
 use bitacora_protocol::NextOffset;
 
+/// Whether a node without a store that it can use takes another member's before it reads the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum SnapshotUse {
+    /// if a member has one that fits
+    Auto,
+    Never,
+}
+
 pub const MAGIC: &[u8; 8] = b"BTCSNAP2";
 /// A topic of 10,000 partitions has far less.
 const MAX_HEADER_BYTES: usize = 1 << 20;

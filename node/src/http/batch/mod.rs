@@ -1,0 +1,364 @@
+//! `POST /rpc/batch`: operations come in as NDJSON and their results go out as NDJSON, in the same order, while more come
+//! in. What is held is bounded whatever the client sends, and nothing is read while the client does not read.
+
+mod lines;
+mod results;
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bitacora_protocol::http::{BatchLine, TimeToLive};
+use bitacora_protocol::rpc::Operation;
+use bytes::{Buf, Bytes};
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, FuturesOrdered};
+use futures_util::{FutureExt as _, Stream, StreamExt as _};
+use tokio::sync::mpsc;
+use warp::http::HeaderValue;
+use warp::http::header::CONTENT_TYPE;
+use warp::reply::{Reply as _, Response};
+
+use self::lines::{Lines, Skipped};
+use super::answers;
+use super::error::HttpError;
+use super::params::{parse_ttl, query_params};
+use super::{Limits, counted};
+use crate::metrics::Metrics;
+use crate::service::memory::Permit;
+use crate::service::writes::{KeyError, MAX_KEY_BYTES};
+use crate::service::{Begun, Done, Outcome, Service};
+
+/// Operations under way, of one batch.
+const MAX_UNDER_WAY: usize = 4096;
+/// Bytes of operations under way and of results that wait for those before them.
+const MAX_BYTES: usize = 8 << 20;
+/// Results leave in pieces of about this size.
+const CHUNK_BYTES: usize = 64 * 1024;
+/// What a line has beside key and value.
+const LINE_OVERHEAD_BYTES: usize = 1024;
+/// The memory that a batch is given before it begins: for a piece of the body, operations under way and the pieces of results
+/// that its client has yet to take. With it, lines of a usual size always find room.
+const BASE_MEMORY_BYTES: usize = 4 * CHUNK_BYTES;
+/// Memory beyond that is taken and given back in steps, so that the budget of the node is not asked for each line.
+const MEMORY_STEP_BYTES: usize = 64 * 1024;
+/// A piece of the body is taken to have this many bytes until it is there.
+const BODY_PIECE_BYTES: usize = 128 * 1024;
+
+/// Answers a batch, as its body comes in.
+pub fn run<B: Buf + Send + 'static>(
+    service: &Arc<Service>,
+    metrics: &Arc<Metrics>,
+    limits: Limits,
+    query: &str,
+    body: impl Stream<Item = Result<B, warp::Error>> + Send + 'static,
+) -> Response {
+    let began = Instant::now();
+    let memory = query_params(query, &[]).and_then(|_| Ok(service.memory().take(BASE_MEMORY_BYTES)?));
+    let memory = match memory {
+        Ok(memory) => memory,
+        Err(error) => return counted(metrics, "batch", began, Err(error)).into_response(),
+    };
+    let mut batch = Batch {
+        // JSON spells a byte with up to six.
+        lines: Lines::new(6 * (limits.max_value_bytes + MAX_KEY_BYTES) + LINE_OVERHEAD_BYTES),
+        waiting: None,
+        service: Arc::clone(service),
+        metrics: Arc::clone(metrics),
+        limits,
+        body: Box::pin(body),
+        under_way: FuturesOrdered::new(),
+        pending: VecDeque::new(),
+        bytes: 0,
+        memory,
+        ended: false,
+        began,
+    };
+    let (sender, receiver) = mpsc::channel(1);
+    tokio::spawn(async move {
+        while let Some(chunk) = batch.next_chunk().await {
+            // The memory of a usual chunk is part of the batch's; that of a large result travels with it.
+            let memory = (chunk.len() > 2 * CHUNK_BYTES).then(|| batch.service.memory().nothing());
+            // The client has gone; what has begun takes its course.
+            if sender.send(answers::counted(chunk, memory)).await.is_err() {
+                return;
+            }
+        }
+    });
+    let results = stream::unfold(receiver, |mut receiver| async move {
+        let chunk: Bytes = receiver.recv().await?;
+        Some((Ok::<_, Infallible>(chunk), receiver))
+    });
+    let mut reply = warp::reply::stream(results).into_response();
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+    reply
+}
+
+struct Batch<S> {
+    service: Arc<Service>,
+    metrics: Arc<Metrics>,
+    limits: Limits,
+    body: Pin<Box<S>>,
+    lines: Lines,
+    /// A line for which there is no memory until an operation before it has ended.
+    waiting: Option<Vec<u8>>,
+    under_way: FuturesOrdered<BoxFuture<'static, Outcome>>,
+    /// One for each operation under way.
+    pending: VecDeque<Pending>,
+    /// The sum of the bytes of those pending.
+    bytes: usize,
+    /// For the lines, and for those bytes.
+    memory: Permit,
+    ended: bool,
+    began: Instant,
+}
+
+struct Pending {
+    /// The operation's name and key, or why the line is none.
+    request: Result<(&'static str, String), HttpError>,
+    bytes: usize,
+    began: Instant,
+}
+
+impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
+    /// The next results; `None` at the end.
+    async fn next_chunk(&mut self) -> Option<Vec<u8>> {
+        let mut out = Vec::new();
+        loop {
+            while out.len() < CHUNK_BYTES
+                && let Some(Some(outcome)) = self.under_way.next().now_or_never()
+            {
+                self.put(outcome, &mut out);
+            }
+            if out.len() >= CHUNK_BYTES {
+                return Some(out);
+            }
+            if self.begin_lines() {
+                continue;
+            }
+            // What is there goes out before anything is waited for.
+            if !out.is_empty() {
+                return Some(out);
+            }
+            let idle = self.under_way.is_empty();
+            let wants_more = !self.ended
+                && self.waiting.is_none()
+                && self.has_room()
+                && (idle || self.has_memory_for_body(BODY_PIECE_BYTES));
+            if !wants_more && idle {
+                self.metrics.request("http", "batch", "ok", self.began.elapsed());
+                return None;
+            }
+            let timeout = self.limits.request_timeout;
+            tokio::select! {
+                Some(outcome) = self.under_way.next() => self.put(outcome, &mut out),
+                piece = self.body.next(), if wants_more => self.take_body(piece),
+                () = async { tokio::time::sleep(timeout).await }, if idle => {
+                    self.end(Some(HttpError::BodyTimeout(timeout.as_millis())));
+                }
+            }
+        }
+    }
+
+    /// Begins the operations of the lines that are there. Returns whether there was any.
+    fn begin_lines(&mut self) -> bool {
+        let mut began_some = false;
+        while self.has_room()
+            && let Some(line) = self.next_line()
+        {
+            self.begin(line);
+            began_some = true;
+        }
+        began_some
+    }
+
+    /// The next line, if there is memory for it. If there is none, it waits for the operations before it, or else fails.
+    fn next_line(&mut self) -> Option<Result<Vec<u8>, Skipped>> {
+        let line = match self.waiting.take() {
+            Some(line) => line,
+            None => match self.lines.next()? {
+                Ok(line) => line,
+                Err(skipped) => return Some(Err(skipped)),
+            },
+        };
+        if self.has_memory_for(line.len()) {
+            Some(Ok(line))
+        } else if self.under_way.is_empty() {
+            Some(Err(Skipped::NoMemory))
+        } else {
+            self.waiting = Some(line);
+            None
+        }
+    }
+
+    fn take_body(&mut self, piece: Option<Result<B, warp::Error>>) {
+        let mut piece = match piece {
+            None => return self.end(None),
+            Some(Ok(piece)) => piece,
+            Some(Err(error)) => {
+                let why = format!("the body did not arrive whole: {error}");
+                return self.end(Some(HttpError::BadRequest(why)));
+            }
+        };
+        if !self.has_memory_for_body(piece.remaining()) && self.lines.bytes() > 0 {
+            self.lines.skip();
+        }
+        while piece.has_remaining() {
+            let length = piece.chunk().len();
+            self.lines.push(piece.chunk());
+            piece.advance(length);
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.under_way.len() < MAX_UNDER_WAY && self.bytes < MAX_BYTES
+    }
+
+    fn has_memory_for(&mut self, more: usize) -> bool {
+        self.has_memory(self.lines.memory_with(0) + self.bytes + more)
+    }
+
+    fn has_memory_for_body(&mut self, more: usize) -> bool {
+        self.has_memory(self.lines.memory_with(more) + self.bytes)
+    }
+
+    /// Whether this batch may hold so many bytes; if the node has them left, it may from now on.
+    fn has_memory(&mut self, wanted: usize) -> bool {
+        let missing = wanted.saturating_sub(self.memory.bytes());
+        missing == 0 || self.memory.try_grow(missing.next_multiple_of(MEMORY_STEP_BYTES))
+    }
+
+    /// Gives back the memory that is no longer needed, unless that is little.
+    fn give_memory_back(&mut self) {
+        let held = self.lines.memory_with(0) + self.bytes + self.waiting.as_ref().map_or(0, Vec::len);
+        let kept = BASE_MEMORY_BYTES.max(held + MEMORY_STEP_BYTES);
+        if self.memory.bytes() > kept + MEMORY_STEP_BYTES {
+            self.memory.set(kept);
+        }
+    }
+
+    fn end(&mut self, error: Option<HttpError>) {
+        self.ended = true;
+        match error {
+            None => self.lines.end(),
+            Some(error) => self.push(Err(error), 0, None),
+        }
+    }
+
+    fn begin(&mut self, line: Result<Vec<u8>, Skipped>) {
+        let number = self.lines.number();
+        let line = match line {
+            Ok(line) => line,
+            Err(Skipped::TooLong) => {
+                let max = self.lines.limit();
+                return self.push(Err(HttpError::LineTooLarge { number, max }), 0, None);
+            }
+            Err(Skipped::NoMemory) => {
+                return self.push(Err(self.service.memory().refuse().into()), 0, None);
+            }
+        };
+        let parsed = serde_json::from_slice::<BatchLine<'_>>(&line).map_err(|error| json_error(&error));
+        let begun = parsed.and_then(|parsed| {
+            let (name, operation) = operation(&parsed)?;
+            let begun = self.service.begin(operation);
+            let (BatchLine::Get { key } | BatchLine::Set { key, .. } | BatchLine::Delete { key }) = parsed;
+            Ok((name, key.into_owned(), begun))
+        });
+        match begun {
+            Ok((name, key, begun)) => self.push(Ok((name, key)), line.len(), Some(begun)),
+            Err(error) => {
+                let error = HttpError::BadRequest(format!("line {number}: {error}"));
+                self.push(Err(error), 0, None);
+            }
+        }
+    }
+
+    /// Takes an operation, or an error in its place, into the queue.
+    fn push(
+        &mut self,
+        request: Result<(&'static str, String), HttpError>,
+        mut bytes: usize,
+        begun: Option<Begun>,
+    ) {
+        let outcome = match begun {
+            Some(Begun::Later(outcome)) => outcome,
+            Some(Begun::Done(mut outcome)) => {
+                if let Ok(Done::Read(answer)) = &outcome {
+                    let found = answer.bytes();
+                    if self.has_memory_for(bytes + found) {
+                        bytes += found;
+                    } else {
+                        outcome = Err(self.service.memory().refuse().into());
+                    }
+                }
+                std::future::ready(outcome).boxed()
+            }
+            // Only its place in the order matters.
+            None => std::future::ready(Err(KeyError::Blank.into())).boxed(),
+        };
+        self.bytes += bytes;
+        self.pending.push_back(Pending { request, bytes, began: Instant::now() });
+        self.under_way.push_back(outcome);
+    }
+
+    /// Writes the result of the oldest operation.
+    fn put(&mut self, outcome: Outcome, out: &mut Vec<u8>) {
+        let Some(Pending { request, bytes, began }) = self.pending.pop_front() else { return };
+        let (operation, counted) = match request {
+            Ok((operation, key)) => (operation, results::put(operation, &key, outcome, out)),
+            Err(error) => ("batch", results::put_failure(&error, false, out)),
+        };
+        self.bytes -= bytes;
+        self.give_memory_back();
+        self.metrics.request("http", operation, counted, began.elapsed());
+    }
+}
+
+/// The operation of a line, and its name in the metrics.
+fn operation<'a>(line: &'a BatchLine<'_>) -> Result<(&'static str, Operation<'a>), String> {
+    Ok(match line {
+        BatchLine::Get { key } => ("get", Operation::Get { key }),
+        BatchLine::Delete { key } => ("delete", Operation::Delete { key }),
+        BatchLine::Set { key, value, ttl } => {
+            let live = match ttl {
+                None => 0,
+                Some(TimeToLive::Ms(ms)) => parse_ttl(&ms.to_string())?.as_millis() as i64,
+                Some(TimeToLive::Text(text)) => parse_ttl(text)?.as_millis() as i64,
+            };
+            ("set", Operation::Set { key, value, ttl: live })
+        }
+    })
+}
+
+/// The parser's words, without its own line number, which is always 1.
+fn json_error(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let what = text.split(" at line ").next().unwrap_or(&text);
+    format!("{what} (column {})", error.column())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::damage::{damaged, damages};
+
+    proptest! {
+        #[test]
+        fn any_line_is_an_operation_or_a_sentence(
+            key in ".{0,5}", value in ".{0,5}", ms: u64, damages in damages(),
+        ) {
+            let line = serde_json::json!({ "op": "set", "key": key, "value": value, "ttl": ms }).to_string();
+            let whole: BatchLine<'_> = serde_json::from_str(&line).expect("a line");
+            let expected =
+                BatchLine::Set { key: key.into(), value: value.into(), ttl: Some(TimeToLive::Ms(ms)) };
+            prop_assert_eq!(whole, expected);
+            if let Err(error) = serde_json::from_slice::<BatchLine<'_>>(&damaged(line.as_bytes(), &damages)) {
+                prop_assert!(json_error(&error).contains("(column "));
+            }
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! The result lines of a batch.
+
+use bitacora_protocol::Position;
+use bitacora_protocol::http::{FailedLine, ReadLine, WrittenLine};
+use bitacora_protocol::record::source;
+use serde::Serialize;
+
+use super::super::answers;
+use super::super::error::HttpError;
+use crate::service::error::ErrorKind;
+use crate::service::reads::Answer;
+use crate::service::writes::Written;
+use crate::service::{Done, Outcome};
+
+/// Appends what an operation came to; returns the `outcome` label of the metrics.
+pub fn put(operation: &str, key: &str, outcome: Outcome, out: &mut Vec<u8>) -> &'static str {
+    match outcome {
+        Ok(done) => {
+            match &done {
+                Done::Read(answer) => put_read(key, answer, out),
+                Done::Written(written) => put_written(key, written, out),
+            }
+            done.outcome()
+        }
+        Err(error) => put_failure(&error.into(), matches!(operation, "set" | "delete"), out),
+    }
+}
+
+/// Appends an error; returns the `outcome` label of the metrics. `write`: it is told whether it may still take effect.
+pub fn put_failure(error: &HttpError, write: bool, out: &mut Vec<u8>) -> &'static str {
+    let kind = error.kind();
+    let may_take_effect = if write { kind.may_take_effect() } else { None };
+    put_failed(kind, &error.to_string(), None, may_take_effect, out);
+    kind.outcome()
+}
+
+fn put_failed(
+    kind: ErrorKind,
+    message: &str,
+    position: Option<Position>,
+    may_take_effect: Option<bool>,
+    out: &mut Vec<u8>,
+) {
+    let status = kind.http_status();
+    put_line(&FailedLine { status, message: Some(message.into()), position, may_take_effect }, out);
+}
+
+fn put_read(key: &str, answer: &Answer, out: &mut Vec<u8>) {
+    let Answer { position, from, .. } = *answer;
+    match answer.record() {
+        Some(record) => put_line(&ReadLine { status: 200, position, from, record }, out),
+        None => put_failed(ErrorKind::NotFound, &answers::not_found(key), Some(position), None, out),
+    }
+}
+
+/// Without the value, which the client has sent a moment ago.
+fn put_written(key: &str, written: &Written, out: &mut Vec<u8>) {
+    let Written { appended, ttl, uuid } = written;
+    let line = WrittenLine {
+        status: 200,
+        position: appended.position,
+        key: key.into(),
+        timestamp: appended.timestamp.ms(),
+        source: source::PRODUCER,
+        ttl: *ttl,
+        uuid: uuid.into(),
+    };
+    put_line(&line, out);
+}
+
+fn put_line(line: &impl Serialize, out: &mut Vec<u8>) {
+    // Nothing that is serialized here has a map with keys that are no strings.
+    let _ = serde_json::to_writer(&mut *out, line);
+    out.push(b'\n');
+}

@@ -1,0 +1,218 @@
+//! One key: `/rpc` and `/rpc/cluster`.
+
+use std::time::Duration;
+
+use bitacora_protocol::units;
+use bytes::Buf;
+use futures_util::Stream;
+use warp::http::HeaderMap;
+use warp::http::header::{CONTENT_TYPE, HeaderName};
+
+use super::error::HttpError;
+use super::params::{Params, parse_ttl, query_params};
+use super::{Limits, Outcome, answers, body};
+use crate::service::Service;
+use crate::service::writes::check_key;
+
+/// `GET /rpc?key=`
+pub async fn get(service: &Service, query: &str, headers: &HeaderMap) -> Outcome {
+    let params = query_params(query, &["key", "consistency", "position", "timeout"])?;
+    let key = params.get("key").unwrap_or_default();
+    check_key(key).map_err(crate::service::error::OperationError::from)?;
+    let position = text_header(headers, &HeaderName::from_static(bitacora_protocol::http::POSITION_HEADER))?;
+    let position = params.get("position").or(position);
+    check_consistency(params.get("consistency"), position, params.get("timeout"))?;
+    let answer = service.get(key).await?;
+    Ok((answers::read(key, &answer, service.memory())?, answer.outcome()))
+}
+
+/// `GET /rpc/cluster?key=`: what another member asks.
+pub fn get_here(service: &Service, query: &str) -> Outcome {
+    let params = query_params(query, &["key"])?;
+    let key = params.get("key").unwrap_or_default();
+    let (answer, log) = service.get_here(key)?;
+    Ok((answers::read_here(key, &answer, log, service.memory())?, answer.outcome()))
+}
+
+/// `POST /rpc`, with the value in the query, in a form, or as the body.
+pub async fn set(
+    service: &Service,
+    limits: Limits,
+    query: &str,
+    headers: &HeaderMap,
+    body: impl Stream<Item = Result<impl Buf, warp::Error>>,
+) -> Outcome {
+    let query = query_params(query, &["key", "value", "ttl"])?;
+    let content_type = text_header(headers, &CONTENT_TYPE)?;
+    let form = content_type.is_some_and(|kind| kind.starts_with("application/x-www-form-urlencoded"));
+    let Limits { max_value_bytes, request_timeout } = limits;
+    // A form spells a byte with up to three.
+    let limit = if form { 3 * max_value_bytes + 8192 } else { max_value_bytes };
+    let body::Body { bytes, mut memory } =
+        body::read(body, limit, max_value_bytes, request_timeout, service.memory()).await?;
+    let set = set_request(query, bytes, content_type.is_some(), form)?;
+    // The record that goes into the log, and the answer: taken before the write begins, so that it is refused as a whole.
+    memory.grow(2 * set.value.len())?;
+    let written = service.set(&set.key, &set.value, set.ttl).await?;
+    Ok((answers::written(&set.key, &set.value, &written, Some(memory)), "ok"))
+}
+
+/// `DELETE /rpc?key=`
+pub async fn delete(service: &Service, query: &str) -> Outcome {
+    let params = query_params(query, &["key"])?;
+    let key = params.get("key").unwrap_or_default();
+    let written = service.delete(key).await?;
+    Ok((answers::written(key, "", &written, None), "ok"))
+}
+
+fn text_header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, HttpError> {
+    let text = headers.get(name).map(|value| value.to_str()).transpose();
+    text.map_err(|_| HttpError::BadRequest("a header of the request is not text".to_owned()))
+}
+
+fn check_consistency(
+    level: Option<&str>,
+    position: Option<&str>,
+    timeout: Option<&str>,
+) -> Result<(), HttpError> {
+    if let Some(text) = position {
+        let parsed: Result<bitacora_protocol::Position, _> = text.parse();
+        parsed.map_err(|error| HttpError::BadRequest(error.to_string()))?;
+    }
+    if let Some(text) = timeout {
+        units::duration(text).map_err(|error| HttpError::BadRequest(format!("timeout: {error}")))?;
+    }
+    match level.unwrap_or("eventual") {
+        "eventual" => Ok(()),
+        level @ ("session" | "strong") => {
+            Err(HttpError::NotImplemented(format!("consistency={level} is not there yet; eventual is")))
+        }
+        other => {
+            Err(HttpError::BadRequest(format!("consistency={other} is none of eventual, session, strong")))
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct SetRequest {
+    key: String,
+    value: String,
+    ttl: Option<Duration>,
+}
+
+/// Puts a set together from query and body.
+///
+/// The value is the query's, or a form's field `value`, or the body as it is. `curl -d` and its like call every body a
+/// form; so one that is not a form of `value` and perhaps `key` and `ttl` is taken as it is.
+fn set_request(
+    mut query: Params,
+    body: Vec<u8>,
+    has_content_type: bool,
+    form: bool,
+) -> Result<SetRequest, HttpError> {
+    let bad = HttpError::BadRequest;
+    let body = String::from_utf8(body).map_err(|_| {
+        bad("the body is not UTF-8, and a value is text; encode bytes, for example as base64".to_owned())
+    })?;
+    let mut fields = form.then(|| form_fields(&body)).flatten();
+    let raw = match fields {
+        Some(_) => None,
+        // Without a word about a body, an empty one was forgotten rather than meant.
+        None if body.is_empty() && (!has_content_type || query.get("value").is_some()) => None,
+        None => Some(body),
+    };
+    let mut one = |name: &str, raw: Option<String>| {
+        let in_body = fields.as_mut().and_then(|fields| fields.take(name)).or(raw);
+        match (query.take(name), in_body) {
+            (Some(_), Some(_)) => {
+                Err(bad(format!("the {name} is given twice, in the query and in the body")))
+            }
+            (in_query, in_body) => Ok(in_query.or(in_body)),
+        }
+    };
+    let key = one("key", None)?.unwrap_or_default();
+    let ttl = one("ttl", None)?.map(|text| parse_ttl(&text)).transpose().map_err(bad)?;
+    let value = one("value", raw)?
+        .ok_or_else(|| bad("there is no value; give it as &value=, as a form, or as the body".to_owned()))?;
+    Ok(SetRequest { key, value, ttl })
+}
+
+/// The body's fields, if it is a form that sets a value.
+fn form_fields(body: &str) -> Option<Params> {
+    let fields =
+        Params::parse(body, "the form").and_then(|fields| fields.only(&["key", "value", "ttl"], "the form"));
+    fields.ok().filter(|fields| fields.get("value").is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::service::writes::MAX_TTL;
+
+    proptest! {
+        #[test]
+        fn any_query_and_body_are_a_set_or_a_sentence(
+            query in "(key=[a-c]{0,2}|value=[a-c]{0,2}|ttl=[0-9smhdx-]{0,5}|[a-z%&=+]{0,6})(&(value=x|ttl=[0-9]{1,22}[smhd]?))?",
+            body in prop_oneof![any::<Vec<u8>>(), "(key=k&)?value=[a-z%+]{0,4}(&ttl=[0-9]{1,3})?".prop_map(String::into_bytes)],
+            has_content_type: bool, form: bool, level in "eventual|session|.{0,9}", position in ".{0,9}",
+        ) {
+            let _ = check_consistency(Some(&level), Some(&position), Some(&query));
+            let set = query_params(&query, &["key", "value", "ttl"])
+                .and_then(|query| set_request(query, body.clone(), has_content_type, form));
+            match set {
+                Ok(set) => {
+                    prop_assert!(set.value.len() <= query.len().max(body.len()));
+                    prop_assert!(set.ttl.is_none_or(|ttl| !ttl.is_zero() && ttl <= MAX_TTL));
+                }
+                Err(error) => {
+                    let most = 200 + 2 * query.len() + 2 * body.len();
+                    let client_error = (400..500).contains(&error.kind().http_status());
+                    prop_assert!(client_error && error.to_string().len() < most, "{}", error);
+                }
+            }
+        }
+    }
+
+    const FORM: &str = "application/x-www-form-urlencoded";
+
+    fn set(query: &str, body: &str, content_type: Option<&str>) -> Result<SetRequest, String> {
+        let query = query_params(query, &["key", "value", "ttl"]).map_err(|error| error.to_string())?;
+        let form = content_type == Some(FORM);
+        set_request(query, body.into(), content_type.is_some(), form).map_err(|error| error.to_string())
+    }
+
+    fn value(query: &str, body: &str, content_type: Option<&str>) -> Result<String, String> {
+        set(query, body, content_type).map(|set| set.value)
+    }
+
+    #[test]
+    fn a_value_comes_from_the_query_a_form_or_the_body() {
+        let ok = |text: &str| Ok(text.to_owned());
+        assert_eq!(value("key=k&value=a%26b", "", None), ok("a&b"));
+        assert_eq!(value("key=k&value=", "", None), ok(""));
+        assert_eq!(value("key=k&value=v", "", Some(FORM)), ok("v"));
+        assert_eq!(value("key=k", "a%26b", None), ok("a%26b"));
+        assert_eq!(value("key=k", "", Some("text/plain")), ok(""));
+        assert_eq!(value("key=k", "{\"a\":1}", Some(FORM)), ok("{\"a\":1}"), "what curl -d sends");
+        assert_eq!(value("key=k", "other=1&value=2", Some(FORM)), ok("other=1&value=2"));
+        assert_eq!(value("key=k", "value=a%26b", Some(FORM)), ok("a&b"));
+        let expected = SetRequest { key: "k".into(), value: "v".into(), ttl: Some(Duration::from_secs(2)) };
+        assert_eq!(set("", "key=k&value=v&ttl=2s", Some(FORM)), Ok(expected));
+    }
+
+    #[test]
+    fn an_ambiguous_or_forgotten_value_is_refused() {
+        for (query, body, content_type) in [
+            ("key=k", "", None),
+            ("key=k&value=v", "w", None),
+            ("key=k&value=v", "value=w", Some(FORM)),
+            ("key=k&ttl=1s", "value=v&ttl=2s", Some(FORM)),
+            ("key=k&value=v&ttl=0", "", None),
+            ("key=k&value=v&ttl=101000d", "", None),
+        ] {
+            assert!(set(query, body, content_type).is_err(), "{query:?} with {body:?} was accepted");
+        }
+    }
+}

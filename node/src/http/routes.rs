@@ -1,0 +1,155 @@
+//! The table of the API's paths, and the one filter that looks a request up in it.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Buf;
+use futures_util::Stream;
+use warp::Filter;
+use warp::http::{HeaderMap, Method};
+use warp::path::FullPath;
+use warp::reply::{Reply as _, Response};
+
+use super::error::HttpError;
+use super::{Api, batch, counted, health, keys, scan, snapshot, status};
+
+/// A path and the methods by which it leads to a call. A path may have several rows.
+struct Route {
+    path: &'static str,
+    methods: &'static [Method],
+    call: Call,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Call {
+    Get,
+    Set,
+    Delete,
+    GetHere,
+    Scan,
+    Batch,
+    Ready,
+    Live,
+    Status,
+    Metrics,
+    Snapshot,
+}
+
+const GET: &[Method] = &[Method::GET, Method::HEAD];
+const POST: &[Method] = &[Method::POST];
+
+/// The API. `Allow` names the methods in this order.
+const ROUTES: &[Route] = &[
+    Route { path: "/rpc", methods: GET, call: Call::Get },
+    Route { path: "/rpc", methods: POST, call: Call::Set },
+    Route { path: "/rpc", methods: &[Method::DELETE], call: Call::Delete },
+    Route { path: "/rpc/cluster", methods: GET, call: Call::GetHere },
+    Route { path: "/rpc/scan", methods: GET, call: Call::Scan },
+    Route { path: "/rpc/batch", methods: POST, call: Call::Batch },
+    Route { path: "/health", methods: GET, call: Call::Ready },
+    Route { path: "/health/ready", methods: GET, call: Call::Ready },
+    Route { path: "/health/live", methods: GET, call: Call::Live },
+    Route { path: "/status", methods: GET, call: Call::Status },
+    Route { path: "/metrics", methods: GET, call: Call::Metrics },
+    // Not HEAD, which would read the whole store for nothing.
+    Route { path: "/snapshot", methods: &[Method::GET], call: Call::Snapshot },
+];
+
+/// Which call a request is. A slash at the end of a path is of no meaning.
+fn find(full_path: &str, method: &Method) -> Result<Call, HttpError> {
+    let path = full_path.strip_suffix('/').unwrap_or(full_path);
+    let mut allowed: Vec<&str> = Vec::new();
+    for route in ROUTES.iter().filter(|route| route.path == path) {
+        if route.methods.contains(method) {
+            return Ok(route.call);
+        }
+        allowed.extend(route.methods.iter().map(Method::as_str));
+    }
+    if allowed.is_empty() {
+        return Err(HttpError::NoSuchPath(full_path.to_owned()));
+    }
+    Err(HttpError::Method { method: method.to_string(), allow: allowed.join(", ") })
+}
+
+/// A request, but for its body.
+struct Request {
+    method: Method,
+    path: FullPath,
+    query: String,
+    headers: HeaderMap,
+}
+
+/// Answers every request.
+pub fn routes(api: Arc<Api>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
+    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
+    let no_body = || HttpError::BadRequest("the body of the request can't be read".to_owned());
+    warp::method()
+        .and(warp::path::full())
+        .and(query)
+        .and(warp::header::headers_cloned())
+        .and(warp::body::stream())
+        .then(move |method, path, query, headers, body| {
+            let api = Arc::clone(&api);
+            async move { answer(&api, Request { method, path, query, headers }, body).await }
+        })
+        .or(warp::any().map(move || no_body().reply(false).into_response()))
+        .unify()
+}
+
+async fn answer<B: Buf + Send + 'static>(
+    api: &Api,
+    request: Request,
+    body: impl Stream<Item = Result<B, warp::Error>> + Send + 'static,
+) -> Response {
+    let started = Instant::now();
+    let Request { method, path, query, headers } = request;
+    let Api { service, status: node, snapshots, metrics, limits } = api;
+    let (operation, outcome) = match find(path.as_str(), &method) {
+        Ok(Call::Get) => ("get", keys::get(service, &query, &headers).await),
+        Ok(Call::Set) => ("set", keys::set(service, *limits, &query, &headers, body).await),
+        Ok(Call::Delete) => ("delete", keys::delete(service, &query).await),
+        Ok(Call::GetHere) => ("cluster", keys::get_here(service, &query)),
+        Ok(Call::Scan) => ("scan", scan::scan(service, &query).await),
+        Ok(Call::Batch) => return batch::run(service, metrics, *limits, &query, body),
+        Ok(Call::Ready) => return health::ready(node).into_response(),
+        Ok(Call::Live) => return health::live().into_response(),
+        Ok(Call::Status) => return status::status(node).into_response(),
+        Ok(Call::Metrics) => return status::metrics(node).into_response(),
+        Ok(Call::Snapshot) => return snapshot::send(snapshots, &query),
+        Err(error) => return error.reply(false).into_response(),
+    };
+    counted(metrics, operation, started, outcome).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn get_comes_with_head_but_for_the_snapshot() {
+        for route in ROUTES.iter().filter(|route| route.methods.contains(&Method::GET)) {
+            let head = find(route.path, &Method::HEAD);
+            assert_eq!(head.ok() == Some(route.call), route.path != "/snapshot", "{}", route.path);
+        }
+    }
+
+    #[test]
+    fn allow_names_every_method_of_a_path() {
+        let allow = |path: &str| match find(path, &Method::PATCH) {
+            Err(HttpError::Method { allow, .. }) => Some(allow),
+            _ => None,
+        };
+        for (path, expected) in [
+            ("/rpc", Some("GET, HEAD, POST, DELETE")),
+            ("/rpc/batch", Some("POST")),
+            ("/snapshot", Some("GET")),
+            ("/health/live", Some("GET, HEAD")),
+            ("/", None),
+            ("/rpcs", None),
+        ] {
+            assert_eq!(allow(path).as_deref(), expected, "{path}");
+        }
+        assert_eq!(find("/rpc/", &Method::DELETE).ok(), Some(Call::Delete));
+    }
+}

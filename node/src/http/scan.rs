@@ -1,0 +1,41 @@
+//! `GET /rpc/scan`: a page of records in key order.
+
+use bitacora_protocol::http::{PositionedRecord, ScanPage};
+use bitacora_protocol::rpc::ScanRequest;
+use warp::http::StatusCode;
+
+use super::Outcome;
+use super::answers::{self, Reply};
+use super::error::HttpError;
+use super::params::query_params;
+use crate::service::Service;
+use crate::service::scans::Page;
+
+/// Records in a page of a scan that asks for no number.
+const DEFAULT_LIMIT: i32 = 100;
+
+/// Answers with a page.
+pub async fn scan(service: &Service, query: &str) -> Outcome {
+    let params = query_params(query, &["prefix", "start", "end", "limit", "cursor"])?;
+    let text = |name| params.get(name).unwrap_or_default();
+    let limit = match params.get("limit") {
+        None => DEFAULT_LIMIT,
+        Some(limit) => limit
+            .parse()
+            .map_err(|_| HttpError::BadRequest(format!("limit={limit} is not a number of records")))?,
+    };
+    let (prefix, start, end, cursor) = (text("prefix"), text("start"), text("end"), text("cursor"));
+    let page = service.scan(&ScanRequest { prefix, start, end, limit, cursor }).await?;
+    Ok((reply(page), "ok"))
+}
+
+fn reply(page: Page) -> Reply {
+    let Page { entries, cursor, memory } = page;
+    let mut records = Vec::with_capacity(entries.len());
+    for entry in &entries {
+        let position = entry.position();
+        records.extend(entry.answer().map(|record| PositionedRecord { record, position }));
+    }
+    let body = ScanPage { records, cursor: cursor.map(Into::into) };
+    answers::counted_json(StatusCode::OK, &body, Some(memory))
+}

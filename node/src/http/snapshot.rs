@@ -1,0 +1,30 @@
+//! `GET /snapshot`: the store, as it is now, to another member or to a backup.
+
+use futures_util::stream;
+use warp::reply::{Reply as _, Response};
+
+use super::error::failure;
+use super::params::query_params;
+use crate::replication::snapshot::Snapshots;
+use crate::replication::snapshot::serve::Refused;
+use crate::service::error::ErrorKind;
+
+/// Begins to send the store.
+pub fn send(snapshots: &Snapshots, query: &str) -> Response {
+    if let Err(error) = query_params(query, &[]) {
+        return error.reply(false).into_response();
+    }
+    match snapshots.begin() {
+        Ok(pieces) => {
+            let pieces = stream::unfold(pieces, |mut pieces| async { Some((pieces.recv().await?, pieces)) });
+            warp::reply::stream(pieces).into_response()
+        }
+        Err(refused) => {
+            let kind = match refused {
+                Refused::Busy => ErrorKind::NotReady,
+                Refused::NotRestored | Refused::Store(_) => ErrorKind::AskAnotherNode,
+            };
+            failure(kind, &refused.to_string(), None).into_response()
+        }
+    }
+}

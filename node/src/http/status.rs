@@ -1,0 +1,17 @@
+//! `GET /status` and `GET /metrics`.
+
+use warp::http::StatusCode;
+
+use super::answers::{self, Reply};
+use crate::service::status::NodeStatus;
+
+/// The node's own account, as JSON.
+pub fn status(status: &NodeStatus) -> Reply {
+    answers::json(StatusCode::OK, &status.status())
+}
+
+/// For Prometheus.
+pub fn metrics(status: &NodeStatus) -> Reply {
+    let text = status.metrics_text();
+    answers::respond(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text.into())
+}

@@ -1,0 +1,261 @@
+//! What becomes of a call: most are answered at once; a write, a miss, a batch and a scan wait.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bitacora_protocol::rpc::{
+    ErrorCode, Failure, ForeignProtocol, Frame, HandshakeRequest, Message, Operation, Request, RequestError,
+};
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, join_all};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+
+use super::handshake::{Client, shake_hands};
+use super::report::Answered;
+use super::{Shared, answers};
+use crate::service::error::{ErrorKind, OperationError};
+use crate::service::memory::{Memory, Permit, SMALL_ANSWER_BYTES};
+use crate::service::{Begun, Done, Outcome, Service};
+
+/// What the answers of one batch may have, in bytes.
+const MAX_BATCH_ANSWER_BYTES: usize = 16 << 20;
+const STOPPING_MESSAGE: &str = "this node is stopping and did nothing; ask another node";
+const BUSY_MESSAGE: &str = "this node has too many batches and scans to do and did nothing; ask another node";
+
+/// What became of a frame.
+pub enum Content {
+    /// Its answer is written.
+    There,
+    /// What is written so far, perhaps a handshake, belongs before the answer.
+    Waits { message: Message, begun: Waiting },
+    /// It begins with no handshake, though it should.
+    Unreadable,
+}
+
+/// A call that has to wait.
+pub enum Waiting {
+    Operation(BoxFuture<'static, Outcome>),
+    Heavy(Heavy),
+}
+
+/// The bytes of a batch or a scan, which begins when the node has room for its answer.
+pub struct Heavy {
+    shared: Arc<Shared>,
+    call: Vec<u8>,
+    foreign: Option<Arc<ForeignProtocol>>,
+    /// For the call, and then for its answer.
+    memory: Permit,
+}
+
+/// A call that had to wait, answered.
+pub struct Finished {
+    pub serial: i32,
+    pub message: Message,
+    /// The whole content of the answer's frame.
+    pub content: Vec<u8>,
+    pub outcome: &'static str,
+    pub began: Instant,
+    /// Of a batch or a scan.
+    pub heavy: Option<OwnedSemaphorePermit>,
+    /// For the content, if it is large.
+    pub memory: Option<Permit>,
+}
+
+/// Answers a frame, or begins to. `out_memory` stands for the large answers in `out`.
+///
+/// `refuses`: the node is stopping.
+pub fn answer_frame(
+    shared: &Arc<Shared>,
+    client: &mut Client,
+    frame: Frame<'_>,
+    refuses: bool,
+    out: &mut Vec<u8>,
+    out_memory: &mut Permit,
+    answered: &mut Answered,
+) -> Content {
+    let mut call = frame.message;
+    if matches!(client, Client::Unknown) {
+        let Ok((handshake, rest)) = HandshakeRequest::decode(call) else { return Content::Unreadable };
+        let Some(known) = shake_hands(&shared.protocols, &handshake, out) else { return Content::Unreadable };
+        *client = known;
+        if matches!(client, Client::Unknown) {
+            return Content::There;
+        }
+        call = rest;
+    }
+    let foreign = client.foreign();
+    let request = match Request::decode(call, foreign.map(|protocol| &**protocol)) {
+        // A ping: its answer is as empty.
+        Ok(None) => return Content::There,
+        Ok(Some(request)) => request,
+        Err(error) => {
+            Failure::Text(error.to_string()).encode(None, out);
+            answered.count(None, "refused");
+            return Content::There;
+        }
+    };
+    let message = request.message();
+    if refuses {
+        let error = RequestError { code: ErrorCode::NotReady, message: STOPPING_MESSAGE.to_owned() };
+        Failure::Declared(error).encode(Some(message), out);
+        answered.count(Some(message), ErrorKind::NotReady.outcome());
+        return Content::There;
+    }
+    let Some(operation) = operation(&request) else {
+        return match Heavy::new(shared, call, foreign) {
+            Ok(heavy) => Content::Waits { message, begun: Waiting::Heavy(heavy) },
+            Err(error) => {
+                answered.count(Some(message), answers::put_error(message, &error, out));
+                Content::There
+            }
+        };
+    };
+    match shared.service.begin(operation) {
+        Begun::Done(outcome) => {
+            let outcome = with_memory(outcome, out_memory);
+            let label = answers::put_outcome(message, &outcome, out);
+            answered.count(Some(message), label);
+            Content::There
+        }
+        Begun::Later(outcome) => Content::Waits { message, begun: Waiting::Operation(outcome) },
+    }
+}
+
+/// The operation of a call; `None` for a batch or a scan.
+fn operation<'a>(request: &Request<'a>) -> Option<Operation<'a>> {
+    match *request {
+        Request::GetValue { key } | Request::GetRecord { key } => Some(Operation::Get { key }),
+        Request::SetValue { key, value } => Some(Operation::Set { key, value, ttl: 0 }),
+        Request::SetRecord { key, value, ttl } => Some(Operation::Set { key, value, ttl }),
+        Request::Delete { key } | Request::DeleteRecord { key } => Some(Operation::Delete { key }),
+        Request::Batch(_) | Request::Scan(_) => None,
+    }
+}
+
+/// The outcome, unless it is a large answer and there is no memory for it.
+fn with_memory(outcome: Outcome, memory: &mut Permit) -> Outcome {
+    match outcome {
+        Ok(Done::Read(answer)) if answer.bytes() > SMALL_ANSWER_BYTES => {
+            memory.grow(answer.bytes())?;
+            Ok(Done::Read(answer))
+        }
+        outcome => outcome,
+    }
+}
+
+impl Waiting {
+    /// Whether it is a batch or a scan.
+    pub fn is_heavy(&self) -> bool {
+        matches!(self, Self::Heavy(_))
+    }
+
+    /// Makes the answer. `content` is what comes before it: a handshake, or nothing.
+    pub fn finish(
+        self,
+        serial: i32,
+        message: Message,
+        content: Vec<u8>,
+        memory: Memory,
+        began: Instant,
+    ) -> BoxFuture<'static, Finished> {
+        match self {
+            Self::Operation(outcome) => async move {
+                let mut content = content;
+                let outcome = answers::put_outcome(message, &outcome.await, &mut content);
+                let large = content.len() > SMALL_ANSWER_BYTES;
+                let memory = large.then(|| memory.nothing()).map(|mut memory| {
+                    memory.set(content.len());
+                    memory
+                });
+                Finished { serial, message, content, outcome, began, heavy: None, memory }
+            }
+            .boxed(),
+            Self::Heavy(heavy) => heavy.finish(serial, message, content, began).boxed(),
+        }
+    }
+}
+
+impl Heavy {
+    fn new(
+        shared: &Arc<Shared>,
+        call: &[u8],
+        foreign: Option<&Arc<ForeignProtocol>>,
+    ) -> Result<Self, OperationError> {
+        let memory = shared.service.memory().take(call.len())?;
+        let (shared, call, foreign) = (Arc::clone(shared), call.to_vec(), foreign.cloned());
+        Ok(Self { shared, call, foreign, memory })
+    }
+
+    async fn finish(
+        mut self,
+        serial: i32,
+        message: Message,
+        mut content: Vec<u8>,
+        began: Instant,
+    ) -> Finished {
+        let shared = Arc::clone(&self.shared);
+        let permit = timeout(shared.limits.request_timeout, Arc::clone(&shared.heavy).acquire_owned()).await;
+        let (outcome, heavy) = match permit {
+            Ok(permit) => (self.run(message, &mut content).await, permit.ok()),
+            Err(_) => {
+                let error = RequestError { code: ErrorCode::NotReady, message: BUSY_MESSAGE.to_owned() };
+                Failure::Declared(error).encode(Some(message), &mut content);
+                (ErrorKind::NotReady.outcome(), None)
+            }
+        };
+        self.memory.set(content.len());
+        Finished { serial, message, content, outcome, began, heavy, memory: Some(self.memory) }
+    }
+
+    async fn run(&mut self, message: Message, content: &mut Vec<u8>) -> &'static str {
+        // It has been decoded before, so it can be again.
+        match Request::decode(&self.call, self.foreign.as_deref()) {
+            Ok(Some(Request::Batch(operations))) => {
+                let results = begin_all(&self.shared.service, &operations, &mut self.memory);
+                drop(operations);
+                answers::put_batch(&results.await, content);
+                "ok"
+            }
+            Ok(Some(Request::Scan(scan))) => match self.shared.service.scan(&scan).await {
+                Ok(page) => {
+                    answers::put_page(&page, content);
+                    "ok"
+                }
+                Err(error) => answers::put_error(message, &error, content),
+            },
+            _ => "failed",
+        }
+    }
+}
+
+/// Begins all operations of a batch in their order. A read whose answer finds no memory fails alone.
+fn begin_all(
+    service: &Service,
+    operations: &[Operation<'_>],
+    memory: &mut Permit,
+) -> impl Future<Output = Vec<Outcome>> + Send + use<> {
+    let mut bytes = 0;
+    let begun: Vec<_> = operations
+        .iter()
+        .map(|operation| {
+            if bytes > MAX_BATCH_ANSWER_BYTES {
+                return std::future::ready(Err(OperationError::BatchTooLarge)).boxed();
+            }
+            match service.begin(*operation) {
+                Begun::Done(outcome) => std::future::ready(counted(outcome, &mut bytes, memory)).boxed(),
+                Begun::Later(outcome) => outcome,
+            }
+        })
+        .collect();
+    join_all(begun)
+}
+
+fn counted(outcome: Outcome, bytes: &mut usize, memory: &mut Permit) -> Outcome {
+    if let Ok(Done::Read(answer)) = &outcome {
+        // The record, and its bytes in the answer.
+        memory.grow(2 * answer.bytes())?;
+        *bytes += answer.bytes();
+    }
+    outcome
+}

@@ -1,0 +1,55 @@
+//! What a connection has answered, for the metrics.
+
+use std::time::Duration;
+
+use bitacora_protocol::rpc::Message;
+
+use crate::metrics::Metrics;
+
+/// What was answered since the last report: metrics are too dear to be moved for each call by itself.
+#[derive(Default)]
+pub struct Answered {
+    /// At once: message, outcome, how many.
+    at_once: Vec<(Option<Message>, &'static str, u64)>,
+    took: Duration,
+    waited: Vec<(Message, &'static str, Duration)>,
+}
+
+impl Answered {
+    /// Counts a call that was answered at once.
+    pub fn count(&mut self, message: Option<Message>, outcome: &'static str) {
+        match self.at_once.iter_mut().find(|(m, o, _)| *m == message && *o == outcome) {
+            Some((_, _, count)) => *count += 1,
+            None => self.at_once.push((message, outcome, 1)),
+        }
+    }
+
+    /// Calls that are answered together took as long as all of them.
+    pub fn took(&mut self, time: Duration) {
+        self.took = self.took.max(time);
+    }
+
+    /// Counts a call that had to wait.
+    pub fn waited(&mut self, message: Message, outcome: &'static str, took: Duration) {
+        self.waited.push((message, outcome, took));
+    }
+
+    /// Moves the metrics on, and begins anew.
+    pub fn report(&mut self, metrics: &Metrics) {
+        let operation = |message: Option<Message>| match message {
+            Some(Message::GetValue | Message::GetRecord) => "get",
+            Some(Message::SetValue | Message::SetRecord) => "set",
+            Some(Message::Delete | Message::DeleteRecord) => "delete",
+            Some(Message::Batch) => "batch",
+            Some(Message::Scan) => "scan",
+            None => "unknown",
+        };
+        for (message, outcome, count) in self.at_once.drain(..) {
+            metrics.requests("rpc", operation(message), outcome, count, self.took);
+        }
+        for (message, outcome, took) in self.waited.drain(..) {
+            metrics.requests("rpc", operation(Some(message)), outcome, 1, took);
+        }
+        self.took = Duration::ZERO;
+    }
+}

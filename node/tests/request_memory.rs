@@ -1,0 +1,169 @@
+//! A node whose memory for requests is spent refuses what needs some, does nothing by halves, and goes on with small reads.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bitacora_node::cluster::Address;
+use bitacora_node::cluster::fixed::FixedMembership;
+use bitacora_node::data_dir::DataDir;
+use bitacora_node::log::embedded::EmbeddedLog;
+use bitacora_node::node::{Node, Parts};
+use bitacora_node::settings::{Cli, Command};
+use bitacora_protocol::rpc::{FrameLimits, FrameReader, HandshakeRequest, PROTOCOL_HASH, Request, put_frame};
+use clap::Parser as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+/// `--request-memory` of these nodes.
+const LIMIT: &str = "8MiB";
+/// A value that many of fit into no budget of that size.
+const LARGE: usize = 900_000;
+/// Of such values.
+const GREEDY: usize = 40;
+
+struct Running {
+    node: Node,
+    http: String,
+    rpc: String,
+    _folder: tempfile::TempDir,
+}
+
+async fn start() -> Running {
+    let folder = tempfile::tempdir().expect("a folder");
+    let cli = Cli::try_parse_from(["bitacora-node", "dev", "--request-memory", LIMIT]).expect("settings");
+    let Command::Dev(settings) = cli.command else { panic!("dev was asked for") };
+    let data_dir = |name: &str| DataDir::open(&folder.path().join(name)).expect("a folder");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let rpc_listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let http = listener.local_addr().expect("bound");
+    let rpc = rpc_listener.local_addr().expect("bound");
+    let address = Address { host: http.ip().to_string(), api_port: http.port(), avro_port: rpc.port() };
+    let node = Node::start(Parts {
+        log: Arc::new(EmbeddedLog::open(data_dir("log"), "topic", 1).expect("a log")),
+        membership: Arc::new(FixedMembership::new(vec![address.api()], &address.api())),
+        data_dir: data_dir("node"),
+        listener,
+        rpc_listener,
+        address,
+        settings: settings.node,
+    })
+    .expect("it starts");
+    let progress = node.progress();
+    let mut changed = progress.watch();
+    while !progress.caught_up() {
+        let change = tokio::time::timeout(Duration::from_secs(30), changed.changed()).await;
+        change.expect("caught up in time").expect("the node lives");
+    }
+    Running { node, http: http.to_string(), rpc: rpc.to_string(), _folder: folder }
+}
+
+/// Sends what it is given on a connection of its own, and reads until the node closes it.
+async fn answer(address: &str, request: &[u8]) -> String {
+    let mut stream = TcpStream::connect(address).await.expect("a connection");
+    stream.write_all(request).await.expect("sent");
+    let mut text = Vec::new();
+    let read = tokio::time::timeout(Duration::from_secs(30), stream.read_to_end(&mut text)).await;
+    read.expect("answered in time").expect("an answer");
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+fn request(method: &str, query: &str, body: &str) -> Vec<u8> {
+    let length = body.len();
+    format!("{method} /rpc?{query} HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}")
+        .into_bytes()
+}
+
+/// A metric's value.
+async fn metric(address: &str, name: &str) -> f64 {
+    let text = answer(address, b"GET /metrics HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+    let value = text.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
+    value.expect(name).parse().expect("a number")
+}
+
+/// Connections that have sent most of a large body and no more. Returns them once the node has refused one of them.
+async fn spend_memory(address: &str) -> Vec<TcpStream> {
+    let whole = request("POST", "key=greedy", &"v".repeat(LARGE));
+    let mut greedy = Vec::new();
+    for _ in 0..GREEDY {
+        let mut stream = TcpStream::connect(address).await.expect("a connection");
+        // Those that are refused may be closed.
+        let _ = stream.write_all(&whole[..whole.len() - 1]).await;
+        greedy.push(stream);
+    }
+    while metric(address, "bitacora_request_memory_refusals_total").await == 0.0 {}
+    greedy
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn greedy_bodies_are_refused_and_small_reads_go_on() {
+    let Running { node, http, .. } = start().await;
+    let written = answer(&http, &request("POST", "key=small", "value")).await;
+    assert!(written.starts_with("HTTP/1.1 200"), "{written}");
+
+    let mut greedy = spend_memory(&http).await;
+    let limit = metric(&http, "bitacora_request_memory_limit_bytes").await;
+    assert!(metric(&http, "bitacora_request_memory_bytes").await <= limit);
+    let read = answer(&http, &request("GET", "key=small", "")).await;
+    assert!(read.starts_with("HTTP/1.1 200") && read.contains("\"value\":\"value\""), "{read}");
+
+    let mut refused = 0;
+    for stream in &mut greedy {
+        let mut text = vec![0; 4096];
+        let Ok(Ok(length)) = tokio::time::timeout(Duration::from_millis(20), stream.read(&mut text)).await
+        else {
+            continue;
+        };
+        let text = String::from_utf8_lossy(&text[..length]).into_owned();
+        if length > 0 {
+            assert!(text.starts_with("HTTP/1.1 503") && text.contains("retry-after: 1"), "{text}");
+            assert!(text.contains("REQUEST_MEMORY") && text.contains("\"mayTakeEffect\":false"), "{text}");
+            refused += 1;
+        }
+    }
+    assert!(refused > 0, "no refusal was read");
+
+    // Who has gone away gives back what was taken, and nothing of what was refused was written.
+    drop(greedy);
+    while metric(&http, "bitacora_request_memory_bytes").await > 0.0 {}
+    let read = answer(&http, &request("GET", "key=greedy", "")).await;
+    assert!(read.starts_with("HTTP/1.1 404"), "{read}");
+    let written = answer(&http, &request("POST", "key=large", &"v".repeat(LARGE))).await;
+    assert!(written.starts_with("HTTP/1.1 200"), "{}", &written[..200]);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_frame_is_refused_and_its_connection_goes_on() {
+    let Running { node, http, rpc, .. } = start().await;
+    let greedy = spend_memory(&http).await;
+    let large = "v".repeat(LARGE);
+    let mut sent = Vec::new();
+    let set = Request::SetRecord { key: "refused", value: &large, ttl: 0 };
+    put_frame(&mut sent, 1, |out| {
+        HandshakeRequest { client_hash: *PROTOCOL_HASH, client_protocol: None, server_hash: *PROTOCOL_HASH }
+            .encode(out);
+        Request::GetRecord { key: "small" }.encode(out);
+    });
+    put_frame(&mut sent, 2, |out| set.encode(out));
+    put_frame(&mut sent, 3, |out| Request::GetRecord { key: "refused" }.encode(out));
+    let mut stream = TcpStream::connect(&rpc).await.expect("a connection");
+    stream.write_all(&sent).await.expect("sent");
+
+    let mut frames = FrameReader::new(FrameLimits { bytes: 1 << 20, buffers: 10 });
+    let (mut input, mut scratch, mut answers) = (Vec::new(), Vec::new(), Vec::new());
+    while answers.len() < 3 {
+        let read = tokio::time::timeout(Duration::from_secs(30), stream.read_buf(&mut input)).await;
+        assert!(read.expect("in time").expect("an answer") > 0, "closed after {answers:?}");
+        while let Some(frame) = frames.next(&input, &mut scratch).expect("frames") {
+            answers.push((frame.serial, String::from_utf8_lossy(frame.message).into_owned()));
+            let length = frame.length;
+            input.drain(..length);
+        }
+    }
+    let text = |serial| &answers.iter().find(|(found, _)| *found == serial).expect("answered").1;
+    assert!(text(2).contains("REQUEST_MEMORY"), "{answers:?}");
+    assert!(!text(1).contains("REQUEST_MEMORY") && !text(3).contains("REQUEST_MEMORY"), "{answers:?}");
+    assert!(!text(3).contains("vvv"), "the set was refused");
+    drop(greedy);
+    node.stop().await;
+}
