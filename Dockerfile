@@ -65,7 +65,7 @@ USER 10001:10001
 WORKDIR /var/lib/bitacora
 VOLUME /var/lib/bitacora
 EXPOSE 8080 8081
-# The node handles it as process 1: it leaves the cluster, drains its doors, closes its store.
+# The node handles it as process 1: it leaves the cluster, ends the requests under way, closes its store.
 STOPSIGNAL SIGTERM
 # Readiness. A long restore counts as starting; a node that is restoring is alive, so nothing should restart it for this.
 HEALTHCHECK --interval=3s --timeout=3s --start-period=120s --retries=3 CMD ["bitacora-node", "health"]

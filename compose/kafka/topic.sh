@@ -9,10 +9,10 @@ bin=/opt/kafka/bin
 # max.message.bytes: the largest value that a node accepts, with its key and the rest of the record, fits.
 # segment.bytes, segment.ms: compaction leaves the newest segment alone. With the defaults (1 GiB, 7 days) that is up to
 #   a gigabyte per partition of old values for every new node to read, and deleted values stay on disk for a week.
-# delete.retention.ms: no tombstone may vanish before a node that was away for less than the delete grace has seen it.
+# delete.retention.ms: no tombstone may vanish before a node that was away for less than DELETE_RETENTION has seen it.
 #   Keep it at or above the nodes' DELETE_RETENTION; Kafka's default is one day.
 # min.insync.replicas: so many brokers have a write before it is acknowledged.
-# min.compaction.lag.ms: a tombstone of the nodes that came later than a write must not cost it before a node repairs that.
+# min.compaction.lag.ms: how long a node has to append a write again behind a trimmer's tombstone that came too late.
 configs=(
   cleanup.policy=compact
   message.timestamp.type=LogAppendTime

@@ -1,0 +1,46 @@
+# What a developer does every day. `just` alone lists it. CONTRIBUTING.md says how long each takes.
+
+_default:
+    @just --list --unsorted
+
+# What must hold before a commit: format, lints, docs. No tests.
+check:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+
+# The fast tier: unit tests, the documents, the library and the command line. No Kafka, no ZooKeeper, no simulation.
+test *ARGS:
+    cargo test --workspace --locked --lib --bins --test trimming --test readme --test documentation --test golden --test library --test command_line {{ ARGS }}
+
+# Everything that CI runs.
+ci:
+    .ci/run
+
+# The end-to-end suites, or those whose names contain a word: `just e2e trimming`.
+e2e *ARGS:
+    cargo test -p e2e --test e2e --locked -- {{ ARGS }}
+
+# Replication in simulated time: `just sim 30000`.
+sim SEEDS="2000":
+    SIMULATION_SEEDS={{ SEEDS }} cargo test -p bitacora-node --test simulation --locked -- --nocapture
+
+# One seed, with all that happened.
+sim-seed SEED:
+    SIMULATION_SEED={{ SEED }} cargo test -p bitacora-node --test simulation --locked no_seed -- --nocapture
+
+# The benchmarks: `just bench baseline`; also bulk, redis, restore.
+bench NAME="baseline":
+    cargo bench -p e2e --locked --bench {{ NAME }}
+
+# Formats the code.
+fmt:
+    cargo fmt --all
+
+# Builds the library's and the nodes' documentation, and opens it.
+doc:
+    cargo doc --workspace --no-deps --locked --open
+
+# Licences, sources and known vulnerabilities of the dependencies.
+deny:
+    .ci/deny
