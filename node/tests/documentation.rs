@@ -10,7 +10,9 @@ fn root() -> PathBuf {
 /// Pages for people, relative to the root.
 fn pages() -> Vec<PathBuf> {
     let mut pages: Vec<PathBuf> =
-        ["ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "README.md", "SECURITY.md"].map(Into::into).into();
+        ["ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "README.md", "SECURITY.md"]
+            .map(Into::into)
+            .into();
     for folder in ["docs", "monitoring", "compose/aws"] {
         let entries = std::fs::read_dir(root().join(folder)).expect("the folder is there");
         let paths = entries.map(|entry| entry.expect("readable").path());
@@ -36,7 +38,8 @@ fn code_spans(prose: &str) -> impl Iterator<Item = &str> {
 
 /// Whether a text is meant as a path of this repository.
 fn is_path(text: &str) -> bool {
-    const TOP: [&str; 9] = [".ci/", ".github/", "client/", "compose/", "docs/", "e2e/", "monitoring/", "node/", "src/"];
+    const TOP: [&str; 9] =
+        [".ci/", ".github/", "client/", "compose/", "docs/", "e2e/", "monitoring/", "node/", "src/"];
     const NAMED: [&str; 5] = [".avpr", ".md", ".rs", ".toml", ".yaml"];
     let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c));
     let is_file = |end: &&str| text.len() > end.len() && text.ends_with(*end);
@@ -67,11 +70,8 @@ fn broken(page: &Path, link: &str) -> Option<String> {
         return None;
     }
     let (path, section) = link.split_once('#').map_or((link, None), |(path, section)| (path, Some(section)));
-    let target = if path.is_empty() {
-        page.to_owned()
-    } else {
-        page.parent().unwrap_or(Path::new("")).join(path)
-    };
+    let target =
+        if path.is_empty() { page.to_owned() } else { page.parent().unwrap_or(Path::new("")).join(path) };
     if !root().join(&target).exists() {
         return Some(format!("{}: the link {link} leads nowhere", page.display()));
     }
