@@ -1,7 +1,7 @@
 //! Frames of Avro's `NettyTransceiver`: big-endian `int32 serial, int32 buffer count`, then for each buffer
 //! `int32 length, bytes`. The buffers, put together, are the message.
 //!
-//! Source: `org.apache.avro.ipc.NettyTransportCodec` of Avro 1.7; `contract.md` section 7.
+//! Source: `org.apache.avro.ipc.NettyTransportCodec` of Avro 1.7.
 
 /// What a frame may cost its reader.
 #[derive(Clone, Copy, Debug)]
