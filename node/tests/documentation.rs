@@ -43,7 +43,7 @@ fn is_path(text: &str) -> bool {
     const NAMED: [&str; 5] = [".avpr", ".md", ".rs", ".toml", ".yaml"];
     let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c));
     let is_file = |end: &&str| text.len() > end.len() && text.ends_with(*end);
-    plain && (TOP.iter().any(|top| text.starts_with(top)) || NAMED.iter().any(|end| is_file(end)))
+    plain && (TOP.iter().any(|top| text.starts_with(top)) || NAMED.iter().any(is_file))
 }
 
 /// Whether a path of a page is there: from the root, from the page's folder, or from the node's sources.
