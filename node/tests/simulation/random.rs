@@ -1,22 +1,34 @@
-/// `SplitMix64`: small, and the same everywhere.
-pub struct Random(pub u64);
+/// What is up to chance in a run; nothing is in a history.
+pub enum Random {
+    /// `SplitMix64`: small, and the same everywhere.
+    Seeded(u64),
+    Off,
+}
 
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
+    pub fn is_off(&self) -> bool {
+        matches!(self, Self::Off)
+    }
+
+    fn next(state: &mut u64) -> u64 {
+        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = *state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
 
-    /// Below `n`.
+    /// Below `n`; without chance `n - 1`.
     pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n.max(1)
+        match self {
+            Self::Seeded(state) => Self::next(state) % n.max(1),
+            Self::Off => n.saturating_sub(1),
+        }
     }
 
+    /// Without chance never.
     pub fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
+        !self.is_off() && self.below(n) == 0
     }
 
     /// Both bounds included.

@@ -3,21 +3,31 @@
 use std::path::Path;
 use std::sync::{Arc, MutexGuard};
 
-use bitacora_node::clock::WallTime;
-use bitacora_node::log::Batch;
-use bitacora_node::replication;
 use bitacora_node::store::Store;
-use bitacora_protocol::NextOffset;
 
-use crate::member::{Cluster, Member, Outcome, Part, compare};
+use crate::cluster::Cluster;
+use crate::member::{Member, Part};
 use crate::note;
-use crate::world::{
-    Accident, Bug, DELAY, HOUR, LAG, MINUTE, RETENTION, SECOND, SKEW, TOMBSTONES, World, read,
-};
+use crate::oracle::compare_new_node;
+use crate::promise::{Outcome, Violation};
+use crate::world::{Crash, DELAY, HOUR, LAG, MINUTE, RETENTION, SECOND, SKEW, TOMBSTONES, World};
 
 /// Of a run.
 const STEPS: u64 = 400;
 pub const NODES: usize = 3;
+
+/// What happens to the cluster and its nodes, besides what is everyday.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Accident {
+    Replaced,
+    Truncated,
+    StartMoved,
+    CutOff,
+    ClockSet,
+    DiskCopied,
+    DiskRestored,
+    Lag,
+}
 
 pub struct Simulation {
     pub cluster: Arc<Cluster>,
@@ -45,11 +55,11 @@ impl Drop for Simulation {
 
 impl Simulation {
     /// `dir` is empty; `spare` is for one run at a time.
-    pub fn new(seed: u64, bug: Bug, dir: &Path, spare: &Arc<Store>, traced: bool) -> Self {
+    pub fn new(seed: u64, dir: &Path, spare: &Arc<Store>, traced: bool) -> Self {
         // One more, for a node that joins in the end.
-        let mut world = World::new(seed, bug, NODES + 1, traced);
+        let mut world = World::seeded(seed, NODES + 1, traced);
         let pace = [3, 10, u64::MAX][world.random.index(3)];
-        let rough = world.random.one_in(2) || bug.accident().is_some();
+        let rough = world.random.one_in(2);
         let now = world.now;
         let cluster = Cluster::new(world);
         let members = (0..=NODES).map(|who| Member::new(&cluster, who, dir)).collect();
@@ -112,7 +122,7 @@ impl Simulation {
             79..86 => self.go_on(who)?,
             86..91 => {
                 self.world().compact();
-                self.newcomer()?;
+                compare_new_node(&mut self.world(), &self.spare)?;
             }
             91 => {
                 // The brokers' clocks agree no better than others.
@@ -185,7 +195,7 @@ impl Simulation {
         // At once, or in the middle of what it does next.
         if self.one_in(2) {
             let calls = self.world().random.below(6);
-            self.world().nodes[who].crash_in = Some(calls);
+            self.world().nodes[who].crash = Some(Crash::AfterCalls(calls));
             return;
         }
         if !self.members[who].is_up() {
@@ -206,24 +216,20 @@ impl Simulation {
     }
 
     fn accident(&mut self, who: usize) -> Outcome {
-        let bug = self.world().bug;
-        let accident = match bug.accident() {
-            Some(accident) if self.one_in(2) => accident,
-            _ => match self.between(0, 19) {
-                0 => Accident::Replaced,
-                1..5 => Accident::WentBack,
-                5..8 => Accident::StartMoved,
-                8..11 => Accident::CutOff,
-                11..14 => Accident::ClockSet,
-                14..16 => Accident::DiskCopied,
-                16..18 => Accident::DiskRestored,
-                _ => Accident::Lag,
-            },
+        let accident = match self.between(0, 19) {
+            0 => Accident::Replaced,
+            1..5 => Accident::Truncated,
+            5..8 => Accident::StartMoved,
+            8..11 => Accident::CutOff,
+            11..14 => Accident::ClockSet,
+            14..16 => Accident::DiskCopied,
+            16..18 => Accident::DiskRestored,
+            _ => Accident::Lag,
         };
         match accident {
             Accident::Replaced => self.world().replace(),
-            Accident::WentBack => {
-                if self.world().go_back() {
+            Accident::Truncated => {
+                if self.world().truncate_randomly() {
                     self.members.iter_mut().for_each(|member| member.doubted = true);
                 }
             }
@@ -275,7 +281,7 @@ impl Simulation {
                 return Ok(());
             }
             // What was held up may make pending repairs at any time.
-            let next = self.world().next_tidy();
+            let next = self.world().next_conditional();
             let next = next.map(|due| due + self.between(0, LAG / 2));
             let until = next.map_or(end, |next| next.clamp(now + 1, end)).min(now + TOMBSTONES / 4);
             if until - self.trimmed > TOMBSTONES / 4 {
@@ -294,7 +300,7 @@ impl Simulation {
             if until - self.repaired > LAG / 2 {
                 self.world().pass(DELAY);
                 let payer = self.started(somebody)?;
-                self.members[payer].pay_debts()?;
+                self.members[payer].append_repairs()?;
                 let now = self.world().now;
                 self.repaired = now;
                 self.elect();
@@ -310,7 +316,7 @@ impl Simulation {
     }
 
     /// That node or, if it is away, the next; nothing is wrong with it.
-    fn started(&mut self, mut who: usize) -> Result<usize, String> {
+    fn started(&mut self, mut who: usize) -> Result<usize, Violation> {
         self.members[who].start()?;
         if !self.members[who].is_up() {
             who = (who + 1) % NODES;
@@ -321,7 +327,7 @@ impl Simulation {
             world.nodes[who].skew = 0;
         }
         // Whatever was to befall it.
-        world.nodes[who].crash_in = None;
+        world.nodes[who].crash = None;
         Ok(who)
     }
 
@@ -346,23 +352,6 @@ impl Simulation {
         Ok(())
     }
 
-    /// What a node would hold that reads the log from its start now.
-    fn newcomer(&mut self) -> Outcome {
-        let failed = |error: bitacora_node::store::StoreError| error.to_string();
-        let mut world = self.world();
-        let starts = vec![NextOffset(0); world.log.len()];
-        self.spare.reset(&world.identity(), &starts, WallTime::default()).map_err(failed)?;
-        let mut batch = Batch::default();
-        for (partition, log) in (0..).zip(&world.log) {
-            for record in &log.records {
-                batch.push(read(world.bug, partition, record));
-            }
-        }
-        replication::apply(&self.spare, &batch, world.identity().tag()).map_err(failed)?;
-        world.counts.compared += 1;
-        compare(&world, &self.spare, "a new node")
-    }
-
     /// Everybody reads everything; then all that may be trimmed is, everything is compacted, and a new node joins.
     fn end(&mut self) -> Outcome {
         self.world().pass(DELAY);
@@ -371,7 +360,7 @@ impl Simulation {
             self.started(who)?;
             self.members[who].catch_up()?;
         }
-        self.members[0].pay_debts()?;
+        self.members[0].append_repairs()?;
         for _ in 0..6 {
             for who in 0..NODES {
                 // Whatever was to befall it.
@@ -382,7 +371,7 @@ impl Simulation {
             }
             self.world().pass(DELAY);
             self.started(0)?;
-            self.members[0].pay_debts()?;
+            self.members[0].append_repairs()?;
             self.world().compact_all();
             for who in 0..NODES {
                 self.started(who)?;

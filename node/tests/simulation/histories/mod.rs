@@ -1,0 +1,4 @@
+//! For each mistake a short history that ends well, and breaks a promise if the mistake is made.
+
+mod mistakes;
+mod script;

@@ -1,0 +1,176 @@
+//! What a node shows, held against what was written.
+
+use std::sync::Arc;
+
+use bitacora_node::log::LogTag;
+use bitacora_node::service::memory::Memory;
+use bitacora_node::service::peers::{PeerAnswer, PeerRecord};
+use bitacora_node::service::reads::{Answer, Found, GetError};
+use bitacora_node::store::{Entry, Store};
+
+use crate::member::{Member, Running};
+use crate::note;
+use crate::oracle::compare;
+use crate::promise::{Outcome, Promise, failed};
+use crate::world::{KEYS, Write};
+
+impl Member {
+    /// Looks at what the node shows after a step.
+    pub fn observe(&mut self) -> Outcome {
+        let Some(running) = &self.running else { return Ok(()) };
+        let (Running { store, progress, .. }, metrics) = (running, &self.metrics);
+        let checkpoint = store.copy().map_err(failed)?.checkpoint;
+        let resyncs = metrics.resyncs.get();
+        {
+            let mut world = self.view.world();
+            let counts = &mut world.counts;
+            counts.resyncs += resyncs - self.seen.resyncs;
+            counts.beside += u64::from(store.is_building() && !self.seen.beside);
+            let figures =
+                [metrics.records_trimmed.get(), metrics.records_void.get(), metrics.keys_swept.get()];
+            for (count, (new, old)) in [&mut counts.trimmed, &mut counts.void, &mut counts.swept]
+                .into_iter()
+                .zip(figures.into_iter().zip(self.seen.figures))
+            {
+                *count += new - old;
+            }
+            self.seen.figures = figures;
+        }
+        let before = &self.seen.checkpoint;
+        let back = before.identity == checkpoint.identity
+            && before.next.iter().zip(&checkpoint.next).any(|(before, after)| after < before);
+        if resyncs > self.seen.resyncs {
+            let mut world = self.view.world();
+            note!(world, "replica {} resyncs", self.who);
+            world.nodes[self.who].floor.clear();
+        } else if back && before.restored && (store.is_building() || !self.seen.beside) {
+            return Err(Promise::PositionsNeverGoBack.broken(format!(
+                "replica {} went back from {:?} to {:?} without a resync",
+                self.who, before.next, checkpoint.next
+            )));
+        } else if back {
+            let mut world = self.view.world();
+            world.counts.again += 1;
+            note!(world, "replica {} reads the log once more", self.who);
+        }
+        if checkpoint.next != self.seen.checkpoint.next {
+            note!(
+                self.view.world(),
+                "replica {} has read up to {:?} {:?}",
+                self.who,
+                checkpoint.next,
+                checkpoint.epochs
+            );
+        }
+        let copied = self.view.world().nodes[self.who].copied.take();
+        if let Some(floor) = copied {
+            // It may be behind, as that one is.
+            self.view.world().nodes[self.who].floor = floor;
+        }
+        (self.seen.checkpoint, self.seen.resyncs, self.seen.beside) =
+            (checkpoint, resyncs, store.is_building());
+        let all = self.view.world().is_read_by(&self.seen.checkpoint);
+        if all && progress.restored() && !store.is_building() && !self.doubted {
+            self.compare()?;
+        }
+        let reads = {
+            let world = &mut *self.view.world();
+            world.random.is_off() || world.random.one_in(4)
+        };
+        if reads { self.read() } else { Ok(()) }
+    }
+
+    /// It has read everything: each key must be what the log's last write says.
+    pub fn compare(&mut self) -> Outcome {
+        let Some(running) = &self.running else { return Ok(()) };
+        let mut world = self.view.world();
+        world.counts.compared += 1;
+        compare(&world, &running.store, &format!("replica {}", self.who))?;
+        let floor = KEYS.iter().filter_map(|key| Some((*key, world.expected(key)?.clone()))).collect();
+        world.nodes[self.who].floor = floor;
+        Ok(())
+    }
+
+    /// What it answers must have been written, and not be older than what it has answered before.
+    pub fn read(&mut self) -> Outcome {
+        let Some(running) = &self.running else { return Ok(()) };
+        for key in KEYS {
+            self.view.world().counts.reads += 1;
+            let (answer, asked) = match running.reads.at_once(key) {
+                Ok(Some(answer)) => (Ok(answer), false),
+                Ok(None) => {
+                    let mut best = PeerAnswer::Unknown;
+                    let own = running.store.log().map_err(failed)?;
+                    for (_, peer) in self.view.cluster.others(self.who) {
+                        let answer = as_peer(key, own, peer.reads.get_here(key));
+                        if !self.view.world().random.one_in(4) && answer.is_better_than(&best) {
+                            best = answer;
+                        }
+                    }
+                    self.view.world().counts.peer_reads += 1;
+                    (running.reads.settle(key, best), true)
+                }
+                Err(error) => (Err(error), false),
+            };
+            let Ok(answer) = answer else { continue };
+            let restored = running.progress.restored();
+            let world = self.view.world();
+            let (value, ttl) = match &answer.found {
+                Found::Local(entry) => (entry.record().map(|record| record.value.to_owned()), entry.ttl()),
+                Found::Peer(record) => (Some(record.value.clone()), record.ttl),
+                Found::Gone { .. } | Found::Missing => (None, 0),
+            };
+            let shown = || format!("replica {} answers {answer:?} for {key}", self.who);
+            let Some(timestamp) = answer.timestamp() else {
+                let floor =
+                    world.nodes[self.who].floor.get(key).filter(|floor| !world.has_died_since(key, floor));
+                if let Some(floor) = floor.filter(|_| !asked && restored) {
+                    return Err(Promise::AnswersNeverGoBack
+                        .broken(format!("{}, after it has held {floor:?}", shown())));
+                }
+                continue;
+            };
+            // By the clock of whoever answered.
+            let behind = world.nodes.iter().map(|node| node.skew).min().unwrap_or(0);
+            let expired = ttl != 0 && ttl <= world.now + behind.min(0);
+            if !world.is_real(key, answer.position, timestamp, value.as_deref()) || expired {
+                return Err(Promise::AnswersWereWritten
+                    .broken(format!("{}, which nobody wrote, or which is expired", shown())));
+            }
+            let age = (timestamp, answer.position.offset, answer.position.partition);
+            // Of two markers that one partition each holds, the newer may be trimmed first.
+            let gone = matches!(answer.found, Found::Gone { .. });
+            let dead = |floor: &&Write| gone && world.has_died_since(key, floor);
+            if let Some(floor) = world.nodes[self.who].floor.get(key).filter(|floor| !asked && !dead(floor))
+                && age < floor.age()
+            {
+                return Err(
+                    Promise::AnswersNeverGoBack.broken(format!("{}, after it has held {floor:?}", shown()))
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+fn as_peer(key: &str, own: LogTag, answer: Result<(Answer, LogTag), GetError>) -> PeerAnswer {
+    let Some((answer, _)) = answer.ok().filter(|(_, log)| log.fits(own)) else { return PeerAnswer::Unknown };
+    match (&answer.found, answer.record()) {
+        (_, Some(record)) => {
+            assert_eq!(record.key, key);
+            PeerAnswer::Found {
+                record: Arc::new(PeerRecord::new(record.to_owned(), Memory::unlimited().nothing())),
+                position: answer.position,
+            }
+        }
+        (Found::Gone { timestamp }, None) => {
+            PeerAnswer::Gone { timestamp: *timestamp, position: answer.position }
+        }
+        _ => PeerAnswer::Missing,
+    }
+}
+
+pub fn entries(store: &Store) -> Vec<(&'static str, Entry)> {
+    let entry = |key: &str| Some(store.get(key.as_bytes()).expect("readable")?.0);
+    KEYS.iter().filter_map(|key| Some((*key, entry(key)?))).collect()
+}

@@ -1,0 +1,45 @@
+//! What the system promises, as far as the simulation can see it.
+
+use std::fmt;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Promise {
+    /// A node that has read the whole log holds the last write of each key: no acknowledged write is lost, no deleted key
+    /// comes back, all nodes agree, and compaction changes nothing.
+    LastWriteHolds,
+    /// What a node answers was written, and has not expired.
+    AnswersWereWritten,
+    /// No answer is older than what the node has held when it had read the whole log.
+    AnswersNeverGoBack,
+    /// What a node has applied stays applied, unless its store is built anew.
+    PositionsNeverGoBack,
+    /// A node that nothing disturbs catches up, and the repairs come to an end.
+    NodesCatchUp,
+}
+
+/// A promise that was not kept.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Violation {
+    pub promise: Promise,
+    /// Where and how.
+    pub details: String,
+}
+
+pub type Outcome = Result<(), Violation>;
+
+impl Promise {
+    pub fn broken(self, details: impl Into<String>) -> Violation {
+        Violation { promise: self, details: details.into() }
+    }
+}
+
+impl fmt::Debug for Violation {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{:?}: {}", self.promise, self.details)
+    }
+}
+
+/// A node that can't use its store goes on no more.
+pub fn failed(error: impl fmt::Display) -> Violation {
+    Promise::NodesCatchUp.broken(error.to_string())
+}
