@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bitacora_node::cluster::Membership;
 use bitacora_node::clock::{LogTime, WallTime};
+use bitacora_node::cluster::Membership;
 use bitacora_node::log::{Condition, ConditionalRecord, Log};
 use bitacora_node::metrics::Metrics;
 use bitacora_node::replication::progress::Progress;
@@ -223,7 +223,9 @@ impl Member {
             let mut world = self.view.world();
             let now = world.now;
             for (key, entry) in entries(&running.store) {
-                if entry.has_record() && entry.state(WallTime::from_ms(now - RETENTION)) != bitacora_node::store::State::Live {
+                if entry.has_record()
+                    && entry.state(WallTime::from_ms(now - RETENTION)) != bitacora_node::store::State::Live
+                {
                     let Position { partition, offset } = entry.position();
                     let (key, condition) = (
                         key.as_bytes().to_vec(),

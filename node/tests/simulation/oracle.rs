@@ -36,7 +36,10 @@ impl World {
 pub fn compare(world: &World, store: &Store, who: &str) -> Outcome {
     for key in KEYS {
         let found = store.get(key.as_bytes()).map_err(failed)?;
-        let live = found.as_ref().map(|(entry, _)| entry).filter(|e| e.state(WallTime::from_ms(world.now)) == State::Live);
+        let live = found
+            .as_ref()
+            .map(|(entry, _)| entry)
+            .filter(|e| e.state(WallTime::from_ms(world.now)) == State::Live);
         let expected = world.expected(key);
         let due = expected.filter(|write| write.is_live(world.now));
         let agree = match (live, due) {
