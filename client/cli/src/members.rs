@@ -1,17 +1,15 @@
 //! `members` and `status`: who the nodes are, and what each says of itself. Always over HTTP.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use bitacora_protocol::http::{ComponentState, PartitionStatus, Status};
-use bitacora_protocol::zookeeper::{ConnectString, SERVERS, open_session};
+use bitacora_protocol::zookeeper::{SERVERS, list_members};
 use futures_util::{StreamExt as _, stream};
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::time::timeout;
-use zookeeper_async::ZkError;
 
 use crate::api::{Failure, Kind};
 use crate::cli::{self, Connection, Output, http_node};
@@ -20,6 +18,9 @@ use crate::output::{self, json_line, print, raw_line};
 
 /// Nodes asked at a time.
 const UNDER_WAY: usize = 32;
+
+/// ZooKeeper's servers refuse sessions that are much shorter.
+const SHORTEST_SESSION_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A node, and what it answered.
 struct Answer {
@@ -130,7 +131,9 @@ async fn ask_all(connection: &Connection) -> Result<Vec<Answer>, Failure> {
         && let Some(zookeeper) = &connection.zookeeper
     {
         let http = Http::new(&[], connection.timeout)?;
-        let names = match timeout(connection.timeout, registered(zookeeper, connection.timeout)).await {
+        let session_timeout = connection.timeout.max(SHORTEST_SESSION_TIMEOUT);
+        let names = match timeout(connection.timeout, list_members(zookeeper, session_timeout, SERVERS)).await
+        {
             Ok(names) => names,
             Err(_) => Err("no answer in time".to_owned()),
         };
@@ -195,22 +198,6 @@ fn name_of(url: &Url) -> String {
 fn one_port_below(rpc: &str) -> Option<Url> {
     let (host, port) = rpc.rsplit_once(':')?;
     http_node(&format!("{host}:{}", port.parse::<u16>().ok()?.checked_sub(1)?)).ok()
-}
-
-async fn registered(connect: &ConnectString, patience: Duration) -> Result<Vec<String>, String> {
-    let session_timeout = patience.max(Duration::from_secs(2));
-    let zookeeper = open_session(connect, session_timeout, &Arc::default()).await?;
-    let children = zookeeper.get_children(&format!("{}{SERVERS}", connect.chroot()), false).await;
-    // The process ends soon; a session that stays until it expires harms nobody.
-    let _ = timeout(Duration::from_millis(500), zookeeper.close()).await;
-    match children {
-        Ok(mut names) => {
-            names.sort();
-            Ok(names)
-        }
-        Err(ZkError::NoNode) => Ok(Vec::new()),
-        Err(error) => Err(error.to_string()),
-    }
 }
 
 /// What these commands show of a node's account; nothing of what they can't read.

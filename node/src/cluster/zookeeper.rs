@@ -2,14 +2,15 @@
 //! `/bitacora/trimmer`, of the member that trims the log: whoever finds none makes it.
 //!
 //! One task keeps what ZooKeeper holds as it should be: whenever something happened, and once a second in any case, it
-//! looks at this node's znodes and at the list of members. So it does not matter which event was lost: a new session,
+//! looks at this node's znodes and at the list of members ([`zookeeper::follow`]). So it does not matter which event was lost: a new session,
 //! an expired one, a znode that a dying session left or took away all mend themselves by the same few steps.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use bitacora_protocol::zookeeper::{ConnectString, SERVERS, SOCKETS, TRIMMER, host_port, open_session};
+use bitacora_protocol::zookeeper::{self, ConnectString, Follower, SERVERS, SOCKETS, TRIMMER};
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -17,11 +18,10 @@ use zookeeper_async::{Acl, CreateMode, ZkError, ZkResult, ZooKeeper};
 
 use super::{Address, Membership, MembershipState};
 
-/// ZooKeeper's members are looked at this often, if no watch or state change asks for it earlier.
-const MEMBERSHIP_CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Between two tries to reach a server.
-const RECONNECT_PAUSE: Duration = Duration::from_millis(300);
+/// How long [`Membership::leave`] waits for ZooKeeper.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Membership by ZooKeeper.
 pub struct ZooKeeperMembership {
     shared: Arc<Shared>,
     address: Address,
@@ -29,10 +29,9 @@ pub struct ZooKeeperMembership {
 }
 
 struct Shared {
-    chroot: String,
-    wanted: watch::Sender<Wanted>,
-    /// Something happened at ZooKeeper's side.
-    look: Arc<Notify>,
+    intent: watch::Sender<Intent>,
+    /// Makes the task look at ZooKeeper now.
+    wake: Arc<Notify>,
     known: Mutex<Known>,
 }
 
@@ -40,84 +39,90 @@ struct Known {
     members: Arc<[String]>,
     state: MembershipState,
     registered: bool,
+    /// Sessions under which this node has registered.
     sessions: u64,
     /// Whether this node was elected to trim the log, and is connected.
     trims: bool,
-    /// Whether the log says already that ZooKeeper does not answer.
-    told: bool,
+    /// Whether a log line has said already that ZooKeeper does not answer.
+    outage_logged: bool,
 }
 
+/// What this node wants to be.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Wanted {
-    Watching,
-    Member,
-    Gone,
+enum Intent {
+    Watch,
+    BeMember,
+    Leave,
 }
 
 impl ZooKeeperMembership {
     /// Starts to follow the cluster; `session_timeout` is what ZooKeeper is asked for, which it may raise.
     #[must_use]
     pub fn start(connect: &ConnectString, session_timeout: Duration, address: Address) -> Self {
-        let state = MembershipState::Disconnected { reason: "not reached yet".into() };
-        let shared = Arc::new(Shared {
+        let known = Known {
+            members: Arc::new([]),
+            state: MembershipState::Disconnected { reason: "not reached yet".into() },
+            registered: false,
+            sessions: 0,
+            trims: false,
+            outage_logged: false,
+        };
+        let intent = watch::Sender::new(Intent::Watch);
+        let shared = Arc::new(Shared { intent, wake: Arc::default(), known: Mutex::new(known) });
+        let registration = Registration {
+            shared: Arc::clone(&shared),
             chroot: connect.chroot().to_owned(),
-            wanted: watch::Sender::new(Wanted::Watching),
-            look: Arc::default(),
-            known: Mutex::new(Known {
-                members: Arc::new([]),
-                state,
-                registered: false,
-                sessions: 0,
-                trims: false,
-                told: false,
-            }),
-        });
-        let task = tokio::spawn(run(Arc::clone(&shared), connect.clone(), session_timeout, address.clone()));
+            address: address.clone(),
+            owner: None,
+            sessions: 0,
+        };
+        let task = tokio::spawn(run(registration, connect.clone(), session_timeout));
         Self { shared, address, task: Mutex::new(Some(task)) }
     }
 }
 
 impl Membership for ZooKeeperMembership {
     fn members(&self) -> Arc<[String]> {
-        Arc::clone(&lock(&self.shared.known).members)
+        Arc::clone(&self.shared.known.lock().members)
     }
 
     fn state(&self) -> MembershipState {
-        if lock(&self.task).as_ref().is_none_or(JoinHandle::is_finished) {
+        if self.task.lock().as_ref().is_none_or(JoinHandle::is_finished) {
             return MembershipState::Disconnected { reason: "left the cluster".into() };
         }
-        lock(&self.shared.known).state.clone()
+        self.shared.known.lock().state.clone()
     }
 
     fn registered(&self) -> bool {
-        lock(&self.shared.known).registered
+        self.shared.known.lock().registered
     }
 
     fn sessions(&self) -> u64 {
-        lock(&self.shared.known).sessions
+        self.shared.known.lock().sessions
     }
 
     fn announce(&self) {
-        self.shared.wanted.send_if_modified(|wanted| {
-            let first = *wanted == Wanted::Watching;
-            if first {
-                *wanted = Wanted::Member;
+        self.shared.intent.send_if_modified(|intent| {
+            let is_first = *intent == Intent::Watch;
+            if is_first {
+                *intent = Intent::BeMember;
             }
-            first
+            is_first
         });
+        self.shared.wake.notify_one();
     }
 
     fn trims(&self) -> bool {
-        lock(&self.shared.known).trims
+        self.shared.known.lock().trims
     }
 
     fn leave(&self) -> BoxFuture<'_, ()> {
-        self.shared.wanted.send_replace(Wanted::Gone);
-        let task = lock(&self.task).take();
+        self.shared.intent.send_replace(Intent::Leave);
+        let task = self.task.lock().take();
         Box::pin(async move {
             let Some(task) = task else { return };
             let abort = task.abort_handle();
-            if timeout(2 * MEMBERSHIP_CHECK_INTERVAL, task).await.is_err() {
+            if timeout(LEAVE_TIMEOUT, task).await.is_err() {
                 abort.abort();
                 tracing::warn!(
                     "ZooKeeper did not answer; {} stays a member until its session expires",
@@ -128,15 +133,63 @@ impl Membership for ZooKeeperMembership {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+async fn run(mut registration: Registration, connect: ConnectString, session_timeout: Duration) {
+    let shared = Arc::clone(&registration.shared);
+    let mut intent = shared.intent.subscribe();
+    let stop = async {
+        let _ = intent.wait_for(|intent| *intent == Intent::Leave).await;
+        // Another may be elected as soon as the session is closed.
+        shared.known.lock().trims = false;
+    };
+    zookeeper::follow(&connect, session_timeout, Arc::clone(&shared.wake), stop, &mut registration).await;
+    shared.known.lock().registered = false;
 }
 
-impl Shared {
-    fn connected(&self, members: Vec<String>, trims: bool, registration: &Registration) {
-        let mut known = lock(&self.known);
-        known.registered = registration.owner.is_some();
-        known.sessions = registration.sessions;
+/// What this node has in ZooKeeper: its two znodes, and perhaps the trimmer's.
+struct Registration {
+    shared: Arc<Shared>,
+    chroot: String,
+    address: Address,
+    /// The session that created the two znodes.
+    owner: Option<i64>,
+    /// How many sessions have.
+    sessions: u64,
+}
+
+impl Follower for Registration {
+    async fn look(&mut self, zookeeper: &ZooKeeper) -> ZkResult<()> {
+        let mut trims = false;
+        let intent = *self.shared.intent.borrow();
+        if intent == Intent::BeMember {
+            self.register(zookeeper).await?;
+            trims = self.elect(zookeeper).await?;
+        }
+        let members = zookeeper::members(zookeeper, &format!("{}{SERVERS}", self.chroot), true).await?;
+        self.connected(members, trims);
+        Ok(())
+    }
+
+    fn disconnected(&mut self, reason: String) {
+        let mut known = self.shared.known.lock();
+        if known.state == MembershipState::Connected || !known.outage_logged {
+            tracing::warn!(
+                reason,
+                "ZooKeeper (ZOOKEEPER_HOSTS) does not answer; going on with the members last known"
+            );
+        }
+        known.outage_logged = true;
+        known.registered = false;
+        // Its session may expire, and another be elected, before it hears of it.
+        known.trims = false;
+        known.state = MembershipState::Disconnected { reason };
+    }
+}
+
+impl Registration {
+    fn connected(&self, members: Vec<String>, trims: bool) {
+        let mut known = self.shared.known.lock();
+        known.registered = self.owner.is_some();
+        known.sessions = self.sessions;
         if trims && !known.trims {
             tracing::info!("this node trims the log");
         }
@@ -151,83 +204,10 @@ impl Shared {
         }
     }
 
-    fn disconnected(&self, reason: String) {
-        let mut known = lock(&self.known);
-        if known.state == MembershipState::Connected || !known.told {
-            tracing::warn!(
-                reason,
-                "ZooKeeper (ZOOKEEPER_HOSTS) does not answer; going on with the members last known"
-            );
-        }
-        known.told = true;
-        known.registered = false;
-        // Its session may expire, and another be elected, before it hears of it.
-        known.trims = false;
-        known.state = MembershipState::Disconnected { reason };
-    }
-}
-
-async fn run(shared: Arc<Shared>, connect: ConnectString, session_timeout: Duration, address: Address) {
-    let mut wanted = shared.wanted.subscribe();
-    let zookeeper = loop {
-        if *wanted.borrow() == Wanted::Gone {
-            return;
-        }
-        match open_session(&connect, session_timeout, &shared.look).await {
-            Ok(zookeeper) => break zookeeper,
-            Err(reason) => shared.disconnected(reason),
-        }
-        let _ = timeout(RECONNECT_PAUSE, wanted.wait_for(|wanted| *wanted == Wanted::Gone)).await;
-    };
-    let mut registration = Registration { address, owner: None, sessions: 0 };
-    loop {
-        let want = *wanted.borrow_and_update();
-        if want == Wanted::Gone {
-            lock(&shared.known).trims = false;
-            // Closing the session removes its ephemeral znodes at once; a client that is merely dropped keeps it alive.
-            let closed = timeout(MEMBERSHIP_CHECK_INTERVAL, zookeeper.close()).await;
-            lock(&shared.known).registered = false;
-            tracing::debug!(?closed, "left ZooKeeper");
-            return;
-        }
-        let look = async {
-            let mut trims = false;
-            if want == Wanted::Member {
-                registration.keep(&zookeeper, &shared.chroot).await?;
-                trims = registration.elected(&zookeeper, &shared.chroot).await?;
-            }
-            Ok::<_, ZkError>((members(&zookeeper, &shared.chroot).await?, trims))
-        };
-        match timeout(session_timeout.max(MEMBERSHIP_CHECK_INTERVAL), look).await {
-            Ok(Ok((members, trims))) => shared.connected(members, trims, &registration),
-            Ok(Err(error)) => shared.disconnected(error.to_string()),
-            Err(_) => shared.disconnected("no answer in time".into()),
-        }
-        // What happened meanwhile makes this return at once.
-        let _ = timeout(MEMBERSHIP_CHECK_INTERVAL, async {
-            tokio::select! {
-                () = shared.look.notified() => {}
-                _ = wanted.changed() => {}
-            }
-        })
-        .await;
-    }
-}
-
-/// This node's two znodes.
-struct Registration {
-    address: Address,
-    /// The session that created them.
-    owner: Option<i64>,
-    /// How many have.
-    sessions: u64,
-}
-
-impl Registration {
     /// Makes sure that both znodes are there and are this session's.
-    async fn keep(&mut self, zookeeper: &ZooKeeper, chroot: &str) -> ZkResult<()> {
+    async fn register(&mut self, zookeeper: &ZooKeeper) -> ZkResult<()> {
         for (folder, name) in [(SERVERS, self.address.api()), (SOCKETS, self.address.avro())] {
-            let folder = format!("{chroot}{folder}");
+            let folder = format!("{}{folder}", self.chroot);
             let path = format!("{folder}/{name}");
             match zookeeper.exists(&path, true).await? {
                 Some(stat) if Some(stat.ephemeral_owner) == self.owner => continue,
@@ -252,12 +232,10 @@ impl Registration {
         }
         Ok(())
     }
-}
 
-impl Registration {
     /// Whether this session has the trimmer's znode, which it makes if there is none. The watch tells when it goes.
-    async fn elected(&self, zookeeper: &ZooKeeper, chroot: &str) -> ZkResult<bool> {
-        let path = format!("{chroot}{TRIMMER}");
+    async fn elect(&self, zookeeper: &ZooKeeper) -> ZkResult<bool> {
+        let path = format!("{}{TRIMMER}", self.chroot);
         if let Some(stat) = zookeeper.exists(&path, true).await? {
             return Ok(Some(stat.ephemeral_owner) == self.owner);
         }
@@ -282,23 +260,4 @@ async fn create_parents(zookeeper: &ZooKeeper, folder: &str) -> ZkResult<()> {
         }
     }
     Ok(())
-}
-
-async fn members(zookeeper: &ZooKeeper, chroot: &str) -> ZkResult<Vec<String>> {
-    match zookeeper.get_children(&format!("{chroot}{SERVERS}"), true).await {
-        Ok(mut members) => {
-            // Anybody may have put something else there.
-            members.retain(|member| match host_port(member) {
-                Ok(()) => true,
-                Err(error) => {
-                    tracing::debug!(error, "a znode of {SERVERS} is no node");
-                    false
-                }
-            });
-            members.sort();
-            Ok(members)
-        }
-        Err(ZkError::NoNode) => Ok(Vec::new()),
-        Err(error) => Err(error),
-    }
 }

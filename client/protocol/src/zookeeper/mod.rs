@@ -1,13 +1,10 @@
-//! How members are known: the znodes that nodes register, ZooKeeper's connect string, and a session with its servers.
+//! How members are known: the znodes that nodes register, ZooKeeper's connect string, and sessions with its servers.
 
-use std::net::SocketAddr;
+mod session;
+
 use std::str::FromStr;
-use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::sync::Notify;
-use tokio::time::timeout;
-use zookeeper_async::{WatchedEvent, Watcher, ZooKeeper};
+pub use session::{Follower, follow, list_members, members};
 
 /// Folder of an ephemeral znode for each node, named `host:API_PORT`.
 pub const SERVERS: &str = "/bitacora/servers";
@@ -15,9 +12,6 @@ pub const SERVERS: &str = "/bitacora/servers";
 pub const SOCKETS: &str = "/bitacora/sockets";
 /// Ephemeral znode of the node that trims the log; its data is that node's `host:API_PORT`.
 pub const TRIMMER: &str = "/bitacora/trimmer";
-
-/// Between two tries to reach a server.
-const RECONNECT_PAUSE: Duration = Duration::from_millis(300);
 
 /// ZooKeeper's connect string: `host:port` of one or more servers, separated by commas, and perhaps the path under which
 /// everything is kept (*chroot*).
@@ -36,8 +30,8 @@ pub struct ConnectString {
     chroot: String,
 }
 
-/// The error is a sentence.
 impl FromStr for ConnectString {
+    /// Says which part of the text is wrong.
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -68,67 +62,16 @@ impl ConnectString {
     }
 }
 
-/// Checks that a text can be `host:port`.
+/// Checks that a text can be `host:port`; an IPv6 address stands in brackets.
 ///
 /// # Errors
-/// A sentence.
+/// Names the text that is not `host:port`.
 pub fn host_port(text: &str) -> Result<(), String> {
     let wrong = || format!("'{text}' is not host:port");
     let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let plausible = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || "/\\@?#".contains(c));
     if plausible && port.parse::<u16>().is_ok_and(|port| port > 0) { Ok(()) } else { Err(wrong()) }
-}
-
-/// Wakes on every event of a session and of its watches.
-struct Wake(Arc<Notify>);
-
-impl Watcher for Wake {
-    fn handle(&self, _: WatchedEvent) {
-        self.0.notify_one();
-    }
-}
-
-/// Opens a session with the servers of a connect string. `wake` is notified of every event of the session and of its
-/// watches. The session lives until it is closed, even if what is returned is dropped.
-///
-/// # Errors
-/// A sentence, when no server answers within the session timeout.
-pub async fn open_session(
-    connect: &ConnectString,
-    session_timeout: Duration,
-    wake: &Arc<Notify>,
-) -> Result<ZooKeeper, String> {
-    // ZooKeeper's client resolves names once and fails if a single one is unknown; so it gets addresses, of those that
-    // are known.
-    let mut addresses: Vec<SocketAddr> = Vec::new();
-    let mut unresolved = String::new();
-    for host in connect.hosts() {
-        match tokio::net::lookup_host(host).await {
-            Ok(found) => addresses.extend(found.take(1)),
-            Err(error) => unresolved = format!("{host}: {error}"),
-        }
-    }
-    if addresses.is_empty() {
-        return Err(unresolved);
-    }
-    let addresses = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-    let connecting = ZooKeeper::connect_with_retry_time(
-        &addresses,
-        session_timeout,
-        Wake(Arc::clone(wake)),
-        RECONNECT_PAUSE,
-    );
-    // It tries for ever by itself, without telling; a try of ours ends, so that it can be told.
-    match timeout(session_timeout, connecting).await {
-        Ok(Ok(zookeeper)) => {
-            let wake = Arc::clone(wake);
-            zookeeper.add_listener(move |_| wake.notify_one());
-            Ok(zookeeper)
-        }
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("no answer from {}", connect.hosts().join(","))),
-    }
 }
 
 #[cfg(test)]
