@@ -9,8 +9,10 @@ pub mod http;
 mod position;
 pub mod record;
 pub mod rpc;
+mod schema;
 pub mod units;
 pub mod zookeeper;
 
 pub use avro::DecodeError;
 pub use position::{HighWatermark, NextOffset, Position, PositionError, partition_of};
+pub use schema::parse_schema;

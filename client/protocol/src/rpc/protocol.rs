@@ -1,13 +1,21 @@
 //! The RPC protocol: its text, its messages, and how to read the calls of a client whose protocol is another one.
 
-use std::collections::{HashMap, HashSet};
-use std::fmt::Write as _;
+use std::collections::HashMap;
 use std::sync::LazyLock;
 
+use apache_avro::Schema;
+use apache_avro::schema::RecordField;
+use apache_avro::schema_compatibility::SchemaCompatibility;
 use md5::{Digest, Md5};
 use serde_json::Value;
 
 use super::handshake::ProtocolHash;
+use crate::schema::{Declarations, list};
+
+/// The longest protocol of another program that is read, in bytes. Ours has 5,000.
+const MAX_PROTOCOL_BYTES: usize = 64 << 10;
+/// Parameters that a foreign message may have.
+const MAX_PARAMETERS: usize = 64;
 
 /// The protocol as it is written for people, with its original three messages and ours.
 pub const PROTOCOL_SOURCE: &str = include_str!("protocol.avpr");
@@ -144,10 +152,16 @@ impl ForeignProtocol {
     /// Reads a protocol's JSON text.
     ///
     /// # Errors
-    /// When it is no protocol. A message that can't be understood is an error only for who calls it.
+    /// When it is no protocol, or has more than 64 KiB. A message that can't be understood is an error only for who calls it.
     pub fn parse(text: &str) -> Result<Self, ProtocolError> {
+        if text.len() > MAX_PROTOCOL_BYTES {
+            return Err(ProtocolError(format!(
+                "it has {} bytes; at most {MAX_PROTOCOL_BYTES} are read",
+                text.len()
+            )));
+        }
         let json: Value = serde_json::from_str(text).map_err(|error| ProtocolError(error.to_string()))?;
-        let types = Types::of(&json);
+        let declarations = Declarations::of(&json);
         let messages = json
             .get("messages")
             .and_then(Value::as_object)
@@ -156,7 +170,7 @@ impl ForeignProtocol {
             if declaration.get("one-way").and_then(Value::as_bool) == Some(true) {
                 return Err(format!("Not both one-way: {}", message.name()));
             }
-            let parameters = types.resolve(message, declaration)?;
+            let parameters = resolve(message, &declarations, declaration)?;
             Ok(Declared { message, parameters })
         };
         let ours = Message::ALL.into_iter().filter_map(|message| {
@@ -182,215 +196,108 @@ impl ForeignProtocol {
     }
 }
 
-/// Bounds the work that a client's protocol can cause.
-const MAX_PARAMETERS: usize = 64;
-
-/// The request of each of our messages: per parameter its name, and the canonical form of its type.
-static OURS: LazyLock<HashMap<Message, Vec<(String, String)>>> = LazyLock::new(|| {
-    let json: Value = serde_json::from_str(PROTOCOL_SOURCE).unwrap_or_default();
-    let types = Types::of(&json);
-    Message::ALL.map(|message| (message, types.request(&json["messages"][message.name()]))).into()
+/// The parameters of each of our messages.
+static OURS: LazyLock<HashMap<Message, DeclaredRequest>> = LazyLock::new(|| {
+    let protocol: Value = serde_json::from_str(PROTOCOL_SOURCE).expect("the protocol's text is JSON");
+    let declarations = Declarations::of(&protocol);
+    Message::ALL
+        .map(|message| {
+            let declaration = &protocol["messages"][message.name()];
+            let request =
+                DeclaredRequest::of(&declarations, declaration).expect("the protocol declares each message");
+            (message, request)
+        })
+        .into()
 });
 
-/// The named types of a protocol, by full name.
-struct Types<'a> {
-    namespace: &'a str,
-    named: HashMap<String, (&'a Value, &'a str)>,
+/// What a protocol declares as the request of a message.
+struct DeclaredRequest {
+    /// Two requests whose canonical forms are equal are encoded alike.
+    canonical: String,
+    parameters: Vec<RecordField>,
 }
 
-fn text<'a>(value: &'a Value, name: &str) -> Option<&'a str> {
-    value.get(name).and_then(Value::as_str)
-}
-
-fn list<'a>(value: &'a Value, name: &str) -> &'a [Value] {
-    value.get(name).and_then(Value::as_array).map_or(&[], Vec::as_slice)
-}
-
-fn full_name(name: &str, namespace: &str) -> String {
-    if name.contains('.') || namespace.is_empty() { name.to_owned() } else { format!("{namespace}.{name}") }
-}
-
-impl<'a> Types<'a> {
-    fn of(protocol: &'a Value) -> Self {
-        let namespace = text(protocol, "namespace").unwrap_or_default();
-        let mut types = Self { namespace, named: HashMap::new() };
-        for declaration in list(protocol, "types") {
-            types.learn(declaration, namespace);
-        }
-        types
-    }
-
-    /// Java prints a type where it is used first, so named types lie anywhere.
-    fn learn(&mut self, declaration: &'a Value, namespace: &'a str) {
-        match declaration {
-            Value::Array(branches) => branches.iter().for_each(|branch| self.learn(branch, namespace)),
-            Value::Object(_) => {
-                let namespace = text(declaration, "namespace").unwrap_or(namespace);
-                if let Some(name) = text(declaration, "name") {
-                    self.named.insert(full_name(name, namespace), (declaration, namespace));
-                }
-                for field in list(declaration, "fields") {
-                    self.learn(&field["type"], namespace);
-                }
-                for name in ["type", "items", "values"] {
-                    self.learn(&declaration[name], namespace);
-                }
+impl DeclaredRequest {
+    fn of(declarations: &Declarations<'_>, message: &Value) -> Result<Self, String> {
+        match declarations.request(message)? {
+            schema @ Schema::Record(_) => {
+                let canonical = schema.canonical_form();
+                let Schema::Record(record) = schema else { return Err("it is no record".to_owned()) };
+                Ok(Self { canonical, parameters: record.fields })
             }
-            _ => {}
+            _ => Err("it is no record".to_owned()),
         }
     }
+}
 
-    fn request(&self, message: &'a Value) -> Vec<(String, String)> {
-        list(message, "request")
-            .iter()
-            .map(|parameter| {
-                let mut canonical = String::new();
-                self.canonical(&parameter["type"], self.namespace, &mut HashSet::new(), &mut canonical);
-                (text(parameter, "name").unwrap_or_default().to_owned(), canonical)
-            })
-            .collect()
+/// How a client that declares a message as `declaration` writes its parameters, as far as they can be read as ours.
+fn resolve(
+    message: Message,
+    declarations: &Declarations<'_>,
+    declaration: &Value,
+) -> Result<Parameters, String> {
+    let name = message.name();
+    let count = list(declaration, "request").len();
+    if count > MAX_PARAMETERS {
+        return Err(format!("{name} has {count} parameters; at most {MAX_PARAMETERS} are read"));
     }
-
-    /// Writes a type so that two that are written alike are encoded alike. A named type is spelt out once.
-    fn canonical(&self, declaration: &Value, namespace: &str, seen: &mut HashSet<String>, out: &mut String) {
-        match declaration {
-            Value::String(name) if Kind::primitive(name).is_some() => out.push_str(name),
-            Value::String(name) => {
-                let name = full_name(name, namespace);
-                match self.named.get(&name) {
-                    Some((definition, namespace)) => self.canonical(definition, namespace, seen, out),
-                    None => out.push_str(&name),
-                }
-            }
-            Value::Array(branches) => {
-                out.push('[');
-                for branch in branches {
-                    self.canonical(branch, namespace, seen, out);
-                    out.push(',');
-                }
-                out.push(']');
-            }
-            Value::Object(_) => {
-                let namespace = text(declaration, "namespace").unwrap_or(namespace);
-                let kind = text(declaration, "type").unwrap_or_default();
-                if let Some(name) = text(declaration, "name") {
-                    let name = full_name(name, namespace);
-                    out.push_str(&name);
-                    if !seen.insert(name) {
-                        return;
-                    }
-                }
-                match kind {
-                    "record" | "error" => {
-                        out.push('{');
-                        for field in list(declaration, "fields") {
-                            let _ = write!(out, "{}:", text(field, "name").unwrap_or_default());
-                            self.canonical(&field["type"], namespace, seen, out);
-                            out.push(',');
-                        }
-                        out.push('}');
-                    }
-                    "enum" => {
-                        let _ = write!(out, "{:?}", list(declaration, "symbols"));
-                    }
-                    "fixed" => {
-                        let _ = write!(out, "({})", declaration["size"]);
-                    }
-                    "array" => {
-                        out.push('*');
-                        self.canonical(&declaration["items"], namespace, seen, out);
-                    }
-                    "map" => {
-                        out.push('%');
-                        self.canonical(&declaration["values"], namespace, seen, out);
-                    }
-                    // `{"type": "string", "avro.java.string": "String"}`
-                    _ => self.canonical(&declaration["type"], namespace, seen, out),
-                }
-            }
-            _ => {}
-        }
+    let ours = &OURS[&message];
+    let theirs = DeclaredRequest::of(declarations, declaration)
+        .map_err(|error| format!("The request of {name} can't be read: {error}"))?;
+    if theirs.canonical == ours.canonical {
+        return Ok(Parameters::AsOurs);
     }
-
-    fn resolve(&self, message: Message, declaration: &'a Value) -> Result<Parameters, String> {
-        let count = list(declaration, "request").len();
-        if count > MAX_PARAMETERS {
+    let mut resolved = Vec::new();
+    for parameter in theirs.parameters {
+        let index = ours.parameters.iter().position(|ours| ours.name == parameter.name);
+        if index.is_some_and(|index| !can_be_read_as(&parameter.schema, &ours.parameters[index].schema)) {
             return Err(format!(
-                "{} has {count} parameters; at most {MAX_PARAMETERS} are read",
-                message.name()
+                "The type of {name}'s parameter '{}' does not fit this server's",
+                parameter.name
             ));
         }
-        let no_parameters = Vec::new();
-        let ours = OURS.get(&message).unwrap_or(&no_parameters);
-        if self.request(declaration) == *ours {
-            return Ok(Parameters::AsOurs);
+        let kind = Kind::of(&parameter.schema).ok_or_else(|| {
+            format!("The type of {name}'s parameter '{}' is not this server's", parameter.name)
+        })?;
+        resolved.push((kind, index));
+    }
+    for (index, parameter) in ours.parameters.iter().enumerate() {
+        if !resolved.iter().any(|(_, resolved)| *resolved == Some(index)) {
+            return Err(format!(
+                "{name} has a parameter '{}' on this server, which the client's lacks",
+                parameter.name
+            ));
         }
-        let name = message.name();
-        let mut resolved = Vec::new();
-        for parameter in list(declaration, "request") {
-            let parameter_name = text(parameter, "name").unwrap_or_default();
-            let kind = Kind::of(&parameter["type"]).ok_or_else(|| {
-                format!("The type of {name}'s parameter '{parameter_name}' is not this server's")
-            })?;
-            let index = ours.iter().position(|(ours, _)| ours == parameter_name);
-            if index.is_some_and(|index| !kind.fits(&ours[index].1)) {
-                return Err(format!(
-                    "The type of {name}'s parameter '{parameter_name}' does not fit this server's"
-                ));
-            }
-            resolved.push((kind, index));
-        }
-        for (index, (parameter_name, _)) in ours.iter().enumerate() {
-            if !resolved.iter().any(|(_, resolved)| *resolved == Some(index)) {
-                return Err(format!(
-                    "{name} has a parameter '{parameter_name}' on this server, which the client's lacks"
-                ));
-            }
-        }
-        Ok(Parameters::Resolved(resolved))
+    }
+    Ok(Parameters::Resolved(resolved))
+}
+
+/// Whether some value that is written as `theirs` can be read as `ours`. Of a union each value tells by itself which type it
+/// has, so it is enough that one of them fits.
+fn can_be_read_as(theirs: &Schema, ours: &Schema) -> bool {
+    match theirs {
+        Schema::Union(union) => union.variants().iter().any(|variant| can_be_read_as(variant, ours)),
+        _ => SchemaCompatibility::can_read(theirs, ours).is_ok(),
     }
 }
 
 impl Kind {
-    fn primitive(name: &str) -> Option<Self> {
-        Some(match name {
-            "null" => Self::Null,
-            "boolean" => Self::Boolean,
-            "int" => Self::Int,
-            "long" => Self::Long,
-            "float" => Self::Float,
-            "double" => Self::Double,
-            "bytes" => Self::Bytes,
-            "string" => Self::String,
+    /// `None` for types that no parameter of ours can be read from.
+    fn of(schema: &Schema) -> Option<Self> {
+        Some(match schema {
+            Schema::Null => Self::Null,
+            Schema::Boolean => Self::Boolean,
+            Schema::Int => Self::Int,
+            Schema::Long => Self::Long,
+            Schema::Float => Self::Float,
+            Schema::Double => Self::Double,
+            Schema::Bytes => Self::Bytes,
+            Schema::String => Self::String,
+            Schema::Union(union) => {
+                Self::Union(union.variants().iter().map(Self::of).collect::<Option<Vec<_>>>()?)
+            }
             _ => return None,
         })
-    }
-
-    fn of(declaration: &Value) -> Option<Self> {
-        match declaration {
-            Value::String(name) => Self::primitive(name),
-            Value::Array(branches) => {
-                // Avro allows no union directly in a union.
-                let kinds: Option<Vec<_>> = branches
-                    .iter()
-                    .map(|branch| Self::of(branch).filter(|kind| !matches!(kind, Self::Union(_))))
-                    .collect();
-                kinds.map(Self::Union)
-            }
-            Value::Object(_) => text(declaration, "type").and_then(Self::primitive),
-            _ => None,
-        }
-    }
-
-    /// Whether some value of it can be one of `ours`.
-    fn fits(&self, ours: &str) -> bool {
-        match (self, ours) {
-            (Self::Union(branches), _) => branches.iter().any(|branch| branch.fits(ours)),
-            (Self::String | Self::Bytes, "string")
-            | (Self::Int | Self::Long, "long")
-            | (Self::Int, "int") => true,
-            _ => false,
-        }
     }
 }
 
@@ -418,9 +325,10 @@ mod tests {
             let declared = ours.declared(message.name()).expect("it is declared");
             assert_eq!((declared.message, &declared.parameters), (message, &Parameters::AsOurs));
             assert_eq!(Message::named(message.name()), Some(message));
-            assert!(!OURS[&message].is_empty());
+            assert!(!OURS[&message].parameters.is_empty());
         }
-        assert!(OURS[&Message::Batch][0].1.contains("kind:"), "{:?}", OURS[&Message::Batch]);
+        let batch = &OURS[&Message::Batch].canonical;
+        assert!(batch.contains(r#""name":"kind""#), "{batch}");
     }
 
     #[test]
