@@ -1,13 +1,13 @@
 //! `export`: the next page is asked for while the last is written; a file has its name when it is whole.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Seek as _, SeekFrom, Write};
+use std::io::{self, Seek as _, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use bitacora_client::{Record, ScanPage};
+use bitacora_client::ScanPage;
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -15,11 +15,12 @@ use tokio::task::block_in_place;
 
 use crate::api::{Api, Failure, Kind};
 use crate::checkpoint::{self, with_suffix};
-use crate::cli::{Export, Format};
+use crate::cli::{AvroCodec, Export, Format};
 use crate::output::per_second;
+use crate::records::{EXTENSIONS, Encoder};
 use crate::stop_signal;
 
-const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How far an export is: what the cursor follows is in the file's first `bytes`.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +29,9 @@ struct Checkpoint {
     cursor: String,
     bytes: u64,
     records: u64,
+    /// Of an Avro file: stands after its header and after each of its blocks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sync_marker: Option<[u8; 16]>,
 }
 
 /// What has to be the same for an export to go on.
@@ -35,45 +39,26 @@ struct Checkpoint {
 struct Asked {
     file: PathBuf,
     format: Format,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    avro_codec: Option<AvroCodec>,
     prefix: String,
     start: String,
     end: String,
 }
 
-#[derive(Serialize)]
-struct Line<'a> {
-    key: &'a str,
-    value: &'a str,
-    /// Ms since the epoch.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    expires: Option<i64>,
-}
-
 pub async fn run(api: &Arc<Api>, arguments: &Export) -> Result<()> {
     let path = &arguments.file;
     let to_stdout = path == Path::new("-");
-    let Some(format) = arguments.format.or_else(|| Format::of(path)) else {
-        let sentence = "the file's name ends in none of .csv, .ndjson, .jsonl and .json; give --format";
-        return Err(Failure::new(Kind::Usage, sentence).into());
-    };
-    if to_stdout && arguments.checkpoint.is_some() {
-        let sentence = "--checkpoint needs a file: what went to stdout can't be taken back";
-        return Err(Failure::new(Kind::Usage, sentence).into());
-    }
-    let range = &arguments.range;
-    let asked = Asked {
-        file: path.clone(),
-        format,
-        prefix: range.prefix.clone(),
-        start: range.start.clone(),
-        end: range.end.clone(),
-    };
+    let asked = Asked::of(arguments)?;
     let resumed = match &arguments.checkpoint {
         Some(checkpoint) => resume(checkpoint, &asked)?,
         None => None,
     };
     let part = with_suffix(path, ".part");
     let file = (!to_stdout).then(|| open(&part, resumed.as_ref())).transpose()?;
+    let new_marker = || fastrand::u128(..).to_be_bytes();
+    let sync_marker = resumed.as_ref().and_then(|resumed| resumed.sync_marker).unwrap_or_else(new_marker);
+    let encoder = Encoder::new(asked.format, arguments.avro_codec, sync_marker);
     let mut output = Output {
         out: match &file {
             Some(file) => Box::new(file.try_clone()?) as Box<dyn Write + Send>,
@@ -83,30 +68,20 @@ pub async fn run(api: &Arc<Api>, arguments: &Export) -> Result<()> {
         records: resumed.as_ref().map_or(0, |resumed| resumed.records),
     };
     if output.bytes == 0 {
-        output.write(header(format), 0)?;
+        output.write(&encoder.header()?, 0)?;
     }
 
     let (started, before) = (Instant::now(), output.records);
-    let mut progress = Progress { asked, cursor: None, saved: started, file: file.as_ref() };
-    let pages = api.pages(range.scan(arguments.page), resumed.map(|resumed| resumed.cursor));
-    let outcome = copy(pages, arguments, format, &mut output, &mut progress).await;
+    let mut progress = Progress { asked, sync_marker, cursor: None, saved: started, file: file.as_ref() };
+    let pages = api.pages(arguments.range.scan(arguments.page), resumed.map(|resumed| resumed.cursor));
+    let outcome = copy(pages, arguments, &encoder, &mut output, &mut progress).await;
     if outcome.is_err() {
         // What is written is not done again.
         progress.save(arguments, &output)?;
     }
     outcome?;
     if let Some(file) = file {
-        let finish = || {
-            file.sync_all()?;
-            fs::rename(&part, path)
-        };
-        finish().with_context(|| format!("{} can't be renamed to {}", part.display(), path.display()))?;
-    }
-    if let Some(checkpoint) = &arguments.checkpoint
-        && checkpoint.exists()
-    {
-        fs::remove_file(checkpoint)
-            .with_context(|| format!("{} can't be removed; the export is whole", checkpoint.display()))?;
+        finish(&file, &part, arguments)?;
     }
     let (time, rate) = (started.elapsed(), per_second(output.records - before, started.elapsed()));
     eprintln!(
@@ -118,9 +93,47 @@ pub async fn run(api: &Arc<Api>, arguments: &Export) -> Result<()> {
     Ok(())
 }
 
+impl Asked {
+    fn of(arguments: &Export) -> Result<Self, Failure> {
+        let path = &arguments.file;
+        let Some(format) = arguments.format.or_else(|| Format::of(path)) else {
+            let sentence = format!("the file's name ends in none of {EXTENSIONS}; give --format");
+            return Err(Failure::new(Kind::Usage, sentence));
+        };
+        if path == Path::new("-") && arguments.checkpoint.is_some() {
+            let sentence = "--checkpoint needs a file: what went to stdout can't be taken back";
+            return Err(Failure::new(Kind::Usage, sentence));
+        }
+        let range = &arguments.range;
+        Ok(Self {
+            file: path.clone(),
+            format,
+            avro_codec: (format == Format::Avro).then_some(arguments.avro_codec),
+            prefix: range.prefix.clone(),
+            start: range.start.clone(),
+            end: range.end.clone(),
+        })
+    }
+}
+
+/// Gives a whole file its name, and removes the checkpoint.
+fn finish(file: &File, part: &Path, arguments: &Export) -> Result<()> {
+    let path = &arguments.file;
+    let renamed = file.sync_all().and_then(|()| fs::rename(part, path));
+    renamed.with_context(|| format!("{} can't be renamed to {}", part.display(), path.display()))?;
+    if let Some(checkpoint) = &arguments.checkpoint
+        && checkpoint.exists()
+    {
+        fs::remove_file(checkpoint)
+            .with_context(|| format!("{} can't be removed; the export is whole", checkpoint.display()))?;
+    }
+    Ok(())
+}
+
 /// What a checkpoint needs to know.
 struct Progress<'a> {
     asked: Asked,
+    sync_marker: [u8; 16],
     /// Of the last page that is written.
     cursor: Option<String>,
     saved: Instant,
@@ -132,9 +145,14 @@ impl Progress<'_> {
         self.saved = Instant::now();
         if let (Some(path), Some(file), Some(cursor)) = (&arguments.checkpoint, self.file, &self.cursor) {
             file.sync_data()?;
-            let (asked, cursor, bytes, records) =
-                (self.asked.clone(), cursor.clone(), output.bytes, output.records);
-            checkpoint::write(path, &Checkpoint { asked, cursor, bytes, records })?;
+            let checkpoint = Checkpoint {
+                asked: self.asked.clone(),
+                cursor: cursor.clone(),
+                bytes: output.bytes,
+                records: output.records,
+                sync_marker: (self.asked.format == Format::Avro).then_some(self.sync_marker),
+            };
+            checkpoint::write(path, &checkpoint)?;
         }
         Ok(())
     }
@@ -144,7 +162,7 @@ impl Progress<'_> {
 async fn copy(
     mut pages: mpsc::Receiver<Result<ScanPage, Failure>>,
     arguments: &Export,
-    format: Format,
+    encoder: &Encoder,
     output: &mut Output,
     progress: &mut Progress<'_>,
 ) -> Result<()> {
@@ -160,10 +178,10 @@ async fn copy(
         };
         let page = page.context("the scan broke off")?;
         let page = page.map_err(|failure| Failure { sentence: format!("{failure}{hint}"), ..failure })?;
-        let text = encode(format, &page.records)?;
+        let text = encoder.encode(&page.records)?;
         block_in_place(|| output.write(&text, page.records.len() as u64))?;
         progress.cursor = page.cursor;
-        if progress.saved.elapsed() > CHECKPOINT_EVERY {
+        if progress.saved.elapsed() > CHECKPOINT_INTERVAL {
             progress.save(arguments, output)?;
         }
         let rate = per_second(output.records - before, started.elapsed());
@@ -227,35 +245,6 @@ impl Output {
     }
 }
 
-fn header(format: Format) -> &'static [u8] {
-    match format {
-        Format::Ndjson => b"",
-        Format::Csv => b"key,value,expires\n",
-    }
-}
-
-fn encode(format: Format, records: &[Record]) -> Result<Vec<u8>> {
-    let mut text = Vec::new();
-    match format {
-        Format::Ndjson => {
-            for record in records {
-                let Record { key, value, ttl, .. } = record;
-                serde_json::to_writer(&mut text, &Line { key, value, expires: (*ttl != 0).then_some(*ttl) })?;
-                text.push(b'\n');
-            }
-        }
-        Format::Csv => {
-            let mut writer = csv::Writer::from_writer(BufWriter::new(&mut text));
-            for record in records {
-                let expires = if record.ttl == 0 { String::new() } else { record.ttl.to_string() };
-                writer.write_record([&record.key, &record.value, &expires])?;
-            }
-            writer.flush()?;
-        }
-    }
-    Ok(text)
-}
-
 /// On stderr, if that is a terminal.
 fn progress_bar() -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
@@ -268,8 +257,8 @@ fn progress_bar() -> ProgressBar {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lines::{Entry, Life, Lines};
-    use bitacora_client::{Position, ServedFrom};
+    use crate::records::{Entry, Life, Reader};
+    use bitacora_client::{Position, Record, ServedFrom};
 
     #[test]
     fn what_is_exported_is_imported() {
@@ -285,9 +274,16 @@ mod tests {
         };
         let records =
             [record("a", "", 0), record("ü \"b\",\n", "\r\n\t\\", 1_900_000_000_000), record("\r", "c,", 0)];
-        for format in [Format::Ndjson, Format::Csv] {
-            let text = [header(format).to_vec(), encode(format, &records).expect("encoded")].concat();
-            let mut lines = Lines::new(&text[..], format, 1_000).expect("readable").expect("a header");
+        for (format, codec) in [
+            (Format::Ndjson, AvroCodec::Null),
+            (Format::Csv, AvroCodec::Null),
+            (Format::Avro, AvroCodec::Null),
+            (Format::Avro, AvroCodec::Deflate),
+        ] {
+            let encoder = Encoder::new(format, codec, [7; 16]);
+            let header = encoder.header().expect("encoded");
+            let text = [header, encoder.encode(&records).expect("encoded")].concat();
+            let mut lines = Reader::new(&text[..], format, 1_000).expect("readable").expect("a header");
             let mut entries = Vec::new();
             while let Some(block) = lines.next().expect("readable") {
                 entries.extend(block.into_iter().map(|line| line.entry.expect("valid")));

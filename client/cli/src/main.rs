@@ -8,9 +8,9 @@ mod export;
 mod http;
 mod import;
 mod keys;
-mod lines;
 mod members;
 mod output;
+mod records;
 
 use std::io::{ErrorKind, IsTerminal as _};
 use std::process::ExitCode;

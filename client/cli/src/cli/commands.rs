@@ -1,0 +1,322 @@
+//! The commands and their flags.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bitacora_protocol::units::{duration, positive_duration};
+use clap::{Args, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use reqwest::Url;
+
+use super::values::{http_node, size};
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Print the values of keys
+    #[command(after_help = GET, after_long_help = GET)]
+    Get(Get),
+    /// Set a key
+    #[command(after_help = SET, after_long_help = SET)]
+    Set(Set),
+    /// Delete keys, whether or not they exist
+    #[command(after_help = DEL, after_long_help = DEL)]
+    Del(Del),
+    /// Print keys and values in key order
+    #[command(after_help = SCAN, after_long_help = SCAN)]
+    Scan(ScanArguments),
+    /// List the nodes of the cluster: ready, caught up, lag
+    #[command(after_help = MEMBERS, after_long_help = MEMBERS)]
+    Members,
+    /// Show all that nodes say of themselves: log, partitions, store, cache
+    #[command(after_help = STATUS, after_long_help = STATUS)]
+    Status(Status),
+    /// Set many keys from NDJSON, CSV or Avro
+    #[command(after_help = IMPORT, after_long_help = IMPORT)]
+    Import(Import),
+    /// Write all keys, or a range of them, as NDJSON, CSV or Avro
+    #[command(after_help = EXPORT, after_long_help = EXPORT)]
+    Export(Export),
+    /// Measure throughput and latency
+    #[command(after_help = BENCH, after_long_help = BENCH)]
+    Bench(Bench),
+    /// Print a script that completes this program's commands and flags in a shell
+    #[command(after_help = COMPLETIONS, after_long_help = COMPLETIONS)]
+    Completions(Completions),
+}
+
+const GET: &str = "\
+Raw output is each value and a newline, in the order of the keys. A missing key is told on stderr; the others are printed.
+
+Examples:
+  bitacora get greeting
+  bitacora get user:1 user:2 --output json
+  bitacora get -n picture.b64 > picture.b64         without the newline, byte for byte
+
+Exit code 3: one of the keys does not exist.";
+
+#[derive(Debug, Args)]
+pub struct Get {
+    #[arg(required = true, value_name = "KEY")]
+    pub keys: Vec<String>,
+    /// Print no newline after a raw value
+    #[arg(long, short)]
+    pub no_newline: bool,
+}
+
+const SET: &str = "\
+Raw output is OK and the position, partition:offset, of the write in the log.
+
+Examples:
+  bitacora set greeting hello
+  bitacora set session:17 '{\"user\":1}' --ttl 30m
+  bitacora set notes < notes.txt                    the value is stdin, byte for byte
+  bitacora get -n one | bitacora set two -
+  bitacora set empty ''
+
+Exit code 4: not acknowledged in time; the write may still take effect.";
+
+#[derive(Debug, Args)]
+pub struct Set {
+    pub key: String,
+    /// The value; stdin if it is absent or '-'
+    #[arg(allow_hyphen_values = true)]
+    pub value: Option<String>,
+    /// How long the key lives: 500ms, 30s, 5m, 2h, 7d or a number of ms [default: for ever]
+    #[arg(long, value_name = "TIME", value_parser = positive_duration)]
+    pub ttl: Option<Duration>,
+}
+
+const DEL: &str = "\
+Raw output is OK and the position of the delete in the log, a line for each key.
+
+Examples:
+  bitacora del greeting
+  bitacora scan --prefix session: --output json | jq -r .key | xargs -d '\\n' bitacora del
+
+Exit code 4: not acknowledged in time; the delete may still take effect.";
+
+#[derive(Debug, Args)]
+pub struct Del {
+    #[arg(required = true, value_name = "KEY")]
+    pub keys: Vec<String>,
+}
+
+const SCAN: &str = "\
+Raw output is key, tab, value; in both \\t \\n \\r \\\\ stand for tab, newline, carriage return and backslash.
+Pages are printed as they come; keys that are written meanwhile may or may not be among them.
+
+Examples:
+  bitacora scan --prefix user:
+  bitacora scan --start 2024-01 --end 2024-02 --output raw | cut -f 1
+  bitacora scan --limit 10 --output json";
+
+#[derive(Debug, Args)]
+pub struct ScanArguments {
+    #[command(flatten)]
+    pub range: Range,
+    /// How many records at most
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub limit: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub struct Range {
+    /// Only keys that begin with it
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub prefix: String,
+    /// The first key, inclusive, in the order of UTF-8 bytes
+    #[arg(long, value_name = "KEY", default_value = "", hide_default_value = true)]
+    pub start: String,
+    /// The last key, exclusive
+    #[arg(long, value_name = "KEY", default_value = "", hide_default_value = true)]
+    pub end: String,
+}
+
+const MEMBERS: &str = "\
+Members come from ZooKeeper, or from the /status of the first node that answers; each is then asked for its own /status.
+With --rpc a node's HTTP port is taken to be one below its RPC port, as it is by default; give --http if it is not.
+
+Examples:
+  bitacora members
+  bitacora --zookeeper zk:2181 members --output json
+
+Exit code 5: no node answered.";
+
+const STATUS: &str = "\
+JSON output is a node's own answer to GET /status, one a line; raw output is node, partition, applied, high watermark
+and lag, tab-separated.
+
+Examples:
+  bitacora status
+  bitacora status node-2:8080 http://node-3:8080 --output json";
+
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Nodes by their HTTP address, host:port or http://host:port [default: all members]
+    #[arg(value_name = "NODE", value_parser = http_node)]
+    pub nodes: Vec<Url>,
+}
+
+const IMPORT: &str = "\
+NDJSON: {\"key\":\"k\",\"value\":\"v\",\"ttl\":\"30s\"} a line; 'ttl' is optional, a time or a number of ms from now. 'expires' instead of it is
+a time in ms since 1970, which 'export' writes: a record that has expired is skipped and counted. A line with a 'uuid' is a
+whole record, as 'scan --output json' and the HTTP API print them: its 'ttl' is such a time too. Other fields are ignored.
+CSV: a header line with key and value, and perhaps ttl, expires or uuid, in any order; fields as RFC 4180 quotes them.
+Avro: an object container file (codec null or deflate) of records with the strings key and value, and perhaps ttl, expires or
+uuid, as above; other fields are ignored. Its records are counted as lines.
+
+The last line of a key wins. What a node could not take is sent again; what it refuses is a rejected line: counted and
+written to --rejects as {\"line\",\"reason\",\"text\"}, or the first ten told on stderr. With --checkpoint an import that was
+interrupted goes on where all before was acknowledged, and one that is done is not done again.
+
+Examples:
+  bitacora import users.csv --rejects rejected.ndjson
+  bitacora import big.ndjson --checkpoint big.checkpoint     run again after a failure
+  bitacora --rpc old:8081 export - | bitacora --rpc new:8081 import -
+
+Exit code 6: done, but lines were rejected; 5 or 4: gave up after --retry-for; 1: the input can't be read.";
+
+#[derive(Debug, Args)]
+pub struct Import {
+    /// The file; '-' for stdin
+    #[arg(value_name = "FILE")]
+    pub input: PathBuf,
+    /// How the input looks [default: by the file's extension, ndjson for stdin]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<Format>,
+    /// Write rejected lines to this file
+    #[arg(long, value_name = "FILE")]
+    pub rejects: Option<PathBuf>,
+    /// Stop when more lines than this are rejected [default: never]
+    #[arg(long, value_name = "N")]
+    pub max_rejects: Option<u64>,
+    /// Remember in this file how far the import is, and go on from there
+    #[arg(long, value_name = "FILE")]
+    pub checkpoint: Option<PathBuf>,
+    /// Records in a request, at most
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub batch: u32,
+    /// Requests under way at a time
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub parallel: u32,
+    /// How long a request that fails is sent again before the import gives up
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+    pub retry_for: Duration,
+    /// A longer line is rejected
+    #[arg(long, value_name = "BYTES", default_value = "8MiB", value_parser = size)]
+    pub max_line: usize,
+}
+
+const EXPORT: &str = "\
+NDJSON: {\"key\",\"value\"} a line, and \"expires\" in ms since 1970 of a key with a TTL; CSV: key,value,expires.
+Avro: an object container file of records {key, value, expires (null or a long), timestamp, uuid, position}, which Avro's tools
+read. 'import' reads all three.
+A file is written as FILE.part and renamed at the end. It is no snapshot: keys that are written meanwhile may or may
+not be in it. With --checkpoint an export that was interrupted goes on where it was; the checkpoint is removed at the end.
+
+Examples:
+  bitacora export all.ndjson
+  bitacora export users.csv --prefix user:
+  bitacora export big.ndjson --checkpoint big.checkpoint     run again after a failure
+  bitacora export all.avro --avro-codec null
+  bitacora export - | gzip > all.ndjson.gz";
+
+#[derive(Debug, Args)]
+pub struct Export {
+    /// The file; '-' for stdout
+    #[arg(value_name = "FILE", default_value = "-")]
+    pub file: PathBuf,
+    /// How the output looks [default: by the file's extension, ndjson for stdout]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<Format>,
+    /// How the blocks of an Avro file are packed
+    #[arg(long, value_name = "CODEC", default_value = "deflate")]
+    pub avro_codec: AvroCodec,
+    #[command(flatten)]
+    pub range: Range,
+    /// Remember in this file how far the export is, and go on from there
+    #[arg(long, value_name = "FILE")]
+    pub checkpoint: Option<PathBuf>,
+    /// Records in a page, at most
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub page: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// one JSON object a line
+    Ndjson,
+    /// comma-separated, with a header
+    Csv,
+    /// an Avro object container file
+    Avro,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AvroCodec {
+    /// not at all
+    Null,
+    /// as zlib does, without its header
+    Deflate,
+}
+
+const BENCH: &str = "\
+A closed loop: --connections times --pipeline requests are under way all the time, so latencies are those at full load. The
+keys are <prefix>0, <prefix>1 and so on, chosen at random; get and mixed write all of them first. They stay in the store:
+'bitacora scan --prefix bench:' shows them. Over HTTP a request under way has a connection to itself.
+
+Examples:
+  bitacora bench                                    gets for ten seconds
+  bitacora bench --operation set --requests 100000 --value-size 1000
+  bitacora --rpc node-1:8081,node-2:8081 bench --connections 50 --pipeline 16 --output json
+  bitacora --http http://node-1:8080 bench --operation mixed --duration 30s";
+
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// What is measured
+    #[arg(long, value_name = "OPERATION", default_value = "get")]
+    pub operation: Operation,
+    /// Connections; over RPC to each node
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub connections: u32,
+    /// Requests under way on a connection [default: 16 over RPC, 1 over HTTP]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub pipeline: Option<u32>,
+    /// How long
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = positive_duration, conflicts_with = "requests")]
+    pub duration: Duration,
+    /// How many requests, instead of how long
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub requests: Option<u64>,
+    /// Bytes of a value
+    #[arg(long, value_name = "BYTES", default_value = "100", value_parser = size)]
+    pub value_size: usize,
+    /// How many different keys
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    pub keys: u64,
+    /// What the keys begin with
+    #[arg(long, value_name = "TEXT", default_value = "bench:")]
+    pub key_prefix: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Operation {
+    Get,
+    Set,
+    /// nine gets, one set
+    Mixed,
+}
+
+const COMPLETIONS: &str = "\
+Examples:
+  bitacora completions bash > /etc/bash_completion.d/bitacora
+  bitacora completions zsh > ~/.zfunc/_bitacora
+  bitacora completions fish > ~/.config/fish/completions/bitacora.fish";
+
+#[derive(Debug, Args)]
+pub struct Completions {
+    pub shell: Shell,
+}

@@ -1,0 +1,220 @@
+//! Lines are settled in any order and counted in the input's: the checkpoint and the file of rejected lines never tell of a line
+//! before all those in front of it.
+
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use indicatif::HumanCount;
+use serde::Serialize;
+
+use super::{Checkpoint, Counts, Input};
+use crate::api::{Failure, Kind};
+use crate::checkpoint;
+use crate::cli::Import;
+use crate::output::per_second;
+use crate::records::{Line, Place};
+
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
+/// Rejected lines that are shown on stderr if they are not written to a file.
+const SHOWN_REJECTS: u64 = 10;
+
+/// What became of a line.
+pub(super) enum Fate {
+    Accepted,
+    Skipped,
+    Rejected { reason: String, text: String },
+}
+
+/// A line that is read: its end, the number of the next, and what became of it.
+struct Open {
+    number: u64,
+    end: Place,
+    fate: Option<Fate>,
+}
+
+/// What became of each line, in the input's order.
+pub(super) struct Ledger {
+    open: VecDeque<Open>,
+    /// Lines before the first open one.
+    closed: u64,
+    place: Place,
+    counts: Counts,
+    rejects: Option<Rejects>,
+    checkpoint: Option<(PathBuf, Input)>,
+    saved: Instant,
+    started: Instant,
+    /// Lines that were settled before this run.
+    settled_before: u64,
+}
+
+/// The file of rejected lines.
+struct Rejects {
+    file: File,
+    /// Lines that are not written yet.
+    unwritten: Vec<u8>,
+    /// Of the file.
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Reject<'a> {
+    line: u64,
+    reason: &'a str,
+    text: &'a str,
+}
+
+impl Ledger {
+    pub(super) fn new(
+        arguments: &Import,
+        input: Option<Input>,
+        resumed: Option<&Checkpoint>,
+        place: Place,
+    ) -> Result<Self> {
+        let counts = resumed.map(|resumed| resumed.counts).unwrap_or_default();
+        let kept = resumed.map_or(0, |resumed| resumed.rejects_bytes);
+        let rejects = arguments.rejects.as_deref().map(|path| open_rejects(path, kept)).transpose()?;
+        if resumed.is_some() {
+            eprintln!(
+                "bitacora: going on at line {}, {} before it are done",
+                place.line,
+                HumanCount(counts.all())
+            );
+        }
+        let checkpoint = arguments.checkpoint.clone().zip(input);
+        let now = Instant::now();
+        Ok(Self {
+            open: VecDeque::new(),
+            closed: 0,
+            place,
+            counts,
+            rejects,
+            checkpoint,
+            saved: now,
+            started: now,
+            settled_before: counts.all(),
+        })
+    }
+
+    /// How far the import is.
+    pub(super) fn place(&self) -> Place {
+        self.place
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Lines that are read, up to the last that is settled with all before it.
+    pub(super) fn unsettled(&self) -> usize {
+        self.open.len()
+    }
+
+    /// A line was read; the answer is what to settle it by.
+    pub(super) fn expect(&mut self, line: &Line) -> u64 {
+        self.open.push_back(Open { number: line.number, end: line.next, fate: None });
+        self.closed + self.open.len() as u64 - 1
+    }
+
+    pub(super) fn settle(&mut self, number: u64, fate: Fate) {
+        if let Some(open) = self.open.get_mut((number - self.closed) as usize) {
+            open.fate = Some(fate);
+        }
+    }
+
+    /// Counts the settled lines that no open one is in front of.
+    pub(super) fn advance(&mut self, arguments: &Import) -> Result<()> {
+        while let Some(Open { fate: Some(_), .. }) = self.open.front()
+            && let Some(Open { number, end, fate }) = self.open.pop_front()
+        {
+            self.closed += 1;
+            self.place = end;
+            match fate {
+                Some(Fate::Rejected { reason, text }) => {
+                    self.counts.rejected += 1;
+                    self.reject(&Reject { line: number, reason: &reason, text: &text })?;
+                    if arguments.max_rejects.is_some_and(|most| self.counts.rejected > most) {
+                        let sentence = format!(
+                            "stopped at line {number}: {} lines were rejected, the last because {reason}{}",
+                            self.counts.rejected,
+                            arguments.hint()
+                        );
+                        return Err(Failure::new(Kind::Rejected, sentence).into());
+                    }
+                }
+                Some(Fate::Skipped) => self.counts.skipped += 1,
+                _ => self.counts.accepted += 1,
+            }
+        }
+        if self.saved.elapsed() > CHECKPOINT_INTERVAL { self.save() } else { Ok(()) }
+    }
+
+    fn reject(&mut self, reject: &Reject) -> Result<()> {
+        match &mut self.rejects {
+            Some(Rejects { unwritten, .. }) => {
+                serde_json::to_writer(&mut *unwritten, reject)?;
+                unwritten.push(b'\n');
+            }
+            None if self.counts.rejected <= SHOWN_REJECTS => {
+                let text: String = reject.text.chars().take(80).collect();
+                eprintln!("bitacora: line {} is rejected: {}: {text}", reject.line, reject.reason);
+            }
+            None if self.counts.rejected == SHOWN_REJECTS + 1 => {
+                eprintln!("bitacora: further rejected lines are not told; --rejects FILE keeps them all");
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// The rejected lines first: the checkpoint tells how many of them there are.
+    pub(super) fn save(&mut self) -> Result<()> {
+        self.saved = Instant::now();
+        if let Some(Rejects { file, unwritten, bytes }) = &mut self.rejects {
+            let write = file.write_all(unwritten).and_then(|()| file.sync_data());
+            write.context("the file of rejected lines (--rejects) can't be written")?;
+            *bytes += unwritten.len() as u64;
+            unwritten.clear();
+        }
+        if let Some((path, input)) = self.checkpoint.take() {
+            let rejects_bytes = self.rejects.as_ref().map_or(0, |rejects| rejects.bytes);
+            let Place { offset, line, records_into_block } = self.place;
+            let counts = self.counts;
+            let checkpoint = Checkpoint { input, offset, line, records_into_block, counts, rejects_bytes };
+            checkpoint::write(&path, &checkpoint)?;
+            self.checkpoint = Some((path, checkpoint.input));
+        }
+        Ok(())
+    }
+
+    pub(super) fn message(&self) -> String {
+        let Counts { rejected, skipped, .. } = self.counts;
+        let rate = per_second(self.counts.all() - self.settled_before, self.started.elapsed());
+        let (all, rate) = (HumanCount(self.counts.all()), HumanCount(rate as u64));
+        format!("{all} records, {rate}/s, {rejected} rejected, {skipped} expired")
+    }
+
+    pub(super) fn tell(&self, before: Counts, time: Duration) {
+        let Counts { accepted, rejected, skipped } = self.counts;
+        let rate = per_second(self.counts.all() - before.all(), time);
+        eprintln!(
+            "bitacora: {accepted} accepted, {rejected} rejected, {skipped} skipped because they have expired; {:.1} s, {rate:.0} records/s",
+            time.as_secs_f64()
+        );
+    }
+}
+
+/// Opens the file of rejected lines, cut to the bytes that a checkpoint tells of.
+fn open_rejects(path: &Path, kept: u64) -> Result<Rejects> {
+    let open = || {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+        file.set_len(kept)?;
+        file.seek(SeekFrom::End(0))?;
+        Ok::<_, io::Error>(file)
+    };
+    let file = open().with_context(|| format!("{} (--rejects) can't be written", path.display()))?;
+    Ok(Rejects { file, unwritten: Vec::new(), bytes: kept })
+}
