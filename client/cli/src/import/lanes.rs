@@ -97,7 +97,7 @@ impl Lane {
 type Sent = (usize, usize, Result<Vec<(u64, Fate)>, Failure>);
 
 /// Lines on their way, and the requests that carry them.
-struct Lanes<'a> {
+struct Dispatcher<'a> {
     api: &'a Arc<Api>,
     arguments: &'a Import,
     lanes: Vec<Lane>,
@@ -115,7 +115,7 @@ pub(super) async fn send_all(
     ledger: &mut Ledger,
     bar: &ProgressBar,
 ) -> Result<()> {
-    let mut lanes = Lanes {
+    let mut dispatcher = Dispatcher {
         api,
         arguments,
         lanes: (0..arguments.parallel).map(|_| Lane::default()).collect(),
@@ -123,24 +123,26 @@ pub(super) async fn send_all(
         bytes: 0,
         requests: JoinSet::new(),
     };
-    let lines_ahead = arguments.batch as usize * lanes.lanes.len() * BATCHES_AHEAD;
+    let lines_ahead = arguments.batch as usize * dispatcher.lanes.len() * BATCHES_AHEAD;
     let mut reading = true;
     let mut stop = std::pin::pin!(stop_signal()?);
-    while reading || !lanes.requests.is_empty() {
-        let room = ledger.unsettled() < lines_ahead && lanes.bytes < BYTES_AHEAD;
+    while reading || !dispatcher.requests.is_empty() {
+        let room = ledger.unsettled() < lines_ahead && dispatcher.bytes < BYTES_AHEAD;
         tokio::select! {
             biased;
             () = &mut stop => bail!("interrupted{}", arguments.hint()),
-            Some(sent) = lanes.requests.join_next() => lanes.settle(sent?, ledger)?,
+            Some(sent) = dispatcher.requests.join_next() => dispatcher.settle(sent?, ledger)?,
             block = blocks.recv(), if reading && room => match block {
                 None => reading = false,
                 Some(block) => {
                     let block = block.with_context(|| format!("{} can't be read", arguments.input.display()))?;
-                    block.into_iter().for_each(|line| lanes.take(line, ledger));
+                    for line in block {
+                        dispatcher.take(line, ledger);
+                    }
                 }
             },
         }
-        lanes.send();
+        dispatcher.send();
         ledger.advance(arguments)?;
         bar.set_position(ledger.place().offset);
         bar.set_message(ledger.message());
@@ -148,7 +150,7 @@ pub(super) async fn send_all(
     Ok(())
 }
 
-impl Lanes<'_> {
+impl Dispatcher<'_> {
     /// Puts a line into its key's lane.
     fn take(&mut self, line: Line, ledger: &mut Ledger) {
         let number = ledger.expect(&line);

@@ -111,7 +111,7 @@ fn a_file_that_is_cut_off_says_where() {
     {
         match open(&bytes[..length]) {
             Err(error) => {
-                assert!(length < header && error.contains("header") || length < 4, "{length}: {error}")
+                assert!(length < header && error.contains("header") || length < 4, "{length}: {error}");
             }
             Ok(_) if length == header || is_block_end(length) => {}
             Ok(reader) => {
