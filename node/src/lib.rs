@@ -16,6 +16,7 @@ pub mod service;
 pub mod settings;
 pub mod store;
 pub mod trimming;
+pub mod worker;
 
 #[cfg(test)]
 mod testing;

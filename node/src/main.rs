@@ -15,18 +15,24 @@ use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let cli = Cli::read();
-    let outcome = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("the runtime could not be started")
-        .and_then(|runtime| runtime.block_on(run(cli)));
-    match outcome {
+    match start_runtime(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bitacora-node: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn start_runtime(cli: Cli) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("the runtime could not be started")?;
+    let outcome = runtime.block_on(run(cli));
+    // What did not end within the deadline of the stop must not hold up the end of the process.
+    runtime.shutdown_background();
+    outcome
 }
 
 async fn run(cli: Cli) -> Result<()> {

@@ -169,7 +169,7 @@ pub struct NodeSettings {
     /// How long a node that is told to stop still serves, unready, so that load balancers see it first
     #[arg(long, env, value_name = "TIME", default_value = "0s", value_parser = duration, help_heading = "Network")]
     pub drain_delay: Duration,
-    /// How long requests under way may take to end when the node is told to stop
+    /// How long the stop itself may take after `DRAIN_DELAY`: requests under way are aborted after three quarters of it, the rest is for the log and the store
     #[arg(long, env, value_name = "TIME", default_value = "5s", value_parser = duration, help_heading = "Network")]
     pub shutdown_grace: Duration,
 }

@@ -70,8 +70,9 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        self.trimming.take().expect("once").stop();
-        self.replica.take().expect("once").stop();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        assert_eq!(self.trimming.take().expect("once").stop(deadline), None);
+        assert!(self.replica.take().expect("once").stop(deadline).is_empty());
     }
 }
 

@@ -1,7 +1,8 @@
-//! Connections: accepted one by one within a limit, given to warp, drained at the end.
+//! Connections: accepted one by one within a limit, given to warp; at the end those that are busy may finish until a
+//! deadline, and are aborted then.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -9,10 +10,12 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout_at;
 
 use super::Api;
 use super::routes::routes;
+use crate::server::OpenConnection;
 use crate::server::socket::{Socket, accept};
 use crate::service::readiness::Readiness;
 
@@ -21,7 +24,7 @@ const MAX_READ_BUFFER_BYTES: usize = 96 * 1024;
 
 /// The HTTP interface of a node, open.
 pub struct Server {
-    stop: oneshot::Sender<Duration>,
+    stop: oneshot::Sender<Instant>,
     task: JoinHandle<()>,
 }
 
@@ -39,9 +42,10 @@ impl Server {
         Self { stop, task }
     }
 
-    /// Accepts no more connections and waits for the requests under way, no longer than `grace`.
-    pub async fn stop(self, grace: Duration) {
-        let _ = self.stop.send(grace);
+    /// Accepts no more connections and waits for the requests under way until the deadline. Those that have not ended by
+    /// then are aborted: nothing is read from their connections any more.
+    pub async fn stop(self, deadline: Instant) {
+        let _ = self.stop.send(deadline);
         let _ = self.task.await;
     }
 }
@@ -51,10 +55,11 @@ async fn run(
     api: Api,
     max_connections: u32,
     idle: Duration,
-    stopped: oneshot::Receiver<Duration>,
+    stopped: oneshot::Receiver<Instant>,
 ) {
     let open = api.metrics.connections.with_label_values(&["http"]);
-    let connections = Arc::new(Semaphore::new(max_connections as usize));
+    let permits = Arc::new(Semaphore::new(max_connections as usize));
+    let mut connections = JoinSet::new();
     let graceful = GracefulShutdown::new();
     let mut http = http1::Builder::new();
     // Not `pipeline_flush`: it holds back an answer while unread bytes of the client's are in the buffer, also the answer
@@ -66,32 +71,35 @@ async fn run(
     let write_timeout = api.limits.request_timeout;
     let service = warp::service(routes(Arc::new(api)));
     let mut stopped = std::pin::pin!(stopped);
-    let grace = loop {
+    let deadline = loop {
         let accept = async {
             // Never closed.
-            let permit = Arc::clone(&connections).acquire_owned().await.ok();
+            let permit = Arc::clone(&permits).acquire_owned().await.ok();
             (accept(&listener).await, permit)
         };
         let (stream, permit) = tokio::select! {
             accepted = accept => accepted,
-            grace = &mut stopped => break grace.unwrap_or_default(),
+            // Those that ended are forgotten.
+            Some(_) = connections.join_next() => continue,
+            // A node that was dropped without a stop gives them no time.
+            deadline = &mut stopped => break deadline.unwrap_or_else(|_| Instant::now()),
         };
         let service = TowerToHyperService::new(service.clone());
         let connection =
             graceful.watch(http.serve_connection(TokioIo::new(Socket::new(stream, write_timeout)), service));
-        let open = open.clone();
-        tokio::spawn(async move {
-            open.inc();
+        let open = OpenConnection::count(&open);
+        connections.spawn(async move {
             // A client that goes away or speaks no HTTP is its own affair.
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection ended badly");
             }
-            open.dec();
-            drop(permit);
+            drop((open, permit));
         });
     };
     drop(listener);
-    if tokio::time::timeout(grace, graceful.shutdown()).await.is_err() {
-        tracing::warn!("some requests did not end within the grace of {} ms", grace.as_millis());
+    if timeout_at(deadline.into(), graceful.shutdown()).await.is_err() {
+        while connections.try_join_next().is_some() {}
+        tracing::warn!(connections = connections.len(), "HTTP requests did not end in time and are aborted");
+        connections.abort_all();
     }
 }

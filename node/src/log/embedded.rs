@@ -7,7 +7,6 @@
 use std::collections::HashMap;
 use std::ops::Bound;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -23,6 +22,7 @@ use super::{
 use crate::clock::LogTime;
 use crate::data_dir::DataDir;
 use crate::store::open_env;
+use crate::worker::Worker;
 use bitacora_protocol::{HighWatermark, NextOffset, Position, partition_of};
 
 /// Appends that may wait for the writer before further ones are turned away.
@@ -38,7 +38,7 @@ const TOMBSTONE_RETENTION: Duration = Duration::from_hours(30 * 24);
 pub struct EmbeddedLog {
     shared: Arc<Shared>,
     appends: Mutex<Option<mpsc::SyncSender<Append>>>,
-    writer: Mutex<Option<JoinHandle<()>>>,
+    writer: Mutex<Option<Worker>>,
     delete_grace: Option<Duration>,
 }
 
@@ -106,7 +106,7 @@ impl EmbeddedLog {
             _dir: dir,
         });
         let (appends, queue) = mpsc::sync_channel(MAX_QUEUED_APPENDS);
-        let writer = std::thread::Builder::new().name("embedded-log".into()).spawn({
+        let writer = Worker::spawn("embedded-log", {
             let shared = Arc::clone(&shared);
             move || write(&shared, &queue)
         })?;
@@ -332,12 +332,12 @@ impl Log for EmbeddedLog {
         Ok(lock(&self.shared.ends).iter().copied().map(HighWatermark).collect())
     }
 
-    fn flush(&self, _deadline: Duration) {
+    fn flush(&self, deadline: Duration) {
         lock(&self.appends).take();
         if let Some(writer) = lock(&self.writer).take()
-            && writer.join().is_err()
+            && let Err(thread) = writer.join_until(Instant::now() + deadline)
         {
-            tracing::error!("the embedded log's writer panicked");
+            tracing::warn!("not every write was acknowledged in time; the thread '{thread}' is left to itself");
         }
     }
 }

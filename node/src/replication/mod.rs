@@ -38,8 +38,7 @@ mod watermarks;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use self::applier::{Applier, Next};
 pub use self::apply::apply;
@@ -49,6 +48,7 @@ use crate::metrics::Metrics;
 use crate::replication::progress::{Phase, Progress};
 use crate::replication::snapshot::SnapshotSource;
 use crate::store::{Checkpoint, Store, StoreError};
+use crate::worker::Worker;
 
 /// How long the reader waits for news before anything else is looked at.
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
@@ -109,7 +109,7 @@ pub fn halves(parts: Parts) -> Result<(Applier, Watermarks), StoreError> {
 /// The two halves at work, each on a thread.
 pub struct Replica {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<Worker>,
 }
 
 impl Replica {
@@ -119,7 +119,7 @@ impl Replica {
         let progress = Arc::clone(&parts.progress);
         let (mut applier, mut watermarks) = halves(parts)?;
         let shared = Arc::clone(&applier.shared);
-        let learner = std::thread::Builder::new().name("watermarks".into()).spawn({
+        let learner = Worker::spawn("watermarks", {
             let (shared, progress) = (Arc::clone(&shared), Arc::clone(&progress));
             move || {
                 let _panic_report = PanicReport { progress: &progress, thread: "watermarks" };
@@ -128,7 +128,7 @@ impl Replica {
                 }
             }
         })?;
-        let applier = std::thread::Builder::new().name("replica".into()).spawn(move || {
+        let applier = Worker::spawn("replica", move || {
             let _panic_report = PanicReport { progress: &progress, thread: "replica" };
             loop {
                 match applier.step() {
@@ -141,13 +141,11 @@ impl Replica {
         Ok(Self { shared, threads: vec![learner, applier] })
     }
 
-    /// Stops after the batch under way. Blocks, for as long as that takes.
-    pub fn stop(self) {
+    /// Stops after the batch under way. Blocks for as long as that takes, until the deadline. Returns the names of the
+    /// threads that have not ended by then.
+    pub fn stop(self, deadline: Instant) -> Vec<&'static str> {
         self.shared.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads {
-            // The unwinding thread has told `Progress` already.
-            let _ = thread.join();
-        }
+        self.threads.into_iter().filter_map(|thread| thread.join_until(deadline).err()).collect()
     }
 }
 

@@ -324,7 +324,7 @@ impl Bench {
 impl Drop for Bench {
     fn drop(&mut self) {
         if let Some(replica) = self.replica.take() {
-            replica.stop();
+            assert!(replica.stop(Instant::now() + Duration::from_secs(60)).is_empty());
         }
     }
 }

@@ -7,16 +7,18 @@ mod handshake;
 mod report;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bitacora_protocol::rpc::FrameLimits;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout_at;
 
 use self::connection::Connection;
 use self::handshake::Protocols;
 use crate::metrics::Metrics;
+use crate::server::OpenConnection;
 use crate::server::socket::{Socket, accept};
 use crate::service::Service;
 use crate::service::readiness::Readiness;
@@ -73,11 +75,12 @@ impl Server {
         Self { closing, task: readiness.run_interface("RPC", run(listener, shared, closed)) }
     }
 
-    /// Accepts no more connections and refuses further calls; waits for those under way, no longer than `grace`.
-    pub async fn stop(mut self, grace: Duration) {
+    /// Accepts no more connections and refuses further calls; waits for those under way until the deadline. Connections
+    /// that are still open then are aborted.
+    pub async fn stop(mut self, deadline: Instant) {
         let _ = self.closing.send(true);
-        if tokio::time::timeout(grace, &mut self.task).await.is_err() {
-            tracing::warn!("some calls did not end within the grace of {} ms", grace.as_millis());
+        if timeout_at(deadline.into(), &mut self.task).await.is_err() {
+            tracing::warn!("RPC calls did not end in time and are aborted");
             self.task.abort();
         }
     }
@@ -100,11 +103,10 @@ async fn run(listener: TcpListener, shared: Arc<Shared>, mut closed: watch::Rece
         }
         let socket = Socket::new(stream, shared.limits.request_timeout);
         let connection = Connection::new(socket, Arc::clone(&shared), closed.clone());
-        let open = metrics.connections.with_label_values(&["rpc"]);
+        let open = OpenConnection::count(&metrics.connections.with_label_values(&["rpc"]));
         connections.spawn(async move {
-            open.inc();
+            let _open = open;
             let ended = connection.serve().await;
-            open.dec();
             // A client that goes away or speaks no Avro is its own affair.
             if let Err(error) = ended {
                 tracing::debug!(%error, "an RPC connection ended badly");

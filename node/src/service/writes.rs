@@ -2,7 +2,7 @@
 //! record comes back through the replica.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,8 @@ pub const MAX_TTL: Duration = Duration::from_hours(100 * 365 * 24);
 
 pub struct Writes {
     log: Arc<dyn Log>,
+    /// Once true, nothing is appended. Held while a record is handed over, so that none slips past.
+    closed: RwLock<bool>,
     max_value_bytes: usize,
     metrics: Arc<Metrics>,
 }
@@ -67,7 +69,7 @@ pub fn check_key(key: &str) -> Result<(), KeyError> {
 impl Writes {
     #[must_use]
     pub fn new(log: Arc<dyn Log>, max_value_bytes: usize, metrics: Arc<Metrics>) -> Self {
-        Self { log, max_value_bytes, metrics }
+        Self { log, closed: false.into(), max_value_bytes, metrics }
     }
 
     /// Sets a key that [`check_key`] accepts, for ever or for a time to live of at most [`MAX_TTL`]. The write takes its
@@ -99,6 +101,21 @@ impl Writes {
         self.write(key, "", ttl::DELETED)
     }
 
+    /// Refuses every write from here on. A record that is being handed to the log right now is in its hands when this
+    /// returns, so that a flush waits for it.
+    pub fn close(&self) {
+        *self.closed.write().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
+    fn append(&self, key: &str, record: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        let closed = self.closed.read().unwrap_or_else(PoisonError::into_inner);
+        if *closed {
+            let stopping = AppendError::NotTaken("this node is stopping".to_owned());
+            return Box::pin(std::future::ready(Err(stopping)));
+        }
+        self.log.append(key, record)
+    }
+
     fn write(
         &self,
         key: &str,
@@ -110,7 +127,7 @@ impl Writes {
         let mut bytes = Vec::new();
         record.encode(&mut bytes);
         let (started, metrics) = (Instant::now(), Arc::clone(&self.metrics));
-        let appended = Append { waiting: Some(self.log.append(key, bytes)), started, metrics };
+        let appended = Append { waiting: Some(self.append(key, bytes)), started, metrics };
         async move { Ok(Written { appended: appended.await?, ttl, uuid }) }
     }
 }
@@ -220,5 +237,15 @@ mod tests {
         while metrics.appends("unknown") + metrics.appends("not_taken") < 2 {
             tokio::task::yield_now().await;
         }
+    }
+
+    #[tokio::test]
+    async fn a_closed_gate_appends_nothing() {
+        let (log, metrics) = (Arc::new(Slow::default()), Arc::new(Metrics::new().expect("names differ")));
+        let writes = Writes::new(Arc::<Slow>::clone(&log), 100, metrics);
+        writes.close();
+        let refused = writes.set("key", "value", None).await.expect_err("the node stops");
+        assert!(matches!(refused, WriteError::Log(AppendError::NotTaken(_))), "{refused}");
+        assert!(log.0.lock().expect("no test panicked").is_empty());
     }
 }

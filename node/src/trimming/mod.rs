@@ -31,8 +31,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 
@@ -43,6 +42,7 @@ use crate::metrics::Metrics;
 use crate::replication::PanicReport;
 use crate::replication::progress::{Progress, Seen};
 use crate::store::{NeededRepair, Store, StoreError, Trimmable};
+use crate::worker::Worker;
 use bitacora_protocol::Position;
 
 /// Between two looks at what is owed.
@@ -147,7 +147,7 @@ pub struct Parts {
 /// The thread that trims when it is this node's turn.
 pub struct Trimming {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
+    thread: Worker,
 }
 
 impl Trimming {
@@ -156,7 +156,7 @@ impl Trimming {
     pub fn start(parts: Parts) -> std::io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let thread = std::thread::Builder::new().name("trimmer".into()).spawn(move || {
+        let thread = Worker::spawn("trimmer", move || {
             let progress = Arc::clone(&parts.progress);
             let _panic_report = PanicReport { progress: &progress, thread: "trimmer" };
             let mut upkeep = Upkeep::new(parts);
@@ -169,12 +169,17 @@ impl Trimming {
         Ok(Self { stop, thread })
     }
 
-    /// Stops once what was appended is acknowledged or given up. Blocks for as long.
-    pub fn stop(self) {
+    /// Appends nothing more after the round under way.
+    pub fn begin_stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.thread().unpark();
-        // The unwinding thread has told `Progress` already.
-        let _ = self.thread.join();
+        self.thread.unpark();
+    }
+
+    /// Stops once what was appended is acknowledged or given up. Blocks for as long, until the deadline. Returns the name of
+    /// the thread if it has not ended by then.
+    pub fn stop(self, deadline: Instant) -> Option<&'static str> {
+        self.begin_stop();
+        self.thread.join_until(deadline).err()
     }
 }
 

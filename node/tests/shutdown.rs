@@ -1,0 +1,221 @@
+//! A node that is told to stop: real sockets, over an embedded log that tells what is asked of it.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use bitacora_node::cluster::Address;
+use bitacora_node::cluster::fixed::FixedMembership;
+use bitacora_node::data_dir::DataDir;
+use bitacora_node::log::embedded::EmbeddedLog;
+use bitacora_node::log::{
+    AppendError, Appended, ConditionalRecord, Log, LogInfo, LogReader, OpenError, ReadError,
+};
+use bitacora_node::node::{Node, Parts};
+use bitacora_node::settings::{Cli, Command, NodeSettings};
+use bitacora_protocol::{HighWatermark, NextOffset};
+use clap::Parser as _;
+use futures_util::future::BoxFuture;
+use tokio::net::TcpListener;
+
+/// No test waits longer for what should come at once.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Call {
+    Append(String),
+    Flush,
+}
+
+/// An embedded log that notes calls, and that can be held while it is opened.
+struct WatchedLog {
+    log: EmbeddedLog,
+    calls: Mutex<Vec<Call>>,
+    hold_open: Mutex<bool>,
+    released: Condvar,
+}
+
+impl WatchedLog {
+    fn new(dir: &std::path::Path, hold_open: bool) -> Arc<Self> {
+        let log = EmbeddedLog::open(DataDir::open(&dir.join("log")).expect("a folder"), "bitacora", 1);
+        Arc::new(Self {
+            log: log.expect("a log"),
+            calls: Mutex::default(),
+            hold_open: hold_open.into(),
+            released: Condvar::new(),
+        })
+    }
+
+    fn calls(&self) -> Vec<Call> {
+        self.calls.lock().expect("no test panicked").clone()
+    }
+
+    fn note(&self, call: Call) {
+        self.calls.lock().expect("no test panicked").push(call);
+    }
+
+    fn release(&self) {
+        *self.hold_open.lock().expect("no test panicked") = false;
+        self.released.notify_all();
+    }
+}
+
+impl Log for WatchedLog {
+    fn topic(&self) -> &str {
+        self.log.topic()
+    }
+
+    fn open(&self) -> Result<LogInfo, OpenError> {
+        let held = self.hold_open.lock().expect("no test panicked");
+        drop(self.released.wait_while(held, |held| *held).expect("no test panicked"));
+        self.log.open()
+    }
+
+    fn append(&self, key: &str, value: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        self.note(Call::Append(key.to_owned()));
+        self.log.append(key, value)
+    }
+
+    fn append_conditional(
+        &self,
+        record: ConditionalRecord,
+    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        self.log.append_conditional(record)
+    }
+
+    fn check_trimming(&self) -> Result<(), String> {
+        self.log.check_trimming()
+    }
+
+    fn reader(&self, from: &[NextOffset], epochs: &[Option<i32>]) -> Result<Box<dyn LogReader>, ReadError> {
+        self.log.reader(from, epochs)
+    }
+
+    fn high_watermarks(&self) -> Result<Vec<HighWatermark>, ReadError> {
+        self.log.high_watermarks()
+    }
+
+    fn flush(&self, deadline: Duration) {
+        self.note(Call::Flush);
+        self.log.flush(deadline);
+    }
+}
+
+fn settings(arguments: &[&str]) -> NodeSettings {
+    let cli = Cli::try_parse_from([&["bitacora-node", "dev"], arguments].concat()).expect("settings");
+    let Command::Dev(settings) = cli.command else { panic!("dev was asked for") };
+    settings.node
+}
+
+async fn start(dir: &std::path::Path, log: Arc<WatchedLog>, arguments: &[&str]) -> (Node, Address) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let rpc_listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = |listener: &TcpListener| listener.local_addr().expect("bound").port();
+    let address = Address {
+        host: "127.0.0.1".to_owned(),
+        api_port: port(&listener),
+        avro_port: port(&rpc_listener),
+    };
+    let node = Node::start(Parts {
+        log,
+        membership: Arc::new(FixedMembership::new(vec![address.api()], &address.api())),
+        data_dir: DataDir::open(&dir.join("node")).expect("a folder"),
+        listener,
+        rpc_listener,
+        address: address.clone(),
+        settings: settings(arguments),
+    });
+    (node.expect("it starts"), address)
+}
+
+async fn ready(node: &Node) {
+    let progress = node.progress();
+    let mut changed = progress.watch();
+    let ready = async {
+        while progress.unready().is_some() {
+            changed.changed().await.expect("the node lives");
+        }
+    };
+    tokio::time::timeout(PATIENCE, ready).await.expect("an embedded log is read at once");
+}
+
+/// A set whose head, and the start of its body, have arrived at the node.
+fn begin_set(address: &Address) -> TcpStream {
+    let mut stream = TcpStream::connect(address.api()).expect("the node listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    let head = "POST /rpc?key=slow HTTP/1.1\r\nHost: node\r\nContent-Type: text/plain\r\n";
+    // The node answers `100 Continue` when somebody reads the body, so the request is under way then.
+    write!(stream, "{head}Expect: 100-continue\r\nContent-Length: 4\r\n\r\n").expect("sent");
+    let mut answer = [0; 64];
+    let length = stream.read(&mut answer).expect("the node reads the body");
+    assert!(answer[..length].starts_with(b"HTTP/1.1 100"), "{:?}", String::from_utf8_lossy(&answer));
+    stream.write_all(b"va").expect("sent");
+    stream
+}
+
+fn set(address: &Address, key: &str) -> String {
+    let mut stream = TcpStream::connect(address.api()).expect("the node listens");
+    write!(stream, "POST /rpc?key={key}&value=v HTTP/1.1\r\nHost: node\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        .expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_set_slower_than_the_grace_is_never_appended() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let log = WatchedLog::new(dir.path(), false);
+    let (node, address) = start(dir.path(), Arc::clone(&log), &["--shutdown-grace", "1s"]).await;
+    ready(&node).await;
+    let blocking = tokio::task::spawn_blocking(move || {
+        assert!(set(&address, "early").starts_with("HTTP/1.1 200"));
+        begin_set(&address)
+    });
+    let mut slow = blocking.await.expect("a client");
+
+    tokio::time::timeout(PATIENCE, node.stop()).await.expect("a client does not hold up the stop");
+    let outcome = tokio::task::spawn_blocking(move || {
+        // Its connection is closed: at the latest the read after the write tells.
+        let mut rest = Vec::new();
+        slow.write_all(b"lu").and_then(|()| slow.read_to_end(&mut rest)).map(|_| rest)
+    });
+    let answer = outcome.await.expect("a client").unwrap_or_default();
+    assert!(answer.is_empty(), "{}", String::from_utf8_lossy(&answer));
+    assert_eq!(log.calls(), [Call::Append("early".to_owned()), Call::Flush]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_set_within_the_grace_is_answered() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let log = WatchedLog::new(dir.path(), false);
+    let (node, address) = start(dir.path(), Arc::clone(&log), &["--shutdown-grace", "60s"]).await;
+    ready(&node).await;
+    let mut slow = tokio::task::spawn_blocking(move || begin_set(&address)).await.expect("a client");
+
+    let stopping = tokio::spawn(node.stop());
+    let answer = tokio::task::spawn_blocking(move || {
+        slow.write_all(b"lu").expect("the node still reads");
+        let mut answer = String::new();
+        slow.read_to_string(&mut answer).expect("an answer, and the end of the connection");
+        answer
+    });
+    let answer = answer.await.expect("a client");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    tokio::time::timeout(PATIENCE, stopping).await.expect("it stops").expect("no panic");
+    assert_eq!(log.calls(), [Call::Append("slow".to_owned()), Call::Flush]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thread_that_is_stuck_does_not_hold_up_the_stop() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let log = WatchedLog::new(dir.path(), true);
+    let (node, _) = start(dir.path(), Arc::clone(&log), &["--shutdown-grace", "1s"]).await;
+    // The replica's thread is in `open` until the test releases it, which is after the stop.
+    let stopped = tokio::time::timeout(PATIENCE, node.stop()).await;
+    let times = stopped.expect("a stuck thread does not hold up the stop");
+    assert!(Instant::now() >= times.deadline, "it was waited for until the deadline");
+    assert_eq!(log.calls(), [Call::Flush]);
+    log.release();
+}
