@@ -172,6 +172,12 @@ pub struct NodeSettings {
     /// How long the stop itself may take after `DRAIN_DELAY`: requests under way are aborted after three quarters of it, the rest is for the log and the store
     #[arg(long, env, value_name = "TIME", default_value = "5s", value_parser = duration, help_heading = "Network")]
     pub shutdown_grace: Duration,
+    /// Requests that take longer are logged, with what they waited for; 0 for none
+    #[arg(long, env, value_name = "TIME", default_value = "1s", value_parser = duration, help_heading = "Logging")]
+    pub slow_request: Duration,
+    /// Base URL of an OpenTelemetry collector that takes traces by OTLP over HTTP, such as `http://collector:4318` [default: no traces]
+    #[arg(long, env, value_name = "URL", value_parser = otlp_endpoint, help_heading = "Logging")]
+    pub otlp_endpoint: Option<String>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -352,6 +358,16 @@ fn topic(text: &str) -> Result<String, String> {
         return Err("a topic's name has 1 to 249 of the characters a-z A-Z 0-9 . _ -".to_owned());
     }
     Ok(text.to_owned())
+}
+
+fn otlp_endpoint(text: &str) -> Result<String, String> {
+    match reqwest::Url::parse(text) {
+        Ok(url) if url.scheme() == "http" && url.has_host() => Ok(text.to_owned()),
+        Ok(url) if url.scheme() == "https" => {
+            Err("it must begin with http://; TLS is a job of a collector beside the node".to_owned())
+        }
+        _ => Err("it must be a URL such as http://collector:4318".to_owned()),
+    }
 }
 
 fn node_address(text: &str) -> Result<String, String> {

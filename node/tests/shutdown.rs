@@ -1,26 +1,22 @@
 //! A node that is told to stop: real sockets, over an embedded log that tells what is asked of it.
 
+mod support;
+
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use bitacora_node::cluster::Address;
-use bitacora_node::cluster::fixed::FixedMembership;
 use bitacora_node::data_dir::DataDir;
 use bitacora_node::log::embedded::EmbeddedLog;
 use bitacora_node::log::{
     AppendError, Appended, ConditionalRecord, Log, LogInfo, LogReader, OpenError, ReadError,
 };
-use bitacora_node::node::{Node, Parts};
-use bitacora_node::settings::{Cli, Command, NodeSettings};
 use bitacora_protocol::{HighWatermark, NextOffset};
-use clap::Parser as _;
 use futures_util::future::BoxFuture;
-use tokio::net::TcpListener;
 
-/// No test waits longer for what should come at once.
-const PATIENCE: Duration = Duration::from_secs(60);
+use self::support::{PATIENCE, ready, start};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Call {
@@ -102,44 +98,6 @@ impl Log for WatchedLog {
     }
 }
 
-fn settings(arguments: &[&str]) -> NodeSettings {
-    let cli = Cli::try_parse_from([&["bitacora-node", "dev"], arguments].concat()).expect("settings");
-    let Command::Dev(settings) = cli.command else { panic!("dev was asked for") };
-    settings.node
-}
-
-async fn start(dir: &std::path::Path, log: Arc<WatchedLog>, arguments: &[&str]) -> (Node, Address) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let rpc_listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let port = |listener: &TcpListener| listener.local_addr().expect("bound").port();
-    let address = Address {
-        host: "127.0.0.1".to_owned(),
-        api_port: port(&listener),
-        avro_port: port(&rpc_listener),
-    };
-    let node = Node::start(Parts {
-        log,
-        membership: Arc::new(FixedMembership::new(vec![address.api()], &address.api())),
-        data_dir: DataDir::open(&dir.join("node")).expect("a folder"),
-        listener,
-        rpc_listener,
-        address: address.clone(),
-        settings: settings(arguments),
-    });
-    (node.expect("it starts"), address)
-}
-
-async fn ready(node: &Node) {
-    let progress = node.progress();
-    let mut changed = progress.watch();
-    let ready = async {
-        while progress.unready().is_some() {
-            changed.changed().await.expect("the node lives");
-        }
-    };
-    tokio::time::timeout(PATIENCE, ready).await.expect("an embedded log is read at once");
-}
-
 /// A set whose head, and the start of its body, have arrived at the node.
 fn begin_set(address: &Address) -> TcpStream {
     let mut stream = TcpStream::connect(address.api()).expect("the node listens");
@@ -156,8 +114,11 @@ fn begin_set(address: &Address) -> TcpStream {
 
 fn set(address: &Address, key: &str) -> String {
     let mut stream = TcpStream::connect(address.api()).expect("the node listens");
-    write!(stream, "POST /rpc?key={key}&value=v HTTP/1.1\r\nHost: node\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-        .expect("sent");
+    write!(
+        stream,
+        "POST /rpc?key={key}&value=v HTTP/1.1\r\nHost: node\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    )
+    .expect("sent");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer");
     answer
@@ -167,7 +128,8 @@ fn set(address: &Address, key: &str) -> String {
 async fn a_set_slower_than_the_grace_is_never_appended() {
     let dir = tempfile::tempdir().expect("a folder");
     let log = WatchedLog::new(dir.path(), false);
-    let (node, address) = start(dir.path(), Arc::clone(&log), &["--shutdown-grace", "1s"]).await;
+    let (node, address) =
+        start(&dir.path().join("node"), Arc::<WatchedLog>::clone(&log), &["--shutdown-grace", "1s"]).await;
     ready(&node).await;
     let blocking = tokio::task::spawn_blocking(move || {
         assert!(set(&address, "early").starts_with("HTTP/1.1 200"));
@@ -190,7 +152,8 @@ async fn a_set_slower_than_the_grace_is_never_appended() {
 async fn a_set_within_the_grace_is_answered() {
     let dir = tempfile::tempdir().expect("a folder");
     let log = WatchedLog::new(dir.path(), false);
-    let (node, address) = start(dir.path(), Arc::clone(&log), &["--shutdown-grace", "60s"]).await;
+    let (node, address) =
+        start(&dir.path().join("node"), Arc::<WatchedLog>::clone(&log), &["--shutdown-grace", "60s"]).await;
     ready(&node).await;
     let mut slow = tokio::task::spawn_blocking(move || begin_set(&address)).await.expect("a client");
 
@@ -211,7 +174,8 @@ async fn a_set_within_the_grace_is_answered() {
 async fn a_thread_that_is_stuck_does_not_hold_up_the_stop() {
     let dir = tempfile::tempdir().expect("a folder");
     let log = WatchedLog::new(dir.path(), true);
-    let (node, _) = start(dir.path(), Arc::clone(&log), &["--shutdown-grace", "1s"]).await;
+    let (node, _) =
+        start(&dir.path().join("node"), Arc::<WatchedLog>::clone(&log), &["--shutdown-grace", "1s"]).await;
     // The replica's thread is in `open` until the test releases it, which is after the stop.
     let stopped = tokio::time::timeout(PATIENCE, node.stop()).await;
     let times = stopped.expect("a stuck thread does not hold up the stop");

@@ -12,6 +12,7 @@ use bitacora_node::metrics::Metrics;
 use bitacora_node::replication::progress::Progress;
 use bitacora_node::replication::{self, Replica};
 use bitacora_node::store::Store;
+use bitacora_node::telemetry::Telemetry;
 use bitacora_node::trimming::{self, Trimming};
 use bitacora_protocol::NextOffset;
 use bitacora_protocol::record::{KeyValue, source, ttl};
@@ -40,6 +41,7 @@ impl Node {
             store: store.clone(),
             progress: progress.clone(),
             metrics: metrics.clone(),
+            telemetry: Telemetry::off(),
             delete_retention: RETENTION,
             snapshots: None,
         });

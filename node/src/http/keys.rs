@@ -1,6 +1,6 @@
 //! One key: `/rpc` and `/rpc/cluster`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bitacora_protocol::units;
 use bytes::Buf;
@@ -10,19 +10,28 @@ use warp::http::header::{CONTENT_TYPE, HeaderName};
 
 use super::error::HttpError;
 use super::params::{Params, parse_ttl, query_params};
-use super::{Limits, Outcome, answers, body};
+use super::{Limits, Notes, Outcome, answers, body};
 use crate::service::Service;
+use crate::service::reads::{Answer, Found};
 use crate::service::writes::check_key;
 
 /// `GET /rpc?key=`
-pub async fn get(service: &Service, query: &str, headers: &HeaderMap) -> Outcome {
+pub(super) async fn get(service: &Service, query: &str, headers: &HeaderMap, notes: &mut Notes) -> Outcome {
     let params = query_params(query, &["key", "consistency", "position", "timeout"])?;
     let key = params.get("key").unwrap_or_default();
     check_key(key).map_err(crate::service::error::OperationError::from)?;
     let position = text_header(headers, &HeaderName::from_static(bitacora_protocol::http::POSITION_HEADER))?;
     let position = params.get("position").or(position);
     check_consistency(params.get("consistency"), position, params.get("timeout"))?;
-    let answer = service.get(key).await?;
+    notes.key(key);
+    let asked = Instant::now();
+    let answer = service.get(key).await;
+    // What this node knows itself it answers from its store; anything else took the other members.
+    match &answer {
+        Ok(Answer { found: Found::Local(_), .. }) => notes.waits.store = asked.elapsed(),
+        _ => notes.waits.peers = asked.elapsed(),
+    }
+    let answer = answer?;
     Ok((answers::read(key, &answer, service.memory())?, answer.outcome()))
 }
 
@@ -35,11 +44,12 @@ pub fn get_here(service: &Service, query: &str) -> Outcome {
 }
 
 /// `POST /rpc`, with the value in the query, in a form, or as the body.
-pub async fn set(
+pub(super) async fn set(
     service: &Service,
     limits: Limits,
     query: &str,
     headers: &HeaderMap,
+    notes: &mut Notes,
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
 ) -> Outcome {
     let query = query_params(query, &["key", "value", "ttl"])?;
@@ -49,19 +59,23 @@ pub async fn set(
     // A form spells a byte with up to three.
     let limit = if form { 3 * max_value_bytes + 8192 } else { max_value_bytes };
     let body::Body { bytes, mut memory } =
-        body::read(body, limit, max_value_bytes, request_timeout, service.memory()).await?;
+        notes.body(body::read(body, limit, max_value_bytes, request_timeout, service.memory())).await?;
     let set = set_request(query, bytes, content_type.is_some(), form)?;
     // The record that goes into the log, and the answer: taken before the write begins, so that it is refused as a whole.
     memory.grow(2 * set.value.len())?;
-    let written = service.set(&set.key, &set.value, set.ttl).await?;
+    notes.key(&set.key);
+    let trace = notes.span.trace_parent();
+    let written = notes.acknowledged(service.set(&set.key, &set.value, set.ttl, trace)).await?;
     Ok((answers::written(&set.key, &set.value, &written, Some(memory)), "ok"))
 }
 
 /// `DELETE /rpc?key=`
-pub async fn delete(service: &Service, query: &str) -> Outcome {
+pub(super) async fn delete(service: &Service, query: &str, notes: &mut Notes) -> Outcome {
     let params = query_params(query, &["key"])?;
     let key = params.get("key").unwrap_or_default();
-    let written = service.delete(key).await?;
+    notes.key(key);
+    let trace = notes.span.trace_parent();
+    let written = notes.acknowledged(service.delete(key, trace)).await?;
     Ok((answers::written(key, "", &written, None), "ok"))
 }
 

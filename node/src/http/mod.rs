@@ -22,7 +22,9 @@ pub use self::server::Server;
 use crate::metrics::Metrics;
 use crate::replication::snapshot::Snapshots;
 use crate::service::Service;
+use crate::service::slow::{self, SlowRequests, Waits};
 use crate::service::status::NodeStatus;
+use crate::telemetry::{RequestSpan, Telemetry};
 
 /// What the calls lead to. Each handler is given the part that it needs.
 pub struct Api {
@@ -30,6 +32,8 @@ pub struct Api {
     pub status: NodeStatus,
     pub snapshots: Snapshots,
     pub metrics: Arc<Metrics>,
+    pub slow: SlowRequests,
+    pub telemetry: Telemetry,
     pub limits: Limits,
 }
 
@@ -45,12 +49,59 @@ pub struct Limits {
 /// An answer and the `outcome` label of the metrics.
 type Outcome = Result<(Reply, &'static str), HttpError>;
 
-/// Counts a request that took since `started`, and makes its answer.
-fn counted(metrics: &Metrics, operation: &'static str, started: Instant, outcome: Outcome) -> Reply {
+/// What is noted of a request while it is answered.
+struct Notes {
+    id: u64,
+    operation: &'static str,
+    started: Instant,
+    key_hash: Option<u64>,
+    waits: Waits,
+    span: RequestSpan,
+}
+
+impl Notes {
+    fn new(id: u64, operation: &'static str, started: Instant, span: RequestSpan) -> Self {
+        Self { id, operation, started, key_hash: None, waits: Waits::default(), span }
+    }
+
+    fn key(&mut self, key: &str) {
+        self.key_hash = Some(slow::key_hash(key));
+    }
+
+    /// Waits for a body, and notes how long.
+    async fn body<T>(&mut self, body: impl Future<Output = T>) -> T {
+        let began = Instant::now();
+        let body = body.await;
+        self.waits.body = began.elapsed();
+        body
+    }
+
+    /// Waits for the log, and notes how long.
+    async fn acknowledged<T>(&mut self, write: impl Future<Output = T>) -> T {
+        let began = Instant::now();
+        let written = write.await;
+        self.waits.log = began.elapsed();
+        written
+    }
+
+    /// Counts the request, ends its span, and logs it if it was slow.
+    fn finish(self, metrics: &Metrics, slow: &SlowRequests, outcome: &'static str) {
+        let Self { id, operation, started, key_hash, waits, span } = self;
+        let took = started.elapsed();
+        metrics.request("http", operation, outcome, took);
+        let took = if operation == "batch" { waits.operations } else { took };
+        let interface = "http";
+        slow.log(&slow::Answered { id, interface, operation, outcome, key_hash, took, waits: &waits });
+        span.end(outcome);
+    }
+}
+
+/// Counts a request, and makes its answer.
+fn counted(metrics: &Metrics, slow: &SlowRequests, notes: Notes, outcome: Outcome) -> Reply {
     let (reply, outcome) = outcome.unwrap_or_else(|error| {
-        let write = matches!(operation, "set" | "delete" | "batch");
+        let write = matches!(notes.operation, "set" | "delete" | "batch");
         (error.reply(write), error.kind().outcome())
     });
-    metrics.request("http", operation, outcome, started.elapsed());
+    notes.finish(metrics, slow, outcome);
     reply
 }

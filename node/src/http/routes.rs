@@ -6,13 +6,16 @@ use std::time::Instant;
 
 use bytes::Buf;
 use futures_util::Stream;
+use tracing::Instrument as _;
 use warp::Filter;
 use warp::http::{HeaderMap, Method};
 use warp::path::FullPath;
 use warp::reply::{Reply as _, Response};
 
 use super::error::HttpError;
-use super::{Api, batch, counted, health, keys, scan, snapshot, status};
+use super::{Api, Notes, batch, counted, health, keys, scan, snapshot, status};
+use crate::service::slow;
+use crate::telemetry::TraceParent;
 
 /// A path and the methods by which it leads to a call. A path may have several rows.
 struct Route {
@@ -74,6 +77,7 @@ fn find(full_path: &str, method: &Method) -> Result<Call, HttpError> {
 
 /// A request, but for its body.
 struct Request {
+    id: u64,
     method: Method,
     path: FullPath,
     query: String,
@@ -89,9 +93,12 @@ pub fn routes(api: Arc<Api>) -> impl Filter<Extract = (Response,), Error = Infal
         .and(query)
         .and(warp::header::headers_cloned())
         .and(warp::body::stream())
-        .then(move |method, path, query, headers, body| {
+        .then(move |method: Method, path, query, headers, body| {
             let api = Arc::clone(&api);
-            async move { answer(&api, Request { method, path, query, headers }, body).await }
+            let id = slow::next_id();
+            let span = tracing::debug_span!("request", id, interface = "http", %method);
+            let request = Request { id, method, path, query, headers };
+            async move { answer(&api, request, body).await }.instrument(span)
         })
         .or(warp::any().map(move || no_body().reply(false).into_response()))
         .unify()
@@ -103,23 +110,37 @@ async fn answer<B: Buf + Send + 'static>(
     body: impl Stream<Item = Result<B, warp::Error>> + Send + 'static,
 ) -> Response {
     let started = Instant::now();
-    let Request { method, path, query, headers } = request;
-    let Api { service, status: node, snapshots, metrics, limits } = api;
-    let (operation, outcome) = match find(path.as_str(), &method) {
-        Ok(Call::Get) => ("get", keys::get(service, &query, &headers).await),
-        Ok(Call::Set) => ("set", keys::set(service, *limits, &query, &headers, body).await),
-        Ok(Call::Delete) => ("delete", keys::delete(service, &query).await),
-        Ok(Call::GetHere) => ("cluster", keys::get_here(service, &query)),
-        Ok(Call::Scan) => ("scan", scan::scan(service, &query).await),
-        Ok(Call::Batch) => return batch::run(service, metrics, *limits, &query, body),
-        Ok(Call::Ready) => return health::ready(node).into_response(),
-        Ok(Call::Live) => return health::live().into_response(),
-        Ok(Call::Status) => return status::status(node).into_response(),
-        Ok(Call::Metrics) => return status::metrics(node).into_response(),
-        Ok(Call::Snapshot) => return snapshot::send(snapshots, &query),
+    let Request { id, method, path, query, headers } = request;
+    let Api { service, status: node, snapshots, metrics, slow, telemetry, limits } = api;
+    let call = match find(path.as_str(), &method) {
+        Ok(call) => call,
         Err(error) => return error.reply(false).into_response(),
     };
-    counted(metrics, operation, started, outcome).into_response()
+    let operation = match call {
+        Call::Get => "get",
+        Call::Set => "set",
+        Call::Delete => "delete",
+        Call::GetHere => "cluster",
+        Call::Scan => "scan",
+        Call::Batch => "batch",
+        Call::Ready => return health::ready(node).into_response(),
+        Call::Live => return health::live().into_response(),
+        Call::Status => return status::status(node).into_response(),
+        Call::Metrics => return status::metrics(node).into_response(),
+        Call::Snapshot => return snapshot::send(snapshots, &query),
+    };
+    let span = telemetry
+        .request("http", operation, || TraceParent::parse(headers.get(TraceParent::HEADER)?.as_bytes()));
+    let mut notes = Notes::new(id, operation, started, span);
+    let outcome = match call {
+        Call::Get => keys::get(service, &query, &headers, &mut notes).await,
+        Call::Set => keys::set(service, *limits, &query, &headers, &mut notes, body).await,
+        Call::Delete => keys::delete(service, &query, &mut notes).await,
+        Call::Scan => scan::scan(service, &query, &mut notes).await,
+        Call::Batch => return batch::run(api, &query, notes, body),
+        _ => keys::get_here(service, &query),
+    };
+    counted(metrics, slow, notes, outcome).into_response()
 }
 
 #[cfg(test)]

@@ -1,13 +1,15 @@
 //! `GET /rpc/scan`: a page of records in key order.
 
+use std::time::Instant;
+
 use bitacora_protocol::http::{PositionedRecord, ScanPage};
 use bitacora_protocol::rpc::ScanRequest;
 use warp::http::StatusCode;
 
-use super::Outcome;
 use super::answers::{self, Reply};
 use super::error::HttpError;
 use super::params::query_params;
+use super::{Notes, Outcome};
 use crate::service::Service;
 use crate::service::scans::Page;
 
@@ -15,7 +17,7 @@ use crate::service::scans::Page;
 const DEFAULT_LIMIT: i32 = 100;
 
 /// Answers with a page.
-pub async fn scan(service: &Service, query: &str) -> Outcome {
+pub(super) async fn scan(service: &Service, query: &str, notes: &mut Notes) -> Outcome {
     let params = query_params(query, &["prefix", "start", "end", "limit", "cursor"])?;
     let text = |name| params.get(name).unwrap_or_default();
     let limit = match params.get("limit") {
@@ -25,7 +27,10 @@ pub async fn scan(service: &Service, query: &str) -> Outcome {
             .map_err(|_| HttpError::BadRequest(format!("limit={limit} is not a number of records")))?,
     };
     let (prefix, start, end, cursor) = (text("prefix"), text("start"), text("end"), text("cursor"));
-    let page = service.scan(&ScanRequest { prefix, start, end, limit, cursor }).await?;
+    let asked = Instant::now();
+    let page = service.scan(&ScanRequest { prefix, start, end, limit, cursor }).await;
+    notes.waits.store = asked.elapsed();
+    let page = page?;
     Ok((reply(page), "ok"))
 }
 

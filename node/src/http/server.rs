@@ -12,12 +12,14 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout_at;
+use tracing::Instrument as _;
 
 use super::Api;
 use super::routes::routes;
 use crate::server::OpenConnection;
 use crate::server::socket::{Socket, accept};
 use crate::service::readiness::Readiness;
+use crate::service::slow;
 
 /// A URI has at most 64 KiB; the rest is for headers.
 const MAX_READ_BUFFER_BYTES: usize = 96 * 1024;
@@ -88,13 +90,15 @@ async fn run(
         let connection =
             graceful.watch(http.serve_connection(TokioIo::new(Socket::new(stream, write_timeout)), service));
         let open = OpenConnection::count(&open);
-        connections.spawn(async move {
+        let span = tracing::debug_span!("connection", id = slow::next_id(), interface = "http");
+        let serve = async move {
             // A client that goes away or speaks no HTTP is its own affair.
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection ended badly");
             }
             drop((open, permit));
-        });
+        };
+        connections.spawn(serve.instrument(span));
     };
     drop(listener);
     if timeout_at(deadline.into(), graceful.shutdown()).await.is_err() {

@@ -22,6 +22,7 @@ use super::{
 use crate::clock::LogTime;
 use crate::data_dir::DataDir;
 use crate::store::open_env;
+use crate::telemetry::TraceParent;
 use crate::worker::Worker;
 use bitacora_protocol::{HighWatermark, NextOffset, Position, partition_of};
 
@@ -45,7 +46,7 @@ pub struct EmbeddedLog {
 struct Shared {
     env: Env,
     /// Partition (u32) and offset (u64), both big-endian → timestamp (i64), [`Kind`] (u8), key length (u24), what the
-    /// kind adds (i64s), key, value.
+    /// kind adds (i64s), the trace's 25 bytes if the kind has [`TRACED`], key, value.
     records: Database<Bytes, Bytes>,
     identity: LogIdentity,
     /// Exclusive ends of what is committed, per partition.
@@ -62,6 +63,7 @@ struct Append {
     value: Vec<u8>,
     tombstone: bool,
     condition: Option<Condition>,
+    trace: Option<TraceParent>,
     done: oneshot::Sender<Result<Appended, AppendError>>,
 }
 
@@ -172,8 +174,10 @@ fn commit(shared: &Shared, group: &[Append]) -> heed::Result<Vec<Appended>> {
             ),
             Some(Condition::Unreadable) => (TRIM, &[-1, i64::MAX]),
         };
-        value.extend((kind << 24 | append.key.len() as u32).to_be_bytes());
+        let traced = if append.trace.is_some() { TRACED } else { 0 };
+        value.extend(((kind | traced) << 24 | append.key.len() as u32).to_be_bytes());
         value.extend(added.iter().flat_map(|number| number.to_be_bytes()));
+        value.extend(append.trace.iter().flat_map(|trace| trace.to_bytes()));
         value.extend(&append.key);
         value.extend(&append.value);
         shared.records.put(&mut txn, &record_key(partition as u32, *end), &value)?;
@@ -252,8 +256,11 @@ struct Stored<'a> {
     /// `None` for a tombstone.
     value: Option<&'a [u8]>,
     condition: Option<Condition>,
+    trace: Option<TraceParent>,
 }
 
+/// Added to the kind of a record that is part of a trace.
+const TRACED: u32 = 0x80;
 /// Kinds of record.
 const PLAIN: u32 = 0;
 const TRIM: u32 = 1;
@@ -270,8 +277,9 @@ fn parse(bytes: &[u8]) -> Option<Stored<'_>> {
         Some(i64::from_be_bytes(*number))
     };
     let (kind_and_length, mut rest) = (u32::from_be_bytes(*length), rest);
+    let kind = kind_and_length >> 24 & !TRACED;
     let log = LogTag::default();
-    let condition = match kind_and_length >> 24 {
+    let condition = match kind {
         PLAIN => None,
         TRIM => Some(Condition::Trim {
             offset: number(&mut rest)?,
@@ -285,9 +293,14 @@ fn parse(bytes: &[u8]) -> Option<Stored<'_>> {
         }
         _ => return None,
     };
+    let mut trace = None;
+    if kind_and_length >> 24 & TRACED != 0 {
+        let (bytes, left) = rest.split_first_chunk()?;
+        (trace, rest) = (TraceParent::from_bytes(bytes), left);
+    }
     let (key, value) = rest.split_at_checked((kind_and_length & 0x00ff_ffff) as usize)?;
-    let value = Some(value).filter(|_| !matches!(kind_and_length >> 24, TRIM | REPAIRED_TOMBSTONE));
-    Some(Stored { timestamp, key, value, condition })
+    let value = Some(value).filter(|_| !matches!(kind, TRIM | REPAIRED_TOMBSTONE));
+    Some(Stored { timestamp, key, value, condition, trace })
 }
 
 impl Log for EmbeddedLog {
@@ -301,7 +314,16 @@ impl Log for EmbeddedLog {
     }
 
     fn append(&self, key: &str, value: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        self.send(None, key.into(), Some(value), None)
+        self.send(None, key.into(), Some(value), None, None)
+    }
+
+    fn append_traced(
+        &self,
+        key: &str,
+        value: Vec<u8>,
+        trace: TraceParent,
+    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        self.send(None, key.into(), Some(value), None, Some(trace))
     }
 
     fn append_conditional(
@@ -313,7 +335,7 @@ impl Log for EmbeddedLog {
             let reason = format!("there is no partition {partition}");
             return Box::pin(std::future::ready(Err(AppendError::NotTaken(reason))));
         }
-        self.send(Some(partition), key, value, Some(condition))
+        self.send(Some(partition), key, value, Some(condition), None)
     }
 
     fn delete_grace(&self) -> Option<Duration> {
@@ -337,7 +359,9 @@ impl Log for EmbeddedLog {
         if let Some(writer) = lock(&self.writer).take()
             && let Err(thread) = writer.join_until(Instant::now() + deadline)
         {
-            tracing::warn!("not every write was acknowledged in time; the thread '{thread}' is left to itself");
+            tracing::warn!(
+                "not every write was acknowledged in time; the thread '{thread}' is left to itself"
+            );
         }
     }
 }
@@ -349,11 +373,12 @@ impl EmbeddedLog {
         key: Vec<u8>,
         value: Option<Vec<u8>>,
         condition: Option<Condition>,
+        trace: Option<TraceParent>,
     ) -> BoxFuture<'static, Result<Appended, AppendError>> {
         let (done, answer) = oneshot::channel();
         let tombstone = value.is_none();
         let value = value.unwrap_or_default();
-        let append = Append { partition, key, value, tombstone, condition, done };
+        let append = Append { partition, key, value, tombstone, condition, trace, done };
         let sent = match &*lock(&self.appends) {
             Some(queue) => queue.try_send(append).map_err(|_| "too many writes are waiting"),
             None => Err("the log is closing"),
@@ -401,8 +426,12 @@ impl Reader {
                 }
                 let (at, stored) = item?;
                 let Some((offset, record)) = offset_of(at).zip(parse(stored)) else { continue };
+                let position = Position { partition, offset };
+                if let Some(trace) = record.trace {
+                    batch.add_trace(position, trace);
+                }
                 batch.push(LogRecord {
-                    position: Position { partition, offset },
+                    position,
                     timestamp: record.timestamp,
                     key: Some(record.key),
                     value: record.value,
@@ -435,7 +464,7 @@ mod tests {
         fn any_stored_bytes_are_a_record_of_no_more_than_these_or_none(
             bytes: Vec<u8>,
             at: Vec<u8>,
-            kind in 0..6_u8,
+            kind in prop_oneof![0..6_u8, 0x80..0x86_u8],
             length in 0..20_u8,
         ) {
             let header = [&[0; 8][..], &[kind, 0, 0, length], &bytes].concat();
@@ -559,5 +588,23 @@ mod tests {
         drop(open(dir.path()));
         let again = EmbeddedLog::open(DataDir::open(dir.path()).expect("free"), "t", 3);
         assert!(again.err().expect("refused").to_string().contains("has 2 partitions, not 3"));
+    }
+
+    #[tokio::test]
+    async fn a_trace_is_read_back_also_after_compaction() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let trace = TraceParent::parse(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+        let trace = trace.expect("well formed");
+        let log = open(dir.path());
+        log.append("k", b"before".to_vec()).await.expect("acknowledged");
+        let traced = log.append_traced("k", b"traced".to_vec(), trace).await.expect("acknowledged");
+        drop(log);
+        let log = open(dir.path());
+        let mut batch = Batch::default();
+        let mut reader = log.reader(&[NextOffset(0), NextOffset(0)], &[]).expect("readable");
+        reader.poll(Duration::ZERO, &mut batch).expect("readable");
+        assert_eq!(batch.traced(), [(traced.position, trace)]);
+        let values: Vec<_> = batch.records().map(|record| record.value).collect();
+        assert_eq!(values, [Some(&b"traced"[..])]);
     }
 }

@@ -15,6 +15,7 @@ use md5::{Digest as _, Md5};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::LogTime;
+use crate::telemetry::TraceParent;
 use bitacora_protocol::{HighWatermark, NextOffset, Position};
 
 /// Appends records and reads them back in the order of each partition.
@@ -42,6 +43,20 @@ pub trait Log: Send + Sync + 'static {
     /// # Errors
     /// [`AppendError`] says whether the record may still appear in the log.
     fn append(&self, key: &str, value: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>>;
+
+    /// As [`Log::append`], for a write that is part of a trace: its readers find that again in [`Batch::traced`]. A log that
+    /// can't keep it leaves it out.
+    ///
+    /// # Errors
+    /// As [`Log::append`].
+    fn append_traced(
+        &self,
+        key: &str,
+        value: Vec<u8>,
+        _trace: TraceParent,
+    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        self.append(key, value)
+    }
 
     /// Appends a record that tidies up after another, to that one's partition, whichever the key's is now.
     ///
@@ -350,6 +365,7 @@ pub struct Batch {
     records: Vec<RawRecord>,
     read: Vec<Read>,
     log_time: Option<LogTime>,
+    traced: Vec<(Position, TraceParent)>,
 }
 
 /// How far a partition has been read.
@@ -402,12 +418,15 @@ impl Batch {
     /// Enough records for one LMDB transaction to pay off, few enough to bound memory and the wait of the first.
     const MAX_RECORDS: usize = 20_000;
     const MAX_BYTES: usize = 16 << 20;
+    /// Traces that are kept; those of further records are dropped.
+    const MAX_TRACED: usize = 256;
 
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.records.clear();
         self.read.clear();
         self.log_time = None;
+        self.traced.clear();
         if self.bytes.capacity() > 2 * Self::MAX_BYTES {
             self.bytes.shrink_to(Self::MAX_BYTES);
         }
@@ -452,6 +471,19 @@ impl Batch {
     #[must_use]
     pub fn log_time(&self) -> Option<LogTime> {
         self.log_time
+    }
+
+    /// Notes of which trace the record at a position is a part.
+    pub fn add_trace(&mut self, position: Position, trace: TraceParent) {
+        if self.traced.len() < Self::MAX_TRACED {
+            self.traced.push((position, trace));
+        }
+    }
+
+    /// The records that are part of a trace, or the first of them if they are many.
+    #[must_use]
+    pub fn traced(&self) -> &[(Position, TraceParent)] {
+        &self.traced
     }
 
     fn copy(&mut self, bytes: &[u8]) -> Range<usize> {

@@ -16,16 +16,22 @@ use crate::http;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::replication::progress::{Phase, Progress};
-use crate::replication::snapshot::{Fetcher, SnapshotSource, Snapshots};
+use crate::replication::snapshot::{Fetcher, SnapshotSource, SnapshotUse, Snapshots};
 use crate::replication::{self, Replica};
-use crate::rpc::{self, Limits};
+use crate::rpc;
 use crate::service::Service;
+use crate::service::memory::{self, Memory};
 use crate::service::peers::Peers;
+use crate::service::readiness::Readiness;
 use crate::service::reads::Reads;
 use crate::service::scans::Scans;
+use crate::service::scrape::Scrape;
+use crate::service::slow::SlowRequests;
+use crate::service::status::NodeStatus;
 use crate::service::writes::Writes;
-use crate::settings::{NodeSettings, SnapshotUse};
+use crate::settings::NodeSettings;
 use crate::store::Store;
+use crate::telemetry::Telemetry;
 use crate::trimming::{self, Trimming};
 
 /// What a node is made of; `serve` and `dev` differ in the first two.
@@ -48,25 +54,35 @@ const FRAME_OVERHEAD_BYTES: usize = 64 * 1024;
 pub struct Node {
     log: Arc<dyn Log>,
     membership: Arc<dyn Membership>,
+    store: Arc<Store>,
     replica: Replica,
     trimming: Trimming,
     http: http::Server,
     rpc: rpc::Server,
     announcer: JoinHandle<()>,
     service: Arc<Service>,
+    readiness: Arc<Readiness>,
+    progress: Arc<Progress>,
+    telemetry: Telemetry,
     drain_delay: Duration,
     shutdown_grace: Duration,
     // Last, so that the folder stays locked until the store is closed.
     data_dir: DataDir,
 }
 
-/// What several parts of a node share.
+/// What several parts of a node share, and what they are made by.
 struct Shared {
     log: Arc<dyn Log>,
     membership: Arc<dyn Membership>,
     store: Arc<Store>,
     progress: Arc<Progress>,
     metrics: Arc<Metrics>,
+    telemetry: Telemetry,
+    memory: Memory,
+    /// `host:API_PORT`
+    address: String,
+    max_value_bytes: usize,
+    settings: NodeSettings,
 }
 
 impl Node {
@@ -76,31 +92,43 @@ impl Node {
     /// A sentence when the store can't be opened.
     pub fn start(parts: Parts) -> Result<Self> {
         let Parts { log, membership, data_dir, listener, rpc_listener, address, settings } = parts;
-        let metrics = Arc::new(Metrics::new()?);
-        metrics.connections_limit.set(settings.max_connections.into());
-        let store = Store::open(&data_dir.path().join("store"), settings.cache_bytes);
-        // It names its cause already.
-        let store = Arc::new(store.map_err(|error| anyhow!(error.to_string()))?);
-        let shared = Shared { log, membership, store, progress: Arc::new(Progress::default()), metrics };
-        let service = Arc::new(service(&shared, address, &settings)?);
-        let replica = replica(&shared, &service, &settings)?;
-        let trimming = trimming(&shared, &settings)?;
-        let http =
-            http::Server::start(listener, &service, settings.max_connections, settings.idle_timeout);
-        let limits = rpc_limits(&settings)?;
-        let rpc = rpc::Server::start(rpc_listener, Arc::clone(&service), limits);
-        let Shared { log, membership, progress, .. } = shared;
-        let announcer = tokio::spawn(announce(progress, Arc::clone(&membership)));
+        let shared = Shared::new(log, membership, &data_dir, address.api(), settings)?;
+        let service = Arc::new(shared.service()?);
+        let readiness = Arc::new(Readiness::new(Arc::clone(&shared.progress)));
+        let slow = SlowRequests::new(shared.settings.slow_request);
+        let replica = shared.replica()?;
+        let trimming = shared.trimming()?;
+        let http = http::Server::start(
+            listener,
+            shared.api(&service, &readiness, slow)?,
+            &readiness,
+            shared.settings.max_connections,
+            shared.settings.idle_timeout,
+        );
+        let rpc = rpc::Server::start(
+            rpc_listener,
+            Arc::clone(&service),
+            Arc::clone(&shared.metrics),
+            slow,
+            &readiness,
+            shared.rpc_limits()?,
+        );
+        let Shared { log, membership, store, progress, telemetry, settings, .. } = shared;
+        let announcer = tokio::spawn(announce(Arc::clone(&progress), Arc::clone(&membership)));
         let NodeSettings { drain_delay, shutdown_grace, .. } = settings;
         Ok(Self {
             log,
             membership,
+            store,
             replica,
             trimming,
             http,
             rpc,
             announcer,
             service,
+            readiness,
+            progress,
+            telemetry,
             drain_delay,
             shutdown_grace,
             data_dir,
@@ -109,79 +137,140 @@ impl Node {
 
     #[must_use]
     pub fn progress(&self) -> Arc<Progress> {
-        Arc::clone(&self.service.progress)
+        Arc::clone(&self.progress)
     }
 }
 
-fn service(shared: &Shared, address: Address, settings: &NodeSettings) -> Result<Service> {
-    let Shared { log, membership, store, progress, metrics } = shared;
-    let max_value_bytes = usize::try_from(settings.max_value_bytes).context("MAX_VALUE_BYTES")?;
-    let peers = Peers::new(
-        Arc::clone(membership),
-        Arc::clone(progress),
-        address.api(),
-        settings.external_request_timeout,
-        max_value_bytes,
-        Arc::clone(metrics),
-    )?;
-    Ok(Service {
-        reads: Arc::new(Reads::new(Arc::clone(store), Arc::clone(progress), peers, settings.peer_reads)),
-        scans: Scans::new(Arc::clone(store), Arc::clone(progress)),
-        writes: Writes::new(Arc::clone(log), max_value_bytes, Arc::clone(metrics)),
-        log: Arc::clone(log),
-        store: Arc::clone(store),
-        progress: Arc::clone(progress),
-        membership: Arc::clone(membership),
-        metrics: Arc::clone(metrics),
-        address,
-        max_value_bytes,
-        request_timeout: settings.request_timeout,
-        stopping: false.into(),
-        snapshots: Snapshots::new(
-            Arc::clone(store),
-            Arc::clone(progress),
-            Arc::clone(metrics),
-            settings.snapshot_rate,
-        ),
-    })
-}
+impl Shared {
+    fn new(
+        log: Arc<dyn Log>,
+        membership: Arc<dyn Membership>,
+        data_dir: &DataDir,
+        address: String,
+        settings: NodeSettings,
+    ) -> Result<Self> {
+        let metrics = Arc::new(Metrics::new()?);
+        metrics.connections_limit.set(settings.max_connections.into());
+        let telemetry = match &settings.otlp_endpoint {
+            Some(endpoint) => Telemetry::export_to(endpoint, &address)?,
+            None => Telemetry::off(),
+        };
+        let store = Store::open(&data_dir.path().join("store"), settings.cache_bytes);
+        // It names its cause already.
+        let store = Arc::new(store.map_err(|error| anyhow!(error.to_string()))?);
+        let memory = Memory::new(
+            settings.request_memory.unwrap_or_else(memory::default_limit),
+            metrics.request_memory_refusals.clone(),
+        );
+        let max_value_bytes = usize::try_from(settings.max_value_bytes).context("MAX_VALUE_BYTES")?;
+        let progress = Arc::new(Progress::default());
+        Ok(Self {
+            log,
+            membership,
+            store,
+            progress,
+            metrics,
+            telemetry,
+            memory,
+            address,
+            max_value_bytes,
+            settings,
+        })
+    }
 
-fn replica(shared: &Shared, service: &Service, settings: &NodeSettings) -> Result<Replica> {
-    let snapshots: Option<Arc<dyn SnapshotSource>> = match settings.snapshot {
-        SnapshotUse::Auto => {
-            Some(Arc::new(Fetcher::new(Arc::clone(&shared.membership), service.address.api())?))
-        }
-        SnapshotUse::Never => None,
-    };
-    Replica::start(replication::Parts {
-        log: Arc::clone(&shared.log),
-        store: Arc::clone(&shared.store),
-        progress: Arc::clone(&shared.progress),
-        metrics: Arc::clone(&shared.metrics),
-        delete_retention: settings.delete_retention,
-        snapshots,
-    })
-}
+    fn service(&self) -> Result<Service> {
+        let peers = Peers::new(
+            Arc::clone(&self.membership),
+            Arc::clone(&self.progress),
+            self.address.clone(),
+            self.settings.external_request_timeout,
+            self.max_value_bytes,
+            self.memory.clone(),
+            Arc::clone(&self.metrics),
+        )?;
+        let (store, progress) = (Arc::clone(&self.store), Arc::clone(&self.progress));
+        let reads = Reads::new(store, progress, peers, self.settings.peer_reads);
+        Ok(Service::new(
+            Arc::new(reads),
+            Writes::new(Arc::clone(&self.log), self.max_value_bytes, Arc::clone(&self.metrics)),
+            Scans::new(Arc::clone(&self.store), Arc::clone(&self.progress)),
+            self.memory.clone(),
+        ))
+    }
 
-fn trimming(shared: &Shared, settings: &NodeSettings) -> Result<Trimming> {
-    Ok(Trimming::start(trimming::Parts {
-        log: Arc::clone(&shared.log),
-        membership: Arc::clone(&shared.membership),
-        store: Arc::clone(&shared.store),
-        progress: Arc::clone(&shared.progress),
-        metrics: Arc::clone(&shared.metrics),
-        retention: settings.delete_retention,
-    })?)
-}
+    /// What the calls of the HTTP API lead to.
+    fn api(
+        &self,
+        service: &Arc<Service>,
+        readiness: &Arc<Readiness>,
+        slow: SlowRequests,
+    ) -> Result<http::Api> {
+        Ok(http::Api {
+            service: Arc::clone(service),
+            status: NodeStatus {
+                address: self.address.clone(),
+                readiness: Arc::clone(readiness),
+                progress: Arc::clone(&self.progress),
+                store: Arc::clone(&self.store),
+                log: Arc::clone(&self.log),
+                membership: Arc::clone(&self.membership),
+                memory: self.memory.clone(),
+                scrape: Scrape::new(self.metrics.registry())?,
+            },
+            snapshots: Snapshots::new(
+                Arc::clone(&self.store),
+                Arc::clone(&self.progress),
+                Arc::clone(&self.metrics),
+                self.settings.snapshot_rate,
+            ),
+            metrics: Arc::clone(&self.metrics),
+            slow,
+            telemetry: self.telemetry.clone(),
+            limits: http::Limits {
+                max_value_bytes: self.max_value_bytes,
+                request_timeout: self.settings.request_timeout,
+            },
+        })
+    }
 
-fn rpc_limits(settings: &NodeSettings) -> Result<Limits> {
-    let max_value_bytes = usize::try_from(settings.max_value_bytes).context("MAX_VALUE_BYTES")?;
-    let frame_bytes = usize::try_from(settings.max_frame_bytes).context("MAX_FRAME_BYTES")?;
-    Ok(Limits {
-        connections: settings.max_connections as usize,
-        frame_bytes: frame_bytes.max(max_value_bytes + FRAME_OVERHEAD_BYTES),
-        idle: settings.idle_timeout,
-    })
+    fn rpc_limits(&self) -> Result<rpc::Limits> {
+        let frame_bytes = usize::try_from(self.settings.max_frame_bytes).context("MAX_FRAME_BYTES")?;
+        Ok(rpc::Limits {
+            connections: self.settings.max_connections as usize,
+            frame_bytes: frame_bytes.max(self.max_value_bytes + FRAME_OVERHEAD_BYTES),
+            idle: self.settings.idle_timeout,
+            request_timeout: self.settings.request_timeout,
+        })
+    }
+
+    fn replica(&self) -> Result<Replica> {
+        let snapshots: Option<Arc<dyn SnapshotSource>> = match self.settings.snapshot {
+            SnapshotUse::Auto => {
+                Some(Arc::new(Fetcher::new(Arc::clone(&self.membership), self.address.clone())?))
+            }
+            SnapshotUse::Never => None,
+        };
+        Replica::start(replication::Parts {
+            log: Arc::clone(&self.log),
+            store: Arc::clone(&self.store),
+            progress: Arc::clone(&self.progress),
+            metrics: Arc::clone(&self.metrics),
+            telemetry: self.telemetry.clone(),
+            delete_retention: self.settings.delete_retention,
+            snapshots,
+        })
+    }
+
+    fn trimming(&self) -> Result<Trimming> {
+        Ok(Trimming::start(trimming::Parts {
+            log: Arc::clone(&self.log),
+            membership: Arc::clone(&self.membership),
+            store: Arc::clone(&self.store),
+            progress: Arc::clone(&self.progress),
+            metrics: Arc::clone(&self.metrics),
+            retention: self.settings.delete_retention,
+        })?)
+    }
 }
 
 /// Makes the node a member once it is ready for requests.

@@ -1,12 +1,12 @@
 //! How a node stops: one deadline for all of it, and steps in an order that loses no acknowledged write.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::time::{sleep, sleep_until, timeout_at};
 
 use super::Node;
+use crate::cluster::Membership;
 
 /// The shortest `SHUTDOWN_GRACE` that the deadline is made of: a node without any could not even close its store.
 const MIN_GRACE: Duration = Duration::from_secs(1);
@@ -59,14 +59,28 @@ impl Node {
     pub async fn stop(self) -> StopTimes {
         let times = StopTimes::new(Instant::now(), self.drain_delay, self.shutdown_grace);
         times.log_step("unready");
-        self.service.stopping.store(true, Ordering::Relaxed);
-        self.announcer.abort();
-        self.leave_cluster(times).await;
-        let Self { log, replica, trimming, http, rpc, service, data_dir, .. } = self;
+        let Self {
+            log,
+            membership,
+            replica,
+            trimming,
+            http,
+            rpc,
+            announcer,
+            service,
+            store,
+            readiness,
+            telemetry,
+            data_dir,
+            ..
+        } = self;
+        readiness.set_stopping();
+        announcer.abort();
+        leave_cluster(&*membership, times).await;
         times.log_step("finishing requests");
         tokio::join!(http.stop(times.requests), rpc.stop(times.requests));
         times.log_step("refusing writes");
-        service.writes.close();
+        service.close_writes();
         trimming.begin_stop();
 
         times.log_step("flushing writes");
@@ -82,14 +96,16 @@ impl Node {
             }
         })
         .await;
+        times.log_step("sending spans");
+        run_until("export of spans", times.deadline, move || telemetry.shutdown(times.left() / 2)).await;
         times.log_step("closing the store");
-        let store = Arc::downgrade(&service.store);
+        let in_use = Arc::downgrade(&store);
         // The end of the log's client may block.
-        run_until("end of the log's client", times.deadline, move || drop((service, log))).await;
-        while store.strong_count() > 0 && Instant::now() < times.deadline {
+        run_until("end of the log's client", times.deadline, move || drop((service, store, log))).await;
+        while in_use.strong_count() > 0 && Instant::now() < times.deadline {
             sleep(STORE_POLL_INTERVAL).await;
         }
-        if store.strong_count() > 0 {
+        if in_use.strong_count() > 0 {
             tracing::warn!("the store is still in use; the end of the process closes it");
         }
         // The folder stays locked until the store is closed.
@@ -97,16 +113,19 @@ impl Node {
         times.log_step("done");
         times
     }
+}
 
-    async fn leave_cluster(&self, times: StopTimes) {
-        times.log_step("leaving the cluster");
-        if timeout_at(times.requests.into(), self.membership.leave()).await.is_err() {
-            tracing::warn!("the cluster's registry did not answer; this node stays a member until its session ends");
-        }
-        if Instant::now() < times.drained {
-            times.log_step("waiting for load balancers");
-            sleep_until(times.drained.into()).await;
-        }
+/// Gives load balancers `DRAIN_DELAY` to notice, too.
+async fn leave_cluster(membership: &dyn Membership, times: StopTimes) {
+    times.log_step("leaving the cluster");
+    if timeout_at(times.requests.into(), membership.leave()).await.is_err() {
+        tracing::warn!(
+            "the cluster's registry did not answer; this node stays a member until its session ends"
+        );
+    }
+    if Instant::now() < times.drained {
+        times.log_step("waiting for load balancers");
+        sleep_until(times.drained.into()).await;
     }
 }
 

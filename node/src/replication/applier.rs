@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::apply::apply;
 use super::compatibility::{
@@ -475,7 +475,7 @@ impl Applier {
     }
 
     fn apply(&self, batch: &Batch, log: LogTag) -> Result<(), StoreError> {
-        let started = Instant::now();
+        let (started, began) = (Instant::now(), SystemTime::now());
         let (applied, poison) = apply(&self.parts.store, batch, log)?;
         self.parts.progress.applied(batch.read());
         self.parts.metrics.poison_records.inc_by(poison as u64);
@@ -486,6 +486,7 @@ impl Applier {
             self.parts.metrics.batch_records.observe(batch.records().len() as f64);
             self.parts.metrics.apply_seconds.observe(started.elapsed().as_secs_f64());
         }
+        self.parts.telemetry.applied(batch.traced(), began);
         Ok(())
     }
 

@@ -48,6 +48,7 @@ use crate::metrics::Metrics;
 use crate::replication::progress::{Phase, Progress};
 use crate::replication::snapshot::SnapshotSource;
 use crate::store::{Checkpoint, Store, StoreError};
+use crate::telemetry::Telemetry;
 use crate::worker::Worker;
 
 /// How long the reader waits for news before anything else is looked at.
@@ -62,6 +63,8 @@ pub struct Parts {
     pub store: Arc<Store>,
     pub progress: Arc<Progress>,
     pub metrics: Arc<Metrics>,
+    /// Is told which records were applied.
+    pub telemetry: Telemetry,
     /// How long other writers' tombstones are remembered.
     pub delete_retention: Duration,
     /// Where a copy of another member's store comes from; `None` to read the log always.

@@ -19,6 +19,7 @@ use crate::log::{
 };
 use crate::now_ms;
 use crate::store::{Author, Change};
+use crate::telemetry::Telemetry;
 use crate::testing::damage::{damaged, damages};
 use bitacora_protocol::{HighWatermark, NextOffset, Position};
 
@@ -268,6 +269,7 @@ impl Bench {
             store: store.clone(),
             progress: progress.clone(),
             metrics: metrics.clone(),
+            telemetry: Telemetry::off(),
             delete_retention: RETENTION,
             snapshots: None,
         })

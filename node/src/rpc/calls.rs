@@ -10,6 +10,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
+use tracing::Instrument as _;
 
 use super::handshake::{Client, shake_hands};
 use super::report::Answered;
@@ -111,7 +112,7 @@ pub fn answer_frame(
             }
         };
     };
-    match shared.service.begin(operation) {
+    match shared.service.begin(operation, None) {
         Begun::Done(outcome) => {
             let outcome = with_memory(outcome, out_memory);
             let label = answers::put_outcome(message, &outcome, out);
@@ -159,6 +160,7 @@ impl Waiting {
         memory: Memory,
         began: Instant,
     ) -> BoxFuture<'static, Finished> {
+        let span = tracing::debug_span!("request", id = serial, interface = "rpc", ?message);
         match self {
             Self::Operation(outcome) => async move {
                 let mut content = content;
@@ -170,8 +172,9 @@ impl Waiting {
                 });
                 Finished { serial, message, content, outcome, began, heavy: None, memory }
             }
+            .instrument(span)
             .boxed(),
-            Self::Heavy(heavy) => heavy.finish(serial, message, content, began).boxed(),
+            Self::Heavy(heavy) => heavy.finish(serial, message, content, began).instrument(span).boxed(),
         }
     }
 }
@@ -242,7 +245,7 @@ fn begin_all(
             if bytes > MAX_BATCH_ANSWER_BYTES {
                 return std::future::ready(Err(OperationError::BatchTooLarge)).boxed();
             }
-            match service.begin(*operation) {
+            match service.begin(*operation, None) {
                 Begun::Done(outcome) => std::future::ready(counted(outcome, &mut bytes, memory)).boxed(),
                 Begun::Later(outcome) => outcome,
             }

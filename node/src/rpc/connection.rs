@@ -245,7 +245,7 @@ impl Connection {
     fn put(&mut self, finished: Finished) {
         let Finished { serial, message, content, outcome, began, heavy, memory } = finished;
         put_frame(&mut self.out, serial, |out| out.extend_from_slice(&content));
-        self.answered.waited(message, outcome, began.elapsed());
+        self.answered.waited(serial, message, outcome, began.elapsed());
         self.answer_memory.extend(memory);
         // Also one that was refused before it had a permit.
         if matches!(message, Message::Batch | Message::Scan) {
@@ -260,7 +260,7 @@ impl Connection {
         self.heavy_permits.clear();
         self.answer_memory.clear();
         self.out_memory.set(0);
-        self.answered.report(&self.shared.metrics);
+        self.answered.report(&self.shared.metrics, self.shared.slow);
     }
 
     /// Makes room for what the frame at the front still needs. Returns whether there is any; if there is no memory for it,

@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout_at;
+use tracing::Instrument as _;
 
 use self::connection::Connection;
 use self::handshake::Protocols;
@@ -22,6 +23,7 @@ use crate::server::OpenConnection;
 use crate::server::socket::{Socket, accept};
 use crate::service::Service;
 use crate::service::readiness::Readiness;
+use crate::service::slow::{self, SlowRequests};
 
 /// Java's encoder fills buffers of 8 KiB, so this is more than any frame needs.
 const MAX_BUFFERS: usize = 16_384;
@@ -50,6 +52,7 @@ pub struct Server {
 struct Shared {
     service: Arc<Service>,
     metrics: Arc<Metrics>,
+    slow: SlowRequests,
     limits: Limits,
     protocols: Protocols,
     heavy: Arc<Semaphore>,
@@ -61,6 +64,7 @@ impl Server {
         listener: TcpListener,
         service: Arc<Service>,
         metrics: Arc<Metrics>,
+        slow: SlowRequests,
         readiness: &Readiness,
         limits: Limits,
     ) -> Self {
@@ -68,6 +72,7 @@ impl Server {
         let shared = Arc::new(Shared {
             service,
             metrics,
+            slow,
             limits,
             protocols: Protocols::default(),
             heavy: Arc::new(Semaphore::new(MAX_HEAVY_CALLS)),
@@ -104,14 +109,16 @@ async fn run(listener: TcpListener, shared: Arc<Shared>, mut closed: watch::Rece
         let socket = Socket::new(stream, shared.limits.request_timeout);
         let connection = Connection::new(socket, Arc::clone(&shared), closed.clone());
         let open = OpenConnection::count(&metrics.connections.with_label_values(&["rpc"]));
-        connections.spawn(async move {
+        let span = tracing::debug_span!("connection", id = slow::next_id(), interface = "rpc");
+        let serve = async move {
             let _open = open;
             let ended = connection.serve().await;
             // A client that goes away or speaks no Avro is its own affair.
             if let Err(error) = ended {
                 tracing::debug!(%error, "an RPC connection ended badly");
             }
-        });
+        };
+        connections.spawn(serve.instrument(span));
     }
     drop(listener);
     while connections.join_next().await.is_some() {}

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bitacora_protocol::rpc::Message;
 
 use crate::metrics::Metrics;
+use crate::service::slow::{self, SlowRequests, Waits};
 
 /// What was answered since the last report: metrics are too dear to be moved for each call by itself.
 #[derive(Default)]
@@ -12,7 +13,8 @@ pub struct Answered {
     /// At once: message, outcome, how many.
     at_once: Vec<(Option<Message>, &'static str, u64)>,
     took: Duration,
-    waited: Vec<(Message, &'static str, Duration)>,
+    /// Calls that had to wait: serial, message, outcome, time.
+    waited: Vec<(i32, Message, &'static str, Duration)>,
 }
 
 impl Answered {
@@ -30,12 +32,12 @@ impl Answered {
     }
 
     /// Counts a call that had to wait.
-    pub fn waited(&mut self, message: Message, outcome: &'static str, took: Duration) {
-        self.waited.push((message, outcome, took));
+    pub fn waited(&mut self, serial: i32, message: Message, outcome: &'static str, took: Duration) {
+        self.waited.push((serial, message, outcome, took));
     }
 
-    /// Moves the metrics on, and begins anew.
-    pub fn report(&mut self, metrics: &Metrics) {
+    /// Moves the metrics on, logs calls that were slow, and begins anew.
+    pub fn report(&mut self, metrics: &Metrics, slow: SlowRequests) {
         let operation = |message: Option<Message>| match message {
             Some(Message::GetValue | Message::GetRecord) => "get",
             Some(Message::SetValue | Message::SetRecord) => "set",
@@ -47,9 +49,26 @@ impl Answered {
         for (message, outcome, count) in self.at_once.drain(..) {
             metrics.requests("rpc", operation(message), outcome, count, self.took);
         }
-        for (message, outcome, took) in self.waited.drain(..) {
-            metrics.requests("rpc", operation(Some(message)), outcome, 1, took);
+        for (serial, message, outcome, took) in self.waited.drain(..) {
+            let operation = operation(Some(message));
+            metrics.requests("rpc", operation, outcome, 1, took);
+            let (id, interface, key_hash) = (u64::from(serial.cast_unsigned()), "rpc", None);
+            let waits = waits(message, took);
+            slow.log(&slow::Answered { id, interface, operation, outcome, key_hash, took, waits: &waits });
         }
         self.took = Duration::ZERO;
+    }
+}
+
+/// A call that is not answered at once waits for one thing only.
+fn waits(message: Message, took: Duration) -> Waits {
+    let none = Waits::default();
+    match message {
+        Message::GetValue | Message::GetRecord => Waits { peers: took, ..none },
+        Message::SetValue | Message::SetRecord | Message::Delete | Message::DeleteRecord => {
+            Waits { log: took, ..none }
+        }
+        Message::Batch => Waits { operations: took, ..none },
+        Message::Scan => Waits { store: took, ..none },
     }
 }

@@ -6,6 +6,8 @@ pub mod peers;
 pub mod readiness;
 pub mod reads;
 pub mod scans;
+pub mod scrape;
+pub mod slow;
 pub mod status;
 pub mod writes;
 
@@ -22,6 +24,7 @@ use crate::service::memory::Memory;
 use crate::service::reads::{Answer, Reads};
 use crate::service::scans::{Page, Scans};
 use crate::service::writes::{MAX_TTL, Writes, Written, check_key};
+use crate::telemetry::TraceParent;
 
 /// The operations of a node.
 pub struct Service {
@@ -70,6 +73,11 @@ impl Service {
         &self.memory
     }
 
+    /// Refuses every write from here on: the node stops, and flushes its log next.
+    pub fn close_writes(&self) {
+        self.writes.close();
+    }
+
     /// The newest record of a key that this node, or else the cluster, knows.
     ///
     /// # Errors
@@ -89,7 +97,8 @@ impl Service {
     }
 
     /// Sets a key, for ever or for a time to live of at most [`MAX_TTL`]. The write takes its place in the log's order at
-    /// once; the future completes when the log has acknowledged it. It happens also if the future is dropped.
+    /// once; the future completes when the log has acknowledged it. It happens also if the future is dropped. `trace` is of
+    /// which trace it is a part.
     ///
     /// # Errors
     /// The future's say by their kind whether the write may still take effect.
@@ -98,8 +107,9 @@ impl Service {
         key: &str,
         value: &str,
         live: Option<Duration>,
+        trace: Option<TraceParent>,
     ) -> impl Future<Output = Result<Written, OperationError>> + Send + use<> {
-        let begun = check_key(key).map(|()| self.writes.set(key, value, live));
+        let begun = check_key(key).map(|()| self.writes.set(key, value, live, trace));
         async move { Ok(begun?.await?) }
     }
 
@@ -107,8 +117,12 @@ impl Service {
     ///
     /// # Errors
     /// As [`Service::set`].
-    pub fn delete(&self, key: &str) -> impl Future<Output = Result<Written, OperationError>> + Send + use<> {
-        let begun = check_key(key).map(|()| self.writes.delete(key));
+    pub fn delete(
+        &self,
+        key: &str,
+        trace: Option<TraceParent>,
+    ) -> impl Future<Output = Result<Written, OperationError>> + Send + use<> {
+        let begun = check_key(key).map(|()| self.writes.delete(key, trace));
         async move { Ok(begun?.await?) }
     }
 
@@ -122,7 +136,7 @@ impl Service {
 
     /// Begins one of several operations, of a batch or of a pipelining client. Writes take their place in the log's order in
     /// the order of these calls.
-    pub fn begin(&self, operation: Operation<'_>) -> Begun {
+    pub fn begin(&self, operation: Operation<'_>, trace: Option<TraceParent>) -> Begun {
         if let Err(error) = check_key(operation.key()) {
             return Begun::Done(Err(error.into()));
         }
@@ -138,11 +152,11 @@ impl Service {
             Operation::Set { key, value, ttl } => {
                 let live = u64::try_from(ttl).ok().map(Duration::from_millis).filter(|live| *live <= MAX_TTL);
                 let Some(live) = live else { return Begun::Done(Err(OperationError::Ttl(ttl))) };
-                let written = self.writes.set(key, value, (ttl > 0).then_some(live));
+                let written = self.writes.set(key, value, (ttl > 0).then_some(live), trace);
                 Begun::Later(async move { Ok(Done::Written(written.await?)) }.boxed())
             }
             Operation::Delete { key } => {
-                let written = self.writes.delete(key);
+                let written = self.writes.delete(key, trace);
                 Begun::Later(async move { Ok(Done::Written(written.await?)) }.boxed())
             }
         }

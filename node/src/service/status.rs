@@ -7,10 +7,10 @@ use bitacora_protocol::http::{CacheStatus, ComponentState, Status, StoreStatus};
 
 use crate::cluster::{Membership, MembershipState};
 use crate::log::Log;
-use crate::metrics::{Metrics, Snapshot};
 use crate::replication::progress::{Phase, Progress};
 use crate::service::memory::Memory;
 use crate::service::readiness::Readiness;
+use crate::service::scrape::{Figures, Scrape};
 use crate::store::Store;
 
 /// The parts of a node that are asked for their state. None of them is changed here.
@@ -23,7 +23,7 @@ pub struct NodeStatus {
     pub log: Arc<dyn Log>,
     pub membership: Arc<dyn Membership>,
     pub memory: Memory,
-    pub metrics: Arc<Metrics>,
+    pub scrape: Scrape,
 }
 
 /// What `/health` answers.
@@ -89,7 +89,7 @@ impl NodeStatus {
     /// The text of a scrape.
     #[must_use]
     pub fn metrics_text(&self) -> String {
-        self.metrics.text(&Snapshot {
+        self.scrape.text(&Figures {
             progress: &self.progress,
             store: self.store.stats().ok(),
             log: self.log.statistics(),

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::log::{AppendError, Appended, Log};
 use crate::metrics::Metrics;
 use crate::now_ms;
+use crate::telemetry::TraceParent;
 
 /// The longest key, in bytes of UTF-8. LMDB bounds it; see [`crate::store::Store::max_key_bytes`].
 pub const MAX_KEY_BYTES: usize = 1024;
@@ -83,12 +84,13 @@ impl Writes {
         key: &str,
         value: &str,
         live: Option<Duration>,
+        trace: Option<TraceParent>,
     ) -> impl Future<Output = Result<Written, WriteError>> + Send + use<> {
         let begun = if value.len() > self.max_value_bytes {
             Err(WriteError::ValueTooLarge { size: value.len(), max: self.max_value_bytes })
         } else {
             let expires = live.map_or(ttl::FOR_EVER, |live| now_ms() + live.min(MAX_TTL).as_millis() as i64);
-            Ok(self.write(key, value, expires))
+            Ok(self.write(key, value, expires, trace))
         };
         async move { begun?.await }
     }
@@ -97,8 +99,12 @@ impl Writes {
     ///
     /// # Errors
     /// As [`Writes::set`].
-    pub fn delete(&self, key: &str) -> impl Future<Output = Result<Written, WriteError>> + Send + use<> {
-        self.write(key, "", ttl::DELETED)
+    pub fn delete(
+        &self,
+        key: &str,
+        trace: Option<TraceParent>,
+    ) -> impl Future<Output = Result<Written, WriteError>> + Send + use<> {
+        self.write(key, "", ttl::DELETED, trace)
     }
 
     /// Refuses every write from here on. A record that is being handed to the log right now is in its hands when this
@@ -107,13 +113,21 @@ impl Writes {
         *self.closed.write().unwrap_or_else(PoisonError::into_inner) = true;
     }
 
-    fn append(&self, key: &str, record: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>> {
+    fn append(
+        &self,
+        key: &str,
+        record: Vec<u8>,
+        trace: Option<TraceParent>,
+    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
         let closed = self.closed.read().unwrap_or_else(PoisonError::into_inner);
         if *closed {
             let stopping = AppendError::NotTaken("this node is stopping".to_owned());
             return Box::pin(std::future::ready(Err(stopping)));
         }
-        self.log.append(key, record)
+        match trace {
+            Some(trace) => self.log.append_traced(key, record, trace),
+            None => self.log.append(key, record),
+        }
     }
 
     fn write(
@@ -121,14 +135,25 @@ impl Writes {
         key: &str,
         value: &str,
         ttl: i64,
+        trace: Option<TraceParent>,
     ) -> impl Future<Output = Result<Written, WriteError>> + Send + use<> {
         let uuid = Uuid::new_v4().to_string();
         let record = KeyValue { key, value, timestamp: now_ms(), source: source::PRODUCER, ttl, uuid: &uuid };
         let mut bytes = Vec::new();
         record.encode(&mut bytes);
         let (started, metrics) = (Instant::now(), Arc::clone(&self.metrics));
-        let appended = Append { waiting: Some(self.append(key, bytes)), started, metrics };
+        let appended = Append { waiting: Some(self.append(key, bytes, trace)), started, metrics };
         async move { Ok(Written { appended: appended.await?, ttl, uuid }) }
+    }
+}
+
+/// The `outcome` label of the metrics.
+fn label(outcome: &Result<Appended, AppendError>) -> &'static str {
+    match outcome {
+        Ok(_) => "acknowledged",
+        Err(AppendError::NotTaken(_)) => "not_taken",
+        Err(AppendError::Unknown(_)) => "unknown",
+        Err(AppendError::TooLarge(_)) => "too_large",
     }
 }
 
@@ -147,7 +172,7 @@ impl Future for Append {
         let waiting = self.waiting.as_mut().expect("not polled after its end");
         let outcome = ready!(waiting.as_mut().poll(cx));
         self.waiting = None;
-        self.metrics.appended(&outcome, self.started.elapsed());
+        self.metrics.appended(label(&outcome), self.started.elapsed());
         Poll::Ready(outcome)
     }
 }
@@ -159,7 +184,7 @@ impl Drop for Append {
             return;
         };
         let (started, metrics) = (self.started, Arc::clone(&self.metrics));
-        runtime.spawn(async move { metrics.appended(&waiting.await, started.elapsed()) });
+        runtime.spawn(async move { metrics.appended(label(&waiting.await), started.elapsed()) });
     }
 }
 
@@ -223,13 +248,13 @@ mod tests {
             assert!(done.send(outcome).is_ok(), "the log's answer is awaited by somebody");
         };
         let position = Position { partition: 0, offset: 0 };
-        let waiting = writes.set("key", "value", None);
+        let waiting = writes.set("key", "value", None, None);
         settle(Ok(Appended { position, timestamp: crate::clock::LogTime::default() }));
         assert!(waiting.await.is_ok());
         assert_eq!(metrics.appends("acknowledged"), 1);
 
-        drop(writes.delete("key"));
-        let mut begun = Box::pin(writes.delete("key"));
+        drop(writes.delete("key", None));
+        let mut begun = Box::pin(writes.delete("key", None));
         assert!(futures_util::poll!(&mut begun).is_pending());
         drop(begun);
         settle(Err(AppendError::Unknown("late".to_owned())));
@@ -244,7 +269,7 @@ mod tests {
         let (log, metrics) = (Arc::new(Slow::default()), Arc::new(Metrics::new().expect("names differ")));
         let writes = Writes::new(Arc::<Slow>::clone(&log), 100, metrics);
         writes.close();
-        let refused = writes.set("key", "value", None).await.expect_err("the node stops");
+        let refused = writes.set("key", "value", None, None).await.expect_err("the node stops");
         assert!(matches!(refused, WriteError::Log(AppendError::NotTaken(_))), "{refused}");
         assert!(log.0.lock().expect("no test panicked").is_empty());
     }

@@ -16,6 +16,7 @@ use bitacora_node::service::memory::Memory;
 use bitacora_node::service::peers::Peers;
 use bitacora_node::service::reads::{PeerReads, Reads};
 use bitacora_node::store::{Checkpoint, Store};
+use bitacora_node::telemetry::Telemetry;
 use bitacora_node::trimming::{self, Upkeep};
 use bitacora_protocol::Position;
 
@@ -120,6 +121,7 @@ impl Member {
             store: Arc::clone(&store),
             progress: Arc::clone(&progress),
             metrics: Arc::clone(&metrics),
+            telemetry: Telemetry::off(),
             delete_retention: retention,
             snapshots: Some(Arc::new(self.view.clone())),
         })

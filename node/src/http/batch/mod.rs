@@ -25,9 +25,10 @@ use self::lines::{Lines, Skipped};
 use super::answers;
 use super::error::HttpError;
 use super::params::{parse_ttl, query_params};
-use super::{Limits, counted};
+use super::{Api, Limits, Notes, counted};
 use crate::metrics::Metrics;
 use crate::service::memory::Permit;
+use crate::service::slow::SlowRequests;
 use crate::service::writes::{KeyError, MAX_KEY_BYTES};
 use crate::service::{Begun, Done, Outcome, Service};
 
@@ -48,18 +49,17 @@ const MEMORY_STEP_BYTES: usize = 64 * 1024;
 const BODY_PIECE_BYTES: usize = 128 * 1024;
 
 /// Answers a batch, as its body comes in.
-pub fn run<B: Buf + Send + 'static>(
-    service: &Arc<Service>,
-    metrics: &Arc<Metrics>,
-    limits: Limits,
+pub(super) fn run<B: Buf + Send + 'static>(
+    api: &Api,
     query: &str,
+    notes: Notes,
     body: impl Stream<Item = Result<B, warp::Error>> + Send + 'static,
 ) -> Response {
-    let began = Instant::now();
+    let Api { service, metrics, slow, limits, .. } = api;
     let memory = query_params(query, &[]).and_then(|_| Ok(service.memory().take(BASE_MEMORY_BYTES)?));
     let memory = match memory {
         Ok(memory) => memory,
-        Err(error) => return counted(metrics, "batch", began, Err(error)).into_response(),
+        Err(error) => return counted(metrics, slow, notes, Err(error)).into_response(),
     };
     let mut batch = Batch {
         // JSON spells a byte with up to six.
@@ -67,14 +67,15 @@ pub fn run<B: Buf + Send + 'static>(
         waiting: None,
         service: Arc::clone(service),
         metrics: Arc::clone(metrics),
-        limits,
+        slow: *slow,
+        limits: *limits,
         body: Box::pin(body),
         under_way: FuturesOrdered::new(),
         pending: VecDeque::new(),
         bytes: 0,
         memory,
         ended: false,
-        began,
+        notes: Some(notes),
     };
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
@@ -99,6 +100,7 @@ pub fn run<B: Buf + Send + 'static>(
 struct Batch<S> {
     service: Arc<Service>,
     metrics: Arc<Metrics>,
+    slow: SlowRequests,
     limits: Limits,
     body: Pin<Box<S>>,
     lines: Lines,
@@ -112,7 +114,8 @@ struct Batch<S> {
     /// For the lines, and for those bytes.
     memory: Permit,
     ended: bool,
-    began: Instant,
+    /// Of the whole batch, until its end is told.
+    notes: Option<Notes>,
 }
 
 struct Pending {
@@ -148,7 +151,9 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
                 && self.has_room()
                 && (idle || self.has_memory_for_body(BODY_PIECE_BYTES));
             if !wants_more && idle {
-                self.metrics.request("http", "batch", "ok", self.began.elapsed());
+                if let Some(notes) = self.notes.take() {
+                    notes.finish(&self.metrics, &self.slow, "ok");
+                }
                 return None;
             }
             let timeout = self.limits.request_timeout;
@@ -262,7 +267,8 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
         let parsed = serde_json::from_slice::<BatchLine<'_>>(&line).map_err(|error| json_error(&error));
         let begun = parsed.and_then(|parsed| {
             let (name, operation) = operation(&parsed)?;
-            let begun = self.service.begin(operation);
+            let trace = self.notes.as_ref().and_then(|notes| notes.span.trace_parent());
+            let begun = self.service.begin(operation, trace);
             let (BatchLine::Get { key } | BatchLine::Set { key, .. } | BatchLine::Delete { key }) = parsed;
             Ok((name, key.into_owned(), begun))
         });
@@ -312,7 +318,12 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
         };
         self.bytes -= bytes;
         self.give_memory_back();
-        self.metrics.request("http", operation, counted, began.elapsed());
+        let took = began.elapsed();
+        if let Some(notes) = &mut self.notes {
+            // A batch may last for as long as its client likes; it is slow if one of its operations is.
+            notes.waits.operations = notes.waits.operations.max(took);
+        }
+        self.metrics.request("http", operation, counted, took);
     }
 }
 

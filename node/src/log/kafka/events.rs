@@ -16,6 +16,7 @@ use sys::rd_kafka_resp_err_t as Code;
 use super::Quiet;
 use crate::clock::LogTime;
 use crate::log::{Batch, Condition, LogRecord};
+use crate::telemetry::TraceParent;
 use bitacora_protocol::{NextOffset, Position};
 
 /// What a consumer's queue held.
@@ -122,12 +123,17 @@ unsafe fn fetched(event: *mut sys::rd_kafka_event_t, batch: &mut Batch) -> Event
             if kind == sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_LOG_APPEND_TIME {
                 batch.appended_at(timestamp);
             }
+            let position = Position { partition: message.partition, offset: message.offset };
+            let headers = headers(message);
+            if let Some(trace) = headers.and_then(|headers| trace(headers)) {
+                batch.add_trace(position, trace);
+            }
             batch.push(LogRecord {
-                position: Position { partition: message.partition, offset: message.offset },
+                position,
                 timestamp,
                 key: bytes(message.key, message.key_len),
                 value: bytes(message.payload, message.len),
-                condition: condition(message),
+                condition: headers.and_then(|headers| condition(headers)),
                 epoch: Some(sys::rd_kafka_message_leader_epoch(message)).filter(|epoch| *epoch >= 0),
             });
         }
@@ -147,31 +153,47 @@ unsafe fn statistics(event: *mut sys::rd_kafka_event_t) -> Event {
     }
 }
 
-/// The condition in a message's headers, if it has one.
+/// A message's headers; `None` if it has none, which is the rule.
 ///
-/// SAFETY: `message` is alive.
-unsafe fn condition(message: &sys::rd_kafka_message_t) -> Option<Condition> {
+/// SAFETY: `message` is alive. What is returned lives as long as it.
+unsafe fn headers(message: &sys::rd_kafka_message_t) -> Option<*mut sys::rd_kafka_headers_t> {
     let mut headers = std::ptr::null_mut();
-    // SAFETY: as promised; the headers and their values live as long as the message, and are copied.
+    // SAFETY: as promised.
+    let found = unsafe { sys::rd_kafka_message_headers(message, &raw mut headers) };
+    (found == Code::RD_KAFKA_RESP_ERR_NO_ERROR).then_some(headers)
+}
+
+/// The last header of a name; empty if it has no value.
+///
+/// SAFETY: the message of the headers is alive. What is returned lives as long as it.
+unsafe fn header<'a>(headers: *mut sys::rd_kafka_headers_t, name: &CStr) -> Option<&'a [u8]> {
+    let (mut value, mut size) = (std::ptr::null(), 0);
+    // SAFETY: as promised; pointer and length belong together.
     unsafe {
-        // Without headers, which is the rule, this is all.
-        if sys::rd_kafka_message_headers(message, &raw mut headers) != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
-            return None;
-        }
-        [(Condition::TRIM, c"bitacora-trim"), (Condition::REPAIR, c"bitacora-repair")].into_iter().find_map(
-            |(name, c_name)| {
-                let (mut value, mut size) = (std::ptr::null(), 0);
-                let found =
-                    sys::rd_kafka_header_get_last(headers, c_name.as_ptr(), &raw mut value, &raw mut size);
-                if found != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
-                    return None;
-                }
-                let bytes: &[u8] =
-                    if value.is_null() { &[] } else { slice::from_raw_parts(value.cast(), size) };
-                Some(Condition::from_header(name, bytes))
-            },
-        )
+        let found = sys::rd_kafka_header_get_last(headers, name.as_ptr(), &raw mut value, &raw mut size);
+        let bytes = if value.is_null() { &[] } else { slice::from_raw_parts(value.cast(), size) };
+        (found == Code::RD_KAFKA_RESP_ERR_NO_ERROR).then_some(bytes)
     }
+}
+
+/// The condition in the headers, if there is one.
+///
+/// SAFETY: the message of the headers is alive.
+unsafe fn condition(headers: *mut sys::rd_kafka_headers_t) -> Option<Condition> {
+    let conditions = [(Condition::TRIM, c"bitacora-trim"), (Condition::REPAIR, c"bitacora-repair")];
+    conditions.into_iter().find_map(|(name, c_name)| {
+        // SAFETY: as promised.
+        let value = unsafe { header(headers, c_name) }?;
+        Some(Condition::from_header(name, value))
+    })
+}
+
+/// The trace in the headers, if there is one.
+///
+/// SAFETY: the message of the headers is alive.
+unsafe fn trace(headers: *mut sys::rd_kafka_headers_t) -> Option<TraceParent> {
+    // SAFETY: as promised.
+    TraceParent::parse(unsafe { header(headers, c"traceparent") }?)
 }
 
 /// SAFETY: `event` is alive and of the type ERROR.

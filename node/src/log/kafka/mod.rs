@@ -28,6 +28,7 @@ use super::{
     LogStatistics, OpenError, ReadError,
 };
 use crate::clock::LogTime;
+use crate::telemetry::TraceParent;
 use bitacora_protocol::{HighWatermark, NextOffset, Position};
 
 /// How long a question to a broker may take.
@@ -119,15 +120,16 @@ impl KafkaLog {
         key: &[u8],
         value: Option<&[u8]>,
         conditional: Option<(i32, Condition)>,
+        trace: Option<TraceParent>,
     ) -> Result<oneshot::Receiver<Acknowledged>, AppendError> {
         if self.partitions.load(Ordering::Relaxed) == 0 {
             // A broker may create a topic that is written to, and not compacted at that.
             return Err(AppendError::NotTaken("the topic is not known yet".to_owned()));
         }
-        let sent = match self.try_send(key, value, conditional) {
+        let sent = match self.try_send(key, value, conditional, trace) {
             Err(KafkaError::MessageProduction(RDKafkaErrorCode::Fatal)) => {
                 self.renew_failed_producer();
-                self.try_send(key, value, conditional)
+                self.try_send(key, value, conditional, trace)
             }
             sent => sent,
         };
@@ -164,6 +166,7 @@ impl KafkaLog {
         key: &[u8],
         value: Option<&[u8]>,
         conditional: Option<(i32, Condition)>,
+        trace: Option<TraceParent>,
     ) -> Result<oneshot::Receiver<Acknowledged>, KafkaError> {
         let (done, acknowledged) = oneshot::channel();
         let mut record = BaseRecord::<[u8], [u8], _>::with_opaque_to(&self.settings.topic, Box::new(done));
@@ -173,6 +176,9 @@ impl KafkaLog {
             let (name, value) = condition.header();
             let header = Header { key: name, value: Some(&value) };
             record = record.partition(partition).headers(OwnedHeaders::new().insert(header));
+        } else if let Some(trace) = trace {
+            let header = Header { key: TraceParent::HEADER, value: Some(&trace.to_string()) };
+            record = record.headers(OwnedHeaders::new().insert(header));
         }
         self.producer().send(record).map(|()| acknowledged).map_err(|(error, _)| error)
     }
@@ -266,7 +272,16 @@ impl Log for KafkaLog {
     }
 
     fn append(&self, key: &str, value: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        acknowledgement(self.send(key.as_bytes(), Some(&value), None))
+        acknowledgement(self.send(key.as_bytes(), Some(&value), None, None))
+    }
+
+    fn append_traced(
+        &self,
+        key: &str,
+        value: Vec<u8>,
+        trace: TraceParent,
+    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        acknowledgement(self.send(key.as_bytes(), Some(&value), None, Some(trace)))
     }
 
     fn append_conditional(
@@ -274,7 +289,7 @@ impl Log for KafkaLog {
         tidy: ConditionalRecord,
     ) -> BoxFuture<'static, Result<Appended, AppendError>> {
         let ConditionalRecord { partition, key, value, condition } = tidy;
-        acknowledgement(self.send(&key, value.as_deref(), Some((partition, condition))))
+        acknowledgement(self.send(&key, value.as_deref(), Some((partition, condition)), None))
     }
 
     fn check_trimming(&self) -> Result<(), String> {
