@@ -62,10 +62,10 @@ impl Log for WatchedLog {
         self.log.topic()
     }
 
-    fn open(&self) -> Result<LogInfo, OpenError> {
+    fn open(&self, answered: &dyn Fn()) -> Result<LogInfo, OpenError> {
         let held = self.hold_open.lock().expect("no test panicked");
         drop(self.released.wait_while(held, |held| *held).expect("no test panicked"));
-        self.log.open()
+        self.log.open(answered)
     }
 
     fn append(&self, key: &str, value: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>> {

@@ -308,7 +308,7 @@ impl Log for EmbeddedLog {
         &self.shared.identity.topic
     }
 
-    fn open(&self) -> Result<LogInfo, OpenError> {
+    fn open(&self, _: &dyn Fn()) -> Result<LogInfo, OpenError> {
         let partitions = lock(&self.shared.ends).iter().map(|end| 0..*end).collect();
         Ok(LogInfo { identity: self.shared.identity.clone(), partitions })
     }
@@ -497,7 +497,7 @@ mod tests {
     async fn appends_are_read_back_in_order_also_after_a_restart_and_compaction_keeps_the_newest() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let log = open(dir.path());
-        let identity = Log::open(&log).expect("open").identity;
+        let identity = Log::open(&log, &|| ()).expect("open").identity;
         let mut last = None;
         for value in ["one", "two", "three"] {
             last = Some(log.append("k", value.into()).await.expect("acknowledged"));
@@ -512,7 +512,7 @@ mod tests {
         drop(log);
 
         let log = open(dir.path());
-        assert_eq!(Log::open(&log).expect("open").identity, identity);
+        assert_eq!(Log::open(&log, &|| ()).expect("open").identity, identity);
         let (records, next) = read_all(&log, &from);
         assert_eq!(records, [(expected, "k".to_owned(), "three".to_owned())]);
         assert!(next.contains(&(partition, NextOffset(3))), "{next:?}");

@@ -30,12 +30,13 @@ pub trait Log: Send + Sync + 'static {
     /// The topic's name, as it is known before the log answers.
     fn topic(&self) -> &str;
 
-    /// Connects to the log, creates it where it is missing and checks that it is fit for use. Blocks, for seconds at
-    /// most; called again after a failure that may pass, and after a reader has failed.
+    /// Connects to the log, creates it where it is missing and checks that it is fit for use. Blocks: each question to the log
+    /// for seconds at most, and `answered` is called after each. Called again after a failure that may pass, and after a
+    /// reader has failed.
     ///
     /// # Errors
     /// [`OpenError`] tells a failure that may pass from one that an operator must mend.
-    fn open(&self) -> Result<LogInfo, OpenError>;
+    fn open(&self, answered: &dyn Fn()) -> Result<LogInfo, OpenError>;
 
     /// Appends a record. `key` is not empty, `value` is an encoded record. It takes its place among this caller's appends
     /// at once; the future completes when it is acknowledged, and need not be polled for it to happen.

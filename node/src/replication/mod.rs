@@ -32,20 +32,27 @@ pub mod age;
 mod applier;
 mod apply;
 mod compatibility;
+mod freeze;
+pub mod log_ends;
 pub mod progress;
+mod reading;
+mod resync;
 pub mod snapshot;
+pub mod state;
 mod watermarks;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 pub use self::applier::{Applier, Next};
 pub use self::apply::apply;
 pub use self::watermarks::Watermarks;
 use crate::log::{Log, LogIdentity};
 use crate::metrics::Metrics;
-use crate::replication::progress::{Phase, Progress};
+use crate::replication::progress::Progress;
 use crate::replication::snapshot::SnapshotSource;
 use crate::store::{Checkpoint, Store, StoreError};
 use crate::telemetry::Telemetry;
@@ -67,7 +74,7 @@ pub struct Parts {
     pub telemetry: Telemetry,
     /// How long other writers' tombstones are remembered.
     pub delete_retention: Duration,
-    /// Where a copy of another member's store comes from; `None` to read the log always.
+    /// Where another member's store comes from; `None` to read the log always.
     pub snapshots: Option<Arc<dyn SnapshotSource>>,
 }
 
@@ -77,28 +84,20 @@ struct Shared {
     stop: AtomicBool,
     /// The log that is read.
     identity: Mutex<Option<LogIdentity>>,
-    /// It is another one now, has lost records or gained partitions: it must be opened anew.
-    changed: AtomicBool,
+    /// It is another one now, has lost records or gained partitions.
+    must_reopen: AtomicBool,
     /// How far the store was when the log stopped answering. When it answers again it may have lost records, and have
     /// others in their place by the time that somebody looks, or that they are applied.
     checkpoint_before_outage: Mutex<Option<Checkpoint>>,
 }
 
 impl Shared {
-    fn identity(&self) -> MutexGuard<'_, Option<LogIdentity>> {
-        self.identity.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn checkpoint_before_outage(&self) -> MutexGuard<'_, Option<Checkpoint>> {
-        self.checkpoint_before_outage.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
 }
 
-/// The two halves of a replica, not yet at work. A store that is too old is empty from now on; one that may be read is held
+/// The two halves of a replica, not yet at work. A store that is too old is empty from now on; one that may be read waits
 /// until the log has had time to object.
 ///
 /// # Errors
@@ -162,7 +161,7 @@ impl Drop for PanicReport<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let reason = format!("the {}'s thread panicked; restart the node", self.thread);
-            self.progress.set_phase(Phase::Failed(reason));
+            self.progress.fail(reason);
         }
     }
 }

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::compatibility::{TRUNCATION_CHECK_TIMEOUT, truncated_and_regrown};
+use super::state::Phase;
 use super::{Parts, Shared};
 use crate::clock::Moment;
-use crate::replication::progress::Phase;
 use bitacora_protocol::{HighWatermark, NextOffset};
 
 /// Between two questions for the high watermarks; well within the second after which they are stale.
@@ -19,38 +19,38 @@ pub struct Watermarks {
     parts: Parts,
     shared: Arc<Shared>,
     /// When it last looked whether the log is the same.
-    looked: Moment,
+    identity_checked: Moment,
 }
 
 impl Watermarks {
     pub(super) fn new(parts: Parts, shared: Arc<Shared>) -> Self {
-        let looked = parts.progress.clock().now();
-        Self { parts, shared, looked }
+        let identity_checked = parts.progress.clock().now();
+        Self { parts, shared, identity_checked }
     }
 
     /// Asks the log once, if it is being read. Blocks for as long as the log takes. Returns for how long to pause.
     pub fn step(&mut self) -> Duration {
         let progress = Arc::clone(&self.parts.progress);
-        progress.tick();
-        progress.release(false);
+        progress.detect_freeze();
+        progress.accept_earlier_store_in_time();
         let reads = matches!(progress.phase(), Phase::Reading | Phase::Blocked(_));
-        if !reads || self.shared.changed.load(Ordering::Acquire) {
+        if !reads || self.shared.must_reopen.load(Ordering::Acquire) {
             return HIGH_WATERMARK_INTERVAL / 10;
         }
-        let (asked, next) = (progress.asks(), progress.next());
+        let (question, next) = (progress.question_for_high_watermarks(), progress.next_offsets());
         match self.parts.log.high_watermarks() {
             Ok(ends) => {
-                if self.is_another(&next, &ends) {
-                    self.shared.changed.store(true, Ordering::Release);
+                if self.must_reopen(&next, &ends) {
+                    self.shared.must_reopen.store(true, Ordering::Release);
                     // Until it is opened anew, nobody knows how far this node is.
-                    progress.unlearn();
-                } else if self.shared.checkpoint_before_outage().is_none() {
-                    progress.learnt(&ends, asked);
+                    progress.forget_high_watermarks();
+                } else if self.shared.checkpoint_before_outage.lock().is_none() {
+                    progress.learn_high_watermarks(&ends, question);
                 }
             }
             Err(error) => {
                 tracing::debug!(%error, "the high watermarks are not known");
-                let mut checkpoint_before_outage = self.shared.checkpoint_before_outage();
+                let mut checkpoint_before_outage = self.shared.checkpoint_before_outage.lock();
                 if checkpoint_before_outage.is_none() {
                     *checkpoint_before_outage = self.parts.store.checkpoint().ok();
                 }
@@ -60,27 +60,27 @@ impl Watermarks {
     }
 
     /// Whether the log is another one than was opened, has lost records, or has partitions that nobody reads yet.
-    fn is_another(&mut self, next: &[NextOffset], ends: &[HighWatermark]) -> bool {
+    fn must_reopen(&mut self, next: &[NextOffset], ends: &[HighWatermark]) -> bool {
         let log = &*self.parts.log;
         if next.iter().zip(ends).any(|(next, end)| next.0 > end.0) {
             return true;
         }
-        let before = self.shared.checkpoint_before_outage().clone();
-        match before
-            .map(|before| truncated_and_regrown(log, &before, TRUNCATION_CHECK_TIMEOUT, &self.shared.stop))
-        {
+        let before = self.shared.checkpoint_before_outage.lock().clone();
+        match before.map(|before| {
+            truncated_and_regrown(log, &before, TRUNCATION_CHECK_TIMEOUT, &self.shared.stop, &|| ())
+        }) {
             // Who opens the log anew looks again, and says so.
             Some(Ok(Some(_))) => return true,
-            Some(Ok(None)) => *self.shared.checkpoint_before_outage() = None,
+            Some(Ok(None)) => *self.shared.checkpoint_before_outage.lock() = None,
             Some(Err(error)) => tracing::debug!(%error, "not known whether the log is what it was"),
             None => {}
         }
         let now = self.parts.progress.clock().now();
-        if now.since(self.looked) < IDENTITY_CHECK_INTERVAL {
+        if now.since(self.identity_checked) < IDENTITY_CHECK_INTERVAL {
             return false;
         }
-        self.looked = now;
-        let identity = self.shared.identity().clone();
+        self.identity_checked = now;
+        let identity = self.shared.identity.lock().clone();
         identity.is_some_and(|identity| !log.is_still(&identity, next.len()))
     }
 }

@@ -247,7 +247,7 @@ impl Inner {
         }
         let position: Option<Position> = header(POSITION_HEADER).and_then(|text| text.parse().ok());
         let position = position.ok_or("it names no position in the log, as a node does")?;
-        let partitions = self.progress.next().len();
+        let partitions = self.progress.next_offsets().len();
         if partitions > 0 && position.partition as usize >= partitions {
             return Err(format!("it names position {position}, and the topic has {partitions} partitions"));
         }

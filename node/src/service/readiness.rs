@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures_util::FutureExt as _;
 use tokio::task::JoinHandle;
 
-use crate::replication::progress::{Phase, Progress};
+use crate::replication::progress::Progress;
 
 pub struct Readiness {
     progress: Arc<Progress>,
@@ -44,7 +44,7 @@ impl Readiness {
         let progress = Arc::clone(&self.progress);
         tokio::spawn(async move {
             if AssertUnwindSafe(accepting).catch_unwind().await.is_err() {
-                progress.set_phase(Phase::Failed(format!("the {name} service panicked")));
+                progress.fail(format!("the {name} service panicked"));
             }
         })
     }

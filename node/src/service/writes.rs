@@ -207,7 +207,7 @@ mod tests {
             "slow"
         }
 
-        fn open(&self) -> Result<LogInfo, OpenError> {
+        fn open(&self, _: &dyn Fn()) -> Result<LogInfo, OpenError> {
             Err(OpenError::Refused("not for reading".to_owned()))
         }
 

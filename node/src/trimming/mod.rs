@@ -40,7 +40,7 @@ use crate::cluster::Membership;
 use crate::log::{Condition, ConditionalRecord, Log, LogTag};
 use crate::metrics::Metrics;
 use crate::replication::PanicReport;
-use crate::replication::progress::{Progress, Seen};
+use crate::replication::progress::{AppliedUntil, Progress};
 use crate::store::{NeededRepair, Store, StoreError, Trimmable};
 use crate::worker::Worker;
 use bitacora_protocol::Position;
@@ -112,14 +112,14 @@ impl Trimmer {
     ///
     /// # Errors
     /// When the store fails.
-    pub fn trims(&mut self, seen: Seen) -> Result<(Vec<ConditionalRecord>, bool), StoreError> {
-        let dead = seen.until - self.retention;
-        let replaced = seen.until - self.retention / 2;
+    pub fn trims(&mut self, applied: AppliedUntil) -> Result<(Vec<ConditionalRecord>, bool), StoreError> {
+        let dead = applied.time - self.retention;
+        let replaced = applied.time - self.retention / 2;
         let Trimmable { log, records, after } =
             self.store.trimmable(&self.after, dead, replaced, MAX_RECORDS_PER_ROUND, MAX_KEYS_PER_ROUND)?;
         let all = after.is_none();
         self.after = after.unwrap_or_default();
-        let until = seen.log_time + self.window;
+        let until = applied.log_time + self.window;
         Ok((records.into_iter().map(|(key, position)| trim(key, position, until, log)).collect(), all))
     }
 }
@@ -231,8 +231,8 @@ impl Upkeep {
             return Ok(());
         }
         // The clock first, then the store: it may be newer than that, never older.
-        let Some(seen) = self.parts.progress.seen() else { return Ok(()) };
-        let (trims, all) = self.trimmer.trims(seen)?;
+        let Some(applied) = self.parts.progress.applied_until() else { return Ok(()) };
+        let (trims, all) = self.trimmer.trims(applied)?;
         self.parts.metrics.tombstones_sent.inc_by(self.append(trims));
         if all {
             let pause = self.trimmer.retention / 100;

@@ -36,7 +36,7 @@ impl Log for SimulatedLog {
         "t"
     }
 
-    fn open(&self) -> Result<LogInfo, OpenError> {
+    fn open(&self, _: &dyn Fn()) -> Result<LogInfo, OpenError> {
         let world = &mut *self.view.call();
         if world.nodes[self.view.who].cut_off {
             return Err(OpenError::Unavailable("nobody answers".to_owned()));

@@ -240,8 +240,8 @@ impl Log for KafkaLog {
         &self.settings.topic
     }
 
-    fn open(&self) -> Result<LogInfo, OpenError> {
-        let info = topic::open(&self.queries, &self.settings)?;
+    fn open(&self, answered: &dyn Fn()) -> Result<LogInfo, OpenError> {
+        let info = topic::open(&self.queries, &self.settings, answered)?;
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         let (before, found) = (self.partitions.load(Ordering::Relaxed), info.partitions.len());
         match &*opened {

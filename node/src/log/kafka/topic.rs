@@ -21,14 +21,20 @@ const HEADROOM_BYTES: usize = 1 << 20;
 /// `MIN_COMPACTION_LAG` if that is less.
 const MIN_LAG: Duration = Duration::from_secs(600);
 
-pub(super) fn open(queries: &BaseConsumer<Quiet>, settings: &KafkaSettings) -> Result<LogInfo, OpenError> {
+/// Asks for all that is to be known of the topic; `answered` is called after each question, of which none takes longer than
+/// twice [`QUERY_TIMEOUT`].
+pub(super) fn open(
+    queries: &BaseConsumer<Quiet>,
+    settings: &KafkaSettings,
+    answered: &dyn Fn(),
+) -> Result<LogInfo, OpenError> {
     let brokers = &settings.brokers;
     let unavailable = |what: &str, error: &dyn std::fmt::Display| {
         OpenError::Unavailable(format!("Kafka at {brokers} (BROKER_LIST) {what}: {error}"))
     };
     let partitions = match partitions(queries, &settings.topic) {
         Ok(Some(partitions)) => partitions,
-        Ok(None) => create(queries, settings)?,
+        Ok(None) => create(queries, settings, answered)?,
         Err(error) => {
             // librdkafka's error says that no broker was reached; its log says why.
             let problem = queries.context().last_problem();
@@ -36,17 +42,24 @@ pub(super) fn open(queries: &BaseConsumer<Quiet>, settings: &KafkaSettings) -> R
             return Err(unavailable("does not answer", why));
         }
     };
+    answered();
     check(settings)?;
+    answered();
     let Described { topic_id, .. } = events::describe(queries, &settings.topic, QUERY_TIMEOUT)
         .map_err(|error| unavailable("did not describe the topic", &error))?;
+    answered();
     let cluster = queries
         .client()
         .fetch_cluster_id(QUERY_TIMEOUT)
         .ok_or_else(|| unavailable("does not answer", &"it did not tell its cluster id"))?;
-    let ask = |at| offsets(queries, &settings.topic, partitions, at, QUERY_TIMEOUT);
+    let ask = |at| {
+        answered();
+        offsets(queries, &settings.topic, partitions, at, QUERY_TIMEOUT)
+    };
     let starts =
         ask(Offset::Beginning).map_err(|error| unavailable("did not tell where the topic starts", &error))?;
     let ends = ask(Offset::End).map_err(|error| unavailable("did not tell where the topic ends", &error))?;
+    answered();
     let identity = LogIdentity { cluster, topic: settings.topic.clone(), topic_id };
     Ok(LogInfo {
         identity,
@@ -80,7 +93,11 @@ fn partitions(queries: &BaseConsumer<Quiet>, topic: &str) -> KafkaResult<Option<
     }
 }
 
-fn create(queries: &BaseConsumer<Quiet>, settings: &KafkaSettings) -> Result<usize, OpenError> {
+fn create(
+    queries: &BaseConsumer<Quiet>,
+    settings: &KafkaSettings,
+    answered: &dyn Fn(),
+) -> Result<usize, OpenError> {
     let topic = &settings.topic;
     let max_message_bytes = (settings.max_record_bytes + HEADROOM_BYTES).to_string();
     let delete_retention = settings.delete_retention.as_millis().to_string();
@@ -129,6 +146,7 @@ fn create(queries: &BaseConsumer<Quiet>, settings: &KafkaSettings) -> Result<usi
             )));
         }
     }
+    answered();
     // The topic is known to the controller first and to the other brokers a moment later.
     let deadline = Instant::now() + QUERY_TIMEOUT;
     loop {

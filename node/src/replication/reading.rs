@@ -1,0 +1,176 @@
+//! Reading the log and applying it: records and next offsets, what has expired, and the note that everything was applied.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant, SystemTime};
+
+use super::POLL_TIMEOUT;
+use super::applier::{Applier, Interrupted};
+use super::apply::apply;
+use super::compatibility::{reason_too_old_by_log_time, reason_too_old_now};
+use super::state::Event;
+use crate::clock::past_by_both_clocks;
+use crate::log::{Batch, LogInfo, LogReader, LogTag};
+use crate::store::StoreError;
+use bitacora_protocol::{NextOffset, Position};
+
+/// Between two notes in the store that the node is caught up, unless `DELETE_RETENTION` is short: its age is known as well.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(30);
+/// A store is built from the log at most so often until what it holds is beyond doubt.
+const MAX_BUILD_READINGS: usize = 3;
+
+/// A log that is being read.
+pub(super) struct Reading {
+    pub info: LogInfo,
+    pub reader: Box<dyn LogReader>,
+    pub next: Vec<NextOffset>,
+    pub batch: Batch,
+    pub caught_up_since_opened: bool,
+}
+
+/// How a store that is being built from the log has fared so far.
+#[derive(Default)]
+pub(super) struct BuildCheck {
+    /// How often it has been read to the end.
+    readings: usize,
+    /// Records that it held then behind which lies one without effect.
+    suspects: BTreeSet<(Vec<u8>, Position)>,
+}
+
+impl Applier {
+    /// Reads what there is and applies it.
+    pub(super) fn read(&mut self, reading: &mut Reading) -> Result<(), Interrupted> {
+        reading.batch.clear();
+        let polled = reading.reader.poll(POLL_TIMEOUT, &mut reading.batch);
+        self.check_interruption()?;
+        // What was read before an error is in order and counts.
+        if !reading.batch.says_nothing() {
+            self.apply_batch(reading)?;
+        }
+        self.parts.progress.note_sign_of_life();
+        polled.map_err(Interrupted::Log)?;
+        // Until it is caught up, the log's own clock tells how long the store was left, too.
+        if !reading.caught_up_since_opened && self.writes_complete_store() {
+            let retention = self.parts.log.delete_grace();
+            if let Some(why) = reason_too_old_by_log_time(&self.last_caught_up, &reading.batch, retention) {
+                return Err(Interrupted::TooOld(why));
+            }
+        }
+        self.persist(|| self.sweep())?;
+        if self.parts.progress.caught_up() {
+            reading.caught_up_since_opened = true;
+            if !self.writes_complete_store() && self.must_build_again()? {
+                return self.build_again(&reading.info);
+            }
+            self.note_caught_up()?;
+        }
+        reading.reader.applied(&reading.next);
+        Ok(())
+    }
+
+    fn apply_batch(&self, reading: &mut Reading) -> Result<(), Interrupted> {
+        // Also of a store that is being built: what the log has lost meanwhile, it will not get any more.
+        let retention = self.parts.log.delete_grace();
+        if let Some(why) = reason_too_old_now(&self.last_caught_up, self.clock(), retention) {
+            return Err(Interrupted::TooOld(why));
+        }
+        let batch = &reading.batch;
+        let live = self.parts.progress.caught_up();
+        if let Some(time) = batch.records().map(|record| record.timestamp).max() {
+            self.parts.progress.note_log_time(time, live && batch.log_time().is_some());
+        }
+        self.persist(|| self.apply(batch, reading.info.identity.tag()))?;
+        for read in batch.read() {
+            reading.next[read.partition as usize] = read.next;
+        }
+        Ok(())
+    }
+
+    fn apply(&self, batch: &Batch, log: LogTag) -> Result<(), StoreError> {
+        let (started, began) = (Instant::now(), SystemTime::now());
+        let (applied, poison) = apply(&self.parts.store, batch, log)?;
+        self.parts.progress.note_applied(batch.read());
+        let metrics = &self.parts.metrics;
+        metrics.poison_records.inc_by(poison as u64);
+        metrics.records_applied.inc_by(applied.changed as u64);
+        metrics.records_trimmed.inc_by(applied.trimmed as u64);
+        metrics.records_void.inc_by(applied.void as u64);
+        if batch.records().len() > 0 {
+            metrics.batch_records.observe(batch.records().len() as f64);
+            metrics.apply_seconds.observe(started.elapsed().as_secs_f64());
+        }
+        self.parts.telemetry.applied(batch.traced(), began);
+        Ok(())
+    }
+
+    /// Removes what has expired, and markers that are no longer needed.
+    fn sweep(&self) -> Result<(), StoreError> {
+        // What a wrong clock drops would not come back when it is set right.
+        let Some(past) = self.parts.progress.certainly_past() else { return Ok(()) };
+        let applied_until = self.parts.progress.applied_until().map(|until| until.time);
+        let swept = self.parts.store.sweep(past, self.parts.delete_retention, applied_until)?;
+        self.parts.metrics.keys_swept.inc_by(swept as u64);
+        Ok(())
+    }
+
+    /// Whether the store that is written is one that was complete before, rather than one that is being built.
+    fn writes_complete_store(&self) -> bool {
+        !self.parts.store.is_building() && self.parts.progress.restored()
+    }
+
+    /// Whether a store that has just been built from the log is to be built once more: behind a record that it holds lies one
+    /// without effect. Between them may have been a tombstone that was compacted away before it was reached; so was the
+    /// record then, and a second reading does not find it.
+    fn must_build_again(&mut self) -> Result<bool, StoreError> {
+        if self.parts.store.checkpoint()?.restored {
+            return Ok(false);
+        }
+        let suspects = self.parts.store.doubtful()?;
+        let check = &mut self.build_check;
+        check.readings += 1;
+        if suspects.is_subset(&check.suspects) || check.readings == MAX_BUILD_READINGS {
+            return Ok(false);
+        }
+        tracing::info!(keys = suspects.len(), "reading the log once more, as it was compacted meanwhile");
+        check.suspects = suspects;
+        Ok(true)
+    }
+
+    /// Empties the store that was built, to be built once more.
+    fn build_again(&mut self, info: &LogInfo) -> Result<(), Interrupted> {
+        let starts = info.starts();
+        // First, so that nobody takes the empty store for a complete one.
+        self.resume(&starts, Event::StoreEmptied)?;
+        self.persist(|| self.parts.store.reset(&info.identity, &starts, self.clock().wall()))?;
+        self.last_caught_up.moment = Some(self.clock().now());
+        Err(Interrupted::BuildAgain)
+    }
+
+    /// Everything is applied. Remembers when; the first time in this run, or after a resync, the store answers from now on.
+    fn note_caught_up(&mut self) -> Result<(), Interrupted> {
+        let (now, wall, retention) = (self.clock().now(), self.clock().wall(), self.parts.log.delete_grace());
+        let was_complete = self.writes_complete_store();
+        // Markers may have left the log before they were reached.
+        if was_complete && let Some(why) = reason_too_old_now(&self.last_caught_up, self.clock(), retention) {
+            return Err(Interrupted::TooOld(why));
+        }
+        self.last_caught_up.moment = Some(now);
+        // A clock that is ahead would make the store too young when it is set right.
+        let at = self.parts.progress.log_time_now();
+        let at = at.map_or(wall, |log_time| past_by_both_clocks(wall, log_time).assuming_clocks_agree());
+        let interval =
+            retention.map_or(CHECKPOINT_INTERVAL, |retention| CHECKPOINT_INTERVAL.min(retention / 100));
+        let known = &self.last_caught_up;
+        let is_fresh = known.written.is_some_and(|written| now.since(written) < interval);
+        if was_complete && is_fresh && known.wall_time.is_some_and(|known| known <= at) {
+            return Ok(());
+        }
+        self.persist(|| self.parts.store.note_caught_up(at))?;
+        (self.last_caught_up.wall_time, self.last_caught_up.written) = (Some(at), Some(now));
+        if !was_complete || !self.parts.progress.caught_up_in_this_run() {
+            self.parts.progress.note_caught_up()?;
+            let seconds = self.parts.progress.restore().seconds.unwrap_or_default();
+            tracing::info!(seconds, "caught up with the log");
+        }
+        Ok(())
+    }
+}
