@@ -132,6 +132,39 @@ async fn greedy_bodies_are_refused_and_small_reads_go_on() {
     node.stop().await;
 }
 
+fn batch(lines: &str) -> Vec<u8> {
+    let length = lines.len();
+    format!(
+        "POST /rpc/batch HTTP/1.1\r\nhost: a\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{lines}"
+    )
+    .into_bytes()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_larger_than_the_memory_waits_for_itself() {
+    let Running { node, http, .. } = start().await;
+    let value = "v".repeat(LARGE);
+    let lines: String = (0..GREEDY)
+        .map(|key| format!("{{\"op\":\"set\",\"key\":\"{key}\",\"value\":\"{value}\"}}\n"))
+        .collect();
+    let results = answer(&http, &batch(&lines)).await;
+    assert_eq!(results.matches("\"status\":200").count(), GREEDY, "{results}");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_that_finds_no_memory_fails_alone() {
+    let Running { node, http, .. } = start().await;
+    // The line has six bytes for each of the value's.
+    let value = "\\u0001".repeat(1 << 20);
+    let lines =
+        format!("{{\"op\":\"set\",\"key\":\"k\",\"value\":\"{value}\"}}\n{{\"op\":\"get\",\"key\":\"k\"}}\n");
+    let results = answer(&http, &batch(&lines)).await;
+    let (first, second) = (results.find("\"status\":503"), results.find("\"status\":404"));
+    assert!(first.is_some() && first < second && results.contains("REQUEST_MEMORY"), "{results}");
+    node.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_frame_is_refused_and_its_connection_goes_on() {
     let Running { node, http, rpc, .. } = start().await;

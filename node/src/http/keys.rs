@@ -60,6 +60,10 @@ pub(super) async fn set(
     let limit = if form { 3 * max_value_bytes + 8192 } else { max_value_bytes };
     let body::Body { bytes, mut memory } =
         notes.body(body::read(body, limit, max_value_bytes, request_timeout, service.memory())).await?;
+    if form {
+        // Its fields are decoded beside it.
+        memory.grow(bytes.len())?;
+    }
     let set = set_request(query, bytes, content_type.is_some(), form)?;
     // The record that goes into the log, and the answer: taken before the write begins, so that it is refused as a whole.
     memory.grow(2 * set.value.len())?;

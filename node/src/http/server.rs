@@ -21,8 +21,10 @@ use crate::server::socket::{Socket, accept};
 use crate::service::readiness::Readiness;
 use crate::service::slow;
 
-/// A URI has at most 64 KiB; the rest is for headers.
-const MAX_READ_BUFFER_BYTES: usize = 96 * 1024;
+/// The head of a request, at most. A URI has at most 64 KiB; the rest is for headers.
+const MAX_HEAD_BYTES: usize = 96 * 1024;
+/// What is read at a time. hyper's buffer of a connection becomes twice as large, unless a head needs more.
+const MAX_READ_BYTES: usize = 16 * 1024;
 
 /// The HTTP interface of a node, open.
 pub struct Server {
@@ -68,8 +70,7 @@ async fn run(
     // that closes the connection.
     // hyper's time for a head begins when the answer before it has left: it is the time that a connection may lie idle.
     http.timer(TokioTimer::new()).header_read_timeout(idle);
-    // What a connection may take in before anybody reads it: a request's head, or a piece of its body.
-    http.max_buf_size(MAX_READ_BUFFER_BYTES);
+    http.max_buf_size(MAX_HEAD_BYTES);
     let write_timeout = api.limits.request_timeout;
     let service = warp::service(routes(Arc::new(api)));
     let mut stopped = std::pin::pin!(stopped);
@@ -87,8 +88,8 @@ async fn run(
             deadline = &mut stopped => break deadline.unwrap_or_else(|_| Instant::now()),
         };
         let service = TowerToHyperService::new(service.clone());
-        let connection =
-            graceful.watch(http.serve_connection(TokioIo::new(Socket::new(stream, write_timeout)), service));
+        let socket = Socket::new(stream, write_timeout).with_max_read(MAX_READ_BYTES);
+        let connection = graceful.watch(http.serve_connection(TokioIo::new(socket), service));
         let open = OpenConnection::count(&open);
         let span = tracing::debug_span!("connection", id = slow::next_id(), interface = "http");
         let serve = async move {

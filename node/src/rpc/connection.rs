@@ -27,8 +27,8 @@ const READ_BYTES: usize = 16 * 1024;
 const WRITE_BYTES: usize = 256 * 1024;
 /// A connection may write so much without memory of the node's budget.
 const FREE_WRITE_BYTES: usize = 32 * 1024;
-/// A frame above this needs memory of the node's budget; and a buffer above it is given back once it is empty.
-const LARGE_BYTES: usize = 64 * 1024;
+/// A frame above this needs memory of the node's budget; and a buffer above twice of it is given back once it is empty.
+const LARGE_BYTES: usize = 32 * 1024;
 /// Calls that wait, of one connection; nothing more is read while there are so many.
 const MAX_UNDER_WAY: usize = 4096;
 /// As above, of batches and scans.
@@ -189,13 +189,7 @@ impl Connection {
                 Ok(Some(frame)) => frame,
                 Ok(None) => break Pause::Input,
                 Err(error) => {
-                    // Without a handshake the client would take this for one.
-                    if let (FrameError::TooLarge { serial, .. }, Client::Ours | Client::Foreign(_)) =
-                        (error, &*client)
-                    {
-                        let text = format!("{error} (MAX_FRAME_BYTES); the connection is closed");
-                        put_frame(out, serial, |out| Failure::Text(text).encode(None, out));
-                    }
+                    put_broken(error, client, out);
                     break Pause::Broken;
                 }
             };
@@ -319,6 +313,15 @@ impl Connection {
             None if matches!(self.client, Client::Unknown) => active.elapsed() > request_timeout,
             None => active.elapsed() > self.shared.limits.idle,
         }
+    }
+}
+
+/// Tells the client why its stream can't be read on, if there is a call to answer.
+fn put_broken(error: FrameError, client: &Client, out: &mut Vec<u8>) {
+    // Without a handshake the client would take this for one.
+    if let (FrameError::TooLarge { serial, .. }, Client::Ours | Client::Foreign(_)) = (error, client) {
+        let text = format!("{error} (MAX_FRAME_BYTES); the connection is closed");
+        put_frame(out, serial, |out| Failure::Text(text).encode(None, out));
     }
 }
 

@@ -35,6 +35,8 @@ pub async fn accept(listener: &TcpListener) -> TcpStream {
 
 pub struct Socket {
     stream: TcpStream,
+    /// Bytes that one read takes, at most.
+    max_read: usize,
     /// A client may go without reading for so long while there is something to write.
     write_timeout: Duration,
     /// Running while the client does not read.
@@ -46,7 +48,13 @@ pub struct Socket {
 impl Socket {
     #[must_use]
     pub fn new(stream: TcpStream, write_timeout: Duration) -> Self {
-        Self { stream, write_timeout, stalled: None, until: None }
+        Self { stream, max_read: usize::MAX, write_timeout, stalled: None, until: None }
+    }
+
+    /// One read takes so many bytes at most, for who makes its buffer as large as its reads were.
+    #[must_use]
+    pub fn with_max_read(self, max_read: usize) -> Self {
+        Self { max_read, ..self }
     }
 
     fn stream(self: Pin<&mut Self>) -> Pin<&mut TcpStream> {
@@ -68,7 +76,14 @@ impl Socket {
 
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.stream().poll_read(cx, buf)
+        if buf.remaining() <= self.max_read {
+            return self.stream().poll_read(cx, buf);
+        }
+        let mut part = ReadBuf::new(buf.initialize_unfilled_to(self.max_read));
+        ready!(self.stream().poll_read(cx, &mut part))?;
+        let length = part.filled().len();
+        buf.advance(length);
+        Poll::Ready(Ok(()))
     }
 }
 

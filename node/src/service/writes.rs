@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_write_is_counted_when_it_is_settled_also_if_nobody_waits_for_it() {
+    async fn a_write_that_nobody_waits_for_is_counted_too() {
         let (log, metrics) = (Arc::new(Slow::default()), Arc::new(Metrics::new().expect("names differ")));
         let writes = Writes::new(Arc::<Slow>::clone(&log), 100, Arc::clone(&metrics));
         let settle = |outcome| {
