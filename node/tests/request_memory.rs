@@ -50,7 +50,7 @@ async fn start() -> Running {
     .expect("it starts");
     let progress = node.progress();
     let mut changed = progress.watch();
-    while !progress.caught_up() {
+    while progress.unready().is_some() || !progress.restored() {
         let change = tokio::time::timeout(Duration::from_secs(30), changed.changed()).await;
         change.expect("caught up in time").expect("the node lives");
     }
@@ -80,6 +80,12 @@ async fn metric(address: &str, name: &str) -> f64 {
     value.expect(name).parse().expect("a number")
 }
 
+/// Waits until a metric is as it is wanted.
+async fn wait_for_metric(address: &str, name: &str, wanted: impl Fn(f64) -> bool) {
+    let waiting = async { while !wanted(metric(address, name).await) {} };
+    tokio::time::timeout(Duration::from_secs(30), waiting).await.expect(name);
+}
+
 /// Connections that have sent most of a large body and no more. Returns them once the node has refused one of them.
 async fn spend_memory(address: &str) -> Vec<TcpStream> {
     let whole = request("POST", "key=greedy", &"v".repeat(LARGE));
@@ -90,7 +96,7 @@ async fn spend_memory(address: &str) -> Vec<TcpStream> {
         let _ = stream.write_all(&whole[..whole.len() - 1]).await;
         greedy.push(stream);
     }
-    while metric(address, "bitacora_request_memory_refusals_total").await == 0.0 {}
+    wait_for_metric(address, "bitacora_request_memory_refusals_total", |refusals| refusals > 0.0).await;
     greedy
 }
 
@@ -124,7 +130,7 @@ async fn greedy_bodies_are_refused_and_small_reads_go_on() {
 
     // Who has gone away gives back what was taken, and nothing of what was refused was written.
     drop(greedy);
-    while metric(&http, "bitacora_request_memory_bytes").await > 0.0 {}
+    wait_for_metric(&http, "bitacora_request_memory_bytes", |bytes| bytes == 0.0).await;
     let read = answer(&http, &request("GET", "key=greedy", "")).await;
     assert!(read.starts_with("HTTP/1.1 404"), "{read}");
     let written = answer(&http, &request("POST", "key=large", &"v".repeat(LARGE))).await;
@@ -162,6 +168,7 @@ async fn a_line_that_finds_no_memory_fails_alone() {
     let results = answer(&http, &batch(&lines)).await;
     let (first, second) = (results.find("\"status\":503"), results.find("\"status\":404"));
     assert!(first.is_some() && first < second && results.contains("REQUEST_MEMORY"), "{results}");
+    assert!(results.contains("\"mayTakeEffect\":false"), "{results}");
     node.stop().await;
 }
 

@@ -314,7 +314,8 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
         let Some(Pending { request, bytes, began }) = self.pending.pop_front() else { return };
         let (operation, counted) = match request {
             Ok((operation, key)) => (operation, results::put(operation, &key, outcome, out)),
-            Err(error) => ("batch", results::put_failure(&error, false, out)),
+            // It may have been meant as a write.
+            Err(error) => ("batch", results::put_failure(&error, true, out)),
         };
         self.bytes -= bytes;
         self.give_memory_back();
