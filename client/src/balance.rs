@@ -3,22 +3,26 @@
 //! A node that fails is ejected and tried again later, by one connection. If all are ejected, the least bad is used anyway.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use bitacora_protocol::rpc::Request;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::connection::{Connection, Failure, Reply};
-use crate::lock;
 use crate::types::{NodeState, NodeStatus};
-use bitacora_protocol::rpc::Request;
 
 /// Failures in a row, other than of the connection, after which a node is ejected.
-const STRIKES: u32 = 3;
-/// How long a node is out the first time, and at most.
-const FIRST_EJECTION: Duration = Duration::from_millis(200);
-const LONGEST_EJECTION: Duration = Duration::from_secs(10);
+const MAX_FAILURES_IN_A_ROW: u32 = 3;
+/// How long a node is out the first time, and at most; chance makes each up to twice as long, so that clients don't come back
+/// all at once.
+const SHORTEST_EJECTION: Duration = Duration::from_millis(100);
+const LONGEST_EJECTION: Duration = Duration::from_secs(5);
+/// A node that has been healthy for longer than this is out for a short time again.
+const FORGIVEN_AFTER: Duration = Duration::from_secs(10);
 
 pub(crate) struct Pool {
     nodes: RwLock<Vec<Arc<Node>>>,
@@ -32,7 +36,7 @@ pub(crate) struct Node {
     links: Box<[Mutex<Link>]>,
     under_way: AtomicUsize,
     /// Failures in a row.
-    strikes: AtomicU32,
+    failures_in_a_row: AtomicU32,
     ejected: AtomicBool,
     health: Mutex<Health>,
 }
@@ -41,11 +45,13 @@ struct Health {
     /// Why it is ejected, or was.
     reason: String,
     /// Ejections on top of each other.
-    times: u32,
+    ejections: u32,
+    /// How long each of them takes.
+    pauses: ExponentialBackoff,
     /// When it came back.
-    since: Instant,
+    healthy_since: Instant,
     /// A task tries it again and again.
-    probed: bool,
+    is_probed: bool,
 }
 
 /// A connection, or the way to it.
@@ -62,7 +68,7 @@ impl Pool {
     }
 
     fn nodes(&self) -> impl std::ops::Deref<Target = Vec<Arc<Node>>> + '_ {
-        self.nodes.read().unwrap_or_else(PoisonError::into_inner)
+        self.nodes.read()
     }
 
     /// Takes in who is new. Who is gone gets no more calls; its connections close when those under way have ended.
@@ -73,7 +79,7 @@ impl Pool {
             return;
         }
         tracing::info!(?addresses, "the nodes of the cluster");
-        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        let mut nodes = self.nodes.write();
         let known = std::mem::take(&mut *nodes);
         *nodes = addresses
             .into_iter()
@@ -123,13 +129,14 @@ impl Node {
             connect_timeout: pool.connect_timeout,
             links: (0..pool.connections_per_node).map(|_| Mutex::new(Link::Idle)).collect(),
             under_way: AtomicUsize::new(0),
-            strikes: AtomicU32::new(0),
+            failures_in_a_row: AtomicU32::new(0),
             ejected: AtomicBool::new(false),
             health: Mutex::new(Health {
                 reason: String::new(),
-                times: 0,
-                since: Instant::now(),
-                probed: false,
+                ejections: 0,
+                pauses: ejection_pauses(),
+                healthy_since: Instant::now(),
+                is_probed: false,
             }),
         }
     }
@@ -139,13 +146,13 @@ impl Node {
     }
 
     fn status(&self) -> NodeStatus {
-        let health = lock(&self.health);
+        let health = self.health.lock();
         let state = if self.ejected.load(Ordering::Relaxed) {
             NodeState::Ejected { reason: health.reason.clone() }
         } else {
             NodeState::Healthy
         };
-        let is_open = |link: &&Mutex<Link>| matches!(&*lock(link), Link::Open(open) if !open.is_lost());
+        let is_open = |link: &&Mutex<Link>| matches!(&*link.lock(), Link::Open(open) if !open.is_lost());
         NodeStatus {
             address: self.address.clone(),
             state,
@@ -156,7 +163,7 @@ impl Node {
 
     /// 0: healthy.
     fn badness(&self) -> u32 {
-        if self.ejected.load(Ordering::Relaxed) { lock(&self.health).times } else { 0 }
+        if self.ejected.load(Ordering::Relaxed) { self.health.lock().ejections } else { 0 }
     }
 
     /// `sent` becomes true when the node may have got the request; the future may be dropped at any time.
@@ -184,7 +191,7 @@ impl Node {
     async fn connection(self: &Arc<Self>, link: usize) -> Result<Arc<Connection>, String> {
         let (sender, opened) = oneshot::channel();
         {
-            let mut state = lock(&self.links[link]);
+            let mut state = self.links[link].lock();
             match &mut *state {
                 Link::Open(connection) if !connection.is_lost() => return Ok(Arc::clone(connection)),
                 Link::Opening(waiting) => waiting.push(sender),
@@ -207,7 +214,7 @@ impl Node {
             Err(reason) => self.eject(reason),
         }
         let now = opened.as_ref().map_or(Link::Idle, |connection| Link::Open(Arc::clone(connection)));
-        let before = std::mem::replace(&mut *lock(&self.links[link]), now);
+        let before = std::mem::replace(&mut *self.links[link].lock(), now);
         if let Link::Opening(waiting) = before {
             for sender in waiting {
                 // Who does not wait any more does not mind.
@@ -217,8 +224,8 @@ impl Node {
     }
 
     fn succeeded(&self) {
-        if self.strikes.load(Ordering::Relaxed) > 0 {
-            self.strikes.store(0, Ordering::Relaxed);
+        if self.failures_in_a_row.load(Ordering::Relaxed) > 0 {
+            self.failures_in_a_row.store(0, Ordering::Relaxed);
         }
         self.restore();
     }
@@ -226,7 +233,7 @@ impl Node {
     /// A connection broke while it was used. Only the first of its calls that says so counts.
     fn lost(self: &Arc<Self>, connection: &Arc<Connection>, reason: &str) {
         let was_ours = self.links.iter().any(|link| {
-            let mut link = lock(link);
+            let mut link = link.lock();
             let is_it = matches!(&*link, Link::Open(open) if Arc::ptr_eq(open, connection));
             if is_it {
                 *link = Link::Idle;
@@ -241,27 +248,27 @@ impl Node {
 
     /// It answered that it can't.
     pub(crate) fn refused(self: &Arc<Self>, reason: &str) {
-        if self.strike() {
+        if self.has_failed_too_often() {
             self.eject(reason);
         }
     }
 
     /// It did not answer in time.
     pub(crate) fn timed_out(self: &Arc<Self>) {
-        if self.strike() {
+        if self.has_failed_too_often() {
             self.retire();
             self.eject("no answer in time");
         }
     }
 
-    fn strike(&self) -> bool {
-        self.strikes.fetch_add(1, Ordering::Relaxed) + 1 >= STRIKES
+    fn has_failed_too_often(&self) -> bool {
+        self.failures_in_a_row.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_FAILURES_IN_A_ROW
     }
 
     /// The calls on its connections go on; the next ones get new connections.
     fn retire(&self) {
         for link in &self.links {
-            let mut link = lock(link);
+            let mut link = link.lock();
             if matches!(&*link, Link::Open(_)) {
                 *link = Link::Idle;
             }
@@ -269,33 +276,49 @@ impl Node {
     }
 
     fn eject(self: &Arc<Self>, reason: &str) {
-        let mut health = lock(&self.health);
+        let mut health = self.health.lock();
         health.reason = reason.to_owned();
         if self.ejected.swap(true, Ordering::Relaxed) {
             return;
         }
-        health.times = if health.since.elapsed() > LONGEST_EJECTION { 1 } else { health.times + 1 };
+        if health.healthy_since.elapsed() > FORGIVEN_AFTER {
+            health.ejections = 0;
+            health.pauses = ejection_pauses();
+        }
         tracing::warn!(node = self.address, reason, "ejected");
-        if !std::mem::replace(&mut health.probed, true) {
-            tokio::spawn(probe(Arc::downgrade(self), ejection(health.times)));
+        if std::mem::replace(&mut health.is_probed, true) {
+            health.ejections += 1;
+        } else {
+            tokio::spawn(probe(Arc::downgrade(self), health.next_ejection()));
         }
     }
 
     fn restore(&self) {
         if self.ejected.load(Ordering::Relaxed) {
-            let mut health = lock(&self.health);
-            health.since = Instant::now();
-            self.strikes.store(0, Ordering::Relaxed);
+            let mut health = self.health.lock();
+            health.healthy_since = Instant::now();
+            self.failures_in_a_row.store(0, Ordering::Relaxed);
             self.ejected.store(false, Ordering::Relaxed);
             tracing::info!(node = self.address, "back");
         }
     }
 }
 
-/// Half of it is chance, so that clients don't come back all at once.
-fn ejection(times: u32) -> Duration {
-    let longest = FIRST_EJECTION.saturating_mul(1 << times.saturating_sub(1).min(16)).min(LONGEST_EJECTION);
-    longest.mul_f64(f64::midpoint(1.0, fastrand::f64()))
+impl Health {
+    /// Counts an ejection, and says how long it takes.
+    fn next_ejection(&mut self) -> Duration {
+        self.ejections += 1;
+        self.pauses.next().unwrap_or(LONGEST_EJECTION)
+    }
+}
+
+fn ejection_pauses() -> ExponentialBackoff {
+    ExponentialBuilder::default()
+        .with_min_delay(SHORTEST_EJECTION)
+        .with_max_delay(LONGEST_EJECTION)
+        .with_jitter()
+        .without_max_times()
+        .build()
 }
 
 /// Tries an ejected node again and again, until it is back or nobody wants it any more.
@@ -306,13 +329,12 @@ async fn probe(node: Weak<Node>, mut delay: Duration) {
         if node.ejected.load(Ordering::Relaxed) && node.connection(0).await.is_ok() {
             node.restore();
         }
-        let mut health = lock(&node.health);
+        let mut health = node.health.lock();
         if !node.ejected.load(Ordering::Relaxed) {
-            health.probed = false;
+            health.is_probed = false;
             return;
         }
-        health.times += 1;
-        delay = ejection(health.times);
+        delay = health.next_ejection();
     }
 }
 

@@ -8,7 +8,8 @@ use std::ops::Range;
 
 use futures_util::future::join_all;
 
-use crate::client::{Call, Client, read, ttl_ms};
+use crate::call::{Call, read};
+use crate::client::{Client, ttl_ms};
 use crate::connection::{BatchReply, Reply};
 use crate::error::{Error, NodeFailure};
 use crate::types::{Operation, Outcome};
@@ -16,10 +17,10 @@ use bitacora_protocol::rpc::{self, MAX_BATCH_OPERATIONS, Request};
 
 /// Bytes of a piece, unless a single operation has more. A node's limit is 4 MiB by default.
 const PIECE_BYTES: usize = 1 << 20;
-/// What an operation has besides its texts, at most.
-const OVERHEAD: usize = 32;
+/// Bytes that an operation has besides its texts, at most.
+const OPERATION_OVERHEAD: usize = 32;
 /// Pieces under way at the same time.
-const PIECES: usize = 8;
+const MAX_PIECES_UNDER_WAY: usize = 8;
 
 type Result<T = Outcome> = std::result::Result<T, Error>;
 
@@ -32,7 +33,7 @@ pub(crate) async fn run(client: &Client, operations: &[Operation]) -> Result<Vec
     let mut rest = 0;
     while rest < operations.len() {
         let (mut wave, mut written) = (Vec::new(), HashSet::new());
-        while wave.len() < PIECES && rest < operations.len() {
+        while wave.len() < MAX_PIECES_UNDER_WAY && rest < operations.len() {
             let piece = cut(operations, rest);
             let writes = || operations[piece.clone()].iter().filter(|it| it.is_write()).map(Operation::key);
             if !wave.is_empty() && writes().any(|key| written.contains(key)) {
@@ -83,7 +84,7 @@ fn cut(operations: &[Operation], start: usize) -> Range<usize> {
         .take(MAX_BATCH_OPERATIONS)
         .take_while(|operation| {
             let value = if let Operation::Set { value, .. } = operation { value.len() } else { 0 };
-            bytes += operation.key().len() + value + OVERHEAD;
+            bytes += operation.key().len() + value + OPERATION_OVERHEAD;
             bytes <= PIECE_BYTES
         })
         .count();
@@ -93,7 +94,7 @@ fn cut(operations: &[Operation], start: usize) -> Range<usize> {
 /// Sends a piece, and again what is left of it, until each operation has a result.
 async fn send(call: &Call<'_>, operations: &[Operation], indexes: Vec<usize>) -> Vec<(usize, Result)> {
     let mut results = Vec::with_capacity(indexes.len());
-    let lonely = lonely_writes(operations, &indexes);
+    let written_once = keys_written_once(operations, &indexes);
     let mut call = call.part();
     // With the error of an attempt that may have taken effect: what comes later does not change that.
     let mut left: Vec<(usize, Option<Error>)> = indexes.into_iter().map(|index| (index, None)).collect();
@@ -116,7 +117,7 @@ async fn send(call: &Call<'_>, operations: &[Operation], indexes: Vec<usize>) ->
                 Ok(result) => results.push((index, result)),
                 Err((error, retry)) => {
                     let error = before.filter(|_| !error.may_have_taken_effect()).unwrap_or(error);
-                    if retry && (!operation.is_write() || lonely.contains(operation.key())) {
+                    if retry && (!operation.is_write() || written_once.contains(operation.key())) {
                         again.push((index, error));
                     } else {
                         results.push((index, Err(error)));
@@ -134,7 +135,7 @@ async fn send(call: &Call<'_>, operations: &[Operation], indexes: Vec<usize>) ->
 }
 
 /// The keys that a piece writes only once.
-fn lonely_writes<'a>(operations: &'a [Operation], indexes: &[usize]) -> HashSet<&'a str> {
+fn keys_written_once<'a>(operations: &'a [Operation], indexes: &[usize]) -> HashSet<&'a str> {
     let (mut seen, mut twice) = (HashSet::new(), HashSet::new());
     for operation in indexes.iter().map(|index| &operations[*index]).filter(|operation| operation.is_write())
     {

@@ -1,32 +1,29 @@
-//! The client: what a call does until it has an answer or its deadline is over.
+//! The client: its calls. What a call does until it has an answer is in `call.rs`.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bitacora_protocol::rpc::{Request, ScanRequest};
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 
-use crate::balance::{Node, Pool};
+use crate::balance::Pool;
 use crate::batch;
-use crate::connection::{Failure, Found, Missing, Reply};
-use crate::discovery::{Discovery, follow};
-use crate::error::{Error, NodeFailure, Refusal};
-use crate::lock;
+use crate::builder::ClientBuilder;
+use crate::call::{Call, read};
+use crate::connection::Reply;
+use crate::discovery::Discovery;
+use crate::error::{Error, Refusal};
 use crate::types::{NodeStatus, Operation, Outcome, Record, Scan, ScanPage, Written};
-use bitacora_protocol::rpc::{self, ErrorCode, Request, RequestError, ScanRequest};
-use bitacora_protocol::zookeeper::{ConnectString, host_port};
 
-/// The longest pause before the first retry, and before any. The pause is chance between nothing and that.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
-/// An attempt that may be repeated elsewhere gets this part of the deadline; the last one gets what is left.
-const ATTEMPT: u32 = 4;
-const SHORT_ATTEMPTS: u32 = 2;
-/// What a request has besides its texts, at most.
-const OVERHEAD: usize = 128;
+/// Bytes that a request has besides its texts, at most.
+const REQUEST_OVERHEAD: usize = 128;
+/// Stands for a deadline that is too far away to be told: some thirty years.
+const NEVER: Duration = Duration::from_secs(1 << 30);
 
 /// A cluster of Bitacora nodes.
 ///
@@ -64,175 +61,27 @@ const OVERHEAD: usize = 128;
 /// # Ok(()) }
 /// ```
 pub struct Client {
-    inner: Arc<Inner>,
-    deadline: Duration,
+    pub(crate) inner: Arc<Inner>,
+    pub(crate) deadline: Duration,
 }
 
-struct Inner {
-    pool: Arc<Pool>,
-    discovery: Mutex<Option<Discovery>>,
-    retry_ambiguous_writes: bool,
-    max_request_bytes: usize,
-    /// Under way.
-    calls: AtomicUsize,
-    closed: AtomicBool,
-    /// The last call after [`Client::close`] has ended.
-    idle: Notify,
-}
-
-/// What a [`Client`] is made with. Made by [`Client::builder`].
-#[derive(Clone, Debug)]
-pub struct ClientBuilder {
-    nodes: Vec<String>,
-    zookeeper: Option<ConnectString>,
-    zookeeper_session_timeout: Duration,
-    deadline: Duration,
-    connect_timeout: Duration,
-    connections_per_node: usize,
-    max_request_bytes: usize,
-    retry_ambiguous_writes: bool,
-}
-
-impl ClientBuilder {
-    /// A fixed list of nodes, each the `host:port` of its Avro RPC (`AVRO_PORT`). Excludes [`ClientBuilder::zookeeper`].
-    #[must_use]
-    pub fn nodes(mut self, nodes: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        self.nodes = nodes.into_iter().map(Into::into).collect();
-        self
-    }
-
-    /// Finds the nodes in ZooKeeper, below `/bitacora/sockets` in the chroot, and follows them as they come and go. Excludes
-    /// [`ClientBuilder::nodes`].
-    ///
-    /// While ZooKeeper is away, or has no node at all, the nodes last known are used. The names of ZooKeeper's servers are
-    /// resolved when the client first reaches one.
-    #[must_use]
-    pub fn zookeeper(mut self, connect: ConnectString) -> Self {
-        self.zookeeper = Some(connect);
-        self
-    }
-
-    /// The session timeout that ZooKeeper is asked for, which may raise it. 2.5 s by default.
-    #[must_use]
-    pub fn zookeeper_session_timeout(mut self, timeout: Duration) -> Self {
-        self.zookeeper_session_timeout = timeout;
-        self
-    }
-
-    /// How long a call may take, all its retries included. 5 s by default.
-    ///
-    /// Where there is more than one node, an attempt that may be repeated on another one is given up after a quarter of this,
-    /// twice at most; so a node that hangs does not use up the deadline of a read.
-    #[must_use]
-    pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = deadline;
-        self
-    }
-
-    /// How long making a connection may take, handshake included. 1 s by default.
-    #[must_use]
-    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.connect_timeout = timeout;
-        self
-    }
-
-    /// Connections to each node, at most; they are made when they are needed. 2 by default: each carries thousands of calls
-    /// at the same time, so a few are enough to use several processors of a node.
-    #[must_use]
-    pub fn connections_per_node(mut self, connections: usize) -> Self {
-        self.connections_per_node = connections;
-        self
-    }
-
-    /// The nodes' limit on a request, in bytes. Larger calls are refused here, as a node would close the connection on them,
-    /// to the cost of all other calls on it. 4 MiB by default, as with the nodes.
-    #[must_use]
-    pub fn max_request_bytes(mut self, bytes: usize) -> Self {
-        self.max_request_bytes = bytes;
-        self
-    }
-
-    /// Whether a write is sent again when nobody knows whether it took effect: its connection broke before the answer came,
-    /// the log did not acknowledge it in time, or its node hangs. `false` by default: such a write fails, and its error says
-    /// so ([`Error::may_have_taken_effect`]).
-    ///
-    /// Sending the same set or delete twice ends with the same value; but if somebody else wrote the key in between, the second
-    /// one silently overwrites that. `true` is right where a key has a single writer, or where the last one to try may win.
-    #[must_use]
-    pub fn retry_ambiguous_writes(mut self, retry: bool) -> Self {
-        self.retry_ambiguous_writes = retry;
-        self
-    }
-
-    /// Makes the client. Must be called within a tokio runtime, whose timer and IO are enabled.
-    ///
-    /// With a fixed list it connects when the first call needs it. With ZooKeeper it waits until it knows a node.
-    ///
-    /// # Errors
-    /// [`Error::Settings`] if the settings make no sense; [`Error::NoNode`] if ZooKeeper named no node before the deadline was
-    /// over.
-    pub async fn build(self) -> Result<Client, Error> {
-        self.check().map_err(Error::Settings)?;
-        let pool = Arc::new(Pool::new(self.connect_timeout, self.connections_per_node));
-        pool.set(self.nodes);
-        let discovery = match self.zookeeper {
-            None => None,
-            Some(connect) => {
-                let mut discovery = follow(connect, self.zookeeper_session_timeout, &pool);
-                let known = timeout(self.deadline, discovery.looks.wait_for(Result::is_ok)).await.is_ok();
-                if !known {
-                    return Err(Error::NoNode { last: discovery.looks.borrow().clone().err() });
-                }
-                Some(discovery)
-            }
-        };
-        let inner = Inner {
-            pool,
-            discovery: Mutex::new(discovery),
-            retry_ambiguous_writes: self.retry_ambiguous_writes,
-            max_request_bytes: self.max_request_bytes,
-            calls: AtomicUsize::new(0),
-            closed: AtomicBool::new(false),
-            idle: Notify::new(),
-        };
-        Ok(Client { inner: Arc::new(inner), deadline: self.deadline })
-    }
-
-    fn check(&self) -> Result<(), String> {
-        match (&self.zookeeper, self.nodes.as_slice()) {
-            (None, []) => return Err("a client needs nodes or ZooKeeper".to_owned()),
-            (Some(_), [_, ..]) => return Err("a client has nodes or ZooKeeper, not both".to_owned()),
-            _ => self.nodes.iter().try_for_each(|node| host_port(node))?,
-        }
-        for (name, timeout) in [
-            ("deadline", self.deadline),
-            ("connect_timeout", self.connect_timeout),
-            ("zookeeper_session_timeout", self.zookeeper_session_timeout),
-        ] {
-            if timeout.is_zero() {
-                return Err(format!("{name} is 0"));
-            }
-        }
-        if self.connections_per_node == 0 {
-            return Err("connections_per_node is 0".to_owned());
-        }
-        Ok(())
-    }
+/// What all clones of a client share.
+pub(crate) struct Inner {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) discovery: Mutex<Option<Discovery>>,
+    pub(crate) retry_ambiguous_writes: bool,
+    pub(crate) max_request_bytes: usize,
+    /// Calls under way.
+    pub(crate) calls: AtomicUsize,
+    pub(crate) closed: AtomicBool,
+    /// Notified when the last call ends after [`Client::close`].
+    pub(crate) idle: Notify,
 }
 
 impl Client {
     /// Settings for a new client; say at least where the nodes are.
     pub fn builder() -> ClientBuilder {
-        ClientBuilder {
-            nodes: Vec::new(),
-            zookeeper: None,
-            zookeeper_session_timeout: Duration::from_millis(2500),
-            deadline: Duration::from_secs(5),
-            connect_timeout: Duration::from_secs(1),
-            connections_per_node: 2,
-            max_request_bytes: 4 << 20,
-            retry_ambiguous_writes: false,
-        }
+        ClientBuilder::default()
     }
 
     /// The record of a key, as the node that is asked has it: *eventual* consistency. A write that was acknowledged a moment
@@ -516,7 +365,7 @@ impl Client {
         if timeout(self.deadline, idle).await.is_err() {
             tracing::warn!("closed with calls under way");
         }
-        let discovery = lock(&inner.discovery).take();
+        let discovery = inner.discovery.lock().take();
         if let Some(discovery) = discovery {
             discovery.close().await;
         }
@@ -526,7 +375,7 @@ impl Client {
     pub(crate) fn call(&self, is_write: bool) -> Result<Call<'_>, Error> {
         let now = Instant::now();
         // A time that does not fit is meant to be for ever.
-        let ends = now.checked_add(self.deadline).unwrap_or_else(|| now + Duration::from_secs(1 << 30));
+        let ends = now.checked_add(self.deadline).unwrap_or_else(|| now + NEVER);
         let call = Call::new(&self.inner, self.deadline, ends, is_write);
         // In this order: either this sees that the client is closed, or closing it sees this call.
         if self.inner.closed.load(Ordering::SeqCst) { Err(Error::Closed) } else { Ok(call) }
@@ -534,7 +383,7 @@ impl Client {
 
     pub(crate) fn check_size(&self, bytes: usize) -> Result<(), Error> {
         let max = self.inner.max_request_bytes;
-        if bytes + OVERHEAD <= max {
+        if bytes + REQUEST_OVERHEAD <= max {
             return Ok(());
         }
         let reason = format!("key and value have {bytes} bytes; a request has at most {max}");
@@ -564,170 +413,4 @@ pub(crate) fn ttl_ms(ttl: Duration) -> Result<i64, Error> {
         return Err(Error::Refused { refusal: Refusal::BadRequest, reason });
     }
     Ok(i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX).max(1))
-}
-
-pub(crate) fn read(found: Found, key: &str) -> Result<Record, Error> {
-    found.map_err(|Missing { position, timestamp, served_from }| Error::NotFound {
-        key: key.to_owned(),
-        position,
-        timestamp,
-        served_from,
-    })
-}
-
-/// A call: its deadline, and what its attempts have met so far.
-pub(crate) struct Call<'a> {
-    inner: &'a Inner,
-    deadline: Duration,
-    ends: Instant,
-    /// Whether it, as it is now, changes keys.
-    pub(crate) is_write: bool,
-    failures: u32,
-    timeouts: u32,
-    /// Who was asked last; another one is better for the next attempt.
-    node: Option<Arc<Node>>,
-    /// An attempt may have taken effect.
-    ambiguous: Option<Error>,
-}
-
-impl<'a> Call<'a> {
-    fn new(inner: &'a Inner, deadline: Duration, ends: Instant, is_write: bool) -> Self {
-        inner.calls.fetch_add(1, Ordering::SeqCst);
-        Self { inner, deadline, ends, is_write, failures: 0, timeouts: 0, node: None, ambiguous: None }
-    }
-
-    /// A part that is sent by itself, within the same deadline.
-    pub(crate) fn part(&self) -> Self {
-        Self::new(self.inner, self.deadline, self.ends, self.is_write)
-    }
-
-    /// Whether an attempt that may have taken effect may be repeated.
-    fn is_repeatable(&self) -> bool {
-        !self.is_write || self.inner.retry_ambiguous_writes
-    }
-
-    /// Tries until there is a reply, or an error that is final, or the deadline is over.
-    pub(crate) async fn send(&mut self, request: &Request<'_>) -> Result<Reply, Error> {
-        let mut before = None;
-        loop {
-            let (error, retry) = match self.attempt(request).await {
-                Ok(reply) => {
-                    self.ambiguous = None;
-                    return Ok(reply);
-                }
-                Err(failed) => failed,
-            };
-            if error.may_have_taken_effect() {
-                self.ambiguous = Some(error.clone());
-            }
-            if !(retry && self.pause().await) {
-                // An attempt that was cut short says less than the one before.
-                let cut_short = matches!(error, Error::TimedOut { may_have_taken_effect: false, .. });
-                let error = before.filter(|_| cut_short).unwrap_or(error);
-                return Err(self.ambiguous.take().unwrap_or(error));
-            }
-            before = Some(error);
-        }
-    }
-
-    /// The error comes with whether to try again.
-    async fn attempt(&mut self, request: &Request<'_>) -> Result<Reply, (Error, bool)> {
-        let pool = &self.inner.pool;
-        let Some(node) = pool.pick(self.node.as_ref()) else {
-            let look = lock(&self.inner.discovery).as_ref().and_then(|it| it.looks.borrow().clone().err());
-            return Err((Error::NoNode { last: look }, true));
-        };
-        let now = Instant::now();
-        if now >= self.ends {
-            return Err((self.timed_out(false, None), false));
-        }
-        let mut until = self.ends;
-        if self.is_repeatable() && self.timeouts < SHORT_ATTEMPTS && pool.len() > 1 {
-            until = now.checked_add(self.deadline / ATTEMPT).map_or(until, |short| short.min(until));
-        }
-        let mut sent = false;
-        let answered = timeout_at(until, node.call(request, &mut sent)).await;
-        let node = &*self.node.insert(node);
-        match answered {
-            Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(failure)) => Err(self.judge(failure)),
-            Err(_) => {
-                node.timed_out();
-                self.timeouts += 1;
-                let last = Some(format!("no answer from {}", self.address()));
-                Err((self.timed_out(sent, last), self.is_repeatable()))
-            }
-        }
-    }
-
-    fn timed_out(&self, sent: bool, last: Option<String>) -> Error {
-        Error::TimedOut { may_have_taken_effect: self.is_write && sent, after: self.deadline, last }
-    }
-
-    /// What a failed attempt means, and whether to try again.
-    fn judge(&self, failure: Failure) -> (Error, bool) {
-        match failure {
-            Failure::Unreachable(reason) | Failure::Gone(reason) | Failure::Lost { sent: false, reason } => {
-                (Error::NoNode { last: Some(format!("{}: {reason}", self.address())) }, true)
-            }
-            Failure::Lost { reason, .. } if self.is_write => {
-                (Error::Unacknowledged { node: self.address(), reason }, self.is_repeatable())
-            }
-            Failure::Lost { reason, .. } => (Error::Node(self.failed(reason, true)), true),
-            Failure::Nonsense { sent, reason } => (Error::Protocol(self.failed(reason, sent)), false),
-            Failure::Answered(rpc::Failure::Text(reason)) => {
-                (Error::Protocol(self.failed(reason, true)), false)
-            }
-            Failure::Answered(rpc::Failure::Declared(error)) => self.judge_answer(error),
-        }
-    }
-
-    /// What a node's error means, and whether to try again.
-    pub(crate) fn judge_answer(&self, error: RequestError) -> (Error, bool) {
-        let RequestError { code, message: reason } = error;
-        if let (ErrorCode::NotReady | ErrorCode::Internal, Some(node)) = (code, &self.node) {
-            node.refused(&reason);
-        }
-        match code {
-            ErrorCode::BadRequest => (Error::Refused { refusal: Refusal::BadRequest, reason }, false),
-            ErrorCode::TooLarge => (Error::Refused { refusal: Refusal::TooLarge, reason }, false),
-            ErrorCode::NotReady => (Error::NotReady { node: self.address(), reason }, true),
-            ErrorCode::NotTaken => (Error::NotTaken { node: Some(self.address()), reason }, true),
-            ErrorCode::MayTakeEffect if self.is_write => {
-                (Error::Unacknowledged { node: self.address(), reason }, self.is_repeatable())
-            }
-            ErrorCode::MayTakeEffect | ErrorCode::Internal => {
-                (Error::Node(self.failed(reason, true)), self.is_repeatable())
-            }
-        }
-    }
-
-    /// Of the node that was asked last.
-    fn address(&self) -> String {
-        self.node.as_ref().map(|node| node.address().to_owned()).unwrap_or_default()
-    }
-
-    pub(crate) fn failed(&self, reason: String, sent: bool) -> NodeFailure {
-        NodeFailure { node: self.address(), reason, may_have_taken_effect: self.is_write && sent }
-    }
-
-    /// Waits before the next attempt; false if there is no time for one.
-    pub(crate) async fn pause(&mut self) -> bool {
-        let longest = FIRST_PAUSE.saturating_mul(1 << self.failures.min(16)).min(LONGEST_PAUSE);
-        self.failures += 1;
-        let pause = longest.mul_f64(fastrand::f64());
-        if Instant::now() + pause >= self.ends {
-            return false;
-        }
-        sleep(pause).await;
-        true
-    }
-}
-
-impl Drop for Call<'_> {
-    fn drop(&mut self) {
-        if self.inner.calls.fetch_sub(1, Ordering::SeqCst) == 1 && self.inner.closed.load(Ordering::SeqCst) {
-            self.inner.idle.notify_waiters();
-        }
-    }
 }

@@ -30,7 +30,7 @@ pub enum Error {
     NotReady {
         /// The last node that was asked.
         node: String,
-        /// Its sentence.
+        /// Why, in the words of the node.
         reason: String,
     },
     /// The deadline is over.
@@ -49,7 +49,7 @@ pub enum Error {
     Unacknowledged {
         /// The node that got the write.
         node: String,
-        /// Its sentence, or what happened to the connection.
+        /// Why, in the words of the node, or what happened to the connection.
         reason: String,
     },
     /// The log did not take a write. It has not taken effect.
@@ -57,7 +57,7 @@ pub enum Error {
     NotTaken {
         /// The last node that was asked; `None` for an operation of a batch that was not sent.
         node: Option<String>,
-        /// Its sentence.
+        /// Why, in the words of the node.
         reason: String,
     },
     /// No node could be reached before the deadline was over; the request was not sent.
@@ -71,7 +71,7 @@ pub enum Error {
     Refused {
         /// What is wrong with it.
         refusal: Refusal,
-        /// The node's sentence.
+        /// Why, in the words of the node.
         reason: String,
     },
     /// A node's answer makes no sense, or it does not know the call: it may be of another version, or no node.

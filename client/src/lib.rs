@@ -13,6 +13,8 @@
 
 mod balance;
 mod batch;
+mod builder;
+mod call;
 mod client;
 mod connection;
 mod discovery;
@@ -20,13 +22,9 @@ mod error;
 mod types;
 
 pub use bitacora_protocol::zookeeper::ConnectString;
-pub use client::{Client, ClientBuilder};
+pub use builder::ClientBuilder;
+pub use client::Client;
 pub use error::{Error, NodeFailure, Refusal};
 pub use types::{
     NodeState, NodeStatus, Operation, Outcome, Position, Record, Scan, ScanPage, ServedFrom, Written,
 };
-
-/// A panic elsewhere does not make what a lock protects unusable here.
-fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}

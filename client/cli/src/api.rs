@@ -28,7 +28,7 @@ pub enum Kind {
     Failed,
 }
 
-/// A sentence, and what kind of failure it tells.
+/// Why a call failed: the text for people, and what kind of failure it is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{sentence}")]
 pub struct Failure {

@@ -483,7 +483,7 @@ fn what_is_exported_can_be_imported() {
     }
     from.set_until("short", "lived", expires);
     let export = |arguments: &[&str]| run(&[&["--http", &from.url(), "export"], arguments].concat());
-    for name in ["out.ndjson", "out.csv"] {
+    for name in ["out.ndjson", "out.csv", "out.avro"] {
         let file = folder.path(name);
         export(&[&file, "--page", "100"]).code(DONE).says("1501 records");
         assert!(!Path::new(&(file.clone() + ".part")).exists());
@@ -529,6 +529,45 @@ fn an_export_that_broke_off_goes_on_where_it_was() {
         run(&["--http", &url, "export", &fresh]).code(DONE);
         assert_eq!(text(file.as_ref()), text(fresh.as_ref()));
     }
+}
+
+#[test]
+fn avro_files_go_on_too() {
+    let (from, to, folder) = (FakeNode::start(), FakeNode::start(), Folder::new());
+    for n in 0..1_000 {
+        from.set(&format!("k{n:04}"), &format!("v{n}").repeat(50));
+    }
+    let (file, checkpoint) = (folder.path("out.avro"), folder.path("c"));
+    let (from_url, to_url) = (from.url(), to.url());
+    for codec in ["null", "deflate"] {
+        let export = ["--http", &from_url, "export", &file, "--checkpoint", &checkpoint, "--page=100"];
+        let export = [&export[..], &["--avro-codec", codec]].concat();
+        from.break_after(4);
+        run(&export).code(UNAVAILABLE).says("run it again");
+        // As if it had been killed while it wrote on.
+        let part = file.clone() + ".part";
+        let mut half = fs::OpenOptions::new().append(true).open(&part).expect("it is there");
+        half.write_all(b"half a block").expect("written");
+        from.break_after(u64::MAX);
+        run(&export).code(DONE).says("going on after").says("1000 records");
+
+        to.clear();
+        let import = ["--http", &to_url, "import", &file, "--checkpoint", &checkpoint, "--retry-for=0"];
+        let import = [&import[..], &["--batch=50", "--parallel=2"]].concat();
+        to.break_after(8);
+        run(&import).code(UNCLEAR).says("run it again");
+        to.break_after(u64::MAX);
+        run(&import).code(DONE).says("going on at line").says("1000 accepted, 0 rejected");
+        assert_eq!(to.value("k0999"), Some("v999".repeat(50)));
+        fs::remove_file(&checkpoint).expect("it is there");
+    }
+    // What is whole of a file that is cut off is imported, and the rest is told.
+    let bytes = fs::read(&file).expect("it is there");
+    let half = folder.path("half.avro");
+    fs::write(&half, &bytes[..bytes.len() - 5]).expect("written");
+    to.clear();
+    run(&["--http", &to_url, "import", &half]).code(FAILED).says("half.avro").says("ends inside it");
+    assert!(to.value("k0000").is_some());
 }
 
 #[test]

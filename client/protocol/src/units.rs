@@ -5,7 +5,7 @@ use std::time::Duration;
 /// A time: `500ms`, `30s`, `5m`, `2h`, `7d`, or a number of ms.
 ///
 /// # Errors
-/// A sentence.
+/// Says what a time looks like, or that it is too long.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("'{text}' is not a time such as 500ms, 30s, 5m, 2h, 7d or a number of ms");
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -26,7 +26,7 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 /// As [`duration`], but not zero.
 ///
 /// # Errors
-/// A sentence.
+/// As [`duration`]; or that it must be above 0.
 pub fn positive_duration(text: &str) -> Result<Duration, String> {
     duration(text)
         .and_then(|time| if time.is_zero() { Err("it must be above 0".to_owned()) } else { Ok(time) })
@@ -35,7 +35,7 @@ pub fn positive_duration(text: &str) -> Result<Duration, String> {
 /// A size in bytes: `1000`, `64KiB`, `256MiB`, `1GiB` (also `K`, `M`, `G`).
 ///
 /// # Errors
-/// A sentence.
+/// Says what a size looks like, or that it is too large.
 pub fn bytes(text: &str) -> Result<u64, String> {
     let wrong = || format!("'{text}' is not a size such as 1000, 64KiB, 256MiB or 1GiB");
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());

@@ -1,8 +1,8 @@
 // A node that does as it is told, made of the wire code. The doc tests include this file.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bitacora_protocol::Position;
 use bitacora_protocol::record::{KeyValue, OwnedKeyValue, source, ttl};
@@ -11,6 +11,7 @@ use bitacora_protocol::rpc::{
     HandshakeRequest, HandshakeResponse, Operation, PROTOCOL, PROTOCOL_HASH, ReadAnswer, Request,
     RequestError, ScanPage, ScanRequest, ServedFrom, WriteAnswer, protocol_hash, put_frame,
 };
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -84,10 +85,6 @@ pub struct Inner {
     close: tokio::sync::Notify,
 }
 
-pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl FakeNode {
     pub async fn start() -> Self {
         Self::of(&Arc::default()).await
@@ -123,11 +120,11 @@ impl FakeNode {
 
     /// What to do with each call from now on; the number is how many calls the node had before.
     pub fn script(&self, script: impl Fn(usize, &Request<'_>) -> Reaction + Send + Sync + 'static) {
-        *lock(&self.inner.script) = Arc::new(script);
+        *self.inner.script.lock() = Arc::new(script);
     }
 
     pub fn greeting(&self, greeting: Greeting) {
-        *lock(&self.inner.greeting) = greeting;
+        *self.inner.greeting.lock() = greeting;
     }
 
     pub fn calls(&self) -> usize {
@@ -199,7 +196,7 @@ async fn serve(socket: TcpStream, inner: &Arc<Inner>) {
             let message = if greeted {
                 frame.message
             } else {
-                let Some((answer, known)) = greet(*lock(&inner.greeting), frame.serial, frame.message) else {
+                let Some((answer, known)) = greet(*inner.greeting.lock(), frame.serial, frame.message) else {
                     // Until the client goes.
                     while input.read_buf(&mut bytes).await.is_ok_and(|read| read > 0) {}
                     return;
@@ -212,7 +209,7 @@ async fn serve(socket: TcpStream, inner: &Arc<Inner>) {
             let request =
                 Request::decode(message, None).expect("the client's call is right").expect("it has a name");
             let number = inner.calls.fetch_add(1, Ordering::SeqCst);
-            let script = Arc::clone(&lock(&inner.script));
+            let script = Arc::clone(&inner.script.lock());
             let answer = |answer: &dyn Fn(&mut Vec<u8>)| {
                 let mut out = Vec::new();
                 put_frame(&mut out, frame.serial, answer);
@@ -226,12 +223,12 @@ async fn serve(socket: TcpStream, inner: &Arc<Inner>) {
                 out
             };
             let now = match reaction {
-                Reaction::Answer => Some(frame_of(&mut lock(&inner.store), &[], ErrorCode::Internal)),
+                Reaction::Answer => Some(frame_of(&mut inner.store.lock(), &[], ErrorCode::Internal)),
                 Reaction::FailOperations(indexes, code) => {
-                    Some(frame_of(&mut lock(&inner.store), &indexes, code))
+                    Some(frame_of(&mut inner.store.lock(), &indexes, code))
                 }
                 Reaction::When(permits) => {
-                    let out = frame_of(&mut lock(&inner.store), &[], ErrorCode::Internal);
+                    let out = frame_of(&mut inner.store.lock(), &[], ErrorCode::Internal);
                     let answers = answers.clone();
                     tasks.spawn(async move {
                         permits.acquire().await.expect("it is never closed").forget();
@@ -247,7 +244,7 @@ async fn serve(socket: TcpStream, inner: &Arc<Inner>) {
                     Some(answer(&|out| Failure::Text(text.to_owned()).encode(Some(request.message()), out)))
                 }
                 Reaction::Close => {
-                    frame_of(&mut lock(&inner.store), &[], ErrorCode::Internal);
+                    frame_of(&mut inner.store.lock(), &[], ErrorCode::Internal);
                     return;
                 }
                 Reaction::Message(message) => Some(answer(&|out| out.extend_from_slice(&message))),

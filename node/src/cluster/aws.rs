@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use backon::{BackoffBuilder, ExponentialBuilder};
 use reqwest::{Client, RequestBuilder, StatusCode};
 use serde::Deserialize;
 use tokio::time::{Instant, sleep};
@@ -15,21 +16,25 @@ use crate::read_text_limited;
 /// Set in a task's containers by ECS: where the metadata of this container are.
 const TASK_METADATA_VARIABLE: &str = "ECS_CONTAINER_METADATA_URI_V4";
 /// The same of version 3, which older agents set alone.
-const TASK_V3: &str = "ECS_CONTAINER_METADATA_URI";
+const TASK_METADATA_V3_VARIABLE: &str = "ECS_CONTAINER_METADATA_URI";
 /// Where EC2's service is, if not at its own address; AWS' SDKs read it too.
 const INSTANCE_METADATA_VARIABLE: &str = "AWS_EC2_METADATA_SERVICE_ENDPOINT";
-const INSTANCE_DEFAULT: &str = "http://169.254.169.254";
+const DEFAULT_INSTANCE_METADATA: &str = "http://169.254.169.254";
 
-const TOKEN_TTL: &str = "X-aws-ec2-metadata-token-ttl-seconds";
+const TOKEN_TTL_HEADER: &str = "X-aws-ec2-metadata-token-ttl-seconds";
 const TOKEN_HEADER: &str = "X-aws-ec2-metadata-token";
 
-/// The agent learns the ports of a bridge only after the container has started.
-const TASK_PATIENCE: Duration = Duration::from_secs(10);
-const INSTANCE_PATIENCE: Duration = Duration::from_secs(5);
-const RETRY_PAUSE: Duration = Duration::from_millis(250);
+/// How long ECS is asked: its agent learns the ports of a bridge only after the container has started.
+const TASK_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long EC2 is asked.
+const INSTANCE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The pause before it is asked again the first time, and the longest one; chance makes each up to twice as long.
+const SHORTEST_RETRY_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// How long one question may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
-/// A container's metadata have some thousand.
-const METADATA_BYTES: usize = 1 << 20;
+/// A longer answer is refused. A container's metadata have some thousand bytes.
+const MAX_METADATA_BYTES: usize = 1 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Ports {
@@ -40,17 +45,18 @@ struct Ports {
 /// The address that others reach this node by, which listens on these two ports.
 ///
 /// # Errors
-/// A sentence that says who did not answer and what to set; after 16 s at the latest.
+/// Says who did not answer and what to set; after 16 s at the latest.
 pub async fn address(api_port: u16, avro_port: u16) -> Result<Address> {
     let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
     let task = variable(TASK_METADATA_VARIABLE);
-    if task.is_none() && variable(TASK_V3).is_some() {
+    if task.is_none() && variable(TASK_METADATA_V3_VARIABLE).is_some() {
         bail!(
             "this ECS agent has no task metadata of version 4 ({TASK_METADATA_VARIABLE} is not set): update it to 1.39.0 or later \
              (Fargate: platform version 1.4.0), or set NODE_ADDRESS"
         );
     }
-    let instance = variable(INSTANCE_METADATA_VARIABLE).unwrap_or_else(|| INSTANCE_DEFAULT.to_owned());
+    let instance =
+        variable(INSTANCE_METADATA_VARIABLE).unwrap_or_else(|| DEFAULT_INSTANCE_METADATA.to_owned());
     Metadata::new(task, &instance)?.address(Ports { api: api_port, avro: avro_port }).await
 }
 
@@ -93,7 +99,7 @@ impl Metadata {
                 .map_err(|error| format!("its answer is not a container's metadata: {error}"))?;
             container.reached(own)
         };
-        patiently(TASK_PATIENCE, ask).await.map_err(|error| {
+        ask_until_answered(TASK_TIMEOUT, ask).await.map_err(|error| {
             anyhow!(
                 "ECS' task metadata ({TASK_METADATA_VARIABLE}={task}) don't tell where others reach this node: {error}; or set NODE_ADDRESS"
             )
@@ -103,7 +109,8 @@ impl Metadata {
     /// The instance's private address.
     async fn of_instance(&self) -> Result<IpAddr> {
         let ask = async || {
-            let put = self.http.put(format!("{}/latest/api/token", self.instance)).header(TOKEN_TTL, "60");
+            let put =
+                self.http.put(format!("{}/latest/api/token", self.instance)).header(TOKEN_TTL_HEADER, "60");
             let token = match put.send().await {
                 Err(error) if error.is_timeout() => {
                     return Err(format!(
@@ -125,7 +132,7 @@ impl Metadata {
             let answer = body(get.header(TOKEN_HEADER, token.trim())).await?;
             answer.trim().parse().map_err(|_| format!("its local-ipv4 is '{}', no address", shown(&answer)))
         };
-        patiently(INSTANCE_PATIENCE, ask).await.map_err(|error| {
+        ask_until_answered(INSTANCE_TIMEOUT, ask).await.map_err(|error| {
             let no_task = if self.task.is_none() {
                 format!("{TASK_METADATA_VARIABLE} is not set, and ")
             } else {
@@ -140,19 +147,25 @@ impl Metadata {
     }
 }
 
-/// Asks until there is an answer, or the last error is what remains.
-async fn patiently<T>(
-    patience: Duration,
+/// Asks until there is an answer; at the end of the time the last error is what remains.
+async fn ask_until_answered<T>(
+    time: Duration,
     mut ask: impl AsyncFnMut() -> Result<T, String>,
 ) -> Result<T, String> {
-    let deadline = Instant::now() + patience;
+    let pauses = ExponentialBuilder::default()
+        .with_min_delay(SHORTEST_RETRY_PAUSE)
+        .with_max_delay(LONGEST_RETRY_PAUSE)
+        .with_jitter()
+        .without_max_times();
+    let (mut pauses, deadline) = (pauses.build(), Instant::now() + time);
     loop {
+        let pause = pauses.next().unwrap_or(LONGEST_RETRY_PAUSE);
         match ask().await {
             Ok(answer) => return Ok(answer),
-            Err(error) if Instant::now() + RETRY_PAUSE > deadline => return Err(error),
-            Err(error) => tracing::debug!(error, "metadata"),
+            Err(error) if Instant::now() + pause > deadline => return Err(error),
+            Err(error) => tracing::debug!(error, "metadata are asked for again"),
         }
-        sleep(RETRY_PAUSE).await;
+        sleep(pause).await;
     }
 }
 
@@ -167,7 +180,7 @@ async fn text(answer: reqwest::Result<reqwest::Response>, what: &str) -> Result<
     let read = async {
         let answer = answer?;
         let status = answer.status();
-        Ok((status, read_text_limited(answer, METADATA_BYTES).await?))
+        Ok((status, read_text_limited(answer, MAX_METADATA_BYTES).await?))
     };
     match read.await.map_err(|error: reqwest::Error| format!("{:#}", anyhow!(error)))? {
         (StatusCode::OK, text) => Ok(text),
@@ -265,7 +278,7 @@ mod tests {
     proptest! {
         /// The endpoint's answer, with one of its fields being anything, and cut and changed at will.
         #[test]
-        fn any_metadata_are_an_address_or_a_sentence(
+        fn any_metadata_are_an_address_or_an_error(
             mode in "awsvpc|host|bridge|default|.{0,8}",
             port in prop_oneof![Just(8080_i64), any::<i64>()],
             host in prop_oneof![Just(0_i64), any::<i64>()],
@@ -325,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn host_is_the_instance_and_own_ports_and_other_modes_are_refused() {
+    fn host_is_the_instance_and_other_modes_are_refused() {
         assert_eq!(reached(r#"{"Networks":[{"NetworkMode":"host"}]}"#), Ok((None, OWN)));
         assert!(reached(r#"{"Networks":[{"NetworkMode":"none"}]}"#).expect_err("none").contains("'none'"));
         assert!(reached("{}").expect_err("no network").contains("no network"));

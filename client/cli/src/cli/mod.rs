@@ -96,7 +96,7 @@ impl Cli {
         let source = |name| Given::of(&matches, name);
         cli.connection
             .settle(source("rpc"), source("zookeeper"), source("http"))
-            .map_err(|sentence| command.error(clap::error::ErrorKind::ArgumentConflict, sentence))?;
+            .map_err(|reason| command.error(clap::error::ErrorKind::ArgumentConflict, reason))?;
         Ok(cli)
     }
 }
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_may_begin_with_a_hyphen_and_flags_may_follow_the_command() {
+    fn values_may_begin_with_a_hyphen_and_flags_may_come_last() {
         let cli = read("set k -5 --ttl 2h --timeout 3s -o json").expect("valid");
         let Command::Set(set) = cli.command else { panic!("set was asked for") };
         assert_eq!((set.value.as_deref(), set.ttl), (Some("-5"), Some(Duration::from_secs(7_200))));

@@ -124,7 +124,7 @@ pub(super) async fn send_all(
         requests: JoinSet::new(),
     };
     let lines_ahead = arguments.batch as usize * dispatcher.lanes.len() * BATCHES_AHEAD;
-    let mut reading = true;
+    let (mut reading, mut unreadable) = (true, None);
     let mut stop = std::pin::pin!(stop_signal()?);
     while reading || !dispatcher.requests.is_empty() {
         let room = ledger.unsettled() < lines_ahead && dispatcher.bytes < BYTES_AHEAD;
@@ -134,12 +134,9 @@ pub(super) async fn send_all(
             Some(sent) = dispatcher.requests.join_next() => dispatcher.settle(sent?, ledger)?,
             block = blocks.recv(), if reading && room => match block {
                 None => reading = false,
-                Some(block) => {
-                    let block = block.with_context(|| format!("{} can't be read", arguments.input.display()))?;
-                    for line in block {
-                        dispatcher.take(line, ledger);
-                    }
-                }
+                Some(Ok(block)) => dispatcher.take_all(block, ledger),
+                // What was read before is imported all the same.
+                Some(Err(error)) => (reading, unreadable) = (false, Some(error)),
             },
         }
         dispatcher.send();
@@ -147,10 +144,17 @@ pub(super) async fn send_all(
         bar.set_position(ledger.place().offset);
         bar.set_message(ledger.message());
     }
-    Ok(())
+    let read = unreadable.map_or(Ok(()), Err);
+    read.with_context(|| format!("{} can't be read", arguments.input.display()))
 }
 
 impl Dispatcher<'_> {
+    fn take_all(&mut self, lines: Vec<Line>, ledger: &mut Ledger) {
+        for line in lines {
+            self.take(line, ledger);
+        }
+    }
+
     /// Puts a line into its key's lane.
     fn take(&mut self, line: Line, ledger: &mut Ledger) {
         let number = ledger.expect(&line);

@@ -273,7 +273,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_frames_or_refused_and_never_ask_for_more_than_the_limits(bytes: Vec<u8>) {
+        fn any_bytes_are_frames_or_refused_within_the_limits(bytes: Vec<u8>) {
             let mut reader = FrameReader::new(LIMITS);
             let (mut rest, mut scratch) = (bytes.as_slice(), Vec::new());
             while let Ok(Some(frame)) = reader.next(rest, &mut scratch) {

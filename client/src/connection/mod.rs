@@ -4,61 +4,28 @@
 //! one write. The reader's task decodes answers in place and hands them over. A serial is an index into the slots of the
 //! calls under way; a slot is free again only when the node has answered, so a late answer never meets another call.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+mod frames;
+mod reply;
 
-use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bitacora_protocol::rpc::{self, ForeignProtocol, Message, Request, put_frame};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 
-use crate::lock;
-use crate::types::{Record, ScanPage, Written};
-use bitacora_protocol::Position;
-use bitacora_protocol::record::KeyValue;
-use bitacora_protocol::rpc::{
-    self, Answer, BatchResult, ForeignProtocol, FrameLimits, FrameReader, HandshakeMatch, HandshakeRequest,
-    HandshakeResponse, Message, PROTOCOL, PROTOCOL_HASH, ReadAnswer, Request, RequestError, ServedFrom,
-    WriteAnswer, put_frame,
-};
+use frames::{Frames, KEPT_BUFFER_BYTES, handshake};
+pub(crate) use reply::{BatchReply, Found, Missing, Reply};
 
-/// Of what nodes send. Java's encoder fills buffers of 8 KiB.
-const LIMITS: FrameLimits = FrameLimits { bytes: 64 << 20, buffers: 16 << 10 };
 /// Calls under way on a connection; more wait.
 const MAX_CALLS: usize = 4096;
 /// Bytes that wait to be written; when there are more, calls wait.
-const MAX_UNWRITTEN: usize = 4 << 20;
+const MAX_UNWRITTEN_BYTES: usize = 4 << 20;
 /// Calls that nobody waits for any more and that the node has not answered; with more it is useless.
 const MAX_ABANDONED: usize = MAX_CALLS / 4;
-/// A buffer that grew beyond this is not kept.
-const KEPT_BUFFER: usize = 1 << 20;
-const READ: usize = 64 << 10;
-
-/// What a node answered.
-pub(crate) enum Reply {
-    Read(Found),
-    Written(Written),
-    Batch(Vec<BatchReply>),
-    Page(ScanPage),
-}
-
-pub(crate) type Found = Result<Record, Missing>;
-
-#[derive(Clone)]
-pub(crate) struct Missing {
-    pub position: Position,
-    pub timestamp: Option<i64>,
-    pub served_from: ServedFrom,
-}
-
-#[derive(Clone)]
-pub(crate) enum BatchReply {
-    Read(Found),
-    Written(Written),
-    Failed(RequestError),
-}
-
 /// Why there is no reply.
 #[derive(Clone, Debug)]
 pub(crate) enum Failure {
@@ -123,7 +90,7 @@ impl Connection {
         let shared = Arc::new(Shared::new(foreign));
         let (read_half, write_half) = socket.into_split();
         // Neither task can end the connection before both are known to it.
-        let mut state = lock(&shared.state);
+        let mut state = shared.state.lock();
         let tasks = [
             tokio::spawn(read(Arc::clone(&shared), read_half)).abort_handle(),
             tokio::spawn(write(Arc::clone(&shared), write_half)).abort_handle(),
@@ -173,12 +140,12 @@ impl Shared {
 
     /// `None`: there is no room.
     fn submit(&self, request: &Request<'_>) -> Result<Option<Ticket<'_>>, Failure> {
-        let mut guard = lock(&self.state);
+        let mut guard = self.state.lock();
         let state = &mut *guard;
         if let Some(reason) = &state.lost {
             return Err(Failure::Gone(reason.clone()));
         }
-        if state.slots.len() - state.free.len() >= MAX_CALLS || state.unwritten.len() >= MAX_UNWRITTEN {
+        if state.slots.len() - state.free.len() >= MAX_CALLS || state.unwritten.len() >= MAX_UNWRITTEN_BYTES {
             return Ok(None);
         }
         let index = state.free.pop().unwrap_or_else(|| {
@@ -190,7 +157,7 @@ impl Shared {
         let (answer, receiver) = oneshot::channel();
         state.slots[index] = Slot::Waiting { call, message: request.message(), answer };
         let first = state.unwritten.is_empty();
-        // Far below 2^31.
+        // The number of slots is far below 2^31.
         put_frame(&mut state.unwritten, index as i32, |out| request.encode(out));
         drop(guard);
         if first {
@@ -214,7 +181,7 @@ impl Shared {
 
     /// Exchanges what has gathered for an empty buffer.
     fn take_unwritten(&self, bytes: &mut Vec<u8>) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         std::mem::swap(&mut state.unwritten, bytes);
         state.written = state.calls;
         let room = state.waiting > 0;
@@ -226,7 +193,7 @@ impl Shared {
 
     /// Hands an answer over; the error says that the node answers what nobody asked.
     fn answer(&self, serial: i32, bytes: &[u8]) -> Result<(), String> {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         let index = usize::try_from(serial).unwrap_or(usize::MAX);
         let slot = state.slots.get_mut(index).map(|slot| std::mem::replace(slot, Slot::Free));
         let waiting = match slot {
@@ -245,14 +212,14 @@ impl Shared {
         }
         if let Some((message, answer)) = waiting {
             // Nobody may wait for it any more.
-            let _ = answer.send(reply(message, bytes));
+            let _ = answer.send(reply::decode(message, bytes));
         }
         Ok(())
     }
 
     /// Ends the connection, and with it every call on it.
     fn lose(&self, reason: &str) {
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         if state.lost.is_some() {
             return;
         }
@@ -297,7 +264,7 @@ impl Drop for Ticket<'_> {
         if self.done {
             return;
         }
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state.lock();
         // The answer may have come meanwhile, and the slot be another call's.
         match state.slots.get_mut(self.index) {
             Some(slot) if matches!(slot, &mut Slot::Waiting { call, .. } if call == self.call) => {
@@ -317,14 +284,14 @@ struct Waiter<'a>(&'a Shared);
 
 impl<'a> Waiter<'a> {
     fn new(shared: &'a Shared) -> Self {
-        lock(&shared.state).waiting += 1;
+        shared.state.lock().waiting += 1;
         Self(shared)
     }
 }
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        lock(&self.0.state).waiting -= 1;
+        self.0.state.lock().waiting -= 1;
     }
 }
 
@@ -343,7 +310,7 @@ async fn write(shared: Arc<Shared>, mut socket: impl AsyncWrite + Unpin) {
                 return shared.lose(&error.to_string());
             }
             bytes.clear();
-            bytes.shrink_to(KEPT_BUFFER);
+            bytes.shrink_to(KEPT_BUFFER_BYTES);
         }
     }
 }
@@ -357,136 +324,6 @@ async fn read(shared: Arc<Shared>, mut socket: impl AsyncRead + Unpin) {
         }
     };
     shared.lose(&ended);
-}
-
-/// Reads frames, and gives each to a function.
-struct Frames {
-    reader: FrameReader,
-    buffer: BytesMut,
-    scratch: Vec<u8>,
-}
-
-impl Frames {
-    fn new() -> Self {
-        Self { reader: FrameReader::new(LIMITS), buffer: BytesMut::with_capacity(READ), scratch: Vec::new() }
-    }
-
-    /// Waits for bytes, and gives away all whole frames that they hold; perhaps none.
-    async fn next(
-        &mut self,
-        socket: &mut (impl AsyncRead + Unpin),
-        mut give: impl FnMut(i32, &[u8]) -> Result<(), String>,
-    ) -> Result<(), String> {
-        match socket.read_buf(&mut self.buffer).await {
-            Ok(0) => return Err("the node closed the connection".to_owned()),
-            Ok(_) => {}
-            Err(error) => return Err(error.to_string()),
-        }
-        while let Some(frame) =
-            self.reader.next(&self.buffer, &mut self.scratch).map_err(|error| error.to_string())?
-        {
-            give(frame.serial, frame.message)?;
-            let length = frame.length;
-            self.buffer.advance(length);
-        }
-        if self.buffer.is_empty() && self.buffer.capacity() > KEPT_BUFFER {
-            self.buffer = BytesMut::new();
-        }
-        self.scratch.clear();
-        self.scratch.shrink_to(KEPT_BUFFER);
-        let wanted = self.reader.wants(&self.buffer).saturating_sub(self.buffer.len());
-        self.buffer.reserve(wanted.max(READ));
-        Ok(())
-    }
-}
-
-/// Shakes hands with a call without a name, which has no answer of its own. Returns the node's protocol, if it is not ours.
-async fn handshake(socket: &mut TcpStream) -> Result<Option<ForeignProtocol>, String> {
-    let (mut client_protocol, mut server_hash, mut foreign) = (None, *PROTOCOL_HASH, None);
-    let mut frames = Frames::new();
-    loop {
-        let request = HandshakeRequest { client_hash: *PROTOCOL_HASH, client_protocol, server_hash };
-        let mut bytes = Vec::new();
-        put_frame(&mut bytes, 0, |out| {
-            request.encode(out);
-            // No metadata, no name.
-            out.extend_from_slice(&[0, 0]);
-        });
-        socket.write_all(&bytes).await.map_err(|error| error.to_string())?;
-        let mut matched = None;
-        while matched.is_none() {
-            let greet = |_, message: &[u8]| {
-                let (response, _) =
-                    HandshakeResponse::decode(message).map_err(|error| format!("the handshake: {error}"))?;
-                server_hash = response.server_hash.unwrap_or(server_hash);
-                if let Some(text) = response.server_protocol {
-                    let is_ours = server_hash == *PROTOCOL_HASH;
-                    foreign = if is_ours { None } else { Some(text.to_owned()) };
-                }
-                matched = Some(response.matched);
-                Ok(())
-            };
-            frames.next(socket, greet).await?;
-        }
-        match matched {
-            Some(HandshakeMatch::None) if client_protocol.is_none() => client_protocol = Some(&**PROTOCOL),
-            Some(HandshakeMatch::None) => return Err("the node refuses this client's protocol".to_owned()),
-            _ => break,
-        }
-    }
-    foreign.map(|text| ForeignProtocol::parse(&text).map_err(|error| error.to_string())).transpose()
-}
-
-fn reply(message: Message, bytes: &[u8]) -> Result<Reply, Failure> {
-    let nonsense = |reason: String| Failure::Nonsense { sent: true, reason };
-    let answer = Answer::decode(message, bytes).map_err(|error| nonsense(format!("its answer: {error}")))?;
-    Ok(match answer.map_err(Failure::Answered)? {
-        Answer::Read(answer) => Reply::Read(found(&answer)),
-        Answer::Written(answer) => Reply::Written(written(&answer)),
-        Answer::Batch(results) => {
-            let results = results.into_iter().map(|result| match result {
-                BatchResult::Read(answer) => BatchReply::Read(found(&answer)),
-                BatchResult::Written(answer) => BatchReply::Written(written(&answer)),
-                BatchResult::Failed(error) => BatchReply::Failed(error),
-            });
-            Reply::Batch(results.collect())
-        }
-        Answer::Page(page) => Reply::Page(ScanPage {
-            records: page
-                .records
-                .iter()
-                .map(|(entry, position)| record(entry, *position, ServedFrom::Store))
-                .collect(),
-            cursor: Some(page.cursor.to_owned()).filter(|cursor| !cursor.is_empty()),
-        }),
-        Answer::Value(_) | Answer::Null => return Err(nonsense("not asked for".to_owned())),
-    })
-}
-
-fn found(answer: &ReadAnswer<'_>) -> Found {
-    let ReadAnswer { record: entry, position, timestamp, served_from } = *answer;
-    match entry {
-        Some(entry) => Ok(record(&entry, position, served_from)),
-        None => Err(Missing { position, timestamp, served_from }),
-    }
-}
-
-fn record(entry: &KeyValue<'_>, position: Position, served_from: ServedFrom) -> Record {
-    Record {
-        key: entry.key.to_owned(),
-        value: entry.value.to_owned(),
-        timestamp: entry.timestamp,
-        source: entry.source,
-        ttl: entry.ttl,
-        uuid: entry.uuid.to_owned(),
-        position,
-        served_from,
-    }
-}
-
-fn written(answer: &WriteAnswer<'_>) -> Written {
-    let WriteAnswer { position, timestamp, ttl, uuid } = *answer;
-    Written { position, timestamp, ttl, uuid: uuid.to_owned() }
 }
 
 #[cfg(test)]
@@ -537,7 +374,7 @@ mod tests {
             calls.collect::<Vec<_>>()
         });
         let calls = spawned.await.expect("no panic");
-        while lock(&connection.0.state).written < 100 {
+        while connection.0.state.lock().written < 100 {
             tokio::task::yield_now().await;
         }
         assert!(writes.load(Ordering::SeqCst) <= 3, "{writes:?}");
