@@ -16,8 +16,9 @@ const MAX_DEPTH: usize = 16;
 const MAX_PARTS: usize = 1_000;
 /// Larger `fixed` types are refused.
 const MAX_FIXED_BYTES: u64 = 1 << 20;
-/// The name of the record that a message's parameters are read as.
-const PARAMETERS: &str = "Parameters";
+/// The name of the record that a message's parameters are read as; with a namespace of its own, so that it is the same whatever
+/// the protocol's is.
+const PARAMETERS: &str = "bitacora.Parameters";
 
 /// Reads the schema that a file names, for example. Documentation, defaults, aliases and logical types are left out: a
 /// `timestamp-millis` is a `long`.

@@ -270,7 +270,7 @@ fn any_type() -> impl Strategy<Value = serde_json::Value> {
     let name = prop_oneof![
         Just("A".to_owned()),
         Just("n.B".to_owned()),
-        Just("Parameters".to_owned()),
+        Just("bitacora.Parameters".to_owned()),
         Just("record".to_owned()),
         "string|bytes|int|long|null|enum|array|error",
         ".{0,4}",

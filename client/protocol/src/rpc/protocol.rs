@@ -348,6 +348,12 @@ mod tests {
     }
 
     #[test]
+    fn the_namespace_of_a_protocol_does_not_matter() {
+        let text = r#"{"messages":{"getRecord":{"request":[{"name":"key","type":{"type":"string","x":"String"}}]}}}"#;
+        assert_eq!(parameters(text, "getRecord").as_deref(), Ok("AsOurs"));
+    }
+
+    #[test]
     fn parameters_in_another_order_or_type_are_resolved() {
         let other = with(
             r#"{"setRecord":{"request":[{"name":"ttl","type":"int"},{"name":"more","type":"double"},{"name":"value","type":["null","bytes"]},{"name":"key","type":"string"}]}}"#,
