@@ -7,7 +7,7 @@ _default:
 check:
     cargo fmt --all --check
     cargo clippy --workspace --all-targets --locked -- -D warnings
-    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
 
 # The fast tier: unit tests, the documents, the library and the command line. No Kafka, no ZooKeeper, no simulation.
 test *ARGS:
@@ -39,7 +39,7 @@ fmt:
 
 # Builds the library's and the nodes' documentation, and opens it.
 doc:
-    cargo doc --workspace --no-deps --locked --open
+    cargo doc --workspace --no-deps --document-private-items --locked --open
 
 # Licences, sources and known vulnerabilities of the dependencies.
 deny:

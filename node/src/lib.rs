@@ -1,4 +1,6 @@
 //! A node of Bitacora. `ARCHITECTURE.md` in the repository's root is the map.
+// An application: its documentation is for those who change it, and shows private items, too.
+#![allow(rustdoc::private_intra_doc_links)]
 
 pub mod clock;
 pub mod cluster;

@@ -66,7 +66,7 @@ pub struct ServeSettings {
     /// Start on a topic that is not compacted, although Kafka will delete keys from it
     #[arg(long, env, value_name = "BOOL", default_value_t = false, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, help_heading = "Kafka")]
     pub allow_uncompacted_topic: bool,
-    /// Consumer group that the node commits its offsets to, for Kafka's tools to see [default: bitacora-<address>]
+    /// Consumer group that the node commits its offsets to, for Kafka's tools to see [default: bitacora-ADDRESS]
     #[arg(long, env, value_name = "NAME", help_heading = "Kafka")]
     pub kafka_group: Option<String>,
     /// Properties for librdkafka, name=value, separated by ';' (SASL, SSL, …); name=@FILE and name=$VARIABLE read the value

@@ -1,5 +1,5 @@
 //! Everything that can go wrong with an HTTP request. What it is answered with is decided by its kind:
-//! [`ErrorKind`](crate::service::error::ErrorKind).
+//! [`ErrorKind`].
 
 use warp::http::StatusCode;
 use warp::http::header::{ALLOW, HeaderValue, RETRY_AFTER};

@@ -45,7 +45,7 @@ pub struct EmbeddedLog {
 
 struct Shared {
     env: Env,
-    /// Partition (u32) and offset (u64), both big-endian → timestamp (i64), [`Kind`] (u8), key length (u24), what the
+    /// Partition (u32) and offset (u64), both big-endian → timestamp (i64), kind (u8), key length (u24), what the
     /// kind adds (i64s), the trace's 25 bytes if the kind has [`TRACED`], key, value.
     records: Database<Bytes, Bytes>,
     identity: LogIdentity,

@@ -138,7 +138,7 @@ impl Applied {
 pub struct StoreStats {
     /// Keys, delete markers included.
     pub records: u64,
-    /// Keys with pending repairs: see [`Store::owed`].
+    /// Keys with pending repairs: see [`Store::needed_repairs`].
     pub pending_repairs: u64,
     /// Size of LMDB's file.
     pub bytes: u64,
