@@ -9,7 +9,7 @@ pub enum Mistake {
     UnconditionalTrims,
     /// A repair is taken for a write.
     UnconditionalRepairs,
-    /// Nobody pays pending repairs.
+    /// No pending repair is made.
     NoRepairs,
     /// A resync reads the log again, but leaves in the store what it holds.
     ResyncKeepsOldKeys,
@@ -21,11 +21,11 @@ pub enum Mistake {
     UndecodableRecordsIgnored,
     /// What a trimmer sent takes effect however late it comes.
     LateConditionalRecordsTakeEffect,
-    /// A pending repair to a key that the partition holds nothing of is not paid.
+    /// The pending repair of a key that the partition holds nothing of is not made.
     NoRepairOfAnEmptyKey,
     /// A store that was just built is taken for what it seems.
     NewStoreTrustedAfterOneReading,
-    /// Nobody looks whether a log that was silent has gone back.
+    /// Nobody looks whether a log that was silent has been truncated.
     TruncatedLogUnnoticed,
     /// It is not remembered under which leader a record was appended.
     LeaderEpochsNotRemembered,
