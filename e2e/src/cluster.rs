@@ -6,6 +6,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use reqwest::Method;
 use serde_json::Value;
 use tokio::sync::OnceCell;
 
@@ -246,6 +247,19 @@ impl Cluster {
     pub async fn zk(&self) -> ZkClient {
         ZkClient::connect(&self.zookeeper_hosts).await.expect("the suites' ZooKeeper answers")
     }
+
+    /// Waits until all running nodes hold the same records, at the same positions.
+    pub async fn same_everywhere(&self) {
+        wait::until("all nodes hold the same", START, || async {
+            let mut held = Vec::new();
+            for node in self.nodes.iter().filter(|node| node.is_running()) {
+                let page = node.api().call(Method::GET, "/rpc/scan?limit=10000").await;
+                held.push(page.map_err(|error| format!("{error:#}"))?.expect(200).text());
+            }
+            if held.iter().all(|one| *one == held[0]) { Ok(()) } else { Err(held.join("\n")) }
+        })
+        .await;
+    }
 }
 
 impl Drop for Cluster {
@@ -270,6 +284,11 @@ pub struct Node {
 }
 
 impl Node {
+    /// How often its store was emptied or built anew.
+    pub async fn resyncs(&self) -> Result<f64> {
+        self.api().metric("bitacora_resyncs_total").await
+    }
+
     /// A node that is not started; `env` goes over what every node of the suites has.
     pub async fn new(ctx: &Ctx, env: Vec<(String, String)>) -> Result<Node> {
         let binary = node_binary().await?;

@@ -11,7 +11,7 @@ use e2e::{tests, wait};
 pub fn tests() -> Vec<Test> {
     tests![
         Nothing: murmur2_is_javas, records_survive_avro;
-        Servers: the_broker_keeps_what_it_acknowledged_across_a_kill, the_zookeeper_comes_back_on_its_port,
+        Servers: a_killed_broker_keeps_what_it_acknowledged, the_zookeeper_comes_back_on_its_port,
             a_paused_broker_goes_on_where_it_was
     ]
 }
@@ -41,7 +41,7 @@ async fn records_survive_avro(_ctx: Ctx) -> Result<()> {
     Ok(())
 }
 
-async fn the_broker_keeps_what_it_acknowledged_across_a_kill(ctx: Ctx) -> Result<()> {
+async fn a_killed_broker_keeps_what_it_acknowledged(ctx: Ctx) -> Result<()> {
     let broker = ctx.own_broker().await?;
     let topic = Topic { brokers: broker.address(), name: "kept".to_string() };
     topic.create(4, &[("cleanup.policy", "compact")]).await?;

@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt;
 
 pub fn tests() -> Vec<Test> {
     tests![
-        Servers: wrong_requests_are_refused_with_a_sentence_and_change_nothing, limits_are_exact,
+        Servers: wrong_requests_are_refused_and_change_nothing, limits_are_exact,
             a_slow_body_is_given_up, a_slow_header_is_given_up, an_endless_body_is_cut_off, half_a_body_sets_nothing
     ]
 }
@@ -59,7 +59,7 @@ fn is_a_sentence(what: &str, answer: &Answer) {
     }
 }
 
-async fn wrong_requests_are_refused_with_a_sentence_and_change_nothing(ctx: Ctx) -> Result<()> {
+async fn wrong_requests_are_refused_and_change_nothing(ctx: Ctx) -> Result<()> {
     let cluster = node_with_canary(&ctx, Options::new().env("MAX_VALUE_BYTES", "10000")).await?;
     let port = cluster.nodes[0].api_port;
     let form = "Content-Type: application/x-www-form-urlencoded";

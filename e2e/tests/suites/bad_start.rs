@@ -13,7 +13,7 @@ use reqwest::Method;
 pub fn tests() -> Vec<Test> {
     tests![
         Nothing: a_wrong_setting_stops_the_node_and_is_named, two_doors_on_one_port_stop_the_node;
-        Servers: a_topic_that_is_not_compacted_stops_the_node_and_it_says_how_to_fix_it,
+        Servers: a_topic_that_is_not_compacted_stops_the_node,
             a_topic_that_is_not_compacted_can_be_insisted_on, unreachable_brokers_are_waited_for,
             an_unreachable_zookeeper_does_not_stop_the_node, a_data_folder_that_cannot_be_used_stops_the_node,
             a_port_in_use_stops_the_node
@@ -84,7 +84,7 @@ async fn two_doors_on_one_port_stop_the_node(ctx: Ctx) -> Result<()> {
     gives_up(&node, &[&node.api_port.to_string()]).await
 }
 
-async fn a_topic_that_is_not_compacted_stops_the_node_and_it_says_how_to_fix_it(ctx: Ctx) -> Result<()> {
+async fn a_topic_that_is_not_compacted_stops_the_node(ctx: Ctx) -> Result<()> {
     for policy in ["delete", "compact,delete"] {
         let mut cluster = ctx.no_nodes(Options::new()).await?;
         cluster.topic.create(2, &[("cleanup.policy", policy)]).await?;

@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 pub fn tests() -> Vec<Test> {
     tests![
-        Servers: results_come_in_order_and_a_broken_line_fails_alone, a_large_batch_streams,
+        Servers: results_are_in_order_and_bad_lines_fail_alone, a_large_batch_streams,
             a_line_without_end_costs_its_own_result_only, a_batch_that_nobody_reads_is_given_up,
             a_batch_that_never_ends_is_answered_as_it_comes, a_batch_cut_short_keeps_what_it_began,
             pages_are_in_order_and_survive_writes_in_between, scans_never_show_what_is_gone, wrong_scans_are_refused
@@ -36,7 +36,7 @@ fn results(text: &str) -> Result<Vec<Value>> {
     text.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_string())).collect()
 }
 
-async fn results_come_in_order_and_a_broken_line_fails_alone(ctx: Ctx) -> Result<()> {
+async fn results_are_in_order_and_bad_lines_fail_alone(ctx: Ctx) -> Result<()> {
     let cluster = one_node(&ctx, Options::new().env("MAX_VALUE_BYTES", "1000")).await?;
     let node = &cluster.nodes[0];
     node.api().set("old", "value").await?.expect(200);

@@ -1,12 +1,10 @@
 //! The client library on real clusters: what it finds, follows and retries, and what it says of what it can't know.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use bitacora_client::{Client, Error, NodeState, Operation, Outcome, Record, Scan, ServedFrom};
+use bitacora_client::{Client, Error, Operation, Outcome, Record, Scan, ServedFrom};
 use e2e::cluster::{Cluster, Node, Options, START};
 use e2e::runner::{Ctx, Test};
 use e2e::{tests, wait};
@@ -16,36 +14,35 @@ use serde_json::Value;
 
 pub fn tests() -> Vec<Test> {
     tests![
-        Servers: a_rolling_restart_is_not_noticed, no_read_fails_when_a_node_is_killed,
-            no_read_fails_when_a_node_hangs, every_call_agrees_with_http, nodes_that_come_and_go_are_followed,
+        Servers: every_call_agrees_with_http, nodes_that_come_and_go_are_followed,
             it_goes_on_without_zookeeper, a_write_that_the_log_does_not_confirm_is_sent_once,
             a_node_that_restores_is_passed_over
     ]
 }
 
 /// The session timeout of 2.5 s, ZooKeeper's rounding up to whole ticks of 1 s, and a look of the client.
-const EXPIRY: Duration = Duration::from_millis(2500 + 2000 + 1000);
+pub const EXPIRY: Duration = Duration::from_millis(2500 + 2000 + 1000);
 
-async fn by_zookeeper(cluster: &Cluster) -> Result<Client> {
+pub async fn by_zookeeper(cluster: &Cluster) -> Result<Client> {
     let connect = cluster.zookeeper_hosts.parse().map_err(anyhow::Error::msg)?;
     Ok(Client::builder().zookeeper(connect).build().await?)
 }
 
-async fn by_list(nodes: &[Node]) -> Result<Client> {
+pub async fn by_list(nodes: &[Node]) -> Result<Client> {
     Ok(Client::builder().nodes(nodes.iter().map(Node::rpc_address)).build().await?)
 }
 
-fn addresses(client: &Client) -> Vec<String> {
+pub fn addresses(client: &Client) -> Vec<String> {
     client.nodes().into_iter().map(|node| node.address).collect()
 }
 
-fn sorted(mut names: Vec<String>) -> Vec<String> {
+pub fn sorted(mut names: Vec<String>) -> Vec<String> {
     names.sort();
     names
 }
 
 /// Waits until the client's nodes are those.
-async fn knows(client: &Client, nodes: &[&Node], deadline: Duration) {
+pub async fn knows(client: &Client, nodes: &[&Node], deadline: Duration) {
     let wanted = sorted(nodes.iter().map(|node| node.rpc_address()).collect());
     wait::until("the client knows the nodes", deadline, || async {
         let known = addresses(client);
@@ -285,232 +282,6 @@ async fn it_goes_on_without_zookeeper(ctx: Ctx) -> Result<()> {
     .await;
     drop(cluster);
     server.remove().await
-}
-
-const CALLERS: usize = 20;
-/// After each set, so that there are always gets under way, which take much less time.
-const GETS: usize = 10;
-/// Keys of a caller: it takes the next one when it can't know what the last one holds.
-const KEYS: usize = 10;
-
-fn key(caller: usize, number: usize) -> String {
-    format!("caller {caller}, key {number}")
-}
-
-/// What callers saw.
-#[derive(Default)]
-struct Load {
-    /// Of each caller.
-    calls: Vec<AtomicUsize>,
-    stop: AtomicBool,
-    failed_reads: Mutex<Vec<String>>,
-    /// With whether it may have taken effect.
-    failed_writes: Mutex<Vec<(bool, String)>>,
-    /// The values that a key may have at the end.
-    expected: Mutex<HashMap<String, Vec<String>>>,
-    longest: Mutex<[Duration; 2]>,
-}
-
-fn push<T>(list: &Mutex<Vec<T>>, item: T) {
-    list.lock().expect("no caller panics with it").push(item);
-}
-
-impl Load {
-    /// Each caller sets and gets keys of its own, one call at a time, while `fault` runs.
-    async fn during(
-        cluster: &Cluster,
-        client: &Client,
-        fault: impl AsyncFnOnce(&Load) -> Result<()>,
-    ) -> Result<Load> {
-        let keys = (0..CALLERS).flat_map(|caller| (0..KEYS).map(move |number| key(caller, number)));
-        let sets: Vec<Operation> =
-            keys.map(|key| Operation::Set { key, value: "0".to_string(), ttl: None }).collect();
-        for result in client.batch(&sets).await? {
-            result?;
-        }
-        for set in &sets {
-            cluster.all_have(set.key(), Some("0")).await;
-        }
-        let load = Load { calls: (0..CALLERS).map(|_| AtomicUsize::new(0)).collect(), ..Load::default() };
-        let callers = join_all((0..CALLERS).map(|caller| load.call(client, caller)));
-        let fault = async {
-            load.goes_on(200).await;
-            let outcome = fault(&load).await;
-            load.stop.store(true, Ordering::Relaxed);
-            outcome
-        };
-        let (_, outcome) = tokio::join!(callers, fault);
-        outcome?;
-        Ok(load)
-    }
-
-    async fn call(&self, client: &Client, caller: usize) {
-        let (mut number, mut acknowledged) = (0, 0);
-        for i in 1.. {
-            if self.stop.load(Ordering::Relaxed) {
-                break;
-            }
-            let name = key(caller, number);
-            let started = Instant::now();
-            let set = client.set(&name, &i.to_string()).await;
-            self.took(1, started.elapsed());
-            let mut may_be = vec![i.to_string()];
-            match &set {
-                Ok(_) => acknowledged = i,
-                Err(error) => {
-                    push(&self.failed_writes, (error.may_have_taken_effect(), format!("{error:?}")));
-                    may_be = vec![acknowledged.to_string()];
-                    if error.may_have_taken_effect() {
-                        may_be.push(i.to_string());
-                        // It may do so whenever it likes, also after what is written next.
-                        number += 1;
-                        acknowledged = 0;
-                    }
-                }
-            }
-            self.expected.lock().expect("no caller panics with it").insert(name.clone(), may_be);
-            for _ in 0..GETS {
-                let started = Instant::now();
-                let get = client.get(&name).await;
-                self.took(0, started.elapsed());
-                match get {
-                    // It may be older, but never newer than what was written.
-                    Ok(record) if record.value.parse::<usize>().is_ok_and(|read| read <= i) => {}
-                    other => push(&self.failed_reads, format!("{name}, write {i}: {other:?}")),
-                }
-            }
-            self.calls[caller].fetch_add(1 + GETS, Ordering::Relaxed);
-        }
-    }
-
-    fn took(&self, which: usize, time: Duration) {
-        let mut longest = self.longest.lock().expect("no caller panics with it");
-        longest[which] = longest[which].max(time);
-    }
-
-    /// Waits until every caller has made so many more calls.
-    async fn goes_on(&self, more: usize) {
-        let counts = || self.calls.iter().map(|calls| calls.load(Ordering::Relaxed)).collect::<Vec<_>>();
-        let before = counts();
-        wait::until(&format!("every caller has made {more} more calls"), START, || async {
-            let slow = counts().iter().zip(&before).filter(|(now, before)| **now < **before + more).count();
-            if slow == 0 { Ok(()) } else { Err(format!("{slow} callers have not")) }
-        })
-        .await;
-    }
-
-    /// Says what happened; a read must not have failed, and every acknowledged write must be there.
-    async fn judge(self, what: &str, cluster: &Cluster) -> Result<Vec<(bool, String)>> {
-        let Load { calls, failed_reads, failed_writes, expected, longest, .. } = self;
-        let calls: usize = calls.into_iter().map(AtomicUsize::into_inner).sum();
-        let (failed_reads, failed_writes) = (failed_reads.into_inner()?, failed_writes.into_inner()?);
-        let expected = expected.into_inner()?;
-        let [read, write] = longest.into_inner()?;
-        let uncertain = failed_writes.iter().filter(|(uncertain, _)| *uncertain).count();
-        println!(
-            "client, {what}: {calls} calls of {CALLERS} callers, {} reads failed, {} writes failed ({uncertain} of \
-             them may have taken effect); longest pause of a read {} ms, of a write {} ms",
-            failed_reads.len(),
-            failed_writes.len(),
-            read.as_millis(),
-            write.as_millis()
-        );
-        ensure!(failed_reads.is_empty(), "{} reads failed: {failed_reads:#?}", failed_reads.len());
-        for node in cluster.nodes.iter().filter(|node| node.is_running()) {
-            for (key, may_be) in &expected {
-                wait::until(&format!("{} has {key:?}", node.name), START, || async {
-                    let answer = node.api().get_own(key).await.map_err(|error| format!("{error:#}"))?;
-                    match answer.value() {
-                        Some(value) if may_be.contains(&value) => Ok(()),
-                        _ => Err(format!("{answer}, not one of {may_be:?}")),
-                    }
-                })
-                .await;
-            }
-        }
-        Ok(failed_writes)
-    }
-}
-
-async fn no_read_fails_when_a_node_is_killed(ctx: Ctx) -> Result<()> {
-    let cluster = ctx.cluster().await?;
-    let client = by_zookeeper(&cluster).await?;
-    knows(&client, &cluster.nodes.iter().collect::<Vec<_>>(), START).await;
-    let load = Load::during(&cluster, &client, async |load| {
-        // It dies with calls under way for certain: those that it gets while it is frozen.
-        cluster.nodes[1].pause();
-        let address = cluster.nodes[1].rpc_address();
-        wait::until("half of the callers wait for it", START, || async {
-            let nodes = client.nodes();
-            let waiting = nodes.iter().find(|node| node.address == address).map(|node| node.under_way);
-            if waiting >= Some(CALLERS / 2) { Ok(()) } else { Err(format!("{waiting:?}")) }
-        })
-        .await;
-        cluster.nodes[1].kill();
-        load.goes_on(200).await;
-        knows(&client, &[&cluster.nodes[0], &cluster.nodes[2]], EXPIRY).await;
-        load.goes_on(200).await;
-        Ok(())
-    });
-    let failed = load.await?.judge("a node killed", &cluster).await?;
-    // A write fails only if nobody can know, and only those that the node had.
-    ensure!(failed.iter().all(|(uncertain, _)| *uncertain), "{failed:#?}");
-    ensure!(failed.len() <= CALLERS, "{} writes failed: {failed:#?}", failed.len());
-    Ok(())
-}
-
-async fn no_read_fails_when_a_node_hangs(ctx: Ctx) -> Result<()> {
-    let cluster = ctx.cluster().await?;
-    let client = by_zookeeper(&cluster).await?;
-    let all: Vec<&Node> = cluster.nodes.iter().collect();
-    knows(&client, &all, START).await;
-    let load = Load::during(&cluster, &client, async |load| {
-        cluster.nodes[1].pause();
-        // Writes that it has wait for their deadline.
-        load.goes_on(200).await;
-        knows(&client, &[&cluster.nodes[0], &cluster.nodes[2]], EXPIRY).await;
-        cluster.nodes[1].resume();
-        cluster.know_each_other(3).await;
-        knows(&client, &all, START).await;
-        wait::until("all nodes get calls again", START, || async {
-            let nodes = client.nodes();
-            if nodes.iter().all(|node| node.state == NodeState::Healthy) {
-                Ok(())
-            } else {
-                Err(format!("{nodes:?}"))
-            }
-        })
-        .await;
-        load.goes_on(200).await;
-        Ok(())
-    });
-    let failed = load.await?.judge("a node hangs", &cluster).await?;
-    ensure!(failed.iter().all(|(uncertain, _)| *uncertain), "{failed:#?}");
-    ensure!(failed.len() <= CALLERS, "{} writes failed: {failed:#?}", failed.len());
-    Ok(())
-}
-
-async fn a_rolling_restart_is_not_noticed(ctx: Ctx) -> Result<()> {
-    let cluster = ctx.cluster().await?;
-    let client = by_zookeeper(&cluster).await?;
-    let all: Vec<&Node> = cluster.nodes.iter().collect();
-    knows(&client, &all, START).await;
-    let load = Load::during(&cluster, &client, async |load| {
-        for node in &cluster.nodes {
-            let (status, _) = node.terminate(Duration::from_secs(10)).await;
-            ensure!(status.success(), "{} ended with {status}", node.name);
-            load.goes_on(100).await;
-            node.spawn()?;
-            node.ready().await;
-            knows(&client, &all, START).await;
-            cluster.know_each_other(3).await;
-            load.goes_on(100).await;
-        }
-        Ok(())
-    });
-    let failed = load.await?.judge("a rolling restart", &cluster).await?;
-    ensure!(failed.is_empty(), "{failed:#?}");
-    Ok(())
 }
 
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -10,14 +10,14 @@ use e2e::runner::{Ctx, Test};
 use e2e::{tests, wait};
 
 pub fn tests() -> Vec<Test> {
-    tests![Deployment: it_starts_serves_through_the_balancer_and_goes_on_without_a_node]
+    tests![Deployment: it_serves_and_goes_on_without_a_node]
 }
 
 const SOON: Duration = Duration::from_secs(30);
 /// What `docker stop` and most orchestrators give a container before they kill it.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
-async fn it_starts_serves_through_the_balancer_and_goes_on_without_a_node(_: Ctx) -> Result<()> {
+async fn it_serves_and_goes_on_without_a_node(_: Ctx) -> Result<()> {
     let deployment = Deployment::new();
     let outcome = scenario(&deployment).await;
     match outcome {

@@ -16,8 +16,8 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 
 pub fn tests() -> Vec<Test> {
     tests![
-        Servers: a_node_killed_at_random_moments_under_load_never_goes_back,
-            a_node_killed_while_its_store_is_filled_or_replaced_ends_with_all_data
+        Servers: a_node_killed_under_load_never_goes_back,
+            a_node_killed_while_restoring_ends_with_all_data
     ]
 }
 
@@ -91,7 +91,7 @@ fn seed() -> Result<u64> {
     Ok(seed)
 }
 
-async fn a_node_killed_at_random_moments_under_load_never_goes_back(ctx: Ctx) -> Result<()> {
+async fn a_node_killed_under_load_never_goes_back(ctx: Ctx) -> Result<()> {
     let seed = seed()?;
     let mut random = Random(seed);
     let cluster = ctx.cluster_with(2, Options::new()).await?;
@@ -156,7 +156,7 @@ async fn a_node_killed_at_random_moments_under_load_never_goes_back(ctx: Ctx) ->
 
 const RECORDS: usize = 25_000;
 
-async fn a_node_killed_while_its_store_is_filled_or_replaced_ends_with_all_data(ctx: Ctx) -> Result<()> {
+async fn a_node_killed_while_restoring_ends_with_all_data(ctx: Ctx) -> Result<()> {
     let seed = seed()?;
     let mut random = Random(seed);
     let cluster = ctx.cluster_with(2, Options::new().env("SNAPSHOT_RATE", "8MiB")).await?;

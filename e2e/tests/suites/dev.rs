@@ -13,7 +13,7 @@ use e2e::{ports, tests, wait};
 
 pub fn tests() -> Vec<Test> {
     tests![
-        Nothing: what_is_set_on_one_node_is_read_on_all_and_survives_a_kill,
+        Nothing: writes_are_read_on_all_nodes_and_survive_a_kill,
             the_readmes_curl_lines_work_as_they_are, what_is_in_the_way_is_told_in_one_sentence
     ]
 }
@@ -37,7 +37,7 @@ async fn started(dev: &Process) {
     .await;
 }
 
-async fn what_is_set_on_one_node_is_read_on_all_and_survives_a_kill(ctx: Ctx) -> Result<()> {
+async fn writes_are_read_on_all_nodes_and_survive_a_kill(ctx: Ctx) -> Result<()> {
     let (port, data) = (free_ports(), ctx.dir.join("data"));
     let nodes = [0, 2, 4].map(|offset| Api::new(port + offset));
     let first = dev(&ctx, port, &data, "first.log").await?;

@@ -19,11 +19,11 @@ use super::bad_start::gives_up_within;
 pub fn tests() -> Vec<Test> {
     tests![
         Deployment: awsvpc_nodes_are_reached_by_their_own_addresses,
-            bridge_nodes_are_reached_by_their_instance_and_dynamic_ports,
+            bridge_nodes_are_reached_by_dynamic_ports,
             nodes_on_ec2_alone_are_reached_by_their_instances, the_image_without_metadata_stops_and_says_why,
             the_examples_properties_log_in_by_scram;
-        Servers: host_mode_is_the_instance_with_own_ports_and_a_given_address_wins;
-        Nothing: missing_or_useless_metadata_stop_the_node_and_it_says_why,
+        Servers: host_mode_uses_the_instance_or_a_given_address;
+        Nothing: missing_or_wrong_metadata_stop_the_node,
             the_examples_agree_with_the_node_and_with_each_other;
         Python: the_examples_fit_ecs_own_model_and_broken_ones_do_not
     ]
@@ -50,7 +50,7 @@ async fn awsvpc_nodes_are_reached_by_their_own_addresses(_: Ctx) -> Result<()> {
     cluster(Kind::Awsvpc).await
 }
 
-async fn bridge_nodes_are_reached_by_their_instance_and_dynamic_ports(_: Ctx) -> Result<()> {
+async fn bridge_nodes_are_reached_by_dynamic_ports(_: Ctx) -> Result<()> {
     cluster(Kind::Bridge).await
 }
 
@@ -225,7 +225,7 @@ async fn the_image_without_metadata_stops_and_says_why(_: Ctx) -> Result<()> {
     Ok(())
 }
 
-async fn host_mode_is_the_instance_with_own_ports_and_a_given_address_wins(ctx: Ctx) -> Result<()> {
+async fn host_mode_uses_the_instance_or_a_given_address(ctx: Ctx) -> Result<()> {
     let metadata = MetadataServer::start().await?;
     let mut cluster = ctx.no_nodes(Options::new().env("ADDRESS_SOURCE", "aws")).await?;
     let task = metadata.task_says("host", json!({ "Networks": [{ "NetworkMode": "host" }] }));
@@ -272,7 +272,7 @@ async fn host_mode_is_the_instance_with_own_ports_and_a_given_address_wins(ctx: 
     Ok(())
 }
 
-async fn missing_or_useless_metadata_stop_the_node_and_it_says_why(ctx: Ctx) -> Result<()> {
+async fn missing_or_wrong_metadata_stop_the_node(ctx: Ctx) -> Result<()> {
     let metadata = MetadataServer::start().await?;
     let closed = format!("http://127.0.0.1:{}", ports::free());
     let instance = |name: &str, instance| metadata.instance("127.0.0.1", name, instance);

@@ -11,7 +11,7 @@ use e2e::{tests, wait};
 pub fn tests() -> Vec<Test> {
     tests![
         Servers: records_of_other_programs_are_served, markers_and_nulls_of_other_programs_delete,
-            a_poison_record_is_counted_and_skipped, a_record_without_a_key_is_counted_and_skipped
+            a_poison_record_is_counted_and_skipped, records_without_a_key_are_counted
     ]
 }
 
@@ -134,7 +134,7 @@ async fn a_poison_record_is_counted_and_skipped(ctx: Ctx) -> Result<()> {
     Ok(())
 }
 
-async fn a_record_without_a_key_is_counted_and_skipped(ctx: Ctx) -> Result<()> {
+async fn records_without_a_key_are_counted(ctx: Ctx) -> Result<()> {
     // A broker takes one only into a topic that is not compacted.
     let mut cluster = ctx.no_nodes(Options::new().env("ALLOW_UNCOMPACTED_TOPIC", "true")).await?;
     cluster.topic.create(1, &[("cleanup.policy", "delete")]).await?;

@@ -14,7 +14,7 @@ use reqwest::Method;
 
 pub fn tests() -> Vec<Test> {
     tests![
-        Servers: every_metric_is_on_the_page_and_every_one_on_the_page_is_printed
+        Servers: the_page_lists_exactly_the_metrics_there_are
     ]
 }
 
@@ -68,7 +68,7 @@ fn collect(text: &str, metrics: &mut BTreeMap<String, Shape>) -> Result<()> {
 
 const RECORDS: usize = 20_000;
 
-async fn every_metric_is_on_the_page_and_every_one_on_the_page_is_printed(ctx: Ctx) -> Result<()> {
+async fn the_page_lists_exactly_the_metrics_there_are(ctx: Ctx) -> Result<()> {
     let expected = page()?;
     ensure!(expected.len() > 60, "{} metrics on the page", expected.len());
     let mut cluster = ctx.cluster_with(1, Options::new()).await?;

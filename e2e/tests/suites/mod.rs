@@ -1,21 +1,24 @@
 mod back_ends;
 mod bad_input;
-mod bad_neighbours;
+mod bad_members;
 mod bad_start;
 mod batch_scan;
 mod broker_outage;
 mod client;
+mod client_failover;
 mod command_line;
 mod compose;
 mod crash;
 mod dev;
-mod disk_and_clock;
 mod ecs;
 mod faults;
 mod foreign_records;
+mod full_disk;
+mod import_export;
 mod membership;
 mod metrics;
 mod monitoring;
+mod monitoring_live;
 mod peers;
 mod real_data;
 mod replication;
@@ -24,9 +27,12 @@ mod resync;
 mod rpc;
 mod rpc_java;
 mod shutdown;
+mod slow_disk_and_clock;
 mod snapshot;
 mod topic_records;
 mod trimming;
+mod truncated_log;
+mod unusual_records;
 
 use e2e::runner::Test;
 
@@ -34,19 +40,24 @@ pub fn all() -> Vec<Test> {
     [
         // The longest first, so that no thread is left alone with one at the end.
         faults::tests(),
-        monitoring::tests(),
+        monitoring_live::tests(),
         compose::tests(),
         ecs::tests(),
-        disk_and_clock::tests(),
+        full_disk::tests(),
+        slow_disk_and_clock::tests(),
         real_data::tests(),
         resync::tests(),
         snapshot::tests(),
         crash::tests(),
+        client_failover::tests(),
         client::tests(),
+        import_export::tests(),
         command_line::tests(),
         trimming::tests(),
         broker_outage::tests(),
-        bad_neighbours::tests(),
+        truncated_log::tests(),
+        unusual_records::tests(),
+        bad_members::tests(),
         peers::tests(),
         membership::tests(),
         bad_start::tests(),
@@ -59,6 +70,7 @@ pub fn all() -> Vec<Test> {
         rpc::tests(),
         batch_scan::tests(),
         metrics::tests(),
+        monitoring::tests(),
         shutdown::tests(),
         dev::tests(),
         back_ends::tests(),

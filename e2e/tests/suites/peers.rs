@@ -14,12 +14,12 @@ use reqwest::Method;
 
 pub fn tests() -> Vec<Test> {
     tests![
-        Servers: a_node_that_was_frozen_never_denies_what_its_peers_have,
+        Servers: a_frozen_node_never_denies_what_peers_have,
             a_node_that_restores_answers_by_its_peers, rpc_cluster_never_forwards
     ]
 }
 
-async fn a_node_that_was_frozen_never_denies_what_its_peers_have(ctx: Ctx) -> Result<()> {
+async fn a_frozen_node_never_denies_what_peers_have(ctx: Ctx) -> Result<()> {
     // Sessions outlive the freeze, so that the members stay known; busy machines get time to answer.
     let options =
         Options::new().env("ZOOKEEPER_SESSION_TIMEOUT", "15000").env("EXTERNAL_REQUEST_TIMEOUT", "3000");

@@ -7,7 +7,7 @@ use e2e::runner::{Ctx, Test};
 use e2e::{tests, wait};
 
 pub fn tests() -> Vec<Test> {
-    tests![Servers: every_unicode_name_is_on_every_node_and_survives_a_restart]
+    tests![Servers: unicode_names_are_on_every_node_after_a_restart]
 }
 
 /// Characters with a name of their own; those of Han and Hangul are named by a rule, and too many.
@@ -31,7 +31,7 @@ async fn all_are_at(node: &Node, data: &[(String, String)]) -> Result<()> {
     bulk(node.api_port, data, (4, 32), request, check).await
 }
 
-async fn every_unicode_name_is_on_every_node_and_survives_a_restart(ctx: Ctx) -> Result<()> {
+async fn unicode_names_are_on_every_node_after_a_restart(ctx: Ctx) -> Result<()> {
     let data = names();
     assert!(data.len() >= 30_000, "only {} names", data.len());
     let cluster = ctx.cluster().await?;

@@ -11,7 +11,7 @@ use futures_util::future::try_join_all;
 pub fn tests() -> Vec<Test> {
     tests![
         Servers: a_killed_node_comes_back_with_all_data, a_stopped_node_comes_back_with_all_data,
-            a_node_that_lost_its_data_folder_comes_back_with_all_data, a_node_killed_while_it_applies_loses_nothing,
+            a_lost_data_folder_comes_back_with_all_data, a_node_killed_while_it_applies_loses_nothing,
             all_nodes_killed_at_once_come_back_with_all_data
     ]
 }
@@ -81,7 +81,7 @@ async fn a_stopped_node_comes_back_with_all_data(ctx: Ctx) -> Result<()> {
     .await
 }
 
-async fn a_node_that_lost_its_data_folder_comes_back_with_all_data(ctx: Ctx) -> Result<()> {
+async fn a_lost_data_folder_comes_back_with_all_data(ctx: Ctx) -> Result<()> {
     survives(ctx, async |cluster| {
         cluster.nodes[0].kill();
         cluster.nodes[0].wipe()

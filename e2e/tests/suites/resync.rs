@@ -15,13 +15,13 @@ use futures_util::future::try_join_all;
 
 pub fn tests() -> Vec<Test> {
     tests![
-        Servers: a_topic_recreated_while_a_node_was_down_leaves_no_old_key,
-            a_topic_recreated_under_running_nodes_replaces_their_stores_without_downtime,
-            another_kafka_cluster_at_the_same_address_replaces_the_stores,
-            a_node_that_the_log_left_behind_is_rebuilt_from_what_is_left,
-            a_key_deleted_for_longer_than_the_grace_never_comes_back,
-            a_volume_from_an_older_backup_goes_on_from_its_own_offsets,
-            partitions_added_under_running_nodes_are_read_and_written_without_downtime
+        Servers: recreated_while_down_leaves_no_old_key,
+            recreated_while_running_replaces_stores,
+            another_kafka_cluster_replaces_the_stores,
+            a_node_left_behind_is_rebuilt,
+            a_long_deleted_key_never_comes_back,
+            an_older_backup_goes_on_from_its_own_offsets,
+            added_partitions_are_read_without_downtime
     ]
 }
 
@@ -105,7 +105,7 @@ async fn never_see_until_caught_up(node: &Node, lost: &[&str]) -> Result<()> {
     Ok(())
 }
 
-async fn a_topic_recreated_while_a_node_was_down_leaves_no_old_key(ctx: Ctx) -> Result<()> {
+async fn recreated_while_down_leaves_no_old_key(ctx: Ctx) -> Result<()> {
     let cluster = ctx.cluster_with(1, Options::new()).await?;
     let node = &cluster.nodes[0];
     write_old_keys(&node.api()).await?;
@@ -175,9 +175,7 @@ async fn replaced_while_running(cluster: &Cluster, replace: impl AsyncFnOnce() -
     Ok(())
 }
 
-async fn a_topic_recreated_under_running_nodes_replaces_their_stores_without_downtime(
-    ctx: Ctx,
-) -> Result<()> {
+async fn recreated_while_running_replaces_stores(ctx: Ctx) -> Result<()> {
     let cluster = ctx.cluster_with(2, Options::new()).await?;
     replaced_while_running(&cluster, async || {
         recreate(&cluster.topic).await?;
@@ -186,7 +184,7 @@ async fn a_topic_recreated_under_running_nodes_replaces_their_stores_without_dow
     .await
 }
 
-async fn another_kafka_cluster_at_the_same_address_replaces_the_stores(ctx: Ctx) -> Result<()> {
+async fn another_kafka_cluster_replaces_the_stores(ctx: Ctx) -> Result<()> {
     let kafka = ctx.own_broker().await?;
     let (port, brokers) = (kafka.port, kafka.address());
     let cluster = ctx.cluster_with(2, Options::new().brokers(&brokers)).await?;
@@ -206,7 +204,7 @@ async fn another_kafka_cluster_at_the_same_address_replaces_the_stores(ctx: Ctx)
     .await
 }
 
-async fn a_node_that_the_log_left_behind_is_rebuilt_from_what_is_left(ctx: Ctx) -> Result<()> {
+async fn a_node_left_behind_is_rebuilt(ctx: Ctx) -> Result<()> {
     // A session that outlives the freeze. Kafka deletes records only where a policy allows it to.
     let options =
         Options::new().env("ZOOKEEPER_SESSION_TIMEOUT", "15000").env("ALLOW_UNCOMPACTED_TOPIC", "true");
@@ -254,7 +252,7 @@ async fn a_node_that_the_log_left_behind_is_rebuilt_from_what_is_left(ctx: Ctx) 
 }
 
 /// The marker leaves the log while one node is down and one is frozen.
-async fn a_key_deleted_for_longer_than_the_grace_never_comes_back(ctx: Ctx) -> Result<()> {
+async fn a_long_deleted_key_never_comes_back(ctx: Ctx) -> Result<()> {
     let grace = Duration::from_secs(12);
     let options = Options::new()
         .env("DELETE_RETENTION", grace.as_millis())
@@ -320,7 +318,7 @@ fn copy_dir(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-async fn a_volume_from_an_older_backup_goes_on_from_its_own_offsets(ctx: Ctx) -> Result<()> {
+async fn an_older_backup_goes_on_from_its_own_offsets(ctx: Ctx) -> Result<()> {
     let cluster = ctx.cluster_with(2, Options::new()).await?;
     let [node, other] = &cluster.nodes[..] else { unreachable!("two nodes") };
     let api = other.api();
@@ -350,7 +348,7 @@ async fn a_volume_from_an_older_backup_goes_on_from_its_own_offsets(ctx: Ctx) ->
     Ok(())
 }
 
-async fn partitions_added_under_running_nodes_are_read_and_written_without_downtime(ctx: Ctx) -> Result<()> {
+async fn added_partitions_are_read_without_downtime(ctx: Ctx) -> Result<()> {
     let mut cluster = ctx.cluster_with(2, Options::new()).await?;
     let old = cluster.nodes[0].api();
     write_old_keys(&old).await?;

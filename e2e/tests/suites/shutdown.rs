@@ -9,12 +9,12 @@ use e2e::{tests, wait};
 use futures_util::future::join_all;
 
 pub fn tests() -> Vec<Test> {
-    tests![Servers: every_write_acknowledged_before_a_stop_is_on_the_others]
+    tests![Servers: writes_acknowledged_before_a_stop_are_kept]
 }
 
 const WRITERS: usize = 32;
 
-async fn every_write_acknowledged_before_a_stop_is_on_the_others(ctx: Ctx) -> Result<()> {
+async fn writes_acknowledged_before_a_stop_are_kept(ctx: Ctx) -> Result<()> {
     let cluster = ctx.cluster().await?;
     let node = &cluster.nodes[0];
     let count = AtomicUsize::new(0);

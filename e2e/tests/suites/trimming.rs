@@ -13,11 +13,11 @@ use futures_util::future::try_join_all;
 
 pub fn tests() -> Vec<Test> {
     tests![
-        Servers: what_is_long_dead_becomes_a_tombstone_and_leaves_log_and_stores,
-            a_tombstone_that_came_too_late_loses_nothing_in_compaction,
+        Servers: the_long_dead_leave_log_and_stores,
+            a_late_tombstone_loses_nothing_in_compaction,
             writes_that_race_with_the_trimmer_are_never_lost, a_dead_trimmers_place_is_taken,
             what_was_held_up_for_too_long_brings_nothing_back,
-            a_topic_that_gives_no_time_to_repair_is_not_trimmed
+            a_topic_without_time_to_repair_is_not_trimmed
     ]
 }
 
@@ -118,7 +118,7 @@ async fn forgotten(cluster: &Cluster, key: &str) {
     }
 }
 
-async fn what_is_long_dead_becomes_a_tombstone_and_leaves_log_and_stores(ctx: Ctx) -> Result<()> {
+async fn the_long_dead_leave_log_and_stores(ctx: Ctx) -> Result<()> {
     let cluster = cluster(&ctx).await?;
     one_trimmer(&cluster).await;
     let api = cluster.nodes[0].api();
@@ -172,7 +172,7 @@ fn said(answer: &Answer) -> (u16, Option<String>, Position, Option<String>) {
     (answer.status, answer.value(), answer.position(), timestamp)
 }
 
-async fn a_tombstone_that_came_too_late_loses_nothing_in_compaction(ctx: Ctx) -> Result<()> {
+async fn a_late_tombstone_loses_nothing_in_compaction(ctx: Ctx) -> Result<()> {
     let mut cluster = cluster(&ctx).await?;
     let api = cluster.nodes[0].api();
     let old = api.set("key", "old").await?.expect(200).position();
@@ -337,7 +337,7 @@ async fn a_dead_trimmers_place_is_taken(ctx: Ctx) -> Result<()> {
     Ok(())
 }
 
-async fn a_topic_that_gives_no_time_to_repair_is_not_trimmed(ctx: Ctx) -> Result<()> {
+async fn a_topic_without_time_to_repair_is_not_trimmed(ctx: Ctx) -> Result<()> {
     let mut cluster = ctx.no_nodes(Options::new().env("DELETE_RETENTION", "1s")).await?;
     cluster
         .topic
