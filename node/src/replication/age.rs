@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_is_trusted_within_the_grace_and_while_the_clock_makes_sense() {
+    fn a_store_is_trusted_while_it_is_young_and_clocks_make_sense() {
         let grace = Some(Duration::from_secs(7 * 86_400));
         let now = wall(1_700_000_000_000);
         let ms = Duration::from_millis;

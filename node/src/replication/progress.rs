@@ -480,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn an_earlier_store_waits_for_the_log_but_not_for_long() {
+    fn an_earlier_store_waits_for_the_log_not_for_long() {
         let (progress, clock) = progress();
         progress.begin_reading(&[NextOffset(1)], Event::EarlierStoreFound).expect("at the start");
         progress.accept_earlier_store_in_time();
@@ -494,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_or_stuck_replica_is_unready_also_with_a_warm_store() {
+    fn a_dead_or_stuck_replica_makes_a_warm_node_unready() {
         let (progress, clock) = progress();
         assert_eq!(progress.unready().as_deref(), Some("starting"));
         progress.begin_reading(&[NextOffset(0)], Event::EarlierStoreFound).expect("at the start");

@@ -9,7 +9,7 @@ use bitacora_node::clock::{Clock, Moment, WallTime};
 use bitacora_node::cluster::{Membership, MembershipState};
 use bitacora_node::log::LogIdentity;
 use bitacora_node::replication::progress::Progress;
-use bitacora_node::replication::snapshot::{Fits, Report, SnapshotSource};
+use bitacora_node::replication::snapshot::{CompatibilityCheck, ProgressReport, SnapshotSource};
 use bitacora_node::service::reads::Reads;
 use bitacora_node::store::{Checkpoint, Incoming, Store};
 use futures_util::future::{BoxFuture, FutureExt as _, ready};
@@ -136,8 +136,8 @@ impl SnapshotSource for NodeView {
         &self,
         identity: &LogIdentity,
         store: &Store,
-        fits: Fits<'_>,
-        _: Report<'_>,
+        check: CompatibilityCheck<'_>,
+        _: ProgressReport<'_>,
     ) -> Option<(Incoming, Checkpoint)> {
         let any = self.call().mistake == Some(Mistake::AnySnapshotTaken);
         for (of, peer) in self.cluster.others(self.who) {
@@ -158,7 +158,7 @@ impl SnapshotSource for NodeView {
             let Ok(checkpoint) = incoming.open(&AtomicBool::new(false)) else {
                 continue;
             };
-            match fits(&checkpoint) {
+            match check(&checkpoint) {
                 Ok(()) => {}
                 Err(_) if any => {}
                 Err(why) => {

@@ -1,4 +1,4 @@
-//! Filling an empty store with a copy of another member's.
+//! Filling an empty store with another member's: the snapshot is fetched over HTTP, checked and opened.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -45,8 +45,8 @@ pub trait SnapshotSource: Send + Sync + 'static {
         &self,
         identity: &LogIdentity,
         store: &Store,
-        fits: Fits<'_>,
-        report: Report<'_>,
+        check: CompatibilityCheck<'_>,
+        report: ProgressReport<'_>,
     ) -> Option<(Incoming, Checkpoint)>;
 }
 
@@ -68,17 +68,17 @@ enum Failed {
 }
 
 /// Whether the log as it is now is the one that a copy was made from; the reason if not.
-pub type Fits<'a> = &'a dyn Fn(&Checkpoint) -> Result<(), String>;
-/// Takes what is being done; `false` to give up.
-pub type Report<'a> = &'a dyn Fn(String) -> bool;
+pub type CompatibilityCheck<'a> = &'a dyn Fn(&Checkpoint) -> Result<(), String>;
+/// Is told what is being done, several times a second, which is a sign of life too. Answers `false` to give up.
+pub type ProgressReport<'a> = &'a dyn Fn(String) -> bool;
 
 impl SnapshotSource for Fetcher {
     fn fetch(
         &self,
         identity: &LogIdentity,
         store: &Store,
-        fits: Fits<'_>,
-        report: Report<'_>,
+        check: CompatibilityCheck<'_>,
+        report: ProgressReport<'_>,
     ) -> Option<(Incoming, Checkpoint)> {
         self.wait_for_members(report);
         let mut unusable: Vec<String> = Vec::new();
@@ -88,7 +88,7 @@ impl SnapshotSource for Fetcher {
                 if unusable.contains(&member) {
                     continue;
                 }
-                match self.fetch_from(&member, identity, store, fits, report) {
+                match self.fetch_from(&member, identity, store, check, report) {
                     Ok(copy) => return Some(copy),
                     Err(Failed::Stopped) => return None,
                     Err(Failed::Busy(pause)) => {
@@ -137,7 +137,7 @@ impl Fetcher {
         others
     }
 
-    fn wait_for_members(&self, report: Report<'_>) {
+    fn wait_for_members(&self, report: ProgressReport<'_>) {
         let until = Instant::now() + MEMBERS_KNOWN_TIMEOUT;
         while matches!(self.membership.state(), MembershipState::Disconnected { .. })
             && Instant::now() < until
@@ -154,8 +154,8 @@ impl Fetcher {
         member: &str,
         identity: &LogIdentity,
         store: &Store,
-        fits: Fits<'_>,
-        report: Report<'_>,
+        check: CompatibilityCheck<'_>,
+        report: ProgressReport<'_>,
     ) -> Result<(Incoming, Checkpoint), Failed> {
         let unusable = |error: &dyn std::fmt::Display| Failed::Unusable(error.to_string());
         let mut incoming = store.incoming().map_err(|error| unusable(&error))?;
@@ -174,7 +174,7 @@ impl Fetcher {
         })?;
         let fetched = started.elapsed();
         let checkpoint = open(&mut incoming, file, report, || format!("looking at the store of {member}"))?;
-        fits(&checkpoint).map_err(Failed::Unusable)?;
+        check(&checkpoint).map_err(Failed::Unusable)?;
         let (fetching, all) = (fetched.as_secs_f64(), started.elapsed().as_secs_f64());
         tracing::info!(bytes, fetching, seconds = all, "took a snapshot from {member}");
         Ok((incoming, checkpoint))
@@ -284,7 +284,7 @@ impl Write for OnDisk {
 fn open(
     incoming: &mut Incoming,
     file: OnDisk,
-    report: Report<'_>,
+    report: ProgressReport<'_>,
     doing: impl Fn() -> String,
 ) -> Result<Checkpoint, Failed> {
     let stop = AtomicBool::new(false);

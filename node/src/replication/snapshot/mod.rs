@@ -15,7 +15,7 @@ use std::io::Write;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
-pub use self::fetch::{Fetcher, Fits, Report, SnapshotSource};
+pub use self::fetch::{CompatibilityCheck, Fetcher, ProgressReport, SnapshotSource};
 pub use self::serve::Snapshots;
 use crate::log::LogIdentity;
 use crate::store::{Copy, FORMAT};

@@ -60,7 +60,7 @@ fn no_damage_goes_unnoticed() {
 }
 
 #[test]
-fn what_is_not_wanted_is_refused_before_anything_is_written() {
+fn an_unwanted_stream_is_refused_before_anything_is_written() {
     let refused = |stream: &[u8]| receive(stream, 64).expect_err("refused").to_string();
     assert_eq!(refused(b"<html><body>hello</body></html>"), "it is no snapshot of a store");
     let huge = [&MAGIC[..], &u32::MAX.to_be_bytes()].concat();
@@ -77,7 +77,7 @@ fn what_is_not_wanted_is_refused_before_anything_is_written() {
 }
 
 #[test]
-fn a_stream_that_never_ends_is_cut_off_near_the_size_that_it_announced() {
+fn an_endless_stream_is_cut_off_near_its_announced_size() {
     let frame = vec![0; FRAME_BYTES];
     let mut receiver = Receiver::new(std::io::sink(), |_: &Header| Ok(()));
     receiver.push(&header(1000).encode()).expect("a header");
@@ -186,7 +186,7 @@ fn refused_backup(header: &Header, content: &[u8], words: &str) {
 }
 
 #[test]
-fn a_backup_that_is_not_what_its_header_says_is_refused_and_leaves_nothing() {
+fn a_backup_that_its_header_does_not_describe_is_refused() {
     let header = Header { identity: copy_tests::identity(), ..header(COPY.len() as u64) };
     let dir = tempfile::tempdir().expect("a temporary folder");
     let (file, data) = (dir.path().join("backup"), dir.path().join("data"));

@@ -114,7 +114,7 @@ fn a_trim_or_repair_of_another_topic_has_no_effect() {
 
 proptest! {
     #[test]
-    fn any_record_is_a_change_that_its_position_allows_or_poison_with_a_reason(
+    fn any_record_is_an_allowed_change_or_poison_with_a_reason(
         offset in 0..i64::MAX, named in prop_oneof![0..100_i64, any::<i64>()], timestamp: i64, until: i64, kind in 0..5_u8,
         key in prop::option::of(prop_oneof![
             Just(b"key".to_vec()),
