@@ -13,8 +13,6 @@ use std::fmt;
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
-use crate::now_ms;
-
 /// A machine's two clocks.
 pub trait Clock: Send + Sync + 'static {
     /// Counts on, whatever the other is set to.
@@ -169,6 +167,13 @@ fn since_boot() -> Duration {
 }
 
 /// Shows what it is told.
+/// This machine's clock, in ms since the epoch.
+#[must_use]
+pub fn now_ms() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
 #[cfg(test)]
 pub(crate) mod manual {
     use std::sync::{Arc, Mutex};

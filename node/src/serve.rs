@@ -1,15 +1,15 @@
 //! `serve`: a node on Kafka and ZooKeeper.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
-use bitacora_protocol::zookeeper::ConnectString;
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::TcpListener;
 
 use crate::cluster::Address;
 use crate::cluster::aws;
+use crate::cluster::own_address::own_address;
 use crate::cluster::zookeeper::ZooKeeperMembership;
 use crate::data_dir::DataDir;
 use crate::log::kafka::{KafkaLog, KafkaSettings};
@@ -121,30 +121,4 @@ pub async fn listen(address: IpAddr, port: u16, setting: &str) -> Result<TcpList
             Err(error).with_context(|| format!("port {port} on {address} ({setting}) can't be opened"))
         }
     }
-}
-
-/// The address that this machine has towards ZooKeeper, which is how the others are reached too.
-async fn own_address(zookeeper: &ConnectString) -> IpAddr {
-    for host in zookeeper.hosts() {
-        if let Some(address) = address_towards(host).await {
-            return address;
-        }
-    }
-    // No server's name is known yet, as may be after a reboot: what faces the default route will do. (192.0.2.0/24 is
-    // nobody's, RFC 5737.)
-    if let Some(address) = address_towards("192.0.2.1:9").await {
-        return address;
-    }
-    let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    tracing::warn!(
-        "this machine has no address that others reach; the node goes by {localhost} unless NODE_ADDRESS says otherwise"
-    );
-    localhost
-}
-
-/// Connecting a UDP socket sends nothing; it only chooses a route.
-async fn address_towards(host: &str) -> Option<IpAddr> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await.ok()?;
-    socket.connect(host).await.ok()?;
-    socket.local_addr().ok().map(|address| address.ip())
 }

@@ -2,6 +2,7 @@
 
 pub mod aws;
 pub mod fixed;
+pub mod own_address;
 pub mod zookeeper;
 
 use std::sync::Arc;
