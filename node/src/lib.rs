@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod data_dir;
 pub mod dev;
 pub mod http;
+mod lmdb;
 pub mod log;
 pub mod metrics;
 pub mod node;

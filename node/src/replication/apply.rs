@@ -3,7 +3,7 @@
 use bitacora_protocol::record::{KeyValue, ttl};
 
 use crate::log::{Batch, Condition, LogRecord, LogTag};
-use crate::store::{Applied, Author, Change, Entry, Store, StoreError};
+use crate::store::{Applied, Change, Entry, Store, StoreError, Writer};
 use bitacora_protocol::Position;
 
 /// A poison record is logged with its position, but not more than so many in one batch.
@@ -18,7 +18,7 @@ pub fn apply(store: &Store, batch: &Batch, log: LogTag) -> Result<(Applied, usiz
     let mut changes = Vec::with_capacity(batch.records().len());
     let (mut poison, mut foreign) = (0, 0);
     for record in batch.records() {
-        let reach = record.condition.and_then(Condition::reach);
+        let reach = record.condition.and_then(Condition::validity);
         foreign += usize::from(reach.is_some_and(|(_, of)| !of.fits(log)));
         match decode(&record, store.max_key_bytes(), log) {
             Ok(change) => changes.push(change),
@@ -26,7 +26,7 @@ pub fn apply(store: &Store, batch: &Batch, log: LogTag) -> Result<(Applied, usiz
                 poison += 1;
                 if let Some(key) = record.key.filter(|key| (1..=store.max_key_bytes()).contains(&key.len())) {
                     let (at, timestamp) = (record.position, record.timestamp);
-                    changes.push((key, Change::Nothing { at, timestamp, by: Author::Unknown }));
+                    changes.push((key, Change::NoEffect { at, timestamp, by: Writer::Unknown }));
                 }
                 if poison <= POISON_LOGGED {
                     tracing::warn!(position = %record.position, "skipped a record that can't be decoded: {reason}");
@@ -66,8 +66,8 @@ pub(super) fn decode<'a>(
             Err("its header names an offset that is not before it")
         }
     };
-    if condition.and_then(Condition::reach).is_some_and(|(until, of)| timestamp > until || !of.fits(log)) {
-        return Ok((key, Change::Nothing { at, timestamp, by: Author::Trimmer }));
+    if condition.and_then(Condition::validity).is_some_and(|(until, of)| timestamp > until || !of.fits(log)) {
+        return Ok((key, Change::NoEffect { at, timestamp, by: Writer::Trimmer }));
     }
     let (position, write_timestamp) = match condition {
         None => (at, timestamp),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bitacora_protocol::http::PartitionStatus;
 
 use crate::clock::{LogTime, Moment, WallTime};
-use crate::log::Read;
+use crate::log::PartitionRead;
 use bitacora_protocol::{HighWatermark, NextOffset, Position, partition_of};
 
 /// Who learnt the high watermarks longer ago than this does not know whether it is caught up.
@@ -56,8 +56,8 @@ impl LogEnds {
     }
 
     /// The store has applied what was read.
-    pub fn note_applied(&mut self, read: &[Read]) {
-        for Read { partition, next, .. } in read {
+    pub fn note_applied(&mut self, read: &[PartitionRead]) {
+        for PartitionRead { partition, next, .. } in read {
             let known = usize::try_from(*partition).ok().and_then(|index| self.partitions.get_mut(index));
             if let Some(known) = known {
                 known.note_applied(*next);
@@ -209,7 +209,7 @@ mod tests {
     }
 
     fn apply(ends: &mut LogEnds, partition: i32, next: i64) {
-        ends.note_applied(&[Read::up_to(partition, NextOffset(next))]);
+        ends.note_applied(&[PartitionRead::up_to(partition, NextOffset(next))]);
     }
 
     #[test]

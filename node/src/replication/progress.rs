@@ -11,7 +11,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use crate::clock::{Clock, LogTime, Moment, SystemClock, past_by_both_clocks};
-use crate::log::Read;
+use crate::log::PartitionRead;
 use crate::replication::age::LogClock;
 use crate::replication::freeze::FreezeDetector;
 use crate::replication::log_ends::{LogEnds, Question};
@@ -188,7 +188,7 @@ impl Progress {
     }
 
     /// The store has applied what was read.
-    pub(crate) fn note_applied(&self, read: &[Read]) {
+    pub(crate) fn note_applied(&self, read: &[PartitionRead]) {
         let mut inner = self.lock();
         inner.sign_of_life = self.clock.now();
         inner.ends.note_applied(read);
@@ -412,7 +412,7 @@ mod tests {
         progress.learn_high_watermarks(&[HighWatermark(2)], question);
         assert_eq!(progress.applied_until(), None, "it is behind");
         assert_eq!(progress.certainly_past(), Some(log - 5 * SECOND));
-        progress.note_applied(&[Read::up_to(0, NextOffset(2))]);
+        progress.note_applied(&[PartitionRead::up_to(0, NextOffset(2))]);
         clock.pass(SECOND);
         let log_time = log - 9 * SECOND;
         let reached = Some(AppliedUntil { time: log_time, log_time });
@@ -433,11 +433,11 @@ mod tests {
         begin(&progress, &[NextOffset(0)]);
         progress.learn_high_watermarks(&[HighWatermark(6)], progress.question_for_high_watermarks());
         clock.pass(3_000 * SECOND);
-        progress.note_applied(&[Read::up_to(0, NextOffset(5))]);
+        progress.note_applied(&[PartitionRead::up_to(0, NextOffset(5))]);
         let restore = progress.restore();
         assert_eq!(restore.fraction, Some(5.0 / 6.0));
         assert!(restore.remaining_seconds.is_some_and(|left| (left - 600.0).abs() < 0.1), "{restore:?}");
-        progress.note_applied(&[Read::up_to(0, NextOffset(6))]);
+        progress.note_applied(&[PartitionRead::up_to(0, NextOffset(6))]);
         progress.note_caught_up().expect("it was restoring");
         progress.learn_high_watermarks(&[HighWatermark(100)], progress.question_for_high_watermarks());
         assert_eq!(progress.restore().remaining_seconds, None);

@@ -124,7 +124,7 @@ impl Applier {
         if self.parts.store.checkpoint()?.restored {
             return Ok(false);
         }
-        let suspects = self.parts.store.doubtful()?;
+        let suspects = self.parts.store.keys_with_pending_repairs()?;
         let check = &mut self.build_check;
         check.readings += 1;
         if suspects.is_subset(&check.suspects) || check.readings == MAX_BUILD_READINGS {

@@ -187,23 +187,26 @@ impl Reads {
     /// # Errors
     /// When the store fails, or is not restored: the rest of the log may replace or delete what it holds.
     pub fn get_here(&self, key: &str) -> Result<(Answer, LogTag), GetError> {
-        let log = self.store.log()?;
-        let answer = match self.local(key)? {
-            Some(answer) if self.progress.restored() => answer,
+        let (found, log) = self.store.get_with_log(key.as_bytes())?;
+        let answer = match found {
+            Some((entry, tier)) if self.progress.restored() => self.answer_of(entry, tier),
             _ => self.missing(key, ServedFrom::Store)?,
         };
-        // Another log's store may have taken its place meanwhile.
-        if self.store.log()? == log { Ok((answer, log)) } else { Err(GetError::NotRestored) }
+        // The position of a miss, and whether the store is restored, may be another log's by now.
+        if self.store.log() == log { Ok((answer, log)) } else { Err(GetError::NotRestored) }
     }
 
     fn local(&self, key: &str) -> Result<Option<Answer>, StoreError> {
-        let Some((entry, tier)) = self.store.get(key.as_bytes())? else { return Ok(None) };
+        Ok(self.store.get(key.as_bytes())?.map(|(entry, tier)| self.answer_of(entry, tier)))
+    }
+
+    fn answer_of(&self, entry: Entry, tier: Tier) -> Answer {
         let position = entry.position();
         let found = match entry.state_by(&**self.progress.clock()) {
             State::Live => Found::Local(entry),
             State::Deleted | State::Expired => Found::Gone { timestamp: entry.timestamp().ms() },
         };
-        Ok(Some(Answer { found, position, from: served_from(tier) }))
+        Answer { found, position, from: served_from(tier) }
     }
 
     fn missing(&self, key: &str, from: ServedFrom) -> Result<Answer, GetError> {
@@ -216,7 +219,7 @@ impl Reads {
     /// Asks the other members, but ends at once when the log delivers the key.
     async fn ask_while_applying(&self, key: &str) -> Result<PeerAnswer, StoreError> {
         let mut applied = self.progress.watch();
-        let mut asked = std::pin::pin!(self.peers.ask(key, self.store.log()?));
+        let mut asked = std::pin::pin!(self.peers.ask(key, self.store.log()));
         loop {
             tokio::select! {
                 answer = &mut asked => return Ok(answer),

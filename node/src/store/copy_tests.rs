@@ -1,16 +1,20 @@
 //! A copy of a store that holds anything: an error and never the end of the process.
 
+use std::fs::File;
 use std::io::{Cursor, Read, Seek};
+use std::ops::Bound;
 use std::sync::LazyLock;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bitacora_protocol::record::{KeyValue, ttl};
+use heed::types::Bytes as RawBytes;
+use heed::{CompactionOption, RwTxn};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::key_state::{KeyState, parse_others, parse_pending_repairs};
 use super::tests::{log_ms, wall_ms};
+use super::trimming::{KeyState, parse_others, parse_pending_repairs};
 use super::*;
 use crate::log::LogTag;
 use crate::testing::damage::{damaged, damages};
@@ -107,7 +111,13 @@ fn use_all(store: &Store) {
     let (_, all) = (store.stats(), store.checkpoint());
     assert!(all.is_ok(), "it was checked");
     let _ = store.needed_repairs(1_000);
-    let _ = store.trimmable(b"", LogTime::MAX, LogTime::MAX, 1_000, 1_000);
+    let _ = store.trimmable(&TrimQuery {
+        after: b"",
+        dead_until: LogTime::MAX,
+        replaced_until: LogTime::MAX,
+        max_records: 1_000,
+        max_keys: 1_000,
+    });
     let scanned = store.scan(&Bound::Unbounded, b"", b"", 10_000, |_| true).map(|(found, _)| found);
     for entry in scanned.iter().flatten() {
         let _ = (entry.state(wall_ms(0)), entry.answer(), entry.value_field());
@@ -169,7 +179,7 @@ fn check_copy(copy: impl Read + Seek) -> Result<(), String> {
 }
 
 #[test]
-fn who_does_not_wait_for_a_copy_is_not_held_up() {
+fn a_check_that_nobody_waits_for_ends() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let store = open(dir.path());
     let mut incoming = store.incoming().expect("a place");
@@ -178,8 +188,8 @@ fn who_does_not_wait_for_a_copy_is_not_held_up() {
     let error = pages::check_copy(Cursor::new(&*COPY), &stop).expect_err("it has pages");
     assert_eq!(error, pages::GIVEN_UP);
     let checkpoint = incoming.open(&AtomicBool::new(false)).expect("it is whole");
-    let files = incoming.files.as_ref().expect("opened");
-    let error = files.check(&checkpoint, &stop).expect_err("it has records").to_string();
+    let environment = incoming.environment.as_ref().expect("opened");
+    let error = environment.check(&checkpoint, &stop).expect_err("it has records").to_string();
     assert!(error.contains(pages::GIVEN_UP), "{error}");
 }
 
@@ -244,27 +254,28 @@ proptest! {
 }
 
 /// What a copy with this change is refused for.
-fn refused(change: impl FnOnce(&Files, &mut RwTxn<'_>) -> heed::Result<()>) -> String {
+fn refused(change: impl FnOnce(&Environment, &mut RwTxn<'_>) -> heed::Result<()>) -> String {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let store = open(dir.path());
     fill(&store);
-    let files = store.written().0;
-    let mut txn = files.env.write_txn().expect("writable");
-    change(&files, &mut txn).expect("changed");
+    let written = store.written();
+    let environment = written.environment();
+    let mut txn = environment.env.write_txn().expect("writable");
+    change(environment, &mut txn).expect("changed");
     txn.commit().expect("committed");
     let copied = tempfile::tempdir().expect("a temporary folder");
     let target = open(copied.path());
     let mut incoming = target.incoming().expect("a place");
     // Not by way of `Store::copy`, which looks at some of it itself.
     let mut file = File::create_new(incoming.file()).expect("a file");
-    files.env.copy_to_file(&mut file, CompactionOption::Enabled).expect("copied");
+    environment.env.copy_to_file(&mut file, CompactionOption::Enabled).expect("copied");
     incoming.open(&AtomicBool::new(false)).expect_err("it was taken").to_string()
 }
 
 #[test]
-fn a_copy_that_holds_what_no_node_writes_is_refused_with_its_place() {
+fn what_no_node_writes_is_refused_with_its_place() {
     let put = |key: &'static str, entry: Entry| {
-        refused(move |files, txn| files.records.put(txn, key.as_bytes(), entry.as_bytes()))
+        refused(move |environment, txn| environment.records.put(txn, key.as_bytes(), entry.as_bytes()))
     };
     let beyond = put("key 007", entry("key 007", 0, END, ""));
     assert!(
@@ -291,46 +302,68 @@ fn a_copy_that_holds_what_no_node_writes_is_refused_with_its_place() {
         put("key 007", Entry::new(Position { partition: 0, offset: 1 }, log_ms(1), -1, &live))
             .contains(others)
     );
-    let raw = |bytes: &'static [u8]| refused(move |files, txn| files.records.put(txn, b"key 007", bytes));
+    let raw = |bytes: &'static [u8]| {
+        refused(move |environment, txn| environment.records.put(txn, b"key 007", bytes))
+    };
     assert!(raw(&[0; 27]).contains("'records'"));
 
     let long = entry("key 007", 1, END, "");
     let bytes = [&(long.as_bytes().len() as u32).to_be_bytes()[..], long.as_bytes()].concat();
     assert!(
-        refused(move |files, txn| files.others.put(txn, b"key 007", &bytes))
+        refused(move |environment, txn| environment.others.put(txn, b"key 007", &bytes))
             .contains("under 'others', 'key 007' lies at 1:10000")
     );
-    assert!(refused(|files, txn| files.others.put(txn, b"key 007", &[0xff; 40])).contains("'others'"));
     assert!(
-        refused(|files, txn| files.pending_repairs.put(txn, b"key 007", &[0xff; 20]))
-            .contains("under 'pending_repairs', 'key 007' owes")
+        refused(|environment, txn| environment.others.put(txn, b"key 007", &[0xff; 40])).contains("'others'")
     );
     assert!(
-        refused(|files, txn| files.pending_repairs.put(txn, b"key 007", &[0; 19]))
+        refused(|environment, txn| environment.pending_repairs.put(txn, b"key 007", &[0xff; 20]))
+            .contains("under 'pending_repairs', 'key 007' speaks of")
+    );
+    assert!(
+        refused(|environment, txn| environment.pending_repairs.put(txn, b"key 007", &[0; 19]))
             .contains("'pending_repairs'")
     );
-    assert!(refused(|files, txn| files.due.put(txn, &[0; 8], &())).contains("under 'due'"));
+    assert!(
+        refused(|environment, txn| environment.sweep_times.put(txn, &[0; 8], &()))
+            .contains("under 'sweep_times'")
+    );
 
-    let raw_positions = |files: &Files| files.positions.remap_types::<RawBytes, RawBytes>();
+    let raw_positions = |environment: &Environment| environment.positions.remap_types::<RawBytes, RawBytes>();
     for (key, value) in [(2, -1), (2, i64::MIN), (3, 5), (u32::MAX, 5), (0, -1)] {
-        let error = refused(|files, txn| files.positions.put(txn, &key, &value));
+        let error = refused(|environment, txn| environment.positions.put(txn, &key, &value));
         assert!(error.contains("'positions'"), "{key} {value}: {error}");
     }
-    assert!(refused(|files, txn| raw_positions(files).put(txn, b"12345", b"x")).contains("'positions'"));
-    assert!(refused(|files, txn| raw_positions(files).put(txn, &[0, 0, 0, 2], b"x")).contains("'positions'"));
+    assert!(
+        refused(|environment, txn| raw_positions(environment).put(txn, b"12345", b"x"))
+            .contains("'positions'")
+    );
+    assert!(
+        refused(|environment, txn| raw_positions(environment).put(txn, &[0, 0, 0, 2], b"x"))
+            .contains("'positions'")
+    );
 
-    let raw_meta = |files: &Files| files.meta.remap_types::<RawBytes, RawBytes>();
-    assert!(refused(|files, txn| raw_meta(files).put(txn, b"identity", b"{}")).contains("'identity'"));
-    assert!(refused(|files, txn| raw_meta(files).put(txn, b"identity", b"\xff")).contains("'meta'"));
-    assert!(refused(|files, txn| raw_meta(files).put(txn, b"format", b"\xff")).contains("'meta'"));
+    let raw_meta = |environment: &Environment| environment.meta.remap_types::<RawBytes, RawBytes>();
+    assert!(
+        refused(|environment, txn| raw_meta(environment).put(txn, b"identity", b"{}")).contains("'identity'")
+    );
+    assert!(
+        refused(|environment, txn| raw_meta(environment).put(txn, b"identity", b"\xff")).contains("'meta'")
+    );
+    assert!(
+        refused(|environment, txn| raw_meta(environment).put(txn, b"format", b"\xff")).contains("'meta'")
+    );
     for gone in ["identity", "restored"] {
         assert!(
-            refused(|files, txn| files.meta.delete(txn, gone).map(drop)).contains("it is not complete"),
+            refused(|environment, txn| environment.meta.delete(txn, gone).map(drop))
+                .contains("it is not complete"),
             "{gone}"
         );
     }
-    assert!(refused(|files, txn| files.positions.clear(txn)).contains("it is not complete"));
-    assert!(refused(|files, txn| files.meta.put(txn, "format", "1")).contains("it is not complete"));
+    assert!(refused(|environment, txn| environment.positions.clear(txn)).contains("it is not complete"));
+    assert!(
+        refused(|environment, txn| environment.meta.put(txn, "format", "1")).contains("it is not complete")
+    );
 }
 
 /// What the log has is damaged, too: a store that a replica filled from it is always one that others take.
@@ -346,7 +379,7 @@ proptest! {
     #![proptest_config(slow())]
 
     #[test]
-    fn what_a_replica_makes_of_any_log_is_a_store_that_others_take(log in logs(), damages in damages()) {
+    fn what_a_replica_makes_of_any_log_is_taken_by_others(log in logs(), damages in damages()) {
         use crate::log::{Batch, Condition, LogRecord};
         let dir = tempfile::tempdir().expect("a temporary folder");
         let store = open(dir.path());
@@ -389,7 +422,7 @@ proptest! {
 }
 
 #[test]
-fn a_store_of_ones_own_that_is_damaged_is_an_error_that_says_what_to_do() {
+fn own_damaged_store_is_an_error_that_says_what_to_do() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let error = |dir: &Path| Store::open(dir, 0).err().expect("it was opened").to_string();
     std::fs::create_dir(dir.path().join("1")).expect("made");
@@ -420,7 +453,7 @@ fn a_store_of_ones_own_that_is_damaged_is_an_error_that_says_what_to_do() {
 
 proptest! {
     #[test]
-    fn any_content_of_current_is_a_number_or_an_error_that_names_the_file(
+    fn any_content_of_current_is_a_number_or_an_error(
         bytes in prop_oneof![
             any::<Vec<u8>>(),
             any::<u64>().prop_map(|n| n.to_string().into()),
@@ -431,13 +464,13 @@ proptest! {
         let dir = tempfile::tempdir().expect("a temporary folder");
         std::fs::create_dir(dir.path().join("7")).expect("made");
         std::fs::write(dir.path().join("CURRENT"), &bytes).expect("written");
-        let root = Root::new(dir.path());
-        match root.current() {
+        let folder = StoreFolder::new(dir.path());
+        match folder.current() {
             Ok(current) => {
                 let text = String::from_utf8_lossy(&bytes);
                 prop_assert_eq!(text.trim().parse(), Ok(current));
                 std::fs::create_dir_all(dir.path().join(current.to_string())).expect("made");
-                prop_assert!(root.unused().expect("one more") > current);
+                prop_assert!(folder.unused().expect("one more") > current);
             }
             Err(error) => {
                 let error = error.to_string();
@@ -448,7 +481,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_of_a_key_are_entries_and_debts_or_an_error(
+    fn any_bytes_of_a_key_are_entries_or_an_error(
         bytes: Vec<u8>,
         entries in prop::collection::vec((any::<i32>(), any::<i64>(), any::<Vec<u8>>()), 0..4),
         damages in damages(),
@@ -477,7 +510,7 @@ proptest! {
             }
             if let Some(entry) = Entry::from_bytes(&bytes) {
                 let _ = (entry.state(wall_ms(0)), entry.state(WallTime::MIN), entry.is_newer_than(&entry));
-                let _ = (entry.answer(), entry.value_field(), entry.is_of(b"k"), upkeep::due(&entry));
+                let _ = (entry.answer(), entry.value_field(), entry.is_of(b"k"), super::sweep::sweep_time(&entry));
                 let again = Entry::new(entry.position(), entry.timestamp(), entry.ttl(), entry.record_bytes());
                 prop_assert_eq!(if entry.is_provisional() { again.as_provisional() } else { again }, entry);
             } else {

@@ -1,8 +1,20 @@
-//! Whether a file is a whole copy of an LMDB environment. LMDB trusts its file: a wrong byte in it, or a page that is not
-//! there, can end the process. So what came from elsewhere is looked at page by page before LMDB opens it.
+//! Whether a file is a whole copy of an LMDB environment, found out before LMDB opens it.
 //!
-//! The layout is that of LMDB's `mdb.c`, in the byte order of the machine, as a compacting copy has it: two pages of
-//! metadata, of which the second counts, then pages that belong to one tree each, and none that is free.
+//! LMDB trusts its file: a wrong byte in a page, or a page that is not there, can end the process (SIGSEGV, SIGBUS, a failed assertion)
+//! at the first read that comes across it. A copy from another member arrives under a checksum, so what does this add?
+//!
+//! - The checksum says that the bytes are those that the sender read, not that they were whole there. LMDB keeps no checksum of its pages,
+//!   and a compacting copy takes them over as they are. So one node's failing disk or memory would hand its damage on, under a
+//!   good checksum, to every node that is started after it, and each would die of it again after every restart. Refused
+//!   here, the copy costs a warning, and the store is built from the log.
+//! - The same holds for a snapshot that was kept in a file as a backup, whose sender nobody can ask again.
+//! - A file that LMDB would refuse or misread (another version of its format, another size of pages) gets a sentence of its own.
+//!
+//! It costs one sequential pass over a file that is read whole anyway, to look at its records. The node's own file is only looked at
+//! as far as its metadata ([`check_metadata`]): a file that was cut short would end the process as well.
+//!
+//! The layout is that of LMDB's `mdb.c`, in the byte order of the machine, as a compacting copy has it: two pages of metadata, of which
+//! the second counts, then pages that belong to one tree each, and none that is free.
 
 use std::io::{Read, Seek, SeekFrom};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -159,7 +171,7 @@ impl<F: Read + Seek> Walk<'_, F> {
         if tree.flags != 0 || tree.depth > MAX_DEPTH {
             return Err("it has a database of another kind".to_owned());
         }
-        // Whoever adds them up must not overflow.
+        // Their sum must not overflow.
         if tree.pages.iter().any(|pages| *pages > self.seen.len() as u64) {
             return Err("it has a database that tells of more pages than there are".to_owned());
         }

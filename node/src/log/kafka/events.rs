@@ -13,7 +13,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::BorrowedMessage;
 use sys::rd_kafka_resp_err_t as Code;
 
-use super::Quiet;
+use super::client::LastProblem;
 use crate::clock::LogTime;
 use crate::log::{Batch, Condition, LogRecord};
 use crate::telemetry::TraceParent;
@@ -45,7 +45,7 @@ pub(super) enum Event {
 pub(super) struct ConsumerQueue {
     // Before the consumer, so that it is dropped first.
     queue: Queue,
-    consumer: BaseConsumer<Quiet>,
+    consumer: BaseConsumer<LastProblem>,
 }
 
 struct Queue(NonNull<sys::rd_kafka_queue_t>);
@@ -71,13 +71,13 @@ impl Drop for EventPtr {
 
 impl ConsumerQueue {
     /// `None` if librdkafka has no queue for it, which takes a consumer without a group.
-    pub(super) fn new(consumer: BaseConsumer<Quiet>) -> Option<Self> {
+    pub(super) fn new(consumer: BaseConsumer<LastProblem>) -> Option<Self> {
         // SAFETY: the client lives as long as `consumer`, which is dropped after the queue.
         let queue = unsafe { sys::rd_kafka_queue_get_consumer(consumer.client().native_ptr()) };
         NonNull::new(queue).map(|queue| Self { queue: Queue(queue), consumer })
     }
 
-    pub(super) fn consumer(&self) -> &BaseConsumer<Quiet> {
+    pub(super) fn consumer(&self) -> &BaseConsumer<LastProblem> {
         &self.consumer
     }
 
@@ -255,7 +255,7 @@ pub(super) struct Described {
 
 /// Waits for a broker, no longer than `timeout`.
 pub(super) fn describe(
-    client: &BaseConsumer<Quiet>,
+    client: &BaseConsumer<LastProblem>,
     topic: &str,
     timeout: Duration,
 ) -> Result<Described, String> {

@@ -1,62 +1,44 @@
 //! The log on Kafka: one compacted topic, through librdkafka.
 
+mod client;
 mod events;
+mod producer;
+mod reader;
 mod sent;
 mod statistics;
 mod topic;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use rdkafka::client::ClientContext;
-use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use rdkafka::Offset;
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
-use rdkafka::statistics::Statistics;
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
 use tokio::sync::oneshot;
 
-use self::events::Event;
-use self::sent::{Failed, Sent, Verdict};
+pub use self::client::RESERVED_PROPERTIES;
+use self::client::{LastProblem, client_config};
+use self::producer::{Acknowledged, Acknowledgements, acknowledgement, is_too_large, producer};
+use self::reader::Reader;
 use self::statistics::Collected;
 use super::{
-    AppendError, Appended, Batch, Condition, ConditionalRecord, Log, LogIdentity, LogInfo, LogReader,
-    LogStatistics, OpenError, ReadError,
+    AppendError, Appended, Condition, ConditionalRecord, Log, LogIdentity, LogInfo, LogReader, LogStatistics,
+    OpenError, ReadError,
 };
 use crate::clock::LogTime;
 use crate::telemetry::TraceParent;
-use bitacora_protocol::{HighWatermark, NextOffset, Position};
+use bitacora_protocol::{HighWatermark, NextOffset};
 
 /// How long a question to a broker may take.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a high watermark may take; it is asked for several times a second.
 const WATERMARK_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often the group's offsets are committed: for operators' eyes, so a second is soon enough.
-const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
-/// How often librdkafka tells a reader's statistics.
-const READER_STATISTICS_INTERVAL_MS: &str = "5000";
-/// How often it tells the producer's: a write that failed may wait so long for its answer, see `sent`.
-const PRODUCER_STATISTICS_INTERVAL_MS: &str = "1000";
-
-/// Properties that the node's correctness rests on; they can't be passed through.
-pub const RESERVED_PROPERTIES: [&str; 11] = [
-    "acks",
-    "auto.offset.reset",
-    "bootstrap.servers",
-    "enable.auto.commit",
-    "enable.auto.offset.store",
-    "enable.idempotence",
-    "enable.partition.eof",
-    "group.id",
-    "message.timeout.ms",
-    "partitioner",
-    "request.required.acks",
-];
-
 /// What the log needs to know about Kafka and its topic.
 #[derive(Clone, Debug)]
 pub struct KafkaSettings {
@@ -88,7 +70,7 @@ pub struct KafkaLog {
     /// numbers to others, and would acknowledge its records as duplicates of theirs.
     producer: RwLock<ThreadedProducer<Acknowledgements>>,
     /// Asks for metadata and high watermarks; reads nothing.
-    queries: BaseConsumer<Quiet>,
+    queries: BaseConsumer<LastProblem>,
     statistics: Arc<Collected>,
     /// 0 until known; another topic of the same name may have another number.
     partitions: AtomicUsize,
@@ -101,18 +83,18 @@ impl KafkaLog {
     /// # Errors
     /// When librdkafka refuses a property, in its words.
     pub fn new(settings: KafkaSettings) -> Result<Self, KafkaError> {
-        let (quiet, statistics) = (Quiet::default(), Arc::<Collected>::default());
-        let producer = RwLock::new(producer(&settings, quiet.clone(), &statistics)?);
+        let (problem, statistics) = (LastProblem::default(), Arc::<Collected>::default());
+        let producer = RwLock::new(producer(&settings, problem.clone(), &statistics)?);
         let mut queries = client_config(&settings);
         // Nobody polls this client, so that they would pile up.
         queries.set("statistics.interval.ms", "0");
-        let queries = BaseConsumer::from_config_and_context(&queries, quiet)?;
+        let queries = BaseConsumer::from_config_and_context(&queries, problem)?;
         let (partitions, opened) = Default::default();
         Ok(Self { settings, producer, queries, statistics, partitions, opened })
     }
 
     fn producer(&self) -> RwLockReadGuard<'_, ThreadedProducer<Acknowledgements>> {
-        self.producer.read().unwrap_or_else(PoisonError::into_inner)
+        self.producer.read()
     }
 
     fn send(
@@ -142,7 +124,7 @@ impl KafkaLog {
     }
 
     fn renew_failed_producer(&self) {
-        let mut current = self.producer.write().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.producer.write();
         // Another writer may have been faster.
         if let Some((_, reason)) = current.client().fatal_error() {
             self.renew(&mut current, &format!("it failed for good: {reason}"));
@@ -151,7 +133,7 @@ impl KafkaLog {
 
     fn renew(&self, current: &mut ThreadedProducer<Acknowledgements>, why: &str) {
         tracing::warn!("Kafka's producer is replaced by a new one: {why}");
-        match producer(&self.settings, Quiet::clone(self.queries.context()), &self.statistics) {
+        match producer(&self.settings, LastProblem::clone(self.queries.context()), &self.statistics) {
             Ok(new) => {
                 let old = std::mem::replace(current, new);
                 // Its end waits for what it still has to report.
@@ -184,57 +166,6 @@ impl KafkaLog {
     }
 }
 
-fn producer(
-    settings: &KafkaSettings,
-    quiet: Quiet,
-    statistics: &Arc<Collected>,
-) -> Result<ThreadedProducer<Acknowledgements>, KafkaError> {
-    let mut config = client_config(settings);
-    config
-        .set("acks", "all")
-        .set("enable.idempotence", "true")
-        .set("partitioner", "murmur2_random")
-        .set("message.timeout.ms", settings.write_timeout.as_millis().to_string())
-        .set("message.max.bytes", settings.max_record_bytes.max(1_000_000).to_string());
-    // A record waits for others to share its request only while earlier requests are under way.
-    set_default(&mut config, "linger.ms", "0");
-    set_default(&mut config, "queue.buffering.max.kbytes", "131072");
-    set_default(&mut config, "statistics.interval.ms", PRODUCER_STATISTICS_INTERVAL_MS);
-    let told = config.get("statistics.interval.ms") != Some("0");
-    let longest = micros(settings.write_timeout + QUERY_TIMEOUT);
-    let context = Acknowledgements {
-        quiet,
-        statistics: Arc::clone(statistics),
-        topic: settings.topic.clone(),
-        sent: told.then(|| Mutex::new(Sent::new(events::clock(), longest))),
-    };
-    ThreadedProducer::from_config_and_context(&config, context)
-}
-
-fn is_too_large(code: RDKafkaErrorCode) -> bool {
-    matches!(code, RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize)
-}
-
-fn client_config(settings: &KafkaSettings) -> ClientConfig {
-    let mut config = ClientConfig::new();
-    config.set_log_level(RDKafkaLogLevel::Warning);
-    for (name, value) in &settings.properties {
-        config.set(name, value);
-    }
-    config.set("bootstrap.servers", &settings.brokers);
-    set_default(&mut config, "client.id", "bitacora");
-    // Nagle's algorithm and long back-offs would each cost more than a whole round trip.
-    set_default(&mut config, "socket.nagle.disable", "true");
-    set_default(&mut config, "reconnect.backoff.max.ms", "1000");
-    config
-}
-
-fn set_default(config: &mut ClientConfig, name: &str, value: &str) {
-    if config.get(name).is_none() {
-        config.set(name, value);
-    }
-}
-
 impl Log for KafkaLog {
     fn topic(&self) -> &str {
         &self.settings.topic
@@ -242,11 +173,11 @@ impl Log for KafkaLog {
 
     fn open(&self, answered: &dyn Fn()) -> Result<LogInfo, OpenError> {
         let info = topic::open(&self.queries, &self.settings, answered)?;
-        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut opened = self.opened.lock();
         let (before, found) = (self.partitions.load(Ordering::Relaxed), info.partitions.len());
         match &*opened {
             Some(identity) if !identity.fits(&info.identity) => {
-                let mut current = self.producer.write().unwrap_or_else(PoisonError::into_inner);
+                let mut current = self.producer.write();
                 self.renew(&mut current, "the log was replaced");
             }
             // A topic never shrinks.
@@ -286,9 +217,9 @@ impl Log for KafkaLog {
 
     fn append_conditional(
         &self,
-        tidy: ConditionalRecord,
+        record: ConditionalRecord,
     ) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        let ConditionalRecord { partition, key, value, condition } = tidy;
+        let ConditionalRecord { partition, key, value, condition } = record;
         acknowledgement(self.send(&key, value.as_deref(), Some((partition, condition)), None))
     }
 
@@ -297,38 +228,7 @@ impl Log for KafkaLog {
     }
 
     fn reader(&self, from: &[NextOffset], epochs: &[Option<i32>]) -> Result<Box<dyn LogReader>, ReadError> {
-        let unavailable = |error: KafkaError| ReadError::Unavailable(error.to_string());
-        let mut config = client_config(&self.settings);
-        config
-            .set("group.id", &self.settings.group)
-            .set("enable.auto.commit", "false")
-            .set("enable.auto.offset.store", "false")
-            // The store decides where to read; an offset that is not there is an error, never a silent jump.
-            .set("auto.offset.reset", "error")
-            // The end of a partition is told by the broker, not guessed from the last record: see `Event::End`.
-            .set("enable.partition.eof", "true");
-        set_default(&mut config, "statistics.interval.ms", READER_STATISTICS_INTERVAL_MS);
-        set_default(&mut config, "fetch.queue.backoff.ms", "10");
-        set_default(&mut config, "fetch.error.backoff.ms", "100");
-        let consumer: BaseConsumer<Quiet> =
-            BaseConsumer::from_config_and_context(&config, Quiet::default()).map_err(unavailable)?;
-        let mut assignment = TopicPartitionList::new();
-        for (partition, next) in (0..).zip(from) {
-            assignment
-                .add_partition_offset(&self.settings.topic, partition, Offset::Offset(next.0))
-                .map_err(unavailable)?;
-        }
-        for (partition, epoch) in
-            (0..).zip(epochs).filter_map(|(partition, epoch)| Some((partition, (*epoch)?)))
-        {
-            events::set_leader_epoch(&mut assignment, &self.settings.topic, partition, epoch);
-        }
-        consumer.assign(&assignment).map_err(unavailable)?;
-        let queue = events::ConsumerQueue::new(consumer)
-            .ok_or_else(|| ReadError::Unavailable("librdkafka gave the consumer no queue".to_owned()))?;
-        let topic = self.settings.topic.clone();
-        let statistics = Arc::clone(&self.statistics);
-        Ok(Box::new(Reader { queue, topic, statistics, committed: None, last_commit: Instant::now() }))
+        Ok(Box::new(Reader::start(&self.settings, Arc::clone(&self.statistics), from, epochs)?))
     }
 
     fn high_watermarks(&self) -> Result<Vec<HighWatermark>, ReadError> {
@@ -355,7 +255,7 @@ impl Log for KafkaLog {
     }
 
     fn on_log_truncated(&self) {
-        let mut current = self.producer.write().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.producer.write();
         self.renew(&mut current, "the log has gone back");
     }
 
@@ -366,209 +266,6 @@ impl Log for KafkaLog {
     fn flush(&self, deadline: Duration) {
         if let Err(error) = self.producer().flush(deadline) {
             tracing::warn!(%error, "not every write was acknowledged before the producer was closed");
-        }
-    }
-}
-
-type Acknowledged = Result<Appended, AppendError>;
-
-fn acknowledgement(
-    sent: Result<oneshot::Receiver<Acknowledged>, AppendError>,
-) -> BoxFuture<'static, Acknowledged> {
-    Box::pin(async move {
-        // librdkafka reports on every record it took, at the latest after `message.timeout.ms`; then see `sent`.
-        sent?.await.unwrap_or_else(|_| Err(AppendError::Unknown("the producer was closed".into())))
-    })
-}
-
-/// The producer's context: hands each acknowledgement to the append that waits for it.
-struct Acknowledgements {
-    quiet: Quiet,
-    statistics: Arc<Collected>,
-    topic: String,
-    /// `None` if the statistics were turned off.
-    sent: Option<Mutex<Sent<Unsettled>>>,
-}
-
-/// An append that librdkafka says it did not send, and why it failed.
-struct Unsettled {
-    done: Box<oneshot::Sender<Acknowledged>>,
-    reason: String,
-}
-
-impl Unsettled {
-    fn settle(self, verdict: Verdict) {
-        let error = match verdict {
-            Verdict::NeverSent => AppendError::NotTaken(self.reason),
-            Verdict::MaybeSent => AppendError::Unknown(self.reason),
-        };
-        // The caller may have gone away.
-        let _ = self.done.send(Err(error));
-    }
-}
-
-impl Acknowledgements {
-    /// Answers now, or with the next statistics.
-    fn settle_unsent(&self, message: &BorrowedMessage<'_>, asks: Unsettled) {
-        let (Some(sent), Some(latency)) = (&self.sent, events::latency(message)) else {
-            return asks.settle(Verdict::MaybeSent);
-        };
-        let gave_up = events::clock();
-        let handed_over = gave_up.saturating_sub(latency);
-        let record = Failed { partition: message.partition(), handed_over, gave_up, asks };
-        let known = sent.lock().unwrap_or_else(PoisonError::into_inner).failed(record);
-        if let Some((asks, verdict)) = known {
-            asks.settle(verdict);
-        }
-    }
-}
-
-fn micros(duration: Duration) -> i64 {
-    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
-}
-
-impl ClientContext for Acknowledgements {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
-        self.quiet.log(level, facility, line);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.quiet.error(error, reason);
-    }
-
-    fn stats(&self, statistics: Statistics) {
-        if let Some(sent) = &self.sent {
-            let partitions = statistics.topics.get(&self.topic).map(|topic| &topic.partitions);
-            let records = partitions.into_iter().flatten().map(|(number, it)| (*number, it.txmsgs)).collect();
-            let known = sent.lock().unwrap_or_else(PoisonError::into_inner).sample(statistics.ts, records);
-            for (asks, verdict) in known {
-                asks.settle(verdict);
-            }
-        }
-        self.statistics.producer(statistics);
-    }
-}
-
-impl ProducerContext for Acknowledgements {
-    type DeliveryOpaque = Box<oneshot::Sender<Acknowledged>>;
-
-    fn delivery(&self, result: &DeliveryResult<'_>, done: Self::DeliveryOpaque) {
-        let acknowledged = match result {
-            Ok(message) => Ok(Appended {
-                position: Position { partition: message.partition(), offset: message.offset() },
-                timestamp: LogTime::from_ms(message.timestamp().to_millis().unwrap_or_default()),
-            }),
-            Err((error, message)) => match append_error(error, message) {
-                // What a broker itself refused is not taken; what librdkafka gave up may be.
-                AppendError::NotTaken(reason) if !is_refusal(error) => {
-                    return self.settle_unsent(message, Unsettled { done, reason });
-                }
-                error => Err(error),
-            },
-        };
-        // The caller may have gone away.
-        let _ = done.send(acknowledged);
-    }
-}
-
-/// Whether a broker refused the record itself, and so any earlier try of it too, rather than its sequence number. The codes for what
-/// happens in librdkafka are negative.
-fn is_refusal(error: &KafkaError) -> bool {
-    use RDKafkaErrorCode::{InvalidProducerEpoch, UnknownProducerId};
-    error
-        .rdkafka_error_code()
-        .is_some_and(|code| code as i32 > 0 && !matches!(code, InvalidProducerEpoch | UnknownProducerId))
-}
-
-fn append_error(error: &KafkaError, message: &BorrowedMessage<'_>) -> AppendError {
-    let code = error.rdkafka_error_code();
-    let reason = match code {
-        Some(RDKafkaErrorCode::MessageTimedOut) => "no broker acknowledged it in time".to_owned(),
-        _ => error.to_string(),
-    };
-    match code {
-        Some(code) if is_too_large(code) => AppendError::TooLarge(reason),
-        _ if events::may_be_persisted(message) => AppendError::Unknown(reason),
-        _ => AppendError::NotTaken(reason),
-    }
-}
-
-/// A client's context that keeps librdkafka's complaints for whoever has to tell why nothing answers, instead of
-/// logging every try to connect. Shared, since only the producer's are told while nothing else is polled.
-#[derive(Clone, Default)]
-pub(super) struct Quiet {
-    last_problem: Arc<Mutex<String>>,
-}
-
-impl Quiet {
-    fn last_problem(&self) -> String {
-        self.last_problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-impl ClientContext for Quiet {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
-        tracing::debug!(?level, facility, "librdkafka: {line}");
-        // `[thrd:…]: the problem`
-        let problem = line.split_once("]: ").map_or(line, |(_, problem)| problem);
-        problem.clone_into(&mut self.last_problem.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "librdkafka reports a problem");
-    }
-}
-
-impl ConsumerContext for Quiet {}
-
-struct Reader {
-    queue: events::ConsumerQueue,
-    topic: String,
-    statistics: Arc<Collected>,
-    /// The last offsets committed to the group.
-    committed: Option<Vec<NextOffset>>,
-    last_commit: Instant,
-}
-
-impl LogReader for Reader {
-    fn poll(&mut self, wait: Duration, batch: &mut Batch) -> Result<(), ReadError> {
-        let mut wait = wait;
-        while !batch.is_full() {
-            match self.queue.poll(wait, batch) {
-                Event::Nothing => break,
-                Event::Records => wait = Duration::ZERO,
-                Event::End { partition, next } if partition >= 0 => {
-                    batch.reached(partition, next);
-                    wait = Duration::ZERO;
-                }
-                Event::OutOfRange { partition } => return Err(ReadError::OutOfRange { partition }),
-                Event::Statistics(json) => self.statistics.reader(&json),
-                Event::End { .. } | Event::Other => wait = Duration::ZERO,
-                Event::Fatal(reason) => return Err(ReadError::Unavailable(reason)),
-            }
-        }
-        Ok(())
-    }
-
-    fn applied(&mut self, next: &[NextOffset]) {
-        if self.last_commit.elapsed() < COMMIT_INTERVAL || self.committed.as_deref() == Some(next) {
-            return;
-        }
-        self.last_commit = Instant::now();
-        self.commit(next, CommitMode::Async);
-    }
-}
-
-impl Reader {
-    fn commit(&mut self, next: &[NextOffset], mode: CommitMode) {
-        let mut offsets = TopicPartitionList::new();
-        for (partition, next) in (0..).zip(next) {
-            // Offset 0 says no more than no offset at all.
-            let _ = offsets.add_partition_offset(&self.topic, partition, Offset::Offset(next.0));
-        }
-        match self.queue.consumer().commit(&offsets, mode) {
-            Ok(()) => self.committed = Some(next.to_vec()),
-            Err(error) => tracing::debug!(%error, "the group's offsets could not be committed"),
         }
     }
 }

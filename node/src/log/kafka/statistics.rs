@@ -1,7 +1,6 @@
 //! librdkafka's statistics, as far as they help an operator.
 
-use std::sync::{Mutex, PoisonError};
-
+use parking_lot::Mutex;
 use rdkafka::statistics::{Broker, Statistics, Window};
 
 use crate::log::{BrokerStatistics, ClientStatistics, LogStatistics, Queue};
@@ -13,27 +12,23 @@ pub(super) struct Collected {
     reader: Mutex<Option<Statistics>>,
 }
 
-fn keep(slot: &Mutex<Option<Statistics>>, statistics: Statistics) {
-    *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(statistics);
-}
-
 impl Collected {
     pub(super) fn producer(&self, statistics: Statistics) {
-        keep(&self.producer, statistics);
+        *self.producer.lock() = Some(statistics);
     }
 
     /// `json` is librdkafka's.
     pub(super) fn reader(&self, json: &[u8]) {
         match serde_json::from_slice(json) {
-            Ok(statistics) => keep(&self.reader, statistics),
+            Ok(statistics) => *self.reader.lock() = Some(statistics),
             Err(error) => tracing::debug!(%error, "librdkafka's statistics can't be read"),
         }
     }
 
     /// `waiting` is how many appends wait for their acknowledgement now.
     pub(super) fn summary(&self, waiting: u64) -> LogStatistics {
-        let producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
-        let reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let producer = self.producer.lock();
+        let reader = self.reader.lock();
         let named = [("producer", producer.as_ref()), ("reader", reader.as_ref())];
         LogStatistics {
             producer_queue: producer.as_ref().map(|producer| Queue {

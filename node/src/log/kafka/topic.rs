@@ -10,8 +10,9 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
+use super::client::{LastProblem, client_config};
 use super::events::{self, Described};
-use super::{KafkaSettings, QUERY_TIMEOUT, Quiet, client_config};
+use super::{KafkaSettings, QUERY_TIMEOUT};
 use crate::clock::LogTime;
 use crate::log::{LogIdentity, LogInfo, OpenError};
 
@@ -24,7 +25,7 @@ const MIN_LAG: Duration = Duration::from_secs(600);
 /// Asks for all that is to be known of the topic; `answered` is called after each question, of which none takes longer than
 /// twice [`QUERY_TIMEOUT`].
 pub(super) fn open(
-    queries: &BaseConsumer<Quiet>,
+    queries: &BaseConsumer<LastProblem>,
     settings: &KafkaSettings,
     answered: &dyn Fn(),
 ) -> Result<LogInfo, OpenError> {
@@ -37,7 +38,7 @@ pub(super) fn open(
         Ok(None) => create(queries, settings, answered)?,
         Err(error) => {
             // librdkafka's error says that no broker was reached; its log says why.
-            let problem = queries.context().last_problem();
+            let problem = queries.context().text();
             let why: &dyn std::fmt::Display = if problem.is_empty() { &error } else { &problem };
             return Err(unavailable("does not answer", why));
         }
@@ -69,7 +70,7 @@ pub(super) fn open(
 
 /// Whether it is still that topic of that cluster, and has no more partitions, unless Kafka does not say.
 pub(super) fn is_still(
-    queries: &BaseConsumer<Quiet>,
+    queries: &BaseConsumer<LastProblem>,
     identity: &LogIdentity,
     partitions: usize,
     timeout: Duration,
@@ -82,7 +83,7 @@ pub(super) fn is_still(
 }
 
 /// The number of partitions; `None` if there is no such topic.
-fn partitions(queries: &BaseConsumer<Quiet>, topic: &str) -> KafkaResult<Option<usize>> {
+fn partitions(queries: &BaseConsumer<LastProblem>, topic: &str) -> KafkaResult<Option<usize>> {
     let metadata = queries.fetch_metadata(Some(topic), QUERY_TIMEOUT)?;
     let Some(found) = metadata.topics().iter().find(|t| t.name() == topic) else { return Ok(None) };
     match found.error().map(RDKafkaErrorCode::from) {
@@ -94,7 +95,7 @@ fn partitions(queries: &BaseConsumer<Quiet>, topic: &str) -> KafkaResult<Option<
 }
 
 fn create(
-    queries: &BaseConsumer<Quiet>,
+    queries: &BaseConsumer<LastProblem>,
     settings: &KafkaSettings,
     answered: &dyn Fn(),
 ) -> Result<usize, OpenError> {
@@ -209,7 +210,7 @@ fn config(settings: &KafkaSettings) -> Result<Config, OpenError> {
 /// may be away, and timestamps that tell how old a record is. `read` is the number of partitions that this node reads: a
 /// delete in one may be all that hides a record in another.
 pub(super) fn check_trimming(
-    queries: &BaseConsumer<Quiet>,
+    queries: &BaseConsumer<LastProblem>,
     settings: &KafkaSettings,
     read: usize,
 ) -> Result<(), String> {
@@ -295,14 +296,14 @@ fn check(settings: &KafkaSettings) -> Result<(), OpenError> {
     Ok(())
 }
 
-fn admin(settings: &KafkaSettings) -> Result<AdminClient<Quiet>, OpenError> {
-    AdminClient::from_config_and_context(&client_config(settings), Quiet::default())
+fn admin(settings: &KafkaSettings) -> Result<AdminClient<LastProblem>, OpenError> {
+    AdminClient::from_config_and_context(&client_config(settings), LastProblem::default())
         .map_err(|error| OpenError::Refused(error.to_string()))
 }
 
 /// Every partition's first (`Offset::Beginning`) or next (`Offset::End`) offset, in one request a broker.
 pub(super) fn offsets(
-    queries: &BaseConsumer<Quiet>,
+    queries: &BaseConsumer<LastProblem>,
     topic: &str,
     partitions: usize,
     at: Offset,
@@ -332,7 +333,7 @@ pub(super) fn offsets(
 
 /// The offset of each partition's first batch that has something later than `times[p]`, in one request a broker.
 pub(super) fn first_after(
-    queries: &BaseConsumer<Quiet>,
+    queries: &BaseConsumer<LastProblem>,
     topic: &str,
     times: &[Option<LogTime>],
     timeout: Duration,

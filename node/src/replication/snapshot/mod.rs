@@ -18,7 +18,7 @@ use xxhash_rust::xxh3::Xxh3;
 pub use self::fetch::{CompatibilityCheck, Fetcher, ProgressReport, SnapshotSource};
 pub use self::serve::Snapshots;
 use crate::log::LogIdentity;
-use crate::store::{Copy, FORMAT};
+use crate::store::{FORMAT, StoreCopy};
 use bitacora_protocol::NextOffset;
 
 /// Whether a node without a store that it can use takes another member's before it reads the log.
@@ -54,7 +54,7 @@ pub struct Header {
 impl Header {
     /// What can be told of a copy before it is made; `None` if the store is tied to no log.
     #[must_use]
-    pub fn of(copy: &Copy) -> Option<Self> {
+    pub fn of(copy: &StoreCopy) -> Option<Self> {
         Some(Self {
             format: FORMAT.to_owned(),
             identity: copy.checkpoint.identity.clone()?,

@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::{FRAME_BYTES, Header};
 use crate::metrics::Metrics;
 use crate::replication::progress::Progress;
-use crate::store::{Copy, Store, StoreError};
+use crate::store::{Store, StoreCopy, StoreError};
 
 /// Copies at a time. Each reads the whole store, and keeps LMDB from using freed pages again.
 const MAX_CONCURRENT_COPIES: usize = 1;
@@ -87,7 +87,7 @@ struct Sending {
 }
 
 impl Sending {
-    fn run(mut self, copy: Copy, header: &Header) {
+    fn run(mut self, copy: StoreCopy, header: &Header) {
         match self.send_all(copy, header) {
             Ok(()) => tracing::info!(
                 bytes = self.sent,
@@ -102,7 +102,7 @@ impl Sending {
         }
     }
 
-    fn send_all(&mut self, copy: Copy, header: &Header) -> std::io::Result<()> {
+    fn send_all(&mut self, copy: StoreCopy, header: &Header) -> std::io::Result<()> {
         self.send(header.encode())?;
         let (reader, writer) = std::io::pipe()?;
         let copying = std::thread::Builder::new()

@@ -17,7 +17,7 @@ use crate::log::{
     AppendError, Appended, Batch, Condition, ConditionalRecord, LogInfo, LogReader, LogRecord, LogTag,
     OpenError, ReadError,
 };
-use crate::store::{Author, Change};
+use crate::store::{Change, Writer};
 use crate::telemetry::Telemetry;
 use crate::testing::damage::{damaged, damages};
 use bitacora_protocol::{HighWatermark, NextOffset, Position};

@@ -100,7 +100,7 @@ fn a_trim_or_repair_of_another_topic_has_no_effect() {
         let trim = Condition::Trim { offset, until: log_ms(5), log: there };
         let repair = Condition::Repair { offset, timestamp: log_ms(5), until: log_ms(5), log: there };
         for change in [decoded(trim, None, here), decoded(repair, Some(&value), here)] {
-            assert!(matches!(change, Change::Nothing { by: Author::Trimmer, .. }), "{change:?}");
+            assert!(matches!(change, Change::NoEffect { by: Writer::Trimmer, .. }), "{change:?}");
         }
     }
     // Where it is not known which topic it is, or was.
@@ -155,7 +155,7 @@ proptest! {
                         Change::Trim { at: lies, offset: of, .. } => {
                             prop_assert!(lies == at && (0..offset).contains(&of) && value.is_none() && timestamp <= until);
                         }
-                        Change::Nothing { at: lies, .. } => {
+                        Change::NoEffect { at: lies, .. } => {
                             let late = condition.is_some() && until < timestamp;
                             prop_assert!(lies == at && late, "poison is told as an error");
                         }

@@ -1,8 +1,8 @@
 use bitacora_protocol::record::ttl;
 use smallvec::SmallVec;
 
-use super::{Entry, State, StoreError};
 use crate::clock::LogTime;
+use crate::store::{Entry, State, StoreError};
 use bitacora_protocol::Position;
 
 /// What a record of the log does to its key.
@@ -15,15 +15,16 @@ pub enum Change {
     Repair { at: Position, timestamp: LogTime, entry: Entry },
     /// [`crate::log::Condition::Trim`] of the record at `offset`.
     Trim { at: Position, timestamp: LogTime, offset: i64 },
-    /// Nothing, whatever the store holds, though compaction would keep it and drop what was before: what can't be decoded,
+    /// No effect, whatever the store holds, though compaction would keep the record and drop what was before: what can't be decoded,
     /// and what a trimmer sent that came too late.
-    Nothing { at: Position, timestamp: LogTime, by: Author },
+    NoEffect { at: Position, timestamp: LogTime, by: Writer },
 }
 
+/// Who wrote a record that has no effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Author {
+pub enum Writer {
     Trimmer,
-    /// Perhaps none of ours: where it is in nobody's way, it is left alone.
+    /// Perhaps no node: where the record hides nothing, it is left alone.
     Unknown,
 }
 
@@ -35,18 +36,17 @@ impl From<Entry> for Change {
 
 impl Change {
     /// The partition, and the greatest offset there that this change may replace.
-    fn reach(&self) -> Position {
+    fn replaces_up_to(&self) -> Position {
         match self {
             Self::Write(entry) | Self::Repair { entry, .. } => entry.position(),
             Self::Trim { at, offset, .. } => Position { partition: at.partition, offset: *offset },
-            Self::Nothing { at, .. } => *at,
+            Self::NoEffect { at, .. } => *at,
         }
     }
 }
 
 /// A record of no effect that compaction would prefer to what decided before it: the one that the store holds, or the
-/// tombstone that left it nothing.
-/// It is pending until a later record of the key takes effect; the trimmer appends one.
+/// tombstone that left it nothing. It is pending until a later record of the key takes effect; the trimmer appends one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PendingRepair {
     /// Of the record without effect.
@@ -64,20 +64,20 @@ pub struct PendingRepair {
 /// while it is the newest, and something is yet to come. A provisional entry decides nothing. What it waits for does come, since it is
 /// younger than any store that may be trusted.
 #[derive(Debug, Default)]
-pub(super) struct KeyState {
-    /// Whether somebody reads the store, which was complete at some time.
-    pub is_read: bool,
+pub struct KeyState {
+    /// Whether the store was complete at some time, so that readers are shown its entries.
+    pub shown_to_readers: bool,
     /// Provisional entries among them.
     pub entries: SmallVec<[Entry; 1]>,
     pub pending_repairs: SmallVec<[PendingRepair; 1]>,
-    /// When the last tombstone that made a provisional entry was appended: until then, all must be read before it goes.
-    pub provisional_since: LogTime,
+    /// When the last tombstone that made a provisional entry was appended. Everything up to then must be read before that entry goes.
+    pub last_trimmed_at: LogTime,
 }
 
 /// What came of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
-    Nothing,
+pub enum Outcome {
+    Unchanged,
     Written,
     Trimmed,
     Void,
@@ -85,37 +85,38 @@ pub(super) enum Outcome {
 
 impl KeyState {
     pub fn apply(&mut self, change: Change) -> Outcome {
-        let reach = change.reach();
-        let held = |entry: &Entry| !entry.is_provisional() && entry.position().partition == reach.partition;
+        let replaced = change.replaces_up_to();
+        let held =
+            |entry: &Entry| !entry.is_provisional() && entry.position().partition == replaced.partition;
         let held = self.entries.iter().position(held);
         let offset = held.map(|held| self.entries[held].position().offset);
-        if offset.is_some_and(|offset| offset > reach.offset) {
+        if offset.is_some_and(|offset| offset > replaced.offset) {
             let (at, timestamp) = match change {
                 // Applied before.
-                Change::Write(_) | Change::Nothing { .. } => return Outcome::Nothing,
+                Change::Write(_) | Change::NoEffect { .. } => return Outcome::Unchanged,
                 Change::Repair { at, timestamp, .. } | Change::Trim { at, timestamp, .. } => (at, timestamp),
             };
-            self.settle(reach.partition);
+            self.clear_pending_repairs(replaced.partition);
             self.pending_repairs.push(PendingRepair { position: at, timestamp });
             return Outcome::Void;
         }
-        if let Change::Nothing { at, timestamp, by } = change {
-            if held.is_none() && by == Author::Unknown {
-                return Outcome::Nothing;
+        if let Change::NoEffect { at, timestamp, by } = change {
+            if held.is_none() && by == Writer::Unknown {
+                return Outcome::Unchanged;
             }
-            self.settle(at.partition);
+            self.clear_pending_repairs(at.partition);
             self.pending_repairs.push(PendingRepair { position: at, timestamp });
             return Outcome::Void;
         }
-        self.settle(reach.partition);
+        self.clear_pending_repairs(replaced.partition);
         match (change, held) {
             (Change::Trim { timestamp, offset, .. }, Some(held)) => self.trim(held, offset, timestamp),
-            (Change::Trim { .. }, None) | (Change::Nothing { .. }, _) => Outcome::Nothing,
+            (Change::Trim { .. }, None) | (Change::NoEffect { .. }, _) => Outcome::Unchanged,
             // The same record again.
-            (_, Some(_)) if offset == Some(reach.offset) => Outcome::Nothing,
+            (_, Some(_)) if offset == Some(replaced.offset) => Outcome::Unchanged,
             (Change::Write(entry) | Change::Repair { entry, .. }, _) => {
                 // Provisional entries, too.
-                self.entries.retain(|held| held.position().partition != reach.partition);
+                self.entries.retain(|held| held.position().partition != replaced.partition);
                 self.entries.push(entry);
                 Outcome::Written
             }
@@ -126,18 +127,18 @@ impl KeyState {
     /// replaced it.
     fn trim(&mut self, held: usize, offset: i64, timestamp: LogTime) -> Outcome {
         let entry = self.entries.swap_remove(held);
-        if self.is_read {
+        if self.shown_to_readers {
             // It was trimmed alive, for a newer one has replaced it; or dead, and the older ones before it. What it was
             // that replaced this one in its own partition is not known any more: it may have been a delete.
             let alive =
                 entry.position().offset == offset && entry.state_by_log_time(timestamp) == State::Live;
             self.entries.push(if alive { entry.as_provisional() } else { entry.as_provisional_delete() });
-            self.provisional_since = self.provisional_since.max(timestamp);
+            self.last_trimmed_at = self.last_trimmed_at.max(timestamp);
         }
         Outcome::Trimmed
     }
 
-    fn settle(&mut self, partition: i32) {
+    fn clear_pending_repairs(&mut self, partition: i32) {
         self.pending_repairs.retain(|pending| pending.position.partition != partition);
     }
 
@@ -179,7 +180,7 @@ impl KeyState {
     }
 }
 
-pub(super) fn parse_others(mut bytes: &[u8]) -> Result<Vec<Entry>, StoreError> {
+pub fn parse_others(mut bytes: &[u8]) -> Result<Vec<Entry>, StoreError> {
     let mut entries = Vec::new();
     while !bytes.is_empty() {
         let entry = bytes.split_first_chunk().and_then(|(length, rest)| {
@@ -192,7 +193,7 @@ pub(super) fn parse_others(mut bytes: &[u8]) -> Result<Vec<Entry>, StoreError> {
     Ok(entries)
 }
 
-pub(super) fn parse_pending_repairs(mut bytes: &[u8]) -> Result<SmallVec<[PendingRepair; 1]>, StoreError> {
+pub fn parse_pending_repairs(mut bytes: &[u8]) -> Result<SmallVec<[PendingRepair; 1]>, StoreError> {
     let mut pending_repairs = SmallVec::new();
     while !bytes.is_empty() {
         let pending = bytes.split_first_chunk().and_then(|(partition, rest)| {

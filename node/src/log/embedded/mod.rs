@@ -4,24 +4,30 @@
 //! Appends that wait together are committed together. Like Kafka, it keeps the newest record of every key and loses
 //! older ones by compaction, here once when it is opened.
 
-use std::collections::HashMap;
-use std::ops::Bound;
-use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+mod compaction;
+mod reader;
+mod records;
+
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use futures_util::future::BoxFuture;
 use heed::types::{Bytes, Str};
-use heed::{Database, Env, EnvFlags, RoTxn};
+use heed::{Database, Env, EnvFlags};
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
+use self::compaction::compact;
+use self::reader::Reader;
+use self::records::{encode, end_of, record_key};
 use super::{
-    AppendError, Appended, Batch, Condition, ConditionalRecord, Log, LogIdentity, LogInfo, LogReader,
-    LogRecord, LogTag, OpenError, ReadError,
+    AppendError, Appended, Condition, ConditionalRecord, Log, LogIdentity, LogInfo, LogReader, OpenError,
+    ReadError,
 };
 use crate::clock::LogTime;
 use crate::data_dir::DataDir;
-use crate::store::open_env;
+use crate::lmdb;
 use crate::telemetry::TraceParent;
 use crate::worker::Worker;
 use bitacora_protocol::{HighWatermark, NextOffset, Position, partition_of};
@@ -30,12 +36,6 @@ use bitacora_protocol::{HighWatermark, NextOffset, Position, partition_of};
 const MAX_QUEUED_APPENDS: usize = 10_000;
 /// Appends committed together, at most.
 const MAX_APPENDS_PER_COMMIT: usize = 1_000;
-/// A record with a condition removes those before it no sooner than so long after it, as `min.compaction.lag.ms` has it.
-const COMPACTION_LAG: Duration = Duration::from_hours(1);
-/// Tombstones leave the log no sooner than so long after they were written, as `delete.retention.ms` has it; longer than
-/// a node of the same process can be away without being rebuilt.
-const TOMBSTONE_RETENTION: Duration = Duration::from_hours(30 * 24);
-
 pub struct EmbeddedLog {
     shared: Arc<Shared>,
     appends: Mutex<Option<mpsc::SyncSender<Append>>>,
@@ -46,7 +46,7 @@ pub struct EmbeddedLog {
 struct Shared {
     env: Env,
     /// Partition (u32) and offset (u64), both big-endian → timestamp (i64), kind (u8), key length (u24), what the
-    /// kind adds (i64s), the trace's 25 bytes if the kind has [`TRACED`], key, value.
+    /// kind adds (i64s), the trace's 25 bytes if the kind says that there is one, key, value.
     records: Database<Bytes, Bytes>,
     identity: LogIdentity,
     /// Exclusive ends of what is committed, per partition.
@@ -74,7 +74,7 @@ impl EmbeddedLog {
     /// A sentence when the folder can't be used or holds a log with another number of partitions.
     pub fn open(dir: DataDir, topic: &str, partitions: usize) -> Result<Self> {
         let shown = dir.path().display().to_string();
-        let env = open_env(dir.path(), 2, EnvFlags::empty())
+        let env = lmdb::open(dir.path(), 2, EnvFlags::empty())
             .with_context(|| format!("the log in {shown} can't be opened"))?;
         let mut txn = env.write_txn()?;
         let records: Database<Bytes, Bytes> = env.create_database(&mut txn, Some("log"))?;
@@ -154,7 +154,7 @@ fn write(shared: &Shared, queue: &mpsc::Receiver<Append>) {
 }
 
 fn commit(shared: &Shared, group: &[Append]) -> heed::Result<Vec<Appended>> {
-    let mut ends = lock(&shared.ends).clone();
+    let mut ends = shared.ends.lock().clone();
     let timestamp = now();
     let mut appended = Vec::with_capacity(group.len());
     let mut txn = shared.env.write_txn()?;
@@ -162,145 +162,20 @@ fn commit(shared: &Shared, group: &[Append]) -> heed::Result<Vec<Appended>> {
     for append in group {
         let partition = append.partition.unwrap_or_else(|| partition_of(&append.key, ends.len()));
         let end = &mut ends[partition as usize];
-        value.clear();
-        value.extend(timestamp.ms().to_be_bytes());
-        let (kind, added): (u32, &[i64]) = match append.condition {
-            None => (PLAIN, &[]),
-            // Its one topic never changes, and has no id.
-            Some(Condition::Trim { offset, until, .. }) => (TRIM, &[offset, until.ms()]),
-            Some(Condition::Repair { offset, timestamp, until, .. }) => (
-                if append.tombstone { REPAIRED_TOMBSTONE } else { REPAIR },
-                &[offset, timestamp.ms(), until.ms()],
-            ),
-            Some(Condition::Unreadable) => (TRIM, &[-1, i64::MAX]),
-        };
-        let traced = if append.trace.is_some() { TRACED } else { 0 };
-        value.extend(((kind | traced) << 24 | append.key.len() as u32).to_be_bytes());
-        value.extend(added.iter().flat_map(|number| number.to_be_bytes()));
-        value.extend(append.trace.iter().flat_map(|trace| trace.to_bytes()));
-        value.extend(&append.key);
-        value.extend(&append.value);
+        encode(append, timestamp, &mut value);
         shared.records.put(&mut txn, &record_key(partition as u32, *end), &value)?;
         appended.push(Appended { position: Position { partition, offset: *end }, timestamp });
         *end += 1;
     }
     txn.commit()?;
-    *lock(&shared.ends) = ends;
+    *shared.ends.lock() = ends;
     shared.grown.notify_all();
     Ok(appended)
-}
-
-/// Removes every record that a newer one of the same key follows, and old tombstones, at `now`.
-fn compact(
-    txn: &mut heed::RwTxn<'_>,
-    records: Database<Bytes, Bytes>,
-    partitions: usize,
-    now: LogTime,
-) -> heed::Result<()> {
-    for partition in 0..partitions as u32 {
-        // Offsets of each key's records, and whether the newest may replace the others yet, and may go itself.
-        let mut keys: HashMap<Vec<u8>, (Vec<i64>, bool, bool)> = HashMap::new();
-        let mut last = None;
-        for item in records.range(txn, &range(&partition_bounds(partition)))? {
-            let (at, stored) = item?;
-            let Some((offset, record)) = offset_of(at).zip(parse(stored)) else { continue };
-            let (offsets, replaces, goes) = keys.entry(record.key.to_vec()).or_default();
-            offsets.push(offset);
-            *replaces = record.condition.is_none() || record.timestamp <= now - COMPACTION_LAG;
-            *goes = record.value.is_none() && record.timestamp <= now - TOMBSTONE_RETENTION;
-            last = Some(offset);
-        }
-        for (mut offsets, _, goes) in keys.into_values().filter(|(_, replaces, _)| *replaces) {
-            // The partition's last record tells where it ends.
-            let newest = offsets.pop().filter(|offset| goes && Some(*offset) != last);
-            for offset in offsets.into_iter().chain(newest) {
-                records.delete(txn, &record_key(partition, offset))?;
-            }
-        }
-    }
-    Ok(())
 }
 
 /// This machine is the only broker, so its clock is the log's.
 fn now() -> LogTime {
     LogTime::from_ms(crate::now_ms())
-}
-
-fn end_of(txn: &RoTxn<'_>, records: Database<Bytes, Bytes>, partition: usize) -> heed::Result<i64> {
-    let last = records.rev_range(txn, &range(&partition_bounds(partition as u32)))?.next().transpose()?;
-    Ok(last.and_then(|(at, _)| offset_of(at)).map_or(0, |offset| offset + 1))
-}
-
-fn record_key(partition: u32, offset: i64) -> [u8; 12] {
-    let mut key = [0; 12];
-    key[..4].copy_from_slice(&partition.to_be_bytes());
-    key[4..].copy_from_slice(&offset.to_be_bytes());
-    key
-}
-
-fn partition_bounds(partition: u32) -> ([u8; 12], [u8; 12]) {
-    (record_key(partition, 0), record_key(partition, i64::MAX))
-}
-
-fn range((start, end): &([u8; 12], [u8; 12])) -> (Bound<&[u8]>, Bound<&[u8]>) {
-    (Bound::Included(start), Bound::Excluded(end))
-}
-
-fn offset_of(key: &[u8]) -> Option<i64> {
-    key.get(4..12).and_then(|bytes| bytes.try_into().ok()).map(i64::from_be_bytes)
-}
-
-struct Stored<'a> {
-    timestamp: LogTime,
-    key: &'a [u8],
-    /// `None` for a tombstone.
-    value: Option<&'a [u8]>,
-    condition: Option<Condition>,
-    trace: Option<TraceParent>,
-}
-
-/// Added to the kind of a record that is part of a trace.
-const TRACED: u32 = 0x80;
-/// Kinds of record.
-const PLAIN: u32 = 0;
-const TRIM: u32 = 1;
-const REPAIR: u32 = 2;
-const REPAIRED_TOMBSTONE: u32 = 3;
-
-fn parse(bytes: &[u8]) -> Option<Stored<'_>> {
-    let (timestamp, rest) =
-        bytes.split_first_chunk().map(|(ms, rest)| (LogTime::from_ms(i64::from_be_bytes(*ms)), rest))?;
-    let (length, rest) = rest.split_first_chunk()?;
-    let number = |rest: &mut &[u8]| {
-        let (number, left) = rest.split_first_chunk()?;
-        *rest = left;
-        Some(i64::from_be_bytes(*number))
-    };
-    let (kind_and_length, mut rest) = (u32::from_be_bytes(*length), rest);
-    let kind = kind_and_length >> 24 & !TRACED;
-    let log = LogTag::default();
-    let condition = match kind {
-        PLAIN => None,
-        TRIM => Some(Condition::Trim {
-            offset: number(&mut rest)?,
-            until: LogTime::from_ms(number(&mut rest)?),
-            log,
-        }),
-        REPAIR | REPAIRED_TOMBSTONE => {
-            let (offset, timestamp, until) = (number(&mut rest)?, number(&mut rest)?, number(&mut rest)?);
-            let (timestamp, until) = (LogTime::from_ms(timestamp), LogTime::from_ms(until));
-            Some(Condition::Repair { offset, timestamp, until, log })
-        }
-        _ => return None,
-    };
-    let mut trace = None;
-    if kind_and_length >> 24 & TRACED != 0 {
-        let (bytes, left) = rest.split_first_chunk()?;
-        (trace, rest) = (TraceParent::from_bytes(bytes), left);
-    }
-    let (key, value) = rest.split_at_checked((kind_and_length & 0x00ff_ffff) as usize)?;
-    let value = Some(value).filter(|_| !matches!(kind, TRIM | REPAIRED_TOMBSTONE));
-    Some(Stored { timestamp, key, value, condition, trace })
 }
 
 impl Log for EmbeddedLog {
@@ -309,7 +184,7 @@ impl Log for EmbeddedLog {
     }
 
     fn open(&self, _: &dyn Fn()) -> Result<LogInfo, OpenError> {
-        let partitions = lock(&self.shared.ends).iter().map(|end| 0..*end).collect();
+        let partitions = self.shared.ends.lock().iter().map(|end| 0..*end).collect();
         Ok(LogInfo { identity: self.shared.identity.clone(), partitions })
     }
 
@@ -328,10 +203,10 @@ impl Log for EmbeddedLog {
 
     fn append_conditional(
         &self,
-        tidy: ConditionalRecord,
+        record: ConditionalRecord,
     ) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        let ConditionalRecord { partition, key, value, condition } = tidy;
-        if usize::try_from(partition).map_or(true, |partition| partition >= lock(&self.shared.ends).len()) {
+        let ConditionalRecord { partition, key, value, condition } = record;
+        if usize::try_from(partition).map_or(true, |partition| partition >= self.shared.ends.lock().len()) {
             let reason = format!("there is no partition {partition}");
             return Box::pin(std::future::ready(Err(AppendError::NotTaken(reason))));
         }
@@ -351,12 +226,12 @@ impl Log for EmbeddedLog {
     }
 
     fn high_watermarks(&self) -> Result<Vec<HighWatermark>, ReadError> {
-        Ok(lock(&self.shared.ends).iter().copied().map(HighWatermark).collect())
+        Ok(self.shared.ends.lock().iter().copied().map(HighWatermark).collect())
     }
 
     fn flush(&self, deadline: Duration) {
-        lock(&self.appends).take();
-        if let Some(writer) = lock(&self.writer).take()
+        self.appends.lock().take();
+        if let Some(writer) = self.writer.lock().take()
             && let Err(thread) = writer.join_until(Instant::now() + deadline)
         {
             tracing::warn!(
@@ -379,7 +254,7 @@ impl EmbeddedLog {
         let tombstone = value.is_none();
         let value = value.unwrap_or_default();
         let append = Append { partition, key, value, tombstone, condition, trace, done };
-        let sent = match &*lock(&self.appends) {
+        let sent = match &*self.appends.lock() {
             Some(queue) => queue.try_send(append).map_err(|_| "too many writes are waiting"),
             None => Err("the log is closing"),
         };
@@ -390,92 +265,12 @@ impl EmbeddedLog {
     }
 }
 
-struct Reader {
-    shared: Arc<Shared>,
-    next: Vec<NextOffset>,
-}
-
-impl LogReader for Reader {
-    fn poll(&mut self, wait: Duration, batch: &mut Batch) -> Result<(), ReadError> {
-        let behind = |ends: &Vec<i64>| ends.iter().zip(&self.next).any(|(end, next)| next.0 < *end);
-        let deadline = Instant::now() + wait;
-        let mut ends = lock(&self.shared.ends);
-        while !behind(&ends) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(());
-            }
-            ends = self.shared.grown.wait_timeout(ends, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        let known = ends.clone();
-        drop(ends);
-        self.read(&known, batch).map_err(|error| ReadError::Unavailable(error.to_string()))
-    }
-
-    fn applied(&mut self, _next: &[NextOffset]) {}
-}
-
-impl Reader {
-    fn read(&mut self, ends: &[i64], batch: &mut Batch) -> heed::Result<()> {
-        let txn = self.shared.env.read_txn()?;
-        for (partition, (end, next)) in (0..).zip(ends.iter().zip(&mut self.next)) {
-            let bounds = (record_key(partition as u32, next.0), record_key(partition as u32, *end));
-            for item in self.shared.records.range(&txn, &range(&bounds))? {
-                if batch.is_full() {
-                    return Ok(());
-                }
-                let (at, stored) = item?;
-                let Some((offset, record)) = offset_of(at).zip(parse(stored)) else { continue };
-                let position = Position { partition, offset };
-                if let Some(trace) = record.trace {
-                    batch.add_trace(position, trace);
-                }
-                batch.push(LogRecord {
-                    position,
-                    timestamp: record.timestamp,
-                    key: Some(record.key),
-                    value: record.value,
-                    condition: record.condition,
-                    epoch: None,
-                });
-                *next = NextOffset::after(offset);
-            }
-            // The rest up to the end are holes that compaction left.
-            *next = NextOffset(*end).max(*next);
-            batch.reached(partition, *next);
-        }
-        Ok(())
-    }
-}
-
-/// A panic elsewhere does not make the numbers behind this lock wrong.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::{Batch, LogTag};
+    use super::compaction::{COMPACTION_LAG, TOMBSTONE_RETENTION};
     use super::*;
-    use proptest::prelude::*;
     use std::path::Path;
-
-    proptest! {
-        #[test]
-        fn any_stored_bytes_are_a_record_of_no_more_than_these_or_none(
-            bytes: Vec<u8>,
-            at: Vec<u8>,
-            kind in prop_oneof![0..6_u8, 0x80..0x86_u8],
-            length in 0..20_u8,
-        ) {
-            let header = [&[0; 8][..], &[kind, 0, 0, length], &bytes].concat();
-            for bytes in [&bytes, &header] {
-                if let Some(Stored { key, value, .. }) = parse(bytes) {
-                    prop_assert!(key.len() + value.unwrap_or_default().len() + 12 <= bytes.len());
-                }
-            }
-            prop_assert_eq!(offset_of(&at).is_some(), at.len() >= 12);
-        }
-    }
 
     fn open(dir: &Path) -> EmbeddedLog {
         EmbeddedLog::open(DataDir::open(dir).expect("the folder is free"), "t", 2).expect("the log opens")
@@ -494,7 +289,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn appends_are_read_back_in_order_also_after_a_restart_and_compaction_keeps_the_newest() {
+    async fn appends_survive_a_restart_and_compaction() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let log = open(dir.path());
         let identity = Log::open(&log, &|| ()).expect("open").identity;
@@ -521,7 +316,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn records_with_a_condition_survive_a_restart_and_compact_only_after_the_lag() {
+    async fn conditional_records_compact_only_after_the_lag() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let log = open(dir.path());
         log.append("k", b"one".to_vec()).await.expect("acknowledged");
@@ -575,7 +370,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_closed_log_says_that_it_did_not_take_the_write() {
+    async fn a_closed_log_takes_no_write() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let log = open(dir.path());
         log.flush(Duration::from_secs(1));

@@ -1,0 +1,74 @@
+//! What all clients of librdkafka have in common: their configuration, and what is kept of their complaints.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::ConsumerContext;
+use rdkafka::error::KafkaError;
+
+use super::KafkaSettings;
+
+/// Properties that the node's correctness rests on; they can't be passed through.
+pub const RESERVED_PROPERTIES: [&str; 11] = [
+    "acks",
+    "auto.offset.reset",
+    "bootstrap.servers",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "enable.idempotence",
+    "enable.partition.eof",
+    "group.id",
+    "message.timeout.ms",
+    "partitioner",
+    "request.required.acks",
+];
+
+pub(super) fn client_config(settings: &KafkaSettings) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set_log_level(RDKafkaLogLevel::Warning);
+    for (name, value) in &settings.properties {
+        config.set(name, value);
+    }
+    config.set("bootstrap.servers", &settings.brokers);
+    set_default(&mut config, "client.id", "bitacora");
+    // Nagle's algorithm and long back-offs would each cost more than a whole round trip.
+    set_default(&mut config, "socket.nagle.disable", "true");
+    set_default(&mut config, "reconnect.backoff.max.ms", "1000");
+    config
+}
+
+pub(super) fn set_default(config: &mut ClientConfig, name: &str, value: &str) {
+    if config.get(name).is_none() {
+        config.set(name, value);
+    }
+}
+
+/// A client's context that keeps librdkafka's last complaint for whoever has to tell why nothing answers, instead of
+/// logging every try to connect. Shared, since only the producer's are told while nothing else is polled.
+#[derive(Clone, Default)]
+pub(super) struct LastProblem {
+    text: Arc<Mutex<String>>,
+}
+
+impl LastProblem {
+    pub fn text(&self) -> String {
+        self.text.lock().clone()
+    }
+}
+
+impl ClientContext for LastProblem {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        tracing::debug!(?level, facility, "librdkafka: {line}");
+        // `[thrd:…]: the problem`
+        let problem = line.split_once("]: ").map_or(line, |(_, problem)| problem);
+        problem.clone_into(&mut self.text.lock());
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "librdkafka reports a problem");
+    }
+}
+
+impl ConsumerContext for LastProblem {}

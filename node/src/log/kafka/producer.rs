@@ -1,0 +1,179 @@
+//! The producer, and what becomes of each append: acknowledged, refused, or nobody knows.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use rdkafka::client::ClientContext;
+use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::producer::{DeliveryResult, ProducerContext, ThreadedProducer};
+use rdkafka::statistics::Statistics;
+use tokio::sync::oneshot;
+
+use super::client::{LastProblem, client_config, set_default};
+use super::sent::{Failed, Sent, Verdict};
+use super::statistics::Collected;
+use super::{KafkaSettings, QUERY_TIMEOUT, events};
+use crate::clock::LogTime;
+use crate::log::{AppendError, Appended};
+use bitacora_protocol::Position;
+
+/// How often librdkafka tells the producer's statistics: a write that failed may wait so long for its answer, see [`super::sent`].
+const STATISTICS_INTERVAL_MS: &str = "1000";
+
+pub(super) fn producer(
+    settings: &KafkaSettings,
+    problem: LastProblem,
+    statistics: &Arc<Collected>,
+) -> Result<ThreadedProducer<Acknowledgements>, KafkaError> {
+    let mut config = client_config(settings);
+    config
+        .set("acks", "all")
+        .set("enable.idempotence", "true")
+        .set("partitioner", "murmur2_random")
+        .set("message.timeout.ms", settings.write_timeout.as_millis().to_string())
+        .set("message.max.bytes", settings.max_record_bytes.max(1_000_000).to_string());
+    // A record waits for others to share its request only while earlier requests are under way.
+    set_default(&mut config, "linger.ms", "0");
+    set_default(&mut config, "queue.buffering.max.kbytes", "131072");
+    set_default(&mut config, "statistics.interval.ms", STATISTICS_INTERVAL_MS);
+    let told = config.get("statistics.interval.ms") != Some("0");
+    let longest = micros(settings.write_timeout + QUERY_TIMEOUT);
+    let context = Acknowledgements {
+        problem,
+        statistics: Arc::clone(statistics),
+        topic: settings.topic.clone(),
+        sent: told.then(|| Mutex::new(Sent::new(events::clock(), longest))),
+    };
+    ThreadedProducer::from_config_and_context(&config, context)
+}
+
+pub(super) fn is_too_large(code: RDKafkaErrorCode) -> bool {
+    matches!(code, RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize)
+}
+
+pub(super) type Acknowledged = Result<Appended, AppendError>;
+
+pub(super) fn acknowledgement(
+    sent: Result<oneshot::Receiver<Acknowledged>, AppendError>,
+) -> BoxFuture<'static, Acknowledged> {
+    Box::pin(async move {
+        // librdkafka reports on every record it took, at the latest after `message.timeout.ms`; then see `sent`.
+        sent?.await.unwrap_or_else(|_| Err(AppendError::Unknown("the producer was closed".into())))
+    })
+}
+
+/// The producer's context: hands each acknowledgement to the append that waits for it.
+pub(super) struct Acknowledgements {
+    problem: LastProblem,
+    statistics: Arc<Collected>,
+    topic: String,
+    /// `None` if the statistics were turned off.
+    sent: Option<Mutex<Sent<UnsentAppend>>>,
+}
+
+/// An append that librdkafka says it did not send, and why it failed.
+struct UnsentAppend {
+    done: Box<oneshot::Sender<Acknowledged>>,
+    reason: String,
+}
+
+impl UnsentAppend {
+    fn settle(self, verdict: Verdict) {
+        let error = match verdict {
+            Verdict::NeverSent => AppendError::NotTaken(self.reason),
+            Verdict::MaybeSent => AppendError::Unknown(self.reason),
+        };
+        // The caller may have gone away.
+        let _ = self.done.send(Err(error));
+    }
+}
+
+impl Acknowledgements {
+    /// Answers now, or with the next statistics.
+    fn settle_unsent(&self, message: &BorrowedMessage<'_>, asks: UnsentAppend) {
+        let (Some(sent), Some(latency)) = (&self.sent, events::latency(message)) else {
+            return asks.settle(Verdict::MaybeSent);
+        };
+        let gave_up = events::clock();
+        let handed_over = gave_up.saturating_sub(latency);
+        let record = Failed { partition: message.partition(), handed_over, gave_up, asks };
+        let known = sent.lock().failed(record);
+        if let Some((asks, verdict)) = known {
+            asks.settle(verdict);
+        }
+    }
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+impl ClientContext for Acknowledgements {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        self.problem.log(level, facility, line);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.problem.error(error, reason);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        if let Some(sent) = &self.sent {
+            let partitions = statistics.topics.get(&self.topic).map(|topic| &topic.partitions);
+            let records = partitions.into_iter().flatten().map(|(number, it)| (*number, it.txmsgs)).collect();
+            let known = sent.lock().sample(statistics.ts, records);
+            for (asks, verdict) in known {
+                asks.settle(verdict);
+            }
+        }
+        self.statistics.producer(statistics);
+    }
+}
+
+impl ProducerContext for Acknowledgements {
+    type DeliveryOpaque = Box<oneshot::Sender<Acknowledged>>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, done: Self::DeliveryOpaque) {
+        let acknowledged = match result {
+            Ok(message) => Ok(Appended {
+                position: Position { partition: message.partition(), offset: message.offset() },
+                timestamp: LogTime::from_ms(message.timestamp().to_millis().unwrap_or_default()),
+            }),
+            Err((error, message)) => match append_error(error, message) {
+                // What a broker itself refused is not taken; what librdkafka gave up may be.
+                AppendError::NotTaken(reason) if !is_refusal(error) => {
+                    return self.settle_unsent(message, UnsentAppend { done, reason });
+                }
+                error => Err(error),
+            },
+        };
+        // The caller may have gone away.
+        let _ = done.send(acknowledged);
+    }
+}
+
+/// Whether a broker refused the record itself, and so any earlier try of it too, rather than its sequence number. The codes for what
+/// happens in librdkafka are negative.
+fn is_refusal(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{InvalidProducerEpoch, UnknownProducerId};
+    error
+        .rdkafka_error_code()
+        .is_some_and(|code| code as i32 > 0 && !matches!(code, InvalidProducerEpoch | UnknownProducerId))
+}
+
+fn append_error(error: &KafkaError, message: &BorrowedMessage<'_>) -> AppendError {
+    let code = error.rdkafka_error_code();
+    let reason = match code {
+        Some(RDKafkaErrorCode::MessageTimedOut) => "no broker acknowledged it in time".to_owned(),
+        _ => error.to_string(),
+    };
+    match code {
+        Some(code) if is_too_large(code) => AppendError::TooLarge(reason),
+        _ if events::may_be_persisted(message) => AppendError::Unknown(reason),
+        _ => AppendError::NotTaken(reason),
+    }
+}

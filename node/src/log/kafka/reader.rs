@@ -1,0 +1,113 @@
+//! Reading the topic: a consumer that is assigned all partitions and joins no group.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::KafkaSettings;
+use super::client::{LastProblem, client_config, set_default};
+use super::events::{self, Event};
+use super::statistics::Collected;
+use crate::log::{Batch, LogReader, ReadError};
+use bitacora_protocol::NextOffset;
+
+/// How often the group's offsets are committed: for operators' eyes, so a second is soon enough.
+const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
+/// How often librdkafka tells a reader's statistics.
+const STATISTICS_INTERVAL_MS: &str = "5000";
+
+pub(super) struct Reader {
+    queue: events::ConsumerQueue,
+    topic: String,
+    statistics: Arc<Collected>,
+    /// The last offsets committed to the group.
+    committed: Option<Vec<NextOffset>>,
+    last_commit: Instant,
+}
+
+impl LogReader for Reader {
+    fn poll(&mut self, wait: Duration, batch: &mut Batch) -> Result<(), ReadError> {
+        let mut wait = wait;
+        while !batch.is_full() {
+            match self.queue.poll(wait, batch) {
+                Event::Nothing => break,
+                Event::Records => wait = Duration::ZERO,
+                Event::End { partition, next } if partition >= 0 => {
+                    batch.reached(partition, next);
+                    wait = Duration::ZERO;
+                }
+                Event::OutOfRange { partition } => return Err(ReadError::OutOfRange { partition }),
+                Event::Statistics(json) => self.statistics.reader(&json),
+                Event::End { .. } | Event::Other => wait = Duration::ZERO,
+                Event::Fatal(reason) => return Err(ReadError::Unavailable(reason)),
+            }
+        }
+        Ok(())
+    }
+
+    fn applied(&mut self, next: &[NextOffset]) {
+        if self.last_commit.elapsed() < COMMIT_INTERVAL || self.committed.as_deref() == Some(next) {
+            return;
+        }
+        self.last_commit = Instant::now();
+        self.commit(next, CommitMode::Async);
+    }
+}
+
+impl Reader {
+    /// Begins to read every partition at its next offset; see [`crate::log::Log::reader`].
+    pub fn start(
+        settings: &KafkaSettings,
+        statistics: Arc<Collected>,
+        from: &[NextOffset],
+        epochs: &[Option<i32>],
+    ) -> Result<Self, ReadError> {
+        let unavailable = |error: KafkaError| ReadError::Unavailable(error.to_string());
+        let mut config = client_config(settings);
+        config
+            .set("group.id", &settings.group)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            // The store decides where to read; an offset that is not there is an error, never a silent jump.
+            .set("auto.offset.reset", "error")
+            // The end of a partition is told by the broker, not guessed from the last record: see `Event::End`.
+            .set("enable.partition.eof", "true");
+        set_default(&mut config, "statistics.interval.ms", STATISTICS_INTERVAL_MS);
+        set_default(&mut config, "fetch.queue.backoff.ms", "10");
+        set_default(&mut config, "fetch.error.backoff.ms", "100");
+        let consumer: BaseConsumer<LastProblem> =
+            BaseConsumer::from_config_and_context(&config, LastProblem::default()).map_err(unavailable)?;
+        let mut assignment = TopicPartitionList::new();
+        for (partition, next) in (0..).zip(from) {
+            assignment
+                .add_partition_offset(&settings.topic, partition, Offset::Offset(next.0))
+                .map_err(unavailable)?;
+        }
+        for (partition, epoch) in
+            (0..).zip(epochs).filter_map(|(partition, epoch)| Some((partition, (*epoch)?)))
+        {
+            events::set_leader_epoch(&mut assignment, &settings.topic, partition, epoch);
+        }
+        consumer.assign(&assignment).map_err(unavailable)?;
+        let queue = events::ConsumerQueue::new(consumer)
+            .ok_or_else(|| ReadError::Unavailable("librdkafka gave the consumer no queue".to_owned()))?;
+        let topic = settings.topic.clone();
+        Ok(Self { queue, topic, statistics, committed: None, last_commit: Instant::now() })
+    }
+
+    fn commit(&mut self, next: &[NextOffset], mode: CommitMode) {
+        let mut offsets = TopicPartitionList::new();
+        for (partition, next) in (0..).zip(next) {
+            // Offset 0 says no more than no offset at all.
+            let _ = offsets.add_partition_offset(&self.topic, partition, Offset::Offset(next.0));
+        }
+        match self.queue.consumer().commit(&offsets, mode) {
+            Ok(()) => self.committed = Some(next.to_vec()),
+            Err(error) => tracing::debug!(%error, "the group's offsets could not be committed"),
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Applying what was read from the log: records and next offsets in one transaction, then the cache.
+
+use heed::types::Bytes as RawBytes;
+use heed::{Database, RoTxn, RwTxn};
+
+use super::environment::Environment;
+use super::sweep::{sweep_key, sweep_time};
+use super::trimming::{KeyState, Outcome, parse_others, parse_pending_repairs};
+use super::{Change, Entry, Store, StoreError};
+use crate::clock::LogTime;
+use crate::log::PartitionRead;
+use bitacora_protocol::NextOffset;
+
+/// What came of applying records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Keys whose record is another now, or gone.
+    pub changed: usize,
+    /// Records of the store that a tombstone with a condition removed.
+    pub trimmed: usize,
+    /// Records of the log whose condition was not met.
+    pub void: usize,
+}
+
+impl Applied {
+    fn count(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Trimmed => self.trimmed += 1,
+            Outcome::Void => self.void += 1,
+            Outcome::Unchanged | Outcome::Written => {}
+        }
+    }
+}
+
+impl Store {
+    /// Applies records, in the order of the log within each partition, and the next offsets that follow them, in one
+    /// transaction.
+    ///
+    /// A write that is not newer than the one in the store changes nothing, so applying twice is harmless.
+    ///
+    /// # Errors
+    /// When LMDB fails (for example on a full disk); nothing is changed then.
+    pub fn apply(
+        &self,
+        changes: &mut Vec<(&[u8], Change)>,
+        next: &[(i32, NextOffset)],
+    ) -> Result<Applied, StoreError> {
+        let read: Vec<_> =
+            next.iter().map(|(partition, next)| PartitionRead::up_to(*partition, *next)).collect();
+        self.apply_read(changes, &read)
+    }
+
+    /// As [`Store::apply`], with all that is known of what was read, be it changes or not.
+    ///
+    /// # Errors
+    /// As [`Store::apply`].
+    pub fn apply_read(
+        &self,
+        changes: &mut Vec<(&[u8], Change)>,
+        read: &[PartitionRead],
+    ) -> Result<Applied, StoreError> {
+        // In key order, a page is written once however many of its keys change; the sort is stable, so each key's changes
+        // keep the order of their partition.
+        changes.sort_by_key(|(key, _)| *key);
+        let written = self.written();
+        let environment = written.environment();
+        let mut txn = environment.env.write_txn()?;
+        let lookup = KeyLookup::of(environment, &txn)?;
+        let (mut applied, mut changed) = (Applied::default(), Vec::with_capacity(changes.len()));
+        let mut changes = changes.drain(..).peekable();
+        while let Some((key, first)) = changes.next() {
+            let mut state = lookup.key_state(environment, &txn, key)?;
+            let before = StoredKey::of(&state);
+            applied.count(state.apply(first));
+            while let Some((_, change)) = changes.next_if(|(next, _)| *next == key) {
+                applied.count(state.apply(change));
+            }
+            state.sort();
+            if write_key(environment, &mut txn, key, &before, &state)? {
+                changed.push((key, state.entries.into_iter().next()));
+            }
+        }
+        for read in read {
+            environment.put_read(&mut txn, *read)?;
+        }
+        txn.commit()?;
+        applied.changed = changed.len();
+        if let Some(cache) = written.cache() {
+            changed.into_iter().for_each(|(key, newest)| cache.update(key, newest));
+        }
+        Ok(applied)
+    }
+}
+
+/// What an environment held of a key before it was changed.
+struct StoredKey {
+    newest: Option<Entry>,
+    others: Vec<u8>,
+    pending_repairs: Vec<u8>,
+}
+
+impl StoredKey {
+    fn of(state: &KeyState) -> Self {
+        let newest = state.entries.first().cloned();
+        Self { newest, others: state.others(), pending_repairs: state.pending_repairs() }
+    }
+}
+
+/// Writes what has changed of a key. Returns whether its newest entry has.
+fn write_key(
+    environment: &Environment,
+    txn: &mut RwTxn<'_>,
+    key: &[u8],
+    before: &StoredKey,
+    state: &KeyState,
+) -> Result<bool, StoreError> {
+    save(environment.others, txn, key, &before.others, &state.others())?;
+    save(environment.pending_repairs, txn, key, &before.pending_repairs, &state.pending_repairs())?;
+    let newest = state.entries.first();
+    if newest.map(Entry::as_bytes) == before.newest.as_ref().map(Entry::as_bytes) {
+        return Ok(false);
+    }
+    if let Some(at) = before.newest.as_ref().and_then(sweep_time) {
+        environment.sweep_times.delete(txn, &sweep_key(at, key))?;
+    }
+    let at = newest.and_then(|entry| {
+        if entry.is_provisional() {
+            Some(state.last_trimmed_at.max(LogTime::default()))
+        } else {
+            sweep_time(entry)
+        }
+    });
+    if let Some(at) = at {
+        environment.sweep_times.put(txn, &sweep_key(at, key), &())?;
+    }
+    match newest {
+        Some(entry) => environment.records.put(txn, key, entry.as_bytes())?,
+        None => drop(environment.records.delete(txn, key)?),
+    }
+    Ok(true)
+}
+
+/// What is the same for all keys of a transaction: which databases need not be looked into.
+#[derive(Clone, Copy)]
+pub(super) struct KeyLookup {
+    /// Whether the store was complete at some time, so that readers are shown its entries.
+    shown_to_readers: bool,
+    look_into_others: bool,
+    look_into_pending_repairs: bool,
+}
+
+impl KeyLookup {
+    /// Finds a key's entries, to choose among them; nothing is applied to them.
+    pub const ENTRIES_ONLY: Self =
+        Self { shown_to_readers: false, look_into_others: true, look_into_pending_repairs: false };
+
+    fn of(environment: &Environment, txn: &RoTxn<'_>) -> Result<Self, StoreError> {
+        Ok(Self {
+            shown_to_readers: environment.is_restored(txn)?,
+            // Both databases are empty nearly always.
+            look_into_others: !environment.others.is_empty(txn)?,
+            look_into_pending_repairs: !environment.pending_repairs.is_empty(txn)?,
+        })
+    }
+
+    /// What an environment holds of a key.
+    pub fn key_state(
+        self,
+        environment: &Environment,
+        txn: &RoTxn<'_>,
+        key: &[u8],
+    ) -> Result<KeyState, StoreError> {
+        let mut state = KeyState { shown_to_readers: self.shown_to_readers, ..KeyState::default() };
+        if let Some(bytes) = environment.records.get(txn, key)? {
+            state.entries.push(Entry::from_bytes(bytes).ok_or(StoreError::Corrupt("records"))?);
+        }
+        if self.look_into_others
+            && let Some(bytes) = environment.others.get(txn, key)?
+        {
+            state.entries.extend(parse_others(bytes)?);
+        }
+        if self.look_into_pending_repairs
+            && let Some(bytes) = environment.pending_repairs.get(txn, key)?
+        {
+            state.pending_repairs = parse_pending_repairs(bytes)?;
+        }
+        Ok(state)
+    }
+}
+
+/// Writes a value that differs from the one before; an empty one is removed.
+pub(super) fn save(
+    database: Database<RawBytes, RawBytes>,
+    txn: &mut RwTxn<'_>,
+    key: &[u8],
+    before: &[u8],
+    after: &[u8],
+) -> Result<(), StoreError> {
+    if after == before {
+        return Ok(());
+    }
+    if after.is_empty() {
+        database.delete(txn, key)?;
+    } else {
+        database.put(txn, key, after)?;
+    }
+    Ok(())
+}

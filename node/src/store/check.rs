@@ -1,0 +1,71 @@
+//! Whether a copy of another node's store, whose pages are whole, holds what a node writes.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::environment::Environment;
+use super::trimming::{parse_others, parse_pending_repairs};
+use super::{Checkpoint, Entry, StoreError, pages};
+use bitacora_protocol::Position;
+
+impl Environment {
+    /// Whether a copy of another node's store holds what a node writes, and no more than its positions say. Looks at all
+    /// of it, until it is to stop.
+    ///
+    /// # Errors
+    /// What is wrong, and with which key.
+    pub fn check(&self, checkpoint: &Checkpoint, stop: &AtomicBool) -> Result<(), StoreError> {
+        if checkpoint.identity.is_none() || !checkpoint.restored || checkpoint.next.is_empty() {
+            return Err(StoreError::Copy("it is not complete".to_owned()));
+        }
+        let wrong = |database: &str, key: &[u8], what: &str| {
+            StoreError::Copy(format!("under '{database}', '{}' {what}", String::from_utf8_lossy(key)))
+        };
+        // A record from beyond would make those void that are still to come.
+        let applied = |at: Position| {
+            let next =
+                usize::try_from(at.partition).ok().and_then(|partition| checkpoint.next.get(partition));
+            next.is_some_and(|next| (0..next.0).contains(&at.offset))
+        };
+        let check = |database: &str, key: &[u8], entry: &Entry| {
+            if !entry.is_of(key) {
+                return Err(wrong(database, key, "has another's record, or none"));
+            }
+            let at = entry.position();
+            if applied(at) {
+                Ok(())
+            } else {
+                Err(wrong(database, key, &format!("lies at {at}, which was never applied")))
+            }
+        };
+        let txn = self.env.read_txn()?;
+        let mut last: &[u8] = &[];
+        for item in self.records.iter(&txn)? {
+            let (key, stored) = item?;
+            if key <= last {
+                return Err(wrong("records", key, "is out of order"));
+            }
+            last = key;
+            if stop.load(Ordering::Relaxed) {
+                return Err(StoreError::Copy(pages::GIVEN_UP.to_owned()));
+            }
+            check("records", key, &Entry::from_bytes(stored).ok_or(StoreError::Corrupt("records"))?)?;
+        }
+        for item in self.others.iter(&txn)? {
+            let (key, stored) = item?;
+            parse_others(stored)?.iter().try_for_each(|entry| check("others", key, entry))?;
+        }
+        for item in self.pending_repairs.iter(&txn)? {
+            let (key, stored) = item?;
+            if !parse_pending_repairs(stored)?.iter().all(|pending| applied(pending.position)) {
+                return Err(wrong("pending_repairs", key, "speaks of a record that was never applied"));
+            }
+        }
+        for item in self.sweep_times.iter(&txn)? {
+            let (at, ()) = item?;
+            if at.len() <= size_of::<i64>() {
+                return Err(wrong("sweep_times", at, "has no key"));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,113 @@
+//! Reading: one key, or a page of keys in order.
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use super::generation::Generation;
+use super::{Entry, Store, StoreError};
+use crate::log::LogTag;
+
+/// A page of a scan ends with the record that reaches this.
+pub(super) const MAX_SCAN_BYTES: usize = 1 << 20;
+/// A page of a scan looks at no more keys, so that a range of deleted ones holds no transaction for long.
+pub(super) const MAX_SCAN_KEYS: usize = 50_000;
+
+/// Where a record was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    Cache,
+    Store,
+}
+
+impl Store {
+    /// The newest record of a key, delete markers included. Takes microseconds; a page that the system has dropped
+    /// from its page cache is read from disk.
+    ///
+    /// # Errors
+    /// When LMDB fails.
+    pub fn get(&self, key: &[u8]) -> Result<Option<(Entry, Tier)>, StoreError> {
+        self.get_from(&self.current.load(), key)
+    }
+
+    /// As [`Store::get`], and the log that the answer is of.
+    ///
+    /// # Errors
+    /// When LMDB fails.
+    pub fn get_with_log(&self, key: &[u8]) -> Result<(Option<(Entry, Tier)>, LogTag), StoreError> {
+        loop {
+            let generation = self.current.load_full();
+            let found = self.get_from(&generation, key)?;
+            // If it was emptied in place meanwhile, what was found may be the next generation's.
+            if Arc::ptr_eq(&generation, &self.current.load()) {
+                return Ok((found, generation.log));
+            }
+        }
+    }
+
+    /// Reads from one generation, be it the current one or, by now, the one before.
+    pub(super) fn get_from(
+        &self,
+        generation: &Generation,
+        key: &[u8],
+    ) -> Result<Option<(Entry, Tier)>, StoreError> {
+        if key.is_empty() || key.len() > self.max_key_bytes() {
+            return Ok(None);
+        }
+        let environment = &generation.environment;
+        generation.cache.get_or_read(key, &self.counters, || {
+            let txn = environment.env.read_txn()?;
+            match environment.records.get(&txn, key)? {
+                None => Ok(None),
+                Some(bytes) => Entry::from_bytes(bytes).map(Some).ok_or(StoreError::Corrupt("records")),
+            }
+        })
+    }
+
+    /// Records in key order that are `wanted`: at most `limit`, and no more once they have 1 MiB or 50,000 keys were looked at.
+    /// With the last key looked at if there are more. `end` is exclusive; empty for none.
+    ///
+    /// # Errors
+    /// When LMDB fails.
+    pub fn scan(
+        &self,
+        from: &Bound<Vec<u8>>,
+        prefix: &[u8],
+        end: &[u8],
+        limit: usize,
+        wanted: impl Fn(&Entry) -> bool,
+    ) -> Result<(Vec<Entry>, Option<Vec<u8>>), StoreError> {
+        let from = match from {
+            // LMDB has no empty keys.
+            Bound::Included(key) if key.is_empty() => Bound::Unbounded,
+            bound => bound.as_ref().map(Vec::as_slice),
+        };
+        let end = if end.is_empty() { Bound::Unbounded } else { Bound::Excluded(end) };
+        // One short transaction a page: a long one would keep LMDB from using freed pages again.
+        let generation = self.current.load_full();
+        let environment = &generation.environment;
+        let txn = environment.env.read_txn()?;
+        let (mut found, mut bytes, mut last) = (Vec::new(), 0, None);
+        for (looked_at, item) in environment.records.range(&txn, &(from, end))?.enumerate() {
+            let (key, stored) = item?;
+            if !key.starts_with(prefix) {
+                return Ok((found, None));
+            }
+            if found.len() == limit || bytes >= MAX_SCAN_BYTES || looked_at == MAX_SCAN_KEYS {
+                return Ok((found, last.map(<[u8]>::to_vec)));
+            }
+            last = Some(key);
+            let entry = Entry::from_bytes(stored).ok_or(StoreError::Corrupt("records"))?;
+            if wanted(&entry) {
+                bytes += stored.len();
+                found.push(entry);
+            }
+        }
+        Ok((found, None))
+    }
+
+    /// The log that what is read came from.
+    #[must_use]
+    pub fn log(&self) -> LogTag {
+        self.current.load().log
+    }
+}

@@ -1,0 +1,156 @@
+//! Sweeping: expired values and old tombstones leave the disk.
+
+use std::ops::Bound;
+use std::time::Duration;
+
+use bitacora_protocol::record::ttl;
+use heed::RwTxn;
+
+use super::apply::{KeyLookup, save};
+use super::environment::Environment;
+use super::{Entry, Store, StoreError};
+use crate::clock::LogTime;
+
+/// Keys in one transaction of a sweep: a few ms, in which no records are applied.
+const MAX_KEYS_PER_SWEEP: usize = 1_000;
+/// When an old tombstone that may not be forgotten yet is looked at again.
+pub(super) const SWEEP_AGAIN_AFTER: Duration = Duration::from_secs(10);
+
+/// What is past, of a sweep.
+#[derive(Clone, Copy)]
+struct SweepTimes {
+    /// Past by both clocks.
+    now: LogTime,
+    /// How long other writers' tombstones are remembered.
+    retention: Duration,
+    /// Until when everything has been read.
+    read_until: Option<LogTime>,
+}
+
+impl Store {
+    /// Drops from disk and memory the values of keys that have expired at `now`, of a bounded number of keys; their positions stay.
+    /// Forgets the tombstones of other writers that were `retention` old at `read_until`, until when everything has been read: before
+    /// that, the log may have something to come that they decide. Both times are past by both clocks
+    /// ([`crate::clock::past_by_both_clocks`]), since what is dropped does not come back. Returns how many keys it changed.
+    ///
+    /// # Errors
+    /// When LMDB fails; nothing is changed then.
+    pub fn sweep(
+        &self,
+        now: LogTime,
+        retention: Duration,
+        read_until: Option<LogTime>,
+    ) -> Result<usize, StoreError> {
+        let written = self.written();
+        let environment = written.environment();
+        let due = due_until(environment, now)?;
+        if due.is_empty() {
+            return Ok(0);
+        }
+        let times = SweepTimes { now, retention, read_until };
+        let mut txn = environment.env.write_txn()?;
+        let mut swept = Vec::new();
+        for sweep_key in &due {
+            environment.sweep_times.delete(&mut txn, sweep_key)?;
+            let (at, key) = parse_sweep_key(sweep_key)?;
+            if sweep_one(environment, &mut txn, key, at, times)? {
+                swept.push(key);
+            }
+        }
+        txn.commit()?;
+        if let Some(cache) = written.cache() {
+            swept.iter().for_each(|key| cache.remove(key));
+        }
+        Ok(swept.len())
+    }
+}
+
+/// What a sweep has to look at by now, as it lies in `sweep_times`.
+fn due_until(environment: &Environment, now: LogTime) -> Result<Vec<Vec<u8>>, StoreError> {
+    let txn = environment.env.read_txn()?;
+    let end = now.ms().saturating_add(1).max(0).to_be_bytes();
+    let range = (Bound::Unbounded, Bound::Excluded(&end[..]));
+    let due = environment.sweep_times.range(&txn, &range)?.take(MAX_KEYS_PER_SWEEP);
+    Ok(due.map(|item| item.map(|(sweep_key, ())| sweep_key.to_vec())).collect::<Result<_, _>>()?)
+}
+
+/// Looks at one key, which was due `at` some time. Returns whether it was changed.
+fn sweep_one(
+    environment: &Environment,
+    txn: &mut RwTxn<'_>,
+    key: &[u8],
+    at: LogTime,
+    times: SweepTimes,
+) -> Result<bool, StoreError> {
+    let Some(stored) = environment.records.get(txn, key)? else { return Ok(false) };
+    let entry = Entry::header_of(stored).ok_or(StoreError::Corrupt("records"))?;
+    let is_read_until = |time| times.read_until.is_some_and(|read_until| time <= read_until);
+    let look_again = |txn: &mut RwTxn<'_>, at| environment.sweep_times.put(txn, &sweep_key(at, key), &());
+    if entry.is_provisional() {
+        // Until all that it waits for was read.
+        if is_read_until(at) {
+            drop_provisional_entries(environment, txn, key)?;
+            return Ok(true);
+        }
+        look_again(txn, times.now + SWEEP_AGAIN_AFTER)?;
+    } else if stored.len() > entry.as_bytes().len() {
+        // Its time may be that of another record, which this one replaced.
+        if (1..=times.now.ms()).contains(&entry.ttl()) {
+            environment.records.put(txn, key, entry.as_bytes())?;
+            return Ok(true);
+        }
+    } else if entry.ttl() == ttl::DELETED {
+        let forget_at = entry.timestamp() + times.retention;
+        let decides_nothing = environment.others.get(txn, key)?.is_none()
+            && environment.pending_repairs.get(txn, key)?.is_none();
+        if decides_nothing && is_read_until(forget_at) {
+            environment.records.delete(txn, key)?;
+            return Ok(true);
+        }
+        let again = if forget_at > times.now { forget_at } else { times.now + SWEEP_AGAIN_AFTER };
+        look_again(txn, again)?;
+    }
+    Ok(false)
+}
+
+/// Shows of a key what is left without its provisional entries.
+fn drop_provisional_entries(
+    environment: &Environment,
+    txn: &mut RwTxn<'_>,
+    key: &[u8],
+) -> Result<(), StoreError> {
+    let mut state = KeyLookup::ENTRIES_ONLY.key_state(environment, txn, key)?;
+    let others = state.others();
+    state.entries.retain(|entry| !entry.is_provisional());
+    state.sort();
+    save(environment.others, txn, key, &others, &state.others())?;
+    match state.entries.first() {
+        Some(entry) => environment.records.put(txn, key, entry.as_bytes())?,
+        None => drop(environment.records.delete(txn, key)?),
+    }
+    if let Some(at) = state.entries.first().and_then(sweep_time) {
+        environment.sweep_times.put(txn, &sweep_key(at, key), &())?;
+    }
+    Ok(())
+}
+
+/// When a sweep has something to do with an entry that is not provisional: its value goes when it expires; for another writer's
+/// tombstone, the sweep decides. An expiry is a time of the accepting node's clock; a sweep's `now` is past by both clocks.
+pub(super) fn sweep_time(entry: &Entry) -> Option<LogTime> {
+    match (entry.ttl(), entry.has_record()) {
+        (ttl::FOR_EVER, _) | (1.., false) => None,
+        (ttl @ 1.., true) => Some(LogTime::from_ms(ttl)),
+        (_, true) => None,
+        (_, false) => Some(entry.timestamp().max(LogTime::default())),
+    }
+}
+
+/// The time (ms, i64, big-endian), then the key.
+pub(super) fn sweep_key(at: LogTime, key: &[u8]) -> Vec<u8> {
+    [&at.ms().to_be_bytes()[..], key].concat()
+}
+
+fn parse_sweep_key(bytes: &[u8]) -> Result<(LogTime, &[u8]), StoreError> {
+    let (at, key) = bytes.split_first_chunk().ok_or(StoreError::Corrupt("sweep_times"))?;
+    Ok((LogTime::from_ms(i64::from_be_bytes(*at)), key))
+}

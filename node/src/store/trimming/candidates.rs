@@ -1,0 +1,95 @@
+//! What may leave the log: records that are long dead, or that another partition's record has replaced.
+
+use std::ops::Bound;
+
+use bitacora_protocol::record::ttl;
+
+use super::parse_others;
+use crate::clock::LogTime;
+use crate::log::LogTag;
+use crate::store::{Entry, Store, StoreError};
+use bitacora_protocol::Position;
+
+/// Which records the trimmer asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct TrimQuery<'a> {
+    /// Of the keys beyond this one, in key order.
+    pub after: &'a [u8],
+    /// Those that have been deleted or expired since then, or longer.
+    pub dead_until: LogTime,
+    /// Those that a newer record of their key in another partition has replaced since then, or longer.
+    pub replaced_until: LogTime,
+    pub max_records: usize,
+    /// No more keys are looked at.
+    pub max_keys: usize,
+}
+
+/// What the log need not keep: [`Store::trimmable`].
+#[derive(Debug, Default)]
+pub struct Trimmable {
+    pub log: LogTag,
+    pub records: Vec<(Vec<u8>, Position)>,
+    /// The last key looked at, if there are more.
+    pub after: Option<Vec<u8>>,
+}
+
+impl Store {
+    /// The records that the log need not keep: those that are dead, and those that a newer record of their key in another partition has
+    /// replaced, which compaction can't remove.
+    ///
+    /// Left out are other writers' tombstones, which the log forgets by itself, what is dead and hides a replaced record,
+    /// keys with pending repairs, and all of a store that has never been caught up, which may lack just those.
+    ///
+    /// # Errors
+    /// When LMDB fails.
+    pub fn trimmable(&self, query: &TrimQuery<'_>) -> Result<Trimmable, StoreError> {
+        let written = self.written();
+        let environment = written.environment();
+        let txn = environment.env.read_txn()?;
+        let log = environment.log_in(&txn)?;
+        if !environment.is_restored(&txn)? {
+            return Ok(Trimmable::default());
+        }
+        let none_replaced = environment.others.is_empty(&txn)?;
+        // LMDB has no empty keys.
+        let from = if query.after.is_empty() { Bound::Unbounded } else { Bound::Excluded(query.after) };
+        let (mut found, mut last) = (Vec::new(), None);
+        for (looked_at, item) in environment.records.range(&txn, &(from, Bound::Unbounded))?.enumerate() {
+            if looked_at == query.max_keys || found.len() >= query.max_records {
+                return Ok(Trimmable { log, records: found, after: last.map(<[u8]>::to_vec) });
+            }
+            let (key, stored) = item?;
+            last = Some(key);
+            let entry = Entry::header_of(stored).ok_or(StoreError::Corrupt("records"))?;
+            let others = if none_replaced { None } else { environment.others.get(&txn, key)? };
+            // It waits for what this node has not read.
+            if entry.is_provisional() {
+                continue;
+            }
+            let is_replaced = others.is_some() && entry.timestamp() <= query.replaced_until;
+            let is_dead =
+                others.is_none() && dead_since(&entry, stored).is_some_and(|since| since <= query.dead_until);
+            if !(is_replaced || is_dead) || environment.pending_repairs.get(&txn, key)?.is_some() {
+                continue;
+            }
+            match others {
+                None => found.push((key.to_vec(), entry.position())),
+                Some(others) => {
+                    found.extend(parse_others(others)?.iter().map(|entry| (key.to_vec(), entry.position())));
+                }
+            }
+        }
+        Ok(Trimmable { log, records: found, after: None })
+    }
+}
+
+/// Since when a stored record is dead and needs a trimmer to leave the log. An expiry is a time of the accepting node's clock; the
+/// times that it is compared with are past by both clocks.
+fn dead_since(entry: &Entry, stored: &[u8]) -> Option<LogTime> {
+    match entry.ttl() {
+        ttl::FOR_EVER => None,
+        ttl if ttl < 0 && stored.len() == entry.as_bytes().len() => None,
+        // A ttl may lie before the write.
+        ttl => Some(LogTime::from_ms(ttl).max(entry.timestamp())),
+    }
+}

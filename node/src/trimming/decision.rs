@@ -1,0 +1,101 @@
+//! What to append, decided from what the store holds. `docs/trimming.md` says why it loses nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::GRACE_FOR_ELECTED_TRIMMER;
+use crate::clock::LogTime;
+use crate::log::{Condition, ConditionalRecord, LogTag};
+use crate::replication::progress::AppliedUntil;
+use crate::store::{NeededRepair, Store, StoreError, TrimQuery, Trimmable};
+use bitacora_protocol::Position;
+
+/// Tombstones, and repairs, appended in one step.
+const MAX_RECORDS_PER_ROUND: usize = 500;
+/// Keys looked at in one step.
+const MAX_KEYS_PER_ROUND: usize = 50_000;
+
+/// Decides what to append. Knows the store only: neither the log nor a clock.
+pub(super) struct Trimmer {
+    store: Arc<Store>,
+    /// How long a record stays after it died.
+    pub(super) retention: Duration,
+    /// How long what it decides takes effect.
+    window: Duration,
+    /// The last key looked at; empty between two rounds.
+    after: Vec<u8>,
+}
+
+impl Trimmer {
+    /// `retention`: how long a record stays after it died.
+    pub fn new(store: Arc<Store>, retention: Duration) -> Self {
+        // In less, a repair that was left to the elected trimmer for a while would come too late.
+        let window = (retention / 4).max(2 * GRACE_FOR_ELECTED_TRIMMER);
+        Self { store, retention, window, after: Vec::new() }
+    }
+
+    /// The records that repair what is pending since `made_until`, or longer.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn repairs(&self, made_until: LogTime) -> Result<Vec<ConditionalRecord>, StoreError> {
+        let (log, needed) = self.store.needed_repairs(MAX_RECORDS_PER_ROUND)?;
+        let needed = needed.into_iter().filter(|needed| needed.pending.timestamp <= made_until);
+        Ok(needed.map(|needed| self.repair(log, needed)).collect())
+    }
+
+    fn repair(
+        &self,
+        log: LogTag,
+        NeededRepair { key, pending, entry, replaced_at }: NeededRepair,
+    ) -> ConditionalRecord {
+        let until = pending.timestamp + self.window;
+        let Some(entry) = entry else {
+            // A trim of all that was before: what had said so is behind in compaction now.
+            let before = Position { offset: (pending.position.offset - 1).max(0), ..pending.position };
+            return trim(key, before, until, log);
+        };
+        let Position { partition, offset } = entry.position();
+        if replaced_at.is_some_and(|at| at <= pending.timestamp - self.retention / 2) {
+            // It need not be said again.
+            return trim(key, entry.position(), until, log);
+        }
+        let condition = Condition::Repair { offset, timestamp: entry.timestamp(), until, log };
+        // A tombstone's is one.
+        let value = entry.has_record().then(|| entry.record_bytes().to_vec());
+        ConditionalRecord { partition, key, value, condition }
+    }
+
+    /// Whether the next look begins with the first key.
+    pub fn is_at_start(&self) -> bool {
+        self.after.is_empty()
+    }
+
+    /// The next tombstones, and whether all keys have been looked at.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn trims(&mut self, applied: AppliedUntil) -> Result<(Vec<ConditionalRecord>, bool), StoreError> {
+        let query = TrimQuery {
+            after: &self.after,
+            dead_until: applied.time - self.retention,
+            replaced_until: applied.time - self.retention / 2,
+            max_records: MAX_RECORDS_PER_ROUND,
+            max_keys: MAX_KEYS_PER_ROUND,
+        };
+        let Trimmable { log, records, after } = self.store.trimmable(&query)?;
+        let all = after.is_none();
+        self.after = after.unwrap_or_default();
+        let until = applied.log_time + self.window;
+        Ok((records.into_iter().map(|(key, position)| trim(key, position, until, log)).collect(), all))
+    }
+}
+
+fn trim(
+    key: Vec<u8>,
+    Position { partition, offset }: Position,
+    until: LogTime,
+    log: LogTag,
+) -> ConditionalRecord {
+    ConditionalRecord { partition, key, value: None, condition: Condition::Trim { offset, until, log } }
+}
