@@ -86,7 +86,9 @@ impl Store {
         txn.commit()?;
         applied.changed = changed.len();
         if let Some(cache) = written.cache() {
-            changed.into_iter().for_each(|(key, newest)| cache.update(key, newest));
+            for (key, newest) in changed {
+                cache.update(key, newest);
+            }
         }
         Ok(applied)
     }

@@ -169,8 +169,9 @@ impl Store {
         self.folder.point_to(number)?;
         let given_up = self.building.lock().take().filter(|building| building.number != number);
         let old = self.publish(new, log);
-        for removed in [Some(old.environment.number), given_up.map(|environment| environment.number)] {
-            removed.into_iter().for_each(|number| self.folder.remove(number));
+        self.folder.remove(old.environment.number);
+        if let Some(environment) = given_up {
+            self.folder.remove(environment.number);
         }
         Ok(())
     }

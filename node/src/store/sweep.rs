@@ -59,7 +59,9 @@ impl Store {
         }
         txn.commit()?;
         if let Some(cache) = written.cache() {
-            swept.iter().for_each(|key| cache.remove(key));
+            for key in &swept {
+                cache.remove(key);
+            }
         }
         Ok(swept.len())
     }
