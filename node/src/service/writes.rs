@@ -2,12 +2,13 @@
 //! record comes back through the replica.
 
 use std::pin::Pin;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bitacora_protocol::record::{KeyValue, source, ttl};
 use futures_util::future::BoxFuture;
+use parking_lot::RwLock;
 use uuid::Uuid;
 
 use crate::log::{AppendError, Appended, Log};
@@ -110,7 +111,7 @@ impl Writes {
     /// Refuses every write from here on. A record that is being handed to the log right now is in its hands when this
     /// returns, so that a flush waits for it.
     pub fn close(&self) {
-        *self.closed.write().unwrap_or_else(PoisonError::into_inner) = true;
+        *self.closed.write() = true;
     }
 
     fn append(
@@ -119,7 +120,7 @@ impl Writes {
         record: Vec<u8>,
         trace: Option<TraceParent>,
     ) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        let closed = self.closed.read().unwrap_or_else(PoisonError::into_inner);
+        let closed = self.closed.read();
         if *closed {
             let stopping = AppendError::NotTaken("this node is stopping".to_owned());
             return Box::pin(std::future::ready(Err(stopping)));

@@ -6,8 +6,8 @@ mod replica;
 mod store;
 
 use std::fmt::Debug;
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use prometheus::core::{Atomic, GenericGaugeVec};
 use prometheus::{IntCounter, IntGauge, Registry, TextEncoder};
 
@@ -112,7 +112,7 @@ impl Scrape {
     /// The exposition text, format 0.0.4.
     #[must_use]
     pub fn text(&self, now: &Figures<'_>) -> String {
-        let gauges = self.gauges.lock().unwrap_or_else(PoisonError::into_inner);
+        let gauges = self.gauges.lock();
         gauges.fill(now);
         TextEncoder::new()
             .encode_to_string(&self.registry.gather())
