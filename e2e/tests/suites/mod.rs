@@ -15,6 +15,7 @@ mod faults;
 mod foreign_records;
 mod full_disk;
 mod import_export;
+mod machine;
 mod membership;
 mod metrics;
 mod monitoring;
@@ -27,7 +28,6 @@ mod resync;
 mod rpc;
 mod rpc_java;
 mod shutdown;
-mod slow_disk_and_clock;
 mod snapshot;
 mod topic_records;
 mod trimming;
@@ -44,7 +44,7 @@ pub fn all() -> Vec<Test> {
         compose::tests(),
         ecs::tests(),
         full_disk::tests(),
-        slow_disk_and_clock::tests(),
+        machine::tests(),
         real_data::tests(),
         resync::tests(),
         snapshot::tests(),

@@ -4,12 +4,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
+use e2e::cluster::Options;
+use e2e::http::RawConnection;
 use e2e::runner::{Ctx, Test};
 use e2e::{tests, wait};
 use futures_util::future::join_all;
 
 pub fn tests() -> Vec<Test> {
-    tests![Servers: writes_acknowledged_before_a_stop_are_kept]
+    tests![Servers: writes_acknowledged_before_a_stop_are_kept, a_slow_body_ends_with_the_grace]
 }
 
 const WRITERS: usize = 32;
@@ -69,5 +71,48 @@ async fn writes_acknowledged_before_a_stop_are_kept(ctx: Ctx) -> Result<()> {
     for (key, value) in &acknowledged {
         node.has(key, Some(value)).await;
     }
+    Ok(())
+}
+
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
+
+/// A client that sends its body more slowly than the node may wait.
+async fn a_slow_body_ends_with_the_grace(ctx: Ctx) -> Result<()> {
+    let options = Options::new()
+        .env("SHUTDOWN_GRACE", format!("{}ms", SHUTDOWN_GRACE.as_millis()))
+        .env("DRAIN_DELAY", "0ms");
+    let cluster = ctx.cluster_with(1, options).await?;
+    let node = &cluster.nodes[0];
+    node.api().set("before", "value").await?.expect(200);
+    let mut slow = RawConnection::open(node.api_port).await?;
+    let body = "v".repeat(1_000);
+    let head = format!("POST /rpc?key=slow HTTP/1.1\r\nhost: node\r\ncontent-length: {}\r\n\r\n", body.len());
+    slow.write(head.as_bytes()).await?;
+    let under_way = tokio::sync::Notify::new();
+    let sent = async {
+        for (sent, byte) in body.as_bytes().iter().enumerate() {
+            if sent == 10 {
+                under_way.notify_one();
+            }
+            // The node may end the connection at any time from the stop on.
+            if slow.write(&[*byte]).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        unreachable!("the node waited for the whole body");
+    };
+    let stop = async {
+        under_way.notified().await;
+        node.terminate(Duration::from_secs(20)).await
+    };
+    let ((), (status, took)) = tokio::join!(sent, stop);
+    println!("shutdown: ended {} ms after SIGTERM, with a grace of {SHUTDOWN_GRACE:?}", took.as_millis());
+    assert!(status.success(), "it ended with {status}");
+    assert!(took < SHUTDOWN_GRACE + Duration::from_millis(1500), "it ended only after {took:?}");
+    node.spawn()?;
+    node.ready().await;
+    node.has("before", Some("value")).await;
+    node.api().get("slow").await?.expect(404);
     Ok(())
 }

@@ -13,15 +13,15 @@ use futures_util::future::try_join_all;
 use reqwest::Method;
 
 pub fn tests() -> Vec<Test> {
-    tests![Servers: log_append_time_follows_the_order_of_the_log, create_time_follows_the_order_of_the_log,
+    tests![Servers: log_append_time_follows_the_log, create_time_follows_the_log,
             nonsense_does_not_displace_a_record]
 }
 
-async fn log_append_time_follows_the_order_of_the_log(ctx: Ctx) -> Result<()> {
+async fn log_append_time_follows_the_log(ctx: Ctx) -> Result<()> {
     out_of_time(ctx, "LogAppendTime").await
 }
 
-async fn create_time_follows_the_order_of_the_log(ctx: Ctx) -> Result<()> {
+async fn create_time_follows_the_log(ctx: Ctx) -> Result<()> {
     out_of_time(ctx, "CreateTime").await
 }
 
