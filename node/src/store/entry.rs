@@ -9,7 +9,7 @@ use bitacora_protocol::Position;
 /// The bytes are empty for a tombstone that another writer made, and for a key that expired and was swept. Cheap to clone: one count, next to the bytes.
 ///
 /// Header, big-endian: partition i32, offset i64, write timestamp i64 (ms), ttl i64 (as in [`KeyValue::ttl`]). The first bit
-/// of the partition is set in a provisional entry: see [`super::key_state::KeyState`].
+/// of the partition is set in a provisional entry: see `KeyState`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry(Arc<[u8]>);
 
