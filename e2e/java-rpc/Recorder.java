@@ -16,19 +16,19 @@ import java.util.Map;
 
 /** Stands between a client and a server and keeps every frame that passes, as it is on the wire. */
 final class Recorder implements Closeable {
-  private final ServerSocket door;
+  private final ServerSocket listener;
   private final int server;
   private final Map<String, byte[]> frames = new LinkedHashMap<>();
   private String call;
 
   Recorder(int server) throws IOException {
     this.server = server;
-    door = new ServerSocket(0, 1, InetAddress.getLoopbackAddress());
-    start("door", this::accept);
+    listener = new ServerSocket(0, 1, InetAddress.getLoopbackAddress());
+    start("listener", this::accept);
   }
 
   InetSocketAddress address() {
-    return new InetSocketAddress(door.getInetAddress(), door.getLocalPort());
+    return new InetSocketAddress(listener.getInetAddress(), listener.getLocalPort());
   }
 
   /** Names what comes next. */
@@ -70,8 +70,8 @@ final class Recorder implements Closeable {
 
   private void accept() throws IOException {
     while (true) {
-      Socket client = door.accept();
-      Socket node = new Socket(door.getInetAddress(), server);
+      Socket client = listener.accept();
+      Socket node = new Socket(listener.getInetAddress(), server);
       start("requests", () -> pump("request", client, node));
       start("responses", () -> pump("response", node, client));
     }
@@ -108,6 +108,6 @@ final class Recorder implements Closeable {
 
   @Override
   public void close() throws IOException {
-    door.close();
+    listener.close();
   }
 }

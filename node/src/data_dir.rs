@@ -18,7 +18,7 @@ impl DataDir {
     /// Creates the folder if it is missing, and locks it.
     ///
     /// # Errors
-    /// A sentence that names the folder when it can't be created, written or locked.
+    /// Names the folder when it can't be created, written or locked.
     pub fn open(path: &Path) -> Result<Self> {
         let shown = path.display();
         fs::create_dir_all(path).with_context(|| {

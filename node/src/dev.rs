@@ -22,7 +22,7 @@ const PARTITIONS: usize = 4;
 /// Runs the cluster until `stop` completes.
 ///
 /// # Errors
-/// A sentence when it can't start, or when a node's replica gave up.
+/// When the cluster can't start, or a node's replica has failed for good; the text is for the terminal.
 pub async fn run(settings: DevSettings, stop: impl Future<Output = ()>) -> Result<()> {
     let addresses: Vec<_> = (0..settings.nodes).map(|i| address(settings.port, i)).collect::<Result<_>>()?;
     // Every port and folder before the first node, so that what is wrong is told before anything runs.

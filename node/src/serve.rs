@@ -20,7 +20,7 @@ use crate::settings::{AddressSource, ServeSettings};
 /// Runs a node until `stop` completes.
 ///
 /// # Errors
-/// A sentence when it can't start, or when its replica gave up.
+/// When the node can't start, or its replica has failed for good; the text is for the terminal.
 pub async fn run(settings: ServeSettings, stop: impl Future<Output = ()>) -> Result<()> {
     let avro_port = match settings.avro_port {
         Some(port) => port,
@@ -108,7 +108,7 @@ fn kafka_settings(
 /// Opens a port, or says who is in the way. `setting` is the name to change.
 ///
 /// # Errors
-/// A sentence.
+/// When the port is taken or can't be opened; the text names the setting to change.
 pub async fn listen(address: IpAddr, port: u16, setting: &str) -> Result<TcpListener> {
     match TcpListener::bind(SocketAddr::new(address, port)).await {
         Ok(listener) => Ok(listener),

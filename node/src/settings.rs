@@ -294,7 +294,7 @@ impl ServeSettings {
     /// The properties of the flag and of the file, the flag's last.
     ///
     /// # Errors
-    /// A sentence that names the file and the line.
+    /// What is wrong in which file and line.
     pub fn properties(&self) -> Result<Vec<(String, String)>, String> {
         let mut properties = Vec::new();
         if let Some(path) = &self.kafka_properties_file {

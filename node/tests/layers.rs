@@ -17,9 +17,6 @@ const LAYERS: [&[&str]; 9] = [
     &["answer_text", "clock", "data_dir", "lmdb", "metrics", "telemetry", "worker"],
 ];
 
-/// Files that may use a room which is not below theirs.
-const EXCEPTIONS: [(&str, &str); 0] = [];
-
 fn layer(room: &str) -> Option<usize> {
     LAYERS.iter().position(|rooms| rooms.contains(&room))
 }
@@ -72,8 +69,6 @@ fn no_arrow_runs_back_up() {
         let code = code(&std::fs::read_to_string(file).expect("readable"));
         let above = uses(&code).into_iter().filter(|used| *used != room);
         let above = above.filter(|used| layer(used).is_some_and(|to| to <= from));
-        let above =
-            above.filter(|used| !EXCEPTIONS.iter().any(|(file, room)| path.ends_with(file) && used == room));
         wrong.extend(above.map(|used| format!("{} uses {used}, which is not below it", path.display())));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

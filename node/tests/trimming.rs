@@ -105,7 +105,7 @@ fn trimmed(log: &EmbeddedLog, key: &str, writes: usize) -> i64 {
     assert_eq!(all, vec![None; writes]);
     let mut offsets: Vec<_> = conditional
         .iter()
-        .map(|tidy| match tidy {
+        .map(|record| match record {
             Some(Condition::Trim { offset, .. }) => *offset,
             _ => panic!("{conditional:?}"),
         })

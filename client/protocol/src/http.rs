@@ -24,7 +24,7 @@ pub const LOG_HEADER: &str = "bitacora-log";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Message<'a> {
-    /// A sentence.
+    /// What is wrong, as a sentence for the client.
     pub message: Cow<'a, str>,
     /// Of a write that was answered 503: whether it may still take effect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -108,7 +108,7 @@ pub struct WrittenLine<'a> {
 pub struct FailedLine<'a> {
     /// As that of an answer of its own.
     pub status: u16,
-    /// A sentence.
+    /// What is wrong, as a sentence for the client.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<Cow<'a, str>>,
     /// Of a key that is not there: the position that the answer reflects.

@@ -433,19 +433,22 @@ async fn a_frozen_member_holds_nobody_up(ctx: Ctx) -> Result<()> {
         }
         api.get("key").await?.expect(200);
     }
-    let ghost = format!("127.0.0.1:{}", frozen.api_port);
+    let frozen_address = format!("127.0.0.1:{}", frozen.api_port);
     let members = api.status().await?["members"].to_string();
-    assert!(members.contains(&ghost), "the answers came only when the ghost was gone: {members}");
-    wait::until("the ghost is no member", START, || async {
+    assert!(
+        members.contains(&frozen_address),
+        "the answers came only when the frozen member was gone: {members}"
+    );
+    wait::until("the frozen member is no member", START, || async {
         for node in [node, other] {
             let members =
                 node.api().status().await.map_err(|error| format!("{error:#}"))?["members"].to_string();
-            if members.contains(&ghost) {
+            if members.contains(&frozen_address) {
                 return Err(members);
             }
         }
         let members = zk.children("/bitacora/servers").await?;
-        if members.contains(&ghost) { Err(format!("{members:?}")) } else { Ok(()) }
+        if members.contains(&frozen_address) { Err(format!("{members:?}")) } else { Ok(()) }
     })
     .await;
     // Nobody waits for it any more: every answer is the other's.

@@ -115,13 +115,13 @@ async fn scenario(kind: Kind, deployment: &Deployment, metadata: &MetadataServer
         let printed = format!("{value}\n");
         task.exec(&["bitacora", "set", &key, &value]).await?;
         for (j, other) in tasks.iter().enumerate() {
-            // By its own door, when the log has brought it there; and by what it registered, from the others.
+            // By its own interfaces, when the log has brought it there; and by what it registered, from the others.
             other.execs(&["bitacora", "get", &key], |seen| seen == printed).await?;
             let http = format!("http://{}", servers[j]);
-            let doors = [["--http", http.as_str()], ["--rpc", sockets[j].as_str()]];
-            for [flag, door] in doors {
-                let read = task.exec(&["bitacora", flag, door, "get", &key]).await?;
-                ensure!(read == printed, "{} at {door} from {}: {read:?}", other.name, task.name);
+            let interfaces = [["--http", http.as_str()], ["--rpc", sockets[j].as_str()]];
+            for [flag, address] in interfaces {
+                let read = task.exec(&["bitacora", flag, address, "get", &key]).await?;
+                ensure!(read == printed, "{} at {address} from {}: {read:?}", other.name, task.name);
             }
         }
     }

@@ -26,7 +26,7 @@ fn target(node: &Node) -> String {
     format!("127.0.0.1:{}", node.api_port)
 }
 
-/// Some of everything that clients do, through every node and both doors, over and over.
+/// Some of everything that clients do, through every node and both interfaces, over and over.
 async fn load(cluster: &Cluster) -> Result<()> {
     let client = Client::builder().nodes(cluster.nodes.iter().map(Node::rpc_address)).build().await?;
     for round in 0_u64.. {

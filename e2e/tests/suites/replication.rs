@@ -35,7 +35,7 @@ async fn a_value_set_on_any_node_is_read_on_every_node(ctx: Ctx) -> Result<()> {
             cluster.all_have(&format!("key-{n}-{i}"), Some(&format!("value {i} of node {n}"))).await;
         }
     }
-    // And by the usual door, with the headers of the contract.
+    // And over HTTP, with the headers that every answer about a key has.
     for node in &cluster.nodes {
         let answer = node.api().get("key-0-0").await?.expect(200);
         let record = answer.json();

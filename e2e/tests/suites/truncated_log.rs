@@ -28,12 +28,12 @@ async fn regrown_by_old_records_is_read_again(ctx: Ctx) -> Result<()> {
     the_log_goes_back(ctx, Grown::BeyondByOldRecords).await
 }
 
-/// By what the log grows that has gone back.
+/// By which records the truncated log grows.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Grown {
     /// Not up to its old end.
     Less,
-    /// Under a leader whose epoch is that of the one before, since all that the broker knew has gone back.
+    /// Under a leader whose epoch is that of the one before, since the broker lost what it knew of its leaders, too.
     Beyond,
     /// Under a leader of a later epoch, as one has that was elected although it had lost records.
     BeyondByOldRecords,

@@ -16,7 +16,7 @@ impl Params {
     /// `what` names the text in errors: `the query`, `the form`.
     ///
     /// # Errors
-    /// A sentence: broken percent-encoding, not UTF-8, a name twice.
+    /// Broken percent-encoding, text that is not UTF-8, or a name twice; the text is for the client.
     pub fn parse(text: &str, what: &str) -> Result<Self, String> {
         let mut params: Vec<(String, String)> = Vec::new();
         for pair in text.split('&').filter(|pair| !pair.is_empty()) {
@@ -31,7 +31,7 @@ impl Params {
     }
 
     /// # Errors
-    /// A sentence, when there is a name that is not among `known`: a misspelt parameter must not be ignored.
+    /// When there is a name that is not among `known`: a misspelt parameter must not be ignored.
     pub fn only(self, known: &[&str], what: &str) -> Result<Self, String> {
         match self.0.iter().find(|(name, _)| !known.contains(&name.as_str())) {
             Some((name, _)) => {
@@ -64,7 +64,7 @@ pub fn query_params(query: &str, known: &[&str]) -> Result<Params, HttpError> {
 /// A time to live, of at most [`MAX_TTL`].
 ///
 /// # Errors
-/// A sentence.
+/// What is wrong, as a sentence for the client.
 pub fn parse_ttl(text: &str) -> Result<Duration, String> {
     let ttl = units::positive_duration(text)
         .map_err(|error| format!("ttl: {error}; leave it out to keep the key for ever"))?;

@@ -77,7 +77,7 @@ pub trait Log: Send + Sync + 'static {
     /// Whether the log keeps what trimming rests on. Blocks, for seconds at most.
     ///
     /// # Errors
-    /// A sentence when it does not, or did not answer.
+    /// Why the topic is not fit for it, or that it did not answer.
     fn check_trimming(&self) -> Result<(), String>;
 
     /// Starts to read every partition at its next offset; `from[p]` is partition p's, and `epochs[p]` that of the leader

@@ -89,7 +89,7 @@ impl Node {
     /// Starts a node. It answers at once; whether it is ready is told by [`Progress::unready`].
     ///
     /// # Errors
-    /// A sentence when the store can't be opened.
+    /// When the store can't be opened; the text names the folder.
     pub fn start(parts: Parts) -> Result<Self> {
         let Parts { log, membership, data_dir, listener, rpc_listener, address, settings } = parts;
         let shared = Shared::new(log, membership, &data_dir, address.api(), settings)?;

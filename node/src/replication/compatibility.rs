@@ -98,7 +98,7 @@ pub(super) fn incompatibility(checkpoint: &Checkpoint, info: &LogInfo) -> Option
 pub(super) fn truncated_by_leader_epochs(checkpoint: &Checkpoint, partition: i32) -> Option<Incompatibility> {
     let next = checkpoint.next.get(usize::try_from(partition).ok()?).filter(|next| next.0 > 0)?;
     let why = format!(
-        "it has been read up to offset {} of partition {partition}, which by its leaders' word has ended before that: the log has gone back",
+        "it has been read up to offset {} of partition {partition}, which by its leaders' word has ended before that: the log was truncated",
         next.0
     );
     Some(Incompatibility { why, cause: Cause::LogTruncated })
@@ -113,7 +113,7 @@ pub(super) fn at_starts(mut checkpoint: Checkpoint, info: &LogInfo) -> Checkpoin
 }
 
 /// Why a log, although the offsets fit, can't be the one that a store was built from: it has a record below the next
-/// offset that is later than all that were read there. So a log that went back to an older state and grew beyond the
+/// offset that is later than all that were read there. So a log that was truncated and grew beyond the
 /// next offset again is found out, unless its new records are no later than its old ones: writers' clocks may say so
 /// (CreateTime), or a broker's that was set back. Nor is it found out within `timeout` if transaction markers are later
 /// than the records in between, and those are many; a node must be able to start all the same.
@@ -145,7 +145,7 @@ pub(super) fn truncated_and_regrown(
                 return Err(ReadError::Unavailable("it was not read again in time".to_owned()));
             }
             tracing::warn!(
-                "there was no time to see whether the log has gone back: it holds much that is later than its records, such as \
+                "there was no time to see whether the log was truncated: it holds much that is later than its records, such as \
                  transaction markers; it is taken for what it was"
             );
             return Ok(None);
@@ -160,7 +160,7 @@ pub(super) fn truncated_and_regrown(
         });
         if let Some(LogRecord { position, .. }) = other {
             return Ok(Some(format!(
-                "it has been read up to offset {} of partition {}, and now another record is at {position}: the log has gone back",
+                "it has been read up to offset {} of partition {}, and now another record is at {position}: the log was truncated",
                 known.next[position.partition as usize].0, position.partition
             )));
         }

@@ -3,30 +3,8 @@
 //! far the log is, and whether it is still the same ([`watermarks`]). Each goes on in steps, which the simulation takes
 //! without threads.
 //!
-//! # When the store does not fit the log
-//!
-//! It is built anew, from another member's store or from the log's start, never patched. Whether the old one is read in
-//! the meantime depends on who else can answer: what befalls one node is answered by the others (its store is emptied, it
-//! is not ready, its reads ask the members); what befalls all of them must not silence all of them at once (the new store
-//! is built beside the old one, which is read until the new one is complete).
-//!
-//! A store from an earlier run answers reads when the log has said that it fits, or has not said anything for a second.
-//! A node "runs" from the first time on that it is caught up; a store that it starts with has no such claim.
-//!
-//! | what happened | found at the start | found while running |
-//! | --- | --- | --- |
-//! | another `KAFKA_TOPIC` | emptied | – |
-//! | the topic was deleted and created again, the Kafka cluster was replaced | emptied | read until the switch |
-//! | the log ends below the store's next offset, or has fewer partitions: it lost records | emptied | read until the switch |
-//! | it lost records and has others in their place, by its leaders' word ([`compatibility::truncated_by_leader_epochs`]) or later ones by their write timestamps ([`compatibility::truncated_and_regrown`]) | emptied | read until the switch |
-//! | the log starts above the store's next offset: this node missed records | emptied | emptied |
-//! | last caught up longer ago than the delete grace, for the process was away or frozen | emptied, before the log answers | emptied, before another read |
-//! | … while it was being built from the log | emptied | begun anew |
-//! | … for the log did not answer, or the store could not be written, for that long | – | read until the switch |
-//! | the topic was given more partitions | goes on, and reads them from their start | the same, within seconds |
-//! | the volume was restored from a backup within the grace | goes on from its own offsets | – |
-//! | the machine's clock was set forward by more than the grace: it may have been stopped for as long | emptied | emptied |
-//! | the machine's clock was set back by more than an hour: nobody knows how long it was away | emptied | nothing: a running process counts for itself |
+//! Whether the store still fits the log, and what happens to it if not, is decided in `compatibility.rs` and `resync.rs`;
+//! `docs/resync.md` has every case in a table, and what reads see meanwhile.
 
 pub mod age;
 mod applier;

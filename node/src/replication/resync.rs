@@ -1,5 +1,5 @@
-//! Whether the store is brought up to date, emptied, or built anew beside the one that is read: the table at the head of
-//! [`super`], decided by [`decide`] and carried out by the applier.
+//! Whether the store is brought up to date, emptied, or built anew beside the one that is read: the table of
+//! `docs/resync.md`, decided by [`decide`] and carried out by the applier.
 
 use super::age::reason_too_old;
 use super::applier::{Applier, Interrupted, Suspicion};
@@ -36,7 +36,7 @@ pub(super) enum Found {
     WhileServing,
 }
 
-/// The table at the head of [`super`].
+/// The table of `docs/resync.md`.
 pub(super) fn decide(incompatibility: Option<Incompatibility>, found: Found) -> Resync {
     let Some(Incompatibility { why, cause }) = incompatibility else { return Resync::Continue };
     match (cause, found) {

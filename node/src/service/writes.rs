@@ -222,7 +222,7 @@ mod tests {
             &self,
             _: ConditionalRecord,
         ) -> BoxFuture<'static, Result<Appended, AppendError>> {
-            Box::pin(async { Err(AppendError::NotTaken("no tidying".to_owned())) })
+            Box::pin(async { Err(AppendError::NotTaken("no conditional records".to_owned())) })
         }
 
         fn check_trimming(&self) -> Result<(), String> {

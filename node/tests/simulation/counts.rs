@@ -41,7 +41,7 @@ impl Counts {
             ("clocks set wrong", self.clocks),
             ("nodes cut off from the log", self.cuts),
             ("topics or clusters replaced", self.topics),
-            ("partitions that went back", self.back),
+            ("partitions truncated", self.back),
             ("log starts moved", self.starts),
             ("partitions added", self.grown),
             ("stores emptied or built anew", self.resyncs),

@@ -67,7 +67,7 @@ pub struct Member {
     pub seen: Seen,
     /// The floor of the copy of its disk, if there is one.
     pub copied: Option<Floor>,
-    /// It may not know better until it has read the log to its end: its clock was set wrong, or the log went back and it has not
+    /// It may not know better until it has read the log to its end: its clock was set wrong, or the log was truncated and it has not
     /// heard of that.
     pub doubted: bool,
 }
@@ -282,7 +282,7 @@ impl Member {
         )))
     }
 
-    /// Pays what is owed, with all the time that it takes.
+    /// Appends the repairs that are needed, with all the time that it takes.
     pub fn append_repairs(&mut self) -> Outcome {
         for round in 0..100 {
             self.catch_up()?;

@@ -71,7 +71,7 @@ impl EmbeddedLog {
     /// Opens the log in a folder, or creates it with so many partitions.
     ///
     /// # Errors
-    /// A sentence when the folder can't be used or holds a log with another number of partitions.
+    /// When the folder can't be used or holds a log with another number of partitions.
     pub fn open(dir: DataDir, topic: &str, partitions: usize) -> Result<Self> {
         let shown = dir.path().display().to_string();
         let env = lmdb::open(dir.path(), 2, EnvFlags::empty())
@@ -332,8 +332,8 @@ mod tests {
         let partition = 1 - partition_of(b"k", 2);
         let mut positions = Vec::new();
         for (condition, value) in conditional.clone() {
-            let tidy = ConditionalRecord { partition, key: b"k".to_vec(), value, condition };
-            positions.push(log.append_conditional(tidy).await.expect("acknowledged").position);
+            let record = ConditionalRecord { partition, key: b"k".to_vec(), value, condition };
+            positions.push(log.append_conditional(record).await.expect("acknowledged").position);
         }
         assert_eq!(positions, [0, 1, 2].map(|offset| Position { partition, offset }));
         let nowhere = ConditionalRecord { partition: 2, key: b"k".to_vec(), value: None, condition: repair };
@@ -359,8 +359,8 @@ mod tests {
         // A tombstone goes in the end, unless it is a partition's last record.
         for key in [b"k", b"l"] {
             let condition = Condition::Trim { offset: 1, until: at(9), log: LogTag::default() };
-            let tidy = ConditionalRecord { partition, key: key.to_vec(), value: None, condition };
-            log.append_conditional(tidy).await.expect("acknowledged");
+            let record = ConditionalRecord { partition, key: key.to_vec(), value: None, condition };
+            log.append_conditional(record).await.expect("acknowledged");
         }
         compact_at(COMPACTION_LAG);
         assert_eq!(read(&log).len(), 2);

@@ -256,7 +256,7 @@ impl Log for KafkaLog {
 
     fn on_log_truncated(&self) {
         let mut current = self.producer.write();
-        self.renew(&mut current, "the log has gone back");
+        self.renew(&mut current, "the log was truncated");
     }
 
     fn delete_grace(&self) -> Option<Duration> {

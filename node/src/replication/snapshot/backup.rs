@@ -21,7 +21,7 @@ const NODE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Writes the store of the node at `from` to `file`. What was begun is removed if it can't be ended.
 ///
 /// # Errors
-/// A sentence that names the node or the file.
+/// When the node gives no store or the file can't be written; the text names it.
 pub async fn write(from: &reqwest::Url, file: &Path) -> Result<()> {
     let shown = file.display();
     if file.exists() {
@@ -74,7 +74,7 @@ pub async fn write(from: &reqwest::Url, file: &Path) -> Result<()> {
 /// Makes the store of a data folder from a backup.
 ///
 /// # Errors
-/// A sentence that names the file or the folder; the folder then holds no store.
+/// When the file is no backup or the folder is not empty; the text names it, and the folder then holds no store.
 pub fn restore(file: &Path, data_dir: &Path) -> Result<()> {
     let shown = file.display();
     let mut input = File::open(file).with_context(|| format!("the backup {shown} can't be read"))?;

@@ -320,7 +320,7 @@ fn open(
 /// Whether a store of this size fits on the disk of a folder.
 ///
 /// # Errors
-/// A sentence if not.
+/// How much room is missing, and where.
 pub fn room_for(folder: &std::path::Path, bytes: u64) -> Result<(), String> {
     let Ok(disk) = rustix::fs::statvfs(folder) else { return Ok(()) };
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);

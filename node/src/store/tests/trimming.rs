@@ -182,7 +182,7 @@ fn provisional_entries_show_nothing_older_or_too_early() {
             assert_eq!(text(&store).as_deref(), Some("left"));
         }
     }
-    // It decides nothing: what was taken away can be brought back, and what is without effect is owed to nothing.
+    // It decides nothing: what was taken away can be brought back, and a void record needs no repair.
     let (_dir, store) = filled(&[]);
     for change in [write(8, "left").into(), marker(5).into(), trim_1(6, 5)] {
         apply(&store, change);
