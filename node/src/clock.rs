@@ -166,7 +166,6 @@ fn since_boot() -> Duration {
     START.elapsed()
 }
 
-/// Shows what it is told.
 /// This machine's clock, in ms since the epoch.
 #[must_use]
 pub fn now_ms() -> i64 {

@@ -33,7 +33,7 @@ pub async fn run(settings: DevSettings, stop: impl Future<Output = ()>) -> Resul
     }
     let root = DataDir::open(&settings.data_dir)?;
     let log = EmbeddedLog::open(DataDir::open(&root.path().join("log"))?, TOPIC, PARTITIONS)?;
-    let log: Arc<dyn Log> = Arc::new(log.with_delete_grace(settings.node.delete_retention));
+    let log: Arc<dyn Log> = Arc::new(log.with_delete_retention(settings.node.delete_retention));
     let members: Vec<_> = addresses.iter().map(Address::api).collect();
     let mut nodes = Vec::new();
     for ((listener, rpc_listener), address) in listeners.into_iter().zip(addresses.clone()) {

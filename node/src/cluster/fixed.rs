@@ -40,7 +40,7 @@ impl Membership for FixedMembership {
 
     fn announce(&self) {}
 
-    fn trims(&self) -> bool {
+    fn is_elected_trimmer(&self) -> bool {
         self.first
     }
 

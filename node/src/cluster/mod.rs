@@ -30,7 +30,7 @@ pub trait Membership: Send + Sync + 'static {
     fn announce(&self);
 
     /// Whether it is this node's turn to trim the log. Never blocks; one member's at a time, as far as the source knows.
-    fn trims(&self) -> bool;
+    fn is_elected_trimmer(&self) -> bool;
 
     /// Takes this node out again. Waits for the source, no longer than a second or so.
     fn leave(&self) -> BoxFuture<'_, ()>;

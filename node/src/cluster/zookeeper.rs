@@ -112,7 +112,7 @@ impl Membership for ZooKeeperMembership {
         self.shared.wake.notify_one();
     }
 
-    fn trims(&self) -> bool {
+    fn is_elected_trimmer(&self) -> bool {
         self.shared.known.lock().trims
     }
 

@@ -100,7 +100,7 @@ pub trait Log: Send + Sync + 'static {
 
     /// Whether the log is, as far as can be told, still what [`Log::open`] found: a topic can be made anew under its name,
     /// a cluster under its address, and a topic can be given more `partitions`. Blocks, for a second or so at most.
-    fn is_still(&self, _identity: &LogIdentity, _partitions: usize) -> bool {
+    fn is_unchanged(&self, _identity: &LogIdentity, _partitions: usize) -> bool {
         true
     }
 
@@ -109,7 +109,7 @@ pub trait Log: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`ReadError::Unavailable`] when the log did not answer.
-    fn first_after(&self, times: &[Option<LogTime>]) -> Result<Vec<Option<i64>>, ReadError> {
+    fn first_offsets_after(&self, times: &[Option<LogTime>]) -> Result<Vec<Option<i64>>, ReadError> {
         Ok(vec![None; times.len()])
     }
 
@@ -118,7 +118,7 @@ pub trait Log: Send + Sync + 'static {
 
     /// After how long a delete marker may leave the log: who has not read it for longer may have missed deletes. `None`
     /// for never.
-    fn delete_grace(&self) -> Option<Duration> {
+    fn delete_retention(&self) -> Option<Duration> {
         None
     }
 

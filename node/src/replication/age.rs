@@ -1,4 +1,4 @@
-//! Whether a store may be trusted after it was not kept up: delete markers leave the log after a grace
+//! Whether a store may be trusted after it was not kept up: delete markers leave the log after a retention
 //! (`DELETE_RETENTION`), so who did not read it for longer may hold keys that were deleted meanwhile.
 
 use std::time::Duration;
@@ -10,8 +10,8 @@ const CLOCK_SLACK_MS: i64 = 60 * 60 * 1000;
 
 /// Why a store may not be trusted that was last caught up at `then`, when it is `now`; `None` if it may.
 #[must_use]
-pub fn reason_too_old(then: Option<WallTime>, now: WallTime, grace: Option<Duration>) -> Option<String> {
-    let grace = grace?;
+pub fn reason_too_old(then: Option<WallTime>, now: WallTime, retention: Option<Duration>) -> Option<String> {
+    let retention = retention?;
     let Some(then) = then else { return Some("it does not say when it was last caught up".to_owned()) };
     let age = now.ms_since(then);
     if age < -CLOCK_SLACK_MS {
@@ -20,11 +20,11 @@ pub fn reason_too_old(then: Option<WallTime>, now: WallTime, grace: Option<Durat
             shown(age.unsigned_abs())
         ));
     }
-    (age.max(0).unsigned_abs() > grace.as_millis() as u64).then(|| {
+    (age.max(0).unsigned_abs() > retention.as_millis() as u64).then(|| {
         format!(
             "it was last caught up {} ago, and deletes may be missed after {} (DELETE_RETENTION)",
             shown(age.unsigned_abs()),
-            shown(grace.as_millis() as u64)
+            shown(retention.as_millis() as u64)
         )
     })
 }
@@ -88,26 +88,28 @@ mod tests {
 
     #[test]
     fn a_store_is_trusted_while_it_is_young_and_clocks_make_sense() {
-        let grace = Some(Duration::from_secs(7 * 86_400));
+        let retention = Some(Duration::from_secs(7 * 86_400));
         let now = wall(1_700_000_000_000);
         let ms = Duration::from_millis;
-        assert_eq!(reason_too_old(Some(now), now, grace), None);
-        assert_eq!(reason_too_old(Some(now - 7 * DAY), now, grace), None, "to the last moment");
-        assert!(reason_too_old(Some(now - 7 * DAY - ms(1)), now, grace).expect("too old").contains("168 h"));
+        assert_eq!(reason_too_old(Some(now), now, retention), None);
+        assert_eq!(reason_too_old(Some(now - 7 * DAY), now, retention), None, "to the last moment");
+        assert!(
+            reason_too_old(Some(now - 7 * DAY - ms(1)), now, retention).expect("too old").contains("168 h")
+        );
         assert_eq!(
-            reason_too_old(Some(now + ms(60_000)), now, grace),
+            reason_too_old(Some(now + ms(60_000)), now, retention),
             None,
             "a clock that was set by a minute"
         );
-        let back =
-            reason_too_old(Some(now), now - 30 * DAY, grace).expect("a clock that was set back by a month");
+        let back = reason_too_old(Some(now), now - 30 * DAY, retention)
+            .expect("a clock that was set back by a month");
         assert!(back.contains("720 h from now"), "{back}");
-        assert!(reason_too_old(Some(now), wall(0), grace).is_some(), "a machine without a clock");
-        assert!(reason_too_old(None, now, grace).is_some());
+        assert!(reason_too_old(Some(now), wall(0), retention).is_some(), "a machine without a clock");
+        assert!(reason_too_old(None, now, retention).is_some());
         assert_eq!(reason_too_old(Some(wall(0)), now, None), None, "a log that keeps its markers");
         assert_eq!(reason_too_old(Some(WallTime::MIN), WallTime::MAX, None), None);
-        assert!(reason_too_old(Some(WallTime::MIN), WallTime::MAX, grace).is_some(), "no overflow");
-        assert!(reason_too_old(Some(WallTime::MAX), WallTime::MIN, grace).is_some(), "no overflow");
+        assert!(reason_too_old(Some(WallTime::MIN), WallTime::MAX, retention).is_some(), "no overflow");
+        assert!(reason_too_old(Some(WallTime::MAX), WallTime::MIN, retention).is_some(), "no overflow");
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub struct Applier {
     pub(super) shared: Arc<Shared>,
     pub(super) last_caught_up: LastCaughtUp,
     pub(super) build_check: BuildCheck,
-    /// What was found while reading, until the store has been brought into line.
+    /// What was found while reading, until the store has been emptied or built anew because of it.
     pub(super) suspicion: Option<Suspicion>,
     reading: Option<Reading>,
 }
@@ -90,10 +90,10 @@ fn discard(parts: &Parts, why: &str) -> Result<(), StoreError> {
 impl Applier {
     pub(super) fn new(parts: Parts, shared: Arc<Shared>) -> Result<Self, StoreError> {
         let Parts { log, store, progress, .. } = &parts;
-        progress.set_delete_retention(log.delete_grace());
+        progress.set_delete_retention(log.delete_retention());
         // Known before the log answers: a warm store serves reads while Kafka is away.
         let mut checkpoint = store.checkpoint()?;
-        let age = reason_too_old(checkpoint.caught_up_at, progress.clock().wall(), log.delete_grace());
+        let age = reason_too_old(checkpoint.caught_up_at, progress.clock().wall(), log.delete_retention());
         if let Some(why) = age.filter(|_| checkpoint.identity.is_some()) {
             discard(&parts, &why)?;
             checkpoint = Checkpoint::default();

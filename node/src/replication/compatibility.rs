@@ -28,12 +28,12 @@ pub(super) struct LastCaughtUp {
 pub(super) fn reason_too_old_now(
     last: &LastCaughtUp,
     clock: &dyn Clock,
-    grace: Option<Duration>,
+    retention: Option<Duration>,
 ) -> Option<String> {
     match last.moment.map(|moment| clock.now().since(moment)) {
         // A clock that is set does not make a running process older.
-        Some(since) => reason_too_old(Some(WallTime::default()), WallTime::default() + since, grace),
-        None => reason_too_old(last.wall_time, clock.wall(), grace),
+        Some(since) => reason_too_old(Some(WallTime::default()), WallTime::default() + since, retention),
+        None => reason_too_old(last.wall_time, clock.wall(), retention),
     }
 }
 
@@ -41,11 +41,11 @@ pub(super) fn reason_too_old_now(
 pub(super) fn reason_too_old_by_log_time(
     last: &LastCaughtUp,
     batch: &Batch,
-    grace: Option<Duration>,
+    retention: Option<Duration>,
 ) -> Option<String> {
-    // Clocks that differ make the store look older or younger by as much, which is far less than the grace.
+    // Clocks that differ make the store look older or younger by as much, which is far less than the retention.
     let (then, now) = last.wall_time.zip(batch.log_time().map(LogTime::assuming_clocks_agree))?;
-    reason_too_old(Some(then), now.max(then), grace)
+    reason_too_old(Some(then), now.max(then), retention)
 }
 
 /// Why a store can't be brought up to date with a log.
@@ -124,7 +124,7 @@ pub(super) fn truncated_and_regrown(
     stop: &AtomicBool,
     answered: &dyn Fn(),
 ) -> Result<Option<String>, ReadError> {
-    let found = log.first_after(&known.latest)?;
+    let found = log.first_offsets_after(&known.latest)?;
     answered();
     let mut at = known.next.clone();
     for (at, found) in at.iter_mut().zip(found) {

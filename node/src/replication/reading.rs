@@ -50,7 +50,7 @@ impl Applier {
         polled.map_err(Interrupted::Log)?;
         // Until it is caught up, the log's own clock tells how long the store was left, too.
         if !reading.caught_up_since_opened && self.writes_complete_store() {
-            let retention = self.parts.log.delete_grace();
+            let retention = self.parts.log.delete_retention();
             if let Some(why) = reason_too_old_by_log_time(&self.last_caught_up, &reading.batch, retention) {
                 return Err(Interrupted::TooOld(why));
             }
@@ -69,7 +69,7 @@ impl Applier {
 
     fn apply_batch(&self, reading: &mut Reading) -> Result<(), Interrupted> {
         // Also of a store that is being built: what the log has lost meanwhile, it will not get any more.
-        let retention = self.parts.log.delete_grace();
+        let retention = self.parts.log.delete_retention();
         if let Some(why) = reason_too_old_now(&self.last_caught_up, self.clock(), retention) {
             return Err(Interrupted::TooOld(why));
         }
@@ -147,7 +147,8 @@ impl Applier {
 
     /// Everything is applied. Remembers when; the first time in this run, or after a resync, the store answers from now on.
     fn note_caught_up(&mut self) -> Result<(), Interrupted> {
-        let (now, wall, retention) = (self.clock().now(), self.clock().wall(), self.parts.log.delete_grace());
+        let (now, wall, retention) =
+            (self.clock().now(), self.clock().wall(), self.parts.log.delete_retention());
         let was_complete = self.writes_complete_store();
         // Markers may have left the log before they were reached.
         if was_complete && let Some(why) = reason_too_old_now(&self.last_caught_up, self.clock(), retention) {

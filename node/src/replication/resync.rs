@@ -116,7 +116,7 @@ impl Applier {
         }
         let age = match &self.suspicion {
             Some(Suspicion::TooOld(why)) => Some(why.clone()),
-            _ => reason_too_old_now(&self.last_caught_up, self.clock(), self.parts.log.delete_grace()),
+            _ => reason_too_old_now(&self.last_caught_up, self.clock(), self.parts.log.delete_retention()),
         };
         Ok(age.map(|why| Incompatibility { why, cause: Cause::TooOld }))
     }
@@ -230,7 +230,7 @@ impl Applier {
             return Err(why);
         }
         let other = self.other_records(checkpoint.clone(), &info).map_err(|error| error.to_string())?;
-        let retention = self.parts.log.delete_grace();
+        let retention = self.parts.log.delete_retention();
         let why = other.or_else(|| reason_too_old(checkpoint.caught_up_at, self.clock().wall(), retention));
         why.map_or(Ok(()), Err)
     }

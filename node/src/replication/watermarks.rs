@@ -81,6 +81,6 @@ impl Watermarks {
         }
         self.identity_checked = now;
         let identity = self.shared.identity.lock().clone();
-        identity.is_some_and(|identity| !log.is_still(&identity, next.len()))
+        identity.is_some_and(|identity| !log.is_unchanged(&identity, next.len()))
     }
 }

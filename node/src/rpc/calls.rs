@@ -57,7 +57,7 @@ pub struct Finished {
     pub content: Vec<u8>,
     pub outcome: &'static str,
     pub began: Instant,
-    /// Of a batch or a scan.
+    /// The place of a batch or a scan among those that run at a time.
     pub heavy: Option<OwnedSemaphorePermit>,
     /// For the content, if it is large.
     pub memory: Option<Permit>,

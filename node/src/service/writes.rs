@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_closed_gate_appends_nothing() {
+    async fn after_the_stop_nothing_is_appended() {
         let (log, metrics) = (Arc::new(Slow::default()), Arc::new(Metrics::new().expect("names differ")));
         let writes = Writes::new(Arc::<Slow>::clone(&log), 100, metrics);
         writes.close();

@@ -61,7 +61,7 @@ pub(super) struct Environment {
     pub epochs: Database<U32<BigEndian>, I64<BigEndian>>,
     /// `format`, `identity`, `restored`, `caught_up_at`.
     pub meta: Database<Str, Str>,
-    /// Of its folder.
+    /// The number in the name of its folder.
     pub number: u64,
     dir: PathBuf,
 }

@@ -87,7 +87,7 @@ impl Store {
             .map_err(heed::Error::from)
             .map_err(|source| StoreError::Open { why: explain(dir, &source), source })?;
         let environment = Environment::open(folder.path(), number)?;
-        // Whoever needs it hears that it can't be read.
+        // Whoever reads the store is told the error then.
         let log = environment.log().unwrap_or_default();
         // Also behind a time, in `sweep_times`.
         let max_key_bytes = environment.env.max_key_size() - size_of::<i64>();

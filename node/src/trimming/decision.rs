@@ -34,13 +34,13 @@ impl Trimmer {
         Self { store, retention, window, after: Vec::new() }
     }
 
-    /// The records that repair what is pending since `made_until`, or longer.
+    /// The records that repair what is pending since `void_since`, or longer.
     ///
     /// # Errors
     /// When the store fails.
-    pub fn repairs(&self, made_until: LogTime) -> Result<Vec<ConditionalRecord>, StoreError> {
+    pub fn repairs(&self, void_since: LogTime) -> Result<Vec<ConditionalRecord>, StoreError> {
         let (log, needed) = self.store.needed_repairs(MAX_RECORDS_PER_ROUND)?;
-        let needed = needed.into_iter().filter(|needed| needed.pending.timestamp <= made_until);
+        let needed = needed.into_iter().filter(|needed| needed.pending.timestamp <= void_since);
         Ok(needed.map(|needed| self.repair(log, needed)).collect())
     }
 
@@ -61,7 +61,7 @@ impl Trimmer {
             return trim(key, entry.position(), until, log);
         }
         let condition = Condition::Repair { offset, timestamp: entry.timestamp(), until, log };
-        // A tombstone's is one.
+        // The repair of a tombstone is a tombstone again.
         let value = entry.has_record().then(|| entry.record_bytes().to_vec());
         ConditionalRecord { partition, key, value, condition }
     }
@@ -75,7 +75,10 @@ impl Trimmer {
     ///
     /// # Errors
     /// When the store fails.
-    pub fn trims(&mut self, applied: AppliedUntil) -> Result<(Vec<ConditionalRecord>, bool), StoreError> {
+    pub fn is_elected_trimmer(
+        &mut self,
+        applied: AppliedUntil,
+    ) -> Result<(Vec<ConditionalRecord>, bool), StoreError> {
         let query = TrimQuery {
             after: &self.after,
             dead_until: applied.time - self.retention,

@@ -104,7 +104,7 @@ impl Upkeep {
 
     /// Appends what there is to append by now. Blocks until it is acknowledged or given up.
     pub fn step(&mut self) {
-        let elected = self.parts.membership.trims();
+        let elected = self.parts.membership.is_elected_trimmer();
         // What others have done already need not be done again.
         if self.parts.progress.caught_up()
             && let Err(error) = self.append_what_is_due(elected)
@@ -116,13 +116,13 @@ impl Upkeep {
 
     fn append_what_is_due(&mut self, elected: bool) -> Result<(), StoreError> {
         // A clock that is behind must not put them off, for compaction does not wait; nor those of the future by others' clocks.
-        let made_until = if elected {
+        let void_since = if elected {
             LogTime::MAX
         } else {
             // An error of the clocks costs a repair that another node has made as well, or makes this one wait for it.
             self.clock().wall().assuming_clocks_agree() - GRACE_FOR_ELECTED_TRIMMER
         };
-        let repairs = self.trimmer.repairs(made_until)?;
+        let repairs = self.trimmer.repairs(void_since)?;
         self.parts.metrics.repairs_sent.inc_by(self.append(repairs));
         if !elected || self.clock().now() < self.next_round || !self.log_can_be_trimmed() {
             return Ok(());

@@ -122,7 +122,7 @@ impl Membership for NodeView {
 
     fn announce(&self) {}
 
-    fn trims(&self) -> bool {
+    fn is_elected_trimmer(&self) -> bool {
         self.world().nodes[self.who].trims
     }
 

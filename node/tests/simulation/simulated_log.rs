@@ -147,7 +147,7 @@ impl Log for SimulatedLog {
         Ok(ends)
     }
 
-    fn is_still(&self, identity: &LogIdentity, partitions: usize) -> bool {
+    fn is_unchanged(&self, identity: &LogIdentity, partitions: usize) -> bool {
         let world = self.view.call();
         // As far as can be told.
         world.nodes[self.view.who].cut_off
@@ -155,7 +155,7 @@ impl Log for SimulatedLog {
             || world.identity() == *identity && world.log.len() <= partitions
     }
 
-    fn first_after(&self, times: &[Option<LogTime>]) -> Result<Vec<Option<i64>>, ReadError> {
+    fn first_offsets_after(&self, times: &[Option<LogTime>]) -> Result<Vec<Option<i64>>, ReadError> {
         let world = self.view.call();
         if world.nodes[self.view.who].cut_off || world.log.len() < times.len() {
             return Err(unavailable());
@@ -170,7 +170,7 @@ impl Log for SimulatedLog {
         Ok(world.log.iter().zip(times).map(first).collect())
     }
 
-    fn delete_grace(&self) -> Option<Duration> {
+    fn delete_retention(&self) -> Option<Duration> {
         let grace = Duration::from_millis(RETENTION.unsigned_abs());
         Some(grace).filter(|_| self.view.world().mistake != Some(Mistake::NoResyncAfterLongAbsence))
     }

@@ -40,7 +40,7 @@ pub struct EmbeddedLog {
     shared: Arc<Shared>,
     appends: Mutex<Option<mpsc::SyncSender<Append>>>,
     writer: Mutex<Option<Worker>>,
-    delete_grace: Option<Duration>,
+    delete_retention: Option<Duration>,
 }
 
 struct Shared {
@@ -113,14 +113,14 @@ impl EmbeddedLog {
             move || write(&shared, &queue)
         })?;
         let (appends, writer) = (Mutex::new(Some(appends)), Mutex::new(Some(writer)));
-        Ok(Self { shared, appends, writer, delete_grace: None })
+        Ok(Self { shared, appends, writer, delete_retention: None })
     }
 
     /// Tells the nodes after how long its delete markers may be trimmed: one that was not part of the cluster for longer
     /// has to begin anew.
     #[must_use]
-    pub fn with_delete_grace(mut self, grace: Duration) -> Self {
-        self.delete_grace = Some(grace);
+    pub fn with_delete_retention(mut self, grace: Duration) -> Self {
+        self.delete_retention = Some(grace);
         self
     }
 }
@@ -213,8 +213,8 @@ impl Log for EmbeddedLog {
         self.send(Some(partition), key, value, Some(condition), None)
     }
 
-    fn delete_grace(&self) -> Option<Duration> {
-        self.delete_grace
+    fn delete_retention(&self) -> Option<Duration> {
+        self.delete_retention
     }
 
     fn check_trimming(&self) -> Result<(), String> {

@@ -245,12 +245,12 @@ impl Log for KafkaLog {
         self.statistics.summary(u64::try_from(self.producer().in_flight_count()).unwrap_or(0))
     }
 
-    fn is_still(&self, identity: &LogIdentity, partitions: usize) -> bool {
-        topic::is_still(&self.queries, identity, partitions, WATERMARK_TIMEOUT)
+    fn is_unchanged(&self, identity: &LogIdentity, partitions: usize) -> bool {
+        topic::is_unchanged(&self.queries, identity, partitions, WATERMARK_TIMEOUT)
     }
 
-    fn first_after(&self, times: &[Option<LogTime>]) -> Result<Vec<Option<i64>>, ReadError> {
-        topic::first_after(&self.queries, &self.settings.topic, times, QUERY_TIMEOUT)
+    fn first_offsets_after(&self, times: &[Option<LogTime>]) -> Result<Vec<Option<i64>>, ReadError> {
+        topic::first_offsets_after(&self.queries, &self.settings.topic, times, QUERY_TIMEOUT)
             .map_err(|error| ReadError::Unavailable(error.to_string()))
     }
 
@@ -259,7 +259,7 @@ impl Log for KafkaLog {
         self.renew(&mut current, "the log was truncated");
     }
 
-    fn delete_grace(&self) -> Option<Duration> {
+    fn delete_retention(&self) -> Option<Duration> {
         Some(self.settings.delete_retention)
     }
 

@@ -94,16 +94,16 @@ impl UnsentAppend {
 
 impl Acknowledgements {
     /// Answers now, or with the next statistics.
-    fn settle_unsent(&self, message: &BorrowedMessage<'_>, asks: UnsentAppend) {
+    fn settle_unsent(&self, message: &BorrowedMessage<'_>, append: UnsentAppend) {
         let (Some(sent), Some(latency)) = (&self.sent, events::latency(message)) else {
-            return asks.settle(Verdict::MaybeSent);
+            return append.settle(Verdict::MaybeSent);
         };
         let gave_up = events::clock();
         let handed_over = gave_up.saturating_sub(latency);
-        let record = Failed { partition: message.partition(), handed_over, gave_up, asks };
+        let record = Failed { partition: message.partition(), handed_over, gave_up, append };
         let known = sent.lock().failed(record);
-        if let Some((asks, verdict)) = known {
-            asks.settle(verdict);
+        if let Some((append, verdict)) = known {
+            append.settle(verdict);
         }
     }
 }
@@ -126,8 +126,8 @@ impl ClientContext for Acknowledgements {
             let partitions = statistics.topics.get(&self.topic).map(|topic| &topic.partitions);
             let records = partitions.into_iter().flatten().map(|(number, it)| (*number, it.txmsgs)).collect();
             let known = sent.lock().sample(statistics.ts, records);
-            for (asks, verdict) in known {
-                asks.settle(verdict);
+            for (append, verdict) in known {
+                append.settle(verdict);
             }
         }
         self.statistics.producer(statistics);

@@ -25,8 +25,8 @@ pub(super) struct Failed<T> {
     pub partition: i32,
     pub handed_over: i64,
     pub gave_up: i64,
-    /// Who wants to know.
-    pub asks: T,
+    /// The append that waits to be told.
+    pub append: T,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,10 +55,10 @@ impl<T> Sent<T> {
     pub fn failed(&mut self, record: Failed<T>) -> Option<(T, Verdict)> {
         // librdkafka had not yet chosen a partition for it.
         if record.partition < 0 {
-            return Some((record.asks, Verdict::NeverSent));
+            return Some((record.append, Verdict::NeverSent));
         }
         match self.verdict(&record) {
-            Some(verdict) => Some((record.asks, verdict)),
+            Some(verdict) => Some((record.append, verdict)),
             None => {
                 self.waiting.push(record);
                 None
@@ -72,7 +72,7 @@ impl<T> Sent<T> {
         let (mut known, mut waiting) = (Vec::new(), Vec::new());
         for record in std::mem::take(&mut self.waiting) {
             match self.verdict(&record) {
-                Some(verdict) => known.push((record.asks, verdict)),
+                Some(verdict) => known.push((record.append, verdict)),
                 None => waiting.push(record),
             }
         }
@@ -104,7 +104,7 @@ mod tests {
     const LONGEST: i64 = 5_000;
 
     fn failed(partition: i32, handed_over: i64, gave_up: i64) -> Failed<&'static str> {
-        Failed { partition, handed_over, gave_up, asks: "who" }
+        Failed { partition, handed_over, gave_up, append: "who" }
     }
 
     fn sent(records: &[(i32, u64)]) -> HashMap<i32, u64> {

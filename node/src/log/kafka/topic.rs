@@ -69,7 +69,7 @@ pub(super) fn open(
 }
 
 /// Whether it is still that topic of that cluster, and has no more partitions, unless Kafka does not say.
-pub(super) fn is_still(
+pub(super) fn is_unchanged(
     queries: &BaseConsumer<LastProblem>,
     identity: &LogIdentity,
     partitions: usize,
@@ -332,7 +332,7 @@ pub(super) fn offsets(
 }
 
 /// The offset of each partition's first batch that has something later than `times[p]`, in one request a broker.
-pub(super) fn first_after(
+pub(super) fn first_offsets_after(
     queries: &BaseConsumer<LastProblem>,
     topic: &str,
     times: &[Option<LogTime>],

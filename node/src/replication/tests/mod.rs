@@ -78,7 +78,7 @@ struct Scripted {
     topic: &'static str,
     cluster: Mutex<&'static str>,
     range: Mutex<std::ops::Range<i64>>,
-    grace: Option<Duration>,
+    retention: Option<Duration>,
     high_watermark: Mutex<i64>,
     /// A script for each reader.
     scripts: Mutex<VecDeque<Script>>,
@@ -99,7 +99,7 @@ impl Scripted {
             cluster: Mutex::new(cluster),
             high_watermark: Mutex::new(range.end),
             range: Mutex::new(range),
-            grace: None,
+            retention: None,
             scripts: Mutex::default(),
             started: Mutex::default(),
             refuses: None,
@@ -123,12 +123,12 @@ impl Scripted {
 }
 
 impl Log for Scripted {
-    fn is_still(&self, identity: &LogIdentity, _: usize) -> bool {
+    fn is_unchanged(&self, identity: &LogIdentity, _: usize) -> bool {
         self.identity() == *identity
     }
 
-    fn delete_grace(&self) -> Option<Duration> {
-        self.grace
+    fn delete_retention(&self) -> Option<Duration> {
+        self.retention
     }
 
     fn topic(&self) -> &str {
@@ -165,7 +165,7 @@ impl Log for Scripted {
         }
     }
 
-    fn first_after(&self, _: &[Option<LogTime>]) -> Result<Vec<Option<i64>>, ReadError> {
+    fn first_offsets_after(&self, _: &[Option<LogTime>]) -> Result<Vec<Option<i64>>, ReadError> {
         Ok(vec![*self.later.lock()])
     }
 
@@ -224,7 +224,7 @@ struct Setup {
     cluster: &'static str,
     range: std::ops::Range<i64>,
     refuses: Option<&'static str>,
-    grace: Option<Duration>,
+    retention: Option<Duration>,
     clock: ManualClock,
 }
 
@@ -232,7 +232,7 @@ impl Setup {
     /// The topic `t` of the cluster `c`.
     fn new(range: std::ops::Range<i64>) -> Self {
         let (topic, cluster, clock) = ("t", "c", ManualClock::new());
-        Self { topic, cluster, range, refuses: None, grace: None, clock }
+        Self { topic, cluster, range, refuses: None, retention: None, clock }
     }
 
     fn open(self, dir: &Path) -> Bench {
@@ -240,8 +240,8 @@ impl Setup {
     }
 
     fn on(self, store: Arc<Store>) -> Bench {
-        let Self { topic, cluster, range, refuses, grace, clock } = self;
-        let log = Arc::new(Scripted { grace, refuses, ..Scripted::new(topic, cluster, range) });
+        let Self { topic, cluster, range, refuses, retention, clock } = self;
+        let log = Arc::new(Scripted { retention, refuses, ..Scripted::new(topic, cluster, range) });
         let script = log.script();
         let progress = Arc::new(Progress::new(Arc::new(clock.clone())));
         let metrics = Arc::new(Metrics::new().expect("names differ"));

@@ -62,7 +62,7 @@ impl Store {
             last = Some(key);
             let entry = Entry::header_of(stored).ok_or(StoreError::Corrupt("records"))?;
             let others = if none_replaced { None } else { environment.others.get(&txn, key)? };
-            // It waits for what this node has not read.
+            // A provisional entry stays until all partitions have been read up to the time of its trim.
             if entry.is_provisional() {
                 continue;
             }
