@@ -75,10 +75,7 @@ impl Trimmer {
     ///
     /// # Errors
     /// When the store fails.
-    pub fn is_elected_trimmer(
-        &mut self,
-        applied: AppliedUntil,
-    ) -> Result<(Vec<ConditionalRecord>, bool), StoreError> {
+    pub fn trims(&mut self, applied: AppliedUntil) -> Result<(Vec<ConditionalRecord>, bool), StoreError> {
         let query = TrimQuery {
             after: &self.after,
             dead_until: applied.time - self.retention,
