@@ -29,6 +29,8 @@ pub async fn run(settings: ServeSettings, stop: impl Future<Output = ()>) -> Res
     if avro_port == settings.api_port {
         bail!("API_PORT and AVRO_PORT are both {avro_port}; choose another for one of them");
     }
+    // Told before Kafka is waited for.
+    settings.node.request_memory_bytes().map_err(|error| anyhow!(error))?;
     let properties = settings.properties().map_err(|error| anyhow!(error))?;
     let data_dir = DataDir::open(&settings.data_dir)?;
     let listener = listen(settings.bind_address, settings.api_port, "API_PORT").await?;

@@ -12,6 +12,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::log::kafka::RESERVED_PROPERTIES;
 use crate::replication::snapshot::SnapshotUse;
+use crate::service::memory;
 use crate::service::reads::PeerReads;
 
 /// A node of Bitacora: a replicated in-memory key-value store whose write-ahead log is a compacted Kafka topic.
@@ -151,7 +152,7 @@ pub struct NodeSettings {
     /// The largest value that is taken
     #[arg(long, env, value_name = "BYTES", default_value = "1MiB", value_parser = value_bytes, help_heading = "Network")]
     pub max_value_bytes: u64,
-    /// Memory for requests and answers under way; beyond it they are refused [default: a quarter of what the container or the machine has, at least 64MiB]
+    /// Memory for requests and answers under way; beyond it they are refused. At least 8 × `MAX_VALUE_BYTES` and 3 × `MAX_FRAME_BYTES`, and 256 KiB [default: a quarter of what the container or the machine has, at least 64MiB]
     #[arg(long, env, value_name = "BYTES", value_parser = request_memory, help_heading = "Network")]
     pub request_memory: Option<u64>,
     /// How long a client may take to send the body of a request or the rest of a frame, and go without reading its answers
@@ -288,6 +289,37 @@ fn variable_of(error: &clap::Error) -> Option<String> {
     let argument =
         arguments.find(|argument| argument.get_long() == Some(flag) && argument.get_env().is_some())?;
     Some(argument.get_env()?.to_string_lossy().into_owned())
+}
+
+/// What a call has beside its value, handshake and key included, at most.
+const FRAME_OVERHEAD_BYTES: u64 = 64 * 1024;
+/// What the largest request needs beside its value or its frame: keys, lengths, what is read ahead.
+const REQUEST_OVERHEAD_BYTES: u64 = 256 * 1024;
+
+impl NodeSettings {
+    /// The largest frame of the RPC, in bytes.
+    #[must_use]
+    pub fn frame_bytes(&self) -> u64 {
+        self.max_frame_bytes.max(self.max_value_bytes + FRAME_OVERHEAD_BYTES)
+    }
+
+    /// Bytes of the budget for requests: `REQUEST_MEMORY` or its default.
+    ///
+    /// # Errors
+    /// When it is less than the largest request needs, which would then be refused for ever.
+    pub fn request_memory_bytes(&self) -> Result<u64, String> {
+        // A form has three bytes for one of the value's, twice, beside the record and the answer. A frame is held as it
+        // arrives, put together, and as the batch that it is.
+        let least = (8 * self.max_value_bytes).max(3 * self.frame_bytes()) + REQUEST_OVERHEAD_BYTES;
+        match self.request_memory {
+            None => Ok(memory::default_limit().max(least)),
+            Some(bytes) if bytes >= least => Ok(bytes),
+            Some(bytes) => Err(format!(
+                "REQUEST_MEMORY is {bytes} bytes, and the largest request that MAX_VALUE_BYTES and MAX_FRAME_BYTES allow needs \
+                 {least}; raise REQUEST_MEMORY to that, or lower the other two"
+            )),
+        }
+    }
 }
 
 impl ServeSettings {
@@ -445,6 +477,32 @@ mod tests {
             .expect("not by clap");
         let Command::Serve(settings) = cli.command else { panic!("serve was asked for") };
         assert!(settings.properties().expect_err("reserved").starts_with("KAFKA_PROPERTIES: 'acks'"));
+    }
+
+    fn node(flags: &[&str]) -> NodeSettings {
+        let cli = Cli::try_parse_from([&["bitacora-node", "dev"], flags].concat()).expect("settings");
+        let Command::Dev(settings) = cli.command else { panic!("dev was asked for") };
+        settings.node
+    }
+
+    #[test]
+    fn request_memory_holds_the_largest_request() {
+        for (flags, least) in [
+            (&["--max-value-bytes", "4MiB"][..], 32 << 20),
+            (&["--max-frame-bytes", "32MiB"], 96 << 20),
+            (&["--max-value-bytes", "256MiB"], 2 << 30),
+        ] {
+            let least = least + REQUEST_OVERHEAD_BYTES;
+            let with = |bytes: u64| {
+                node(&[flags, &["--request-memory", &bytes.to_string()]].concat()).request_memory_bytes()
+            };
+            assert_eq!(with(least), Ok(least));
+            let error = with(least - 1).expect_err("it is too little");
+            for name in ["REQUEST_MEMORY", "MAX_VALUE_BYTES", "MAX_FRAME_BYTES", &least.to_string()] {
+                assert!(error.contains(name), "{error}");
+            }
+            assert!(node(flags).request_memory_bytes().expect("a default") >= least);
+        }
     }
 
     #[test]

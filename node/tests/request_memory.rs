@@ -9,13 +9,17 @@ use bitacora_node::data_dir::DataDir;
 use bitacora_node::log::embedded::EmbeddedLog;
 use bitacora_node::node::{Node, Parts};
 use bitacora_node::settings::{Cli, Command};
-use bitacora_protocol::rpc::{FrameLimits, FrameReader, HandshakeRequest, PROTOCOL_HASH, Request, put_frame};
+use bitacora_protocol::rpc::{
+    FrameLimits, FrameReader, HandshakeMatch, HandshakeRequest, HandshakeResponse, PROTOCOL_HASH, Request,
+    put_frame,
+};
 use clap::Parser as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-/// `--request-memory` of these nodes.
-const LIMIT: &str = "8MiB";
+/// What these nodes are told: the least memory that the largest value and frame allow, about.
+const LIMITS: [&str; 6] =
+    ["--request-memory", "8MiB", "--max-value-bytes", "1000000", "--max-frame-bytes", "2MiB"];
 /// A value that many of fit into no budget of that size.
 const LARGE: usize = 900_000;
 /// Of such values.
@@ -29,8 +33,14 @@ struct Running {
 }
 
 async fn start() -> Running {
+    start_with(&[], None).await
+}
+
+/// A node with further flags and perhaps another member.
+async fn start_with(flags: &[&str], other: Option<String>) -> Running {
     let folder = tempfile::tempdir().expect("a folder");
-    let cli = Cli::try_parse_from(["bitacora-node", "dev", "--request-memory", LIMIT]).expect("settings");
+    let cli =
+        Cli::try_parse_from([&["bitacora-node", "dev"], &LIMITS[..], flags].concat()).expect("settings");
     let Command::Dev(settings) = cli.command else { panic!("dev was asked for") };
     let data_dir = |name: &str| DataDir::open(&folder.path().join(name)).expect("a folder");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -38,9 +48,10 @@ async fn start() -> Running {
     let http = listener.local_addr().expect("bound");
     let rpc = rpc_listener.local_addr().expect("bound");
     let address = Address { host: http.ip().to_string(), api_port: http.port(), avro_port: rpc.port() };
+    let members = std::iter::once(address.api()).chain(other).collect();
     let node = Node::start(Parts {
         log: Arc::new(EmbeddedLog::open(data_dir("log"), "topic", 1).expect("a log")),
-        membership: Arc::new(FixedMembership::new(vec![address.api()], &address.api())),
+        membership: Arc::new(FixedMembership::new(members, &address.api())),
         data_dir: data_dir("node"),
         listener,
         rpc_listener,
@@ -162,7 +173,7 @@ async fn a_batch_larger_than_the_memory_waits_for_itself() {
 async fn a_line_that_finds_no_memory_fails_alone() {
     let Running { node, http, .. } = start().await;
     // The line has six bytes for each of the value's.
-    let value = "\\u0001".repeat(1 << 20);
+    let value = "\\u0001".repeat(1_000_000);
     let lines =
         format!("{{\"op\":\"set\",\"key\":\"k\",\"value\":\"{value}\"}}\n{{\"op\":\"get\",\"key\":\"k\"}}\n");
     let results = answer(&http, &batch(&lines)).await;
@@ -186,24 +197,93 @@ async fn a_large_frame_is_refused_and_its_connection_goes_on() {
     });
     put_frame(&mut sent, 2, |out| set.encode(out));
     put_frame(&mut sent, 3, |out| Request::GetRecord { key: "refused" }.encode(out));
-    let mut stream = TcpStream::connect(&rpc).await.expect("a connection");
-    stream.write_all(&sent).await.expect("sent");
-
-    let mut frames = FrameReader::new(FrameLimits { bytes: 1 << 20, buffers: 10 });
-    let (mut input, mut scratch, mut answers) = (Vec::new(), Vec::new(), Vec::new());
-    while answers.len() < 3 {
-        let read = tokio::time::timeout(Duration::from_secs(30), stream.read_buf(&mut input)).await;
-        assert!(read.expect("in time").expect("an answer") > 0, "closed after {answers:?}");
-        while let Some(frame) = frames.next(&input, &mut scratch).expect("frames") {
-            answers.push((frame.serial, String::from_utf8_lossy(frame.message).into_owned()));
-            let length = frame.length;
-            input.drain(..length);
-        }
-    }
-    let text = |serial| &answers.iter().find(|(found, _)| *found == serial).expect("answered").1;
+    let answers = rpc_answers(&rpc, &sent, 3).await;
+    let text = |serial| {
+        let (_, answer) = answers.iter().find(|(found, _)| *found == serial).expect("answered");
+        String::from_utf8_lossy(answer)
+    };
     assert!(text(2).contains("REQUEST_MEMORY"), "{answers:?}");
     assert!(!text(1).contains("REQUEST_MEMORY") && !text(3).contains("REQUEST_MEMORY"), "{answers:?}");
     assert!(!text(3).contains("vvv"), "the set was refused");
     drop(greedy);
+    node.stop().await;
+}
+
+/// Sends calls on a connection of their own. Returns serial and content of so many answers.
+async fn rpc_answers(address: &str, calls: &[u8], count: usize) -> Vec<(i32, Vec<u8>)> {
+    let mut stream = TcpStream::connect(address).await.expect("a connection");
+    stream.write_all(calls).await.expect("sent");
+    let mut frames = FrameReader::new(FrameLimits { bytes: 1 << 20, buffers: 10 });
+    let (mut input, mut scratch, mut answers) = (Vec::new(), Vec::new(), Vec::new());
+    while answers.len() < count {
+        let read = tokio::time::timeout(Duration::from_secs(30), stream.read_buf(&mut input)).await;
+        assert!(read.expect("in time").expect("an answer") > 0, "closed after {} answers", answers.len());
+        while let Some(frame) = frames.next(&input, &mut scratch).expect("frames") {
+            answers.push((frame.serial, frame.message.to_vec()));
+            let length = frame.length;
+            input.drain(..length);
+        }
+    }
+    answers
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_first_frame_has_its_handshake_answered() {
+    let Running { node, http, rpc, .. } = start().await;
+    let greedy = spend_memory(&http).await;
+    let large = "v".repeat(LARGE);
+    let mut sent = Vec::new();
+    put_frame(&mut sent, 1, |out| {
+        HandshakeRequest { client_hash: *PROTOCOL_HASH, client_protocol: None, server_hash: *PROTOCOL_HASH }
+            .encode(out);
+        Request::SetRecord { key: "refused", value: &large, ttl: 0 }.encode(out);
+    });
+    put_frame(&mut sent, 2, |out| Request::GetRecord { key: "refused" }.encode(out));
+    let answers = rpc_answers(&rpc, &sent, 2).await;
+    let [(1, first), (2, second)] = &answers[..] else { panic!("{answers:?}") };
+    let (handshake, refusal) = HandshakeResponse::decode(first).expect("a handshake comes first");
+    assert_eq!(handshake.matched, HandshakeMatch::Both);
+    let text = |answer: &[u8]| String::from_utf8_lossy(answer).into_owned();
+    assert!(text(refusal).contains("REQUEST_MEMORY"), "{}", text(refusal));
+    assert!(!text(second).contains("REQUEST_MEMORY") && !text(second).contains("vvv"), "{}", text(second));
+    drop(greedy);
+    node.stop().await;
+}
+
+/// A member that gives the same answer to everybody.
+async fn member(answer: String) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = [0; 4096];
+            let _ = stream.read(&mut request).await;
+            // The node may have given up.
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    address.to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_answer_without_memory_is_no_miss() {
+    let flags = ["--peer-reads", "always", "--external-request-timeout", "30s"];
+    let head = "bitacora-position: 0:5\r\nconnection: close\r\n";
+    // Twice of it is more than all memory.
+    let length = 5_000_000;
+    let record = "x".repeat(length);
+    let large = format!("HTTP/1.1 200 OK\r\n{head}content-length: {length}\r\n\r\n{record}");
+    let refused = format!("HTTP/1.1 503 Service Unavailable\r\n{head}content-length: 0\r\n\r\n");
+    for from_member in [large, refused] {
+        let Running { node, http, .. } = start_with(&flags, Some(member(from_member).await)).await;
+        let read = answer(&http, &request("GET", "key=k", "")).await;
+        assert!(read.starts_with("HTTP/1.1 503") && read.contains("REQUEST_MEMORY"), "{read}");
+        assert!(read.contains("retry-after: 1"), "{read}");
+        node.stop().await;
+    }
+    let unready = "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    let Running { node, http, .. } = start_with(&flags, Some(member(unready.to_owned()).await)).await;
+    let read = answer(&http, &request("GET", "key=k", "")).await;
+    assert!(read.starts_with("HTTP/1.1 404"), "a member that does not know changes nothing: {read}");
     node.stop().await;
 }

@@ -10,6 +10,7 @@ use serde::Serialize;
 use warp::http::header::{CONTENT_TYPE, HeaderValue};
 use warp::http::{Response, StatusCode};
 
+use super::error::HttpError;
 use crate::log::LogTag;
 use crate::service::memory::{Memory, OutOfMemory, Permit};
 use crate::service::reads::Answer;
@@ -79,8 +80,14 @@ pub fn respond(status: StatusCode, content_type: &'static str, body: Bytes) -> R
 pub fn read(key: &str, answer: &Answer, memory: &Memory) -> Result<Reply, OutOfMemory> {
     let mut reply = match answer.record() {
         Some(record) => {
-            let memory = memory.take_for_answer(record.value.len())?;
-            counted_json(StatusCode::OK, &record, memory)
+            let permit = memory.take_for_answer(record.value.len())?;
+            let body = serde_json::to_vec(&record).unwrap_or_default();
+            let permit = match permit {
+                // JSON spells a byte with up to six.
+                None => memory.take_for_answer(body.len())?,
+                permit => permit,
+            };
+            respond(StatusCode::OK, "application/json", counted(body, permit))
         }
         None => message(StatusCode::NOT_FOUND, &not_found(key), None),
     };
@@ -90,16 +97,24 @@ pub fn read(key: &str, answer: &Answer, memory: &Memory) -> Result<Reply, OutOfM
     Ok(reply)
 }
 
-/// The same to another node, which believes it only if it is of the same log.
+/// The same to another node, which believes it only if it is of the same log; and the `outcome` label of the metrics.
 ///
-/// # Errors
-/// As [`read`].
-pub fn read_here(key: &str, answer: &Answer, log: LogTag, memory: &Memory) -> Result<Reply, OutOfMemory> {
-    let mut reply = read(key, answer, memory)?;
+/// A refusal for want of memory has the headers of the record that it is of, which a refusal of a node that does not know
+/// has not.
+pub fn read_here(key: &str, answer: &Answer, log: LogTag, memory: &Memory) -> (Reply, &'static str) {
+    let (mut reply, outcome) = match read(key, answer, memory) {
+        Ok(reply) => (reply, answer.outcome()),
+        Err(error) => {
+            let error = HttpError::from(error);
+            let mut reply = error.reply(false);
+            describe(&mut reply, answer.position, answer.timestamp());
+            (reply, error.kind().outcome())
+        }
+    };
     if let Ok(value) = HeaderValue::try_from(format!("{:x}", log.0)) {
         reply.headers_mut().insert(LOG_HEADER, value);
     }
-    Ok(reply)
+    (reply, outcome)
 }
 
 #[must_use]
@@ -124,5 +139,49 @@ fn describe(reply: &mut Reply, position: Position, timestamp: Option<i64>) {
     }
     if let Some(timestamp) = timestamp {
         reply.headers_mut().insert(TIMESTAMP_HEADER, HeaderValue::from(timestamp));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bitacora_protocol::record::OwnedKeyValue;
+    use bitacora_protocol::rpc::ServedFrom;
+
+    use super::*;
+    use crate::service::memory::SMALL_ANSWER_BYTES;
+    use crate::service::peers::PeerRecord;
+    use crate::service::reads::Found;
+
+    fn answer(value: String) -> Answer {
+        let (key, uuid) = ("k".to_owned(), String::new());
+        let record = OwnedKeyValue { key, value, timestamp: 7, source: source::PRODUCER, ttl: 0, uuid };
+        let record = PeerRecord::new(record, Memory::unlimited().nothing());
+        let position = Position { partition: 1, offset: 5 };
+        Answer { found: Found::Peer(Arc::new(record)), position, from: ServedFrom::Peer }
+    }
+
+    fn spent() -> Memory {
+        let memory = Memory::new(0, prometheus::IntCounter::new("refusals", "In a test.").expect("a name"));
+        assert_eq!(memory.limit(), 0);
+        memory
+    }
+
+    #[test]
+    fn an_answer_is_small_by_its_encoded_length() {
+        let bytes = SMALL_ANSWER_BYTES / 2;
+        assert!(read("k", &answer("v".repeat(bytes)), &spent()).is_ok());
+        assert!(read("k", &answer("\u{1}".repeat(bytes)), &spent()).is_err());
+        assert!(read("k", &answer("v".repeat(2 * SMALL_ANSWER_BYTES)), &spent()).is_err());
+    }
+
+    #[test]
+    fn a_refusal_to_a_member_names_the_position() {
+        let large = answer("v".repeat(2 * SMALL_ANSWER_BYTES));
+        let (reply, outcome) = read_here("k", &large, LogTag(0xab), &spent());
+        assert_eq!((reply.status(), outcome), (StatusCode::SERVICE_UNAVAILABLE, "unavailable"));
+        assert_eq!(reply.headers()[POSITION_HEADER], "1:5");
+        assert_eq!(reply.headers()[LOG_HEADER], "ab");
     }
 }

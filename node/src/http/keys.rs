@@ -40,7 +40,7 @@ pub fn get_here(service: &Service, query: &str) -> Outcome {
     let params = query_params(query, &["key"])?;
     let key = params.get("key").unwrap_or_default();
     let (answer, log) = service.get_here(key)?;
-    Ok((answers::read_here(key, &answer, log, service.memory())?, answer.outcome()))
+    Ok(answers::read_here(key, &answer, log, service.memory()))
 }
 
 /// `POST /rpc`, with the value in the query, in a form, or as the body.

@@ -17,7 +17,7 @@ const REQUEST_OUTCOMES: [(&str, &[&str]); 3] = [
     ("delete", &["ok", "refused", "unavailable", "failed"]),
 ];
 const APPEND_OUTCOMES: [&str; 4] = ["acknowledged", "not_taken", "unknown", "too_large"];
-const PEER_OUTCOMES: [&str; 5] = ["found", "gone", "missing", "timeout", "no_answer"];
+const PEER_OUTCOMES: [&str; 6] = ["found", "gone", "no_memory", "missing", "timeout", "no_answer"];
 
 /// 10 µs to 5 s.
 const SECONDS: [f64; 14] =

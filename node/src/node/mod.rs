@@ -20,7 +20,7 @@ use crate::replication::snapshot::{Fetcher, SnapshotSource, SnapshotUse, Snapsho
 use crate::replication::{self, Replica};
 use crate::rpc;
 use crate::service::Service;
-use crate::service::memory::{self, Memory};
+use crate::service::memory::Memory;
 use crate::service::peers::Peers;
 use crate::service::readiness::Readiness;
 use crate::service::reads::Reads;
@@ -46,9 +46,6 @@ pub struct Parts {
     pub address: Address,
     pub settings: NodeSettings,
 }
-
-/// What a call has beside its value, handshake and key included, at most.
-const FRAME_OVERHEAD_BYTES: usize = 64 * 1024;
 
 /// A running node.
 pub struct Node {
@@ -158,10 +155,8 @@ impl Shared {
         let store = Store::open(&data_dir.path().join("store"), settings.cache_bytes);
         // It names its cause already.
         let store = Arc::new(store.map_err(|error| anyhow!(error.to_string()))?);
-        let memory = Memory::new(
-            settings.request_memory.unwrap_or_else(memory::default_limit),
-            metrics.request_memory_refusals.clone(),
-        );
+        let request_memory = settings.request_memory_bytes().map_err(|error| anyhow!(error))?;
+        let memory = Memory::new(request_memory, metrics.request_memory_refusals.clone());
         let max_value_bytes = usize::try_from(settings.max_value_bytes).context("MAX_VALUE_BYTES")?;
         let progress = Arc::new(Progress::default());
         Ok(Self {
@@ -234,10 +229,9 @@ impl Shared {
     }
 
     fn rpc_limits(&self) -> Result<rpc::Limits> {
-        let frame_bytes = usize::try_from(self.settings.max_frame_bytes).context("MAX_FRAME_BYTES")?;
         Ok(rpc::Limits {
             connections: self.settings.max_connections as usize,
-            frame_bytes: frame_bytes.max(self.max_value_bytes + FRAME_OVERHEAD_BYTES),
+            frame_bytes: usize::try_from(self.settings.frame_bytes()).context("MAX_FRAME_BYTES")?,
             idle: self.settings.idle_timeout,
             request_timeout: self.settings.request_timeout,
         })

@@ -151,25 +151,26 @@ impl Waiting {
         matches!(self, Self::Heavy(_))
     }
 
-    /// Makes the answer. `content` is what comes before it: a handshake, or nothing.
+    /// Makes the answer. `content` is what comes before it: a handshake, or nothing. `held` stands for the bytes of a large
+    /// frame while a single operation waits; a batch or a scan counts its own.
     pub fn finish(
         self,
         serial: i32,
         message: Message,
         content: Vec<u8>,
         memory: Memory,
+        held: Option<Permit>,
         began: Instant,
     ) -> BoxFuture<'static, Finished> {
         let span = tracing::debug_span!("request", id = serial, interface = "rpc", ?message);
         match self {
             Self::Operation(outcome) => async move {
                 let mut content = content;
-                let outcome = answers::put_outcome(message, &outcome.await, &mut content);
+                let outcome = outcome.await;
+                drop(held);
+                let outcome = answers::put_outcome(message, &outcome, &mut content);
                 let large = content.len() > SMALL_ANSWER_BYTES;
-                let memory = large.then(|| memory.nothing()).map(|mut memory| {
-                    memory.set(content.len());
-                    memory
-                });
+                let memory = large.then(|| memory.take_anyway(content.len()));
                 Finished { serial, message, content, outcome, began, heavy: None, memory }
             }
             .instrument(span)

@@ -5,7 +5,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bitacora_protocol::rpc::{Failure, FrameError, FrameReader, Message, Request, put_frame};
+use bitacora_protocol::rpc::{
+    Failure, FrameError, FrameReader, HandshakeRequest, Message, Request, put_frame,
+};
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
@@ -14,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::calls::{Content, Finished, answer_frame};
-use super::handshake::Client;
+use super::handshake::{Client, shake_hands};
 use super::report::Answered;
 use super::{Shared, answers};
 use crate::server::socket::Socket;
@@ -27,7 +29,7 @@ const READ_BYTES: usize = 16 * 1024;
 const WRITE_BYTES: usize = 256 * 1024;
 /// A connection may write so much without memory of the node's budget.
 const FREE_WRITE_BYTES: usize = 32 * 1024;
-/// A frame above this needs memory of the node's budget; and a buffer above twice of it is given back once it is empty.
+/// A frame above this needs memory of the node's budget; and a buffer above twice of it is given back once there is less in it.
 const LARGE_BYTES: usize = 32 * 1024;
 /// Calls that wait, of one connection; nothing more is read while there are so many.
 const MAX_UNDER_WAY: usize = 4096;
@@ -68,10 +70,11 @@ pub(super) struct Connection {
 }
 
 /// A frame that is dropped.
-#[derive(Clone, Copy)]
 struct Skipped {
     /// What it is a call of, if that is known.
     message: Option<Message>,
+    /// The answer to the handshake at its front; empty if there was none.
+    handshake: Vec<u8>,
 }
 
 /// Why there is nothing left to answer for the moment.
@@ -204,8 +207,11 @@ impl Connection {
                     let prefix = out.split_off(start + FRAME_HEAD);
                     out.truncate(start);
                     *heavy += usize::from(begun.is_heavy());
-                    let memory = shared.service.memory().clone();
-                    under_way.push(begun.finish(frame.serial, message, prefix, memory, began));
+                    let memory = shared.service.memory();
+                    // What waits has the frame's bytes as well, in its record. They are there already.
+                    let held = (frame.length > LARGE_BYTES).then(|| memory.take_anyway(frame.length));
+                    let memory = memory.clone();
+                    under_way.push(begun.finish(frame.serial, message, prefix, memory, held, began));
                 }
                 Content::Unreadable => {
                     out.truncate(start);
@@ -213,12 +219,10 @@ impl Connection {
                 }
             }
         };
-        input.drain(..used);
         if used > 0 || input.is_empty() {
+            drop_answered(input, scratch, used);
             self.partial_since = (!input.is_empty()).then_some(began);
             self.frame_memory.set(0);
-            give_back(input);
-            give_back(scratch);
         } else {
             self.partial_since.get_or_insert(began);
         }
@@ -229,7 +233,7 @@ impl Connection {
     /// Those that are done by now leave in the same write.
     fn take_finished(&mut self) {
         while !self.under_way.is_empty()
-            && self.out.len() < WRITE_BYTES
+            && may_write_more(&self.out, &mut self.out_memory)
             && let Some(Some(finished)) = self.under_way.next().now_or_never()
         {
             self.put(finished);
@@ -269,11 +273,12 @@ impl Connection {
         if needed > LARGE_BYTES {
             // As it arrives, and put together.
             let more = (2 * needed).saturating_sub(self.frame_memory.bytes());
-            if more > 0 && self.frame_memory.grow(more).is_err() {
-                let call = self.input.get(FRAME_HEAD..).unwrap_or_default();
-                let foreign = self.client.foreign().map(|protocol| &**protocol);
-                self.skipping = Some(Skipped { message: Request::message_of(call, foreign) });
-                self.frame_memory.set(0);
+            if more > 0 && !self.frame_memory.try_grow(more) {
+                if self.awaits_handshake() {
+                    self.input.reserve(READ_BYTES);
+                    return true;
+                }
+                self.begin_to_skip();
                 return false;
             }
         }
@@ -281,11 +286,35 @@ impl Connection {
         true
     }
 
+    /// Whether the frame at the front begins with a handshake that is not whole yet but may become so in the bytes that need
+    /// no memory.
+    fn awaits_handshake(&self) -> bool {
+        matches!(self.client, Client::Unknown)
+            && self.input.len() < LARGE_BYTES
+            && HandshakeRequest::decode(first_buffer(&self.input)).is_err()
+    }
+
+    /// The frame at the front is dropped from now on. What its refusal needs is read first.
+    fn begin_to_skip(&mut self) {
+        self.shared.service.memory().refuse();
+        self.frame_memory.set(0);
+        let (mut call, mut handshake) = (first_buffer(&self.input), Vec::new());
+        if matches!(self.client, Client::Unknown)
+            && let Ok((request, rest)) = HandshakeRequest::decode(call)
+            && let Some(client) = shake_hands(&self.shared.protocols, &request, &mut handshake)
+        {
+            (self.client, call) = (client, rest);
+        }
+        let message = Request::message_of(call, self.client.foreign().map(|protocol| &**protocol));
+        self.skipping = Some(Skipped { message, handshake });
+    }
+
     /// Drops what is there of a frame for which there was no memory, and refuses it once it has ended. Returns why nothing
     /// can be answered yet.
     fn skip_frame(&mut self) -> Option<Pause> {
-        let Skipped { message } = self.skipping?;
-        if matches!(self.client, Client::Unknown) {
+        let Skipped { message, handshake } = self.skipping.as_ref()?;
+        let unknown = matches!(self.client, Client::Unknown);
+        if unknown && handshake.is_empty() {
             // Without a handshake the client would take a refusal for one.
             return Some(Pause::Broken);
         }
@@ -294,12 +323,18 @@ impl Connection {
         give_back(&mut self.input);
         let Some(serial) = serial else { return Some(Pause::Input) };
         let error = OperationError::from(self.shared.service.memory().spent());
-        let outcome = put_frame(&mut self.out, serial, |out| match message {
-            Some(message) => answers::put_error(message, &error, out),
-            None => {
-                Failure::Text(error.to_string()).encode(None, out);
-                error.kind().outcome()
+        let message = *message;
+        let outcome = put_frame(&mut self.out, serial, |out| {
+            out.extend_from_slice(handshake);
+            match message {
+                // The client sends its protocol next, and the call again.
+                _ if unknown => {}
+                Some(message) => {
+                    answers::put_error(message, &error, out);
+                }
+                None => Failure::Text(error.to_string()).encode(None, out),
             }
+            error.kind().outcome()
         });
         self.answered.count(message, outcome);
         (self.skipping, self.partial_since) = (None, None);
@@ -337,9 +372,60 @@ fn may_write_more(out: &[u8], memory: &mut Permit) -> bool {
     }
 }
 
+/// What is there of the first buffer of the frame at the front.
+fn first_buffer(input: &[u8]) -> &[u8] {
+    let Some((head, rest)) = input.split_first_chunk::<FRAME_HEAD>() else { return &[] };
+    let length = u32::from_be_bytes([head[8], head[9], head[10], head[11]]);
+    &rest[..rest.len().min(length as usize)]
+}
+
+/// Drops frames of so many bytes from the front of the input, and what was put together of them.
+fn drop_answered(input: &mut Vec<u8>, scratch: &mut Vec<u8>, used: usize) {
+    input.drain(..used);
+    scratch.clear();
+    give_back(input);
+    give_back(scratch);
+}
+
 /// One large frame must not leave a large buffer behind on a connection that then lies idle.
 fn give_back(buffer: &mut Vec<u8>) {
-    if buffer.is_empty() && buffer.capacity() > 2 * LARGE_BYTES {
-        *buffer = Vec::new();
+    if buffer.len() <= LARGE_BYTES && buffer.capacity() > 2 * LARGE_BYTES {
+        buffer.shrink_to(READ_BYTES.max(buffer.len()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bitacora_protocol::rpc::FrameLimits;
+
+    use super::*;
+
+    #[test]
+    fn a_large_frame_leaves_no_large_buffers() {
+        let buffers = [vec![b'a'; 100_000], vec![b'b'; 100_000]];
+        let mut input = [1i32, 2].map(i32::to_be_bytes).concat();
+        for buffer in &buffers {
+            input.extend_from_slice(&i32::try_from(buffer.len()).expect("small").to_be_bytes());
+            input.extend_from_slice(buffer);
+        }
+        // Of the next frame.
+        input.push(0);
+        let mut scratch = Vec::new();
+        let mut frames = FrameReader::new(FrameLimits { bytes: 1 << 20, buffers: 2 });
+        let frame = frames.next(&input, &mut scratch).expect("a frame").expect("whole");
+        assert_eq!(frame.message, buffers.concat());
+        let used = frame.length;
+        drop_answered(&mut input, &mut scratch, used);
+        assert_eq!(input, [0]);
+        assert!(input.capacity() <= 2 * LARGE_BYTES, "{}", input.capacity());
+        assert!(scratch.capacity() <= 2 * LARGE_BYTES, "{}", scratch.capacity());
+    }
+
+    #[test]
+    fn the_first_buffer_ends_where_it_says() {
+        let frame = [&[1i32, 2, 3].map(i32::to_be_bytes).concat()[..], b"abcdef"].concat();
+        assert_eq!(first_buffer(&frame), b"abc");
+        assert_eq!(first_buffer(&frame[..13]), b"a");
+        assert_eq!(first_buffer(&frame[..11]), b"");
     }
 }

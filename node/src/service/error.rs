@@ -143,7 +143,9 @@ impl OperationError {
             Self::Get(GetError::Store(_)) | Self::Scan(ScanError::Store(_)) => ErrorKind::Internal,
             Self::Write(WriteError::Log(AppendError::NotTaken(_))) => ErrorKind::NotTaken,
             Self::Write(WriteError::Log(AppendError::Unknown(_))) => ErrorKind::MayTakeEffect,
-            Self::Memory(_) | Self::Scan(ScanError::Memory(_)) => ErrorKind::OutOfMemory,
+            Self::Memory(_) | Self::Get(GetError::OutOfMemory) | Self::Scan(ScanError::Memory(_)) => {
+                ErrorKind::OutOfMemory
+            }
         }
     }
 }

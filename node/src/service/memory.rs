@@ -71,6 +71,14 @@ impl Memory {
         if bytes <= SMALL_ANSWER_BYTES { Ok(None) } else { self.take(bytes).map(Some) }
     }
 
+    /// A permit for what is there already, whether or not there are so many bytes left.
+    #[must_use]
+    pub fn take_anyway(&self, bytes: usize) -> Permit {
+        let mut permit = self.nothing();
+        permit.set(bytes);
+        permit
+    }
+
     /// A permit for no bytes, to be grown.
     #[must_use]
     pub fn nothing(&self) -> Permit {
@@ -78,7 +86,6 @@ impl Memory {
     }
 
     /// The error for who finds no memory; counted as a refusal.
-    #[must_use]
     pub fn refuse(&self) -> OutOfMemory {
         self.0.refusals.inc();
         self.spent()

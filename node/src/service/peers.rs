@@ -74,6 +74,8 @@ pub enum PeerAnswer {
         timestamp: i64,
         position: Position,
     },
+    /// A member has a record, and that member or this node no memory for it.
+    OutOfMemory,
     /// Every member that answered knows that there is no record.
     Missing,
     /// Nobody answered in time.
@@ -90,8 +92,9 @@ impl PeerAnswer {
     /// The higher write timestamp wins, then the higher offset; a record wins against none.
     fn rank(&self) -> (u8, i64, i64) {
         match self {
-            Self::Found { record, position } => (2, record.timestamp, position.offset),
-            Self::Gone { timestamp, position } => (2, *timestamp, position.offset),
+            Self::Found { record, position } => (3, record.timestamp, position.offset),
+            Self::Gone { timestamp, position } => (3, *timestamp, position.offset),
+            Self::OutOfMemory => (2, 0, 0),
             Self::Missing => (1, 0, 0),
             Self::Unknown => (0, 0, 0),
         }
@@ -201,6 +204,7 @@ impl Inner {
         let outcome = match &best {
             PeerAnswer::Found { .. } => "found",
             PeerAnswer::Gone { .. } => "gone",
+            PeerAnswer::OutOfMemory => "no_memory",
             PeerAnswer::Missing => "missing",
             PeerAnswer::Unknown if asked.is_err() => "timeout",
             PeerAnswer::Unknown => "no_answer",
@@ -232,18 +236,24 @@ impl Inner {
     /// Members are trusted as far as their answers make sense: a record that looks like one of the log is believed.
     async fn understand(&self, mut response: Response, key: &str, log: LogTag) -> Result<PeerAnswer, String> {
         let status = response.status();
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            // It does not know either.
-            return Ok(PeerAnswer::Unknown);
-        }
-        if status != StatusCode::OK && status != StatusCode::NOT_FOUND {
-            return Err(format!("it answers {}", status.as_u16()));
-        }
         let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+        match status {
+            StatusCode::OK | StatusCode::NOT_FOUND => {}
+            // It does not know either.
+            StatusCode::SERVICE_UNAVAILABLE if header(POSITION_HEADER).is_none() => {
+                return Ok(PeerAnswer::Unknown);
+            }
+            // It knows, and has no memory for the answer.
+            StatusCode::SERVICE_UNAVAILABLE => {}
+            _ => return Err(format!("it answers {}", status.as_u16())),
+        }
         let of = header(LOG_HEADER).map_or(Ok(0), |text| u64::from_str_radix(text, 16));
         if !LogTag(of.map_err(|_| "the name of its log is no number")?).fits(log) {
             // One of both has yet to notice that the log was replaced.
             return Ok(PeerAnswer::Unknown);
+        }
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            return Ok(PeerAnswer::OutOfMemory);
         }
         let position: Option<Position> = header(POSITION_HEADER).and_then(|text| text.parse().ok());
         let position = position.ok_or("it names no position in the log, as a node does")?;
@@ -269,7 +279,7 @@ impl Inner {
             }
             // The text and the record that is made of it.
             if memory.grow(2 * chunk.len()).is_err() {
-                return Ok(PeerAnswer::Unknown);
+                return Ok(PeerAnswer::OutOfMemory);
             }
             body.extend_from_slice(&chunk);
         }

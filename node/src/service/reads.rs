@@ -98,6 +98,11 @@ pub enum GetError {
         "this node is still restoring its store and no other member could say whether the key exists; try again"
     )]
     NotRestored,
+    /// Another member has the key, and its answer found no memory.
+    #[error(
+        "another member has this key, but that member's memory for requests, or this node's, is spent (REQUEST_MEMORY); try again"
+    )]
+    OutOfMemory,
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -154,6 +159,7 @@ impl Reads {
             (_, PeerAnswer::Gone { timestamp, position }) => {
                 Ok(Answer { found: Found::Gone { timestamp }, position, from: ServedFrom::Peer })
             }
+            (_, PeerAnswer::OutOfMemory) => Err(GetError::OutOfMemory),
             (_, PeerAnswer::Missing) => {
                 let position = self.progress.applied_for(key.as_bytes());
                 Ok(Answer { found: Found::Missing, position, from: ServedFrom::Peer })
