@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use heed::CompactionOption;
@@ -50,6 +51,7 @@ impl Store {
             checkpoint: environment.checkpoint()?,
             bytes: environment.compact_bytes()?,
             environment,
+            _in_use: Arc::clone(&self.in_use),
         })
     }
 }
@@ -61,6 +63,8 @@ pub struct StoreCopy {
     pub checkpoint: Checkpoint,
     /// About as many as will be written.
     pub bytes: u64,
+    /// Last, so that the files are closed when it is dropped.
+    _in_use: Arc<()>,
 }
 
 impl StoreCopy {

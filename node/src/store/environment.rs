@@ -23,7 +23,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use heed::byteorder::BigEndian;
-use heed::types::{Bytes as RawBytes, I64, Str, U32, Unit};
+use heed::types::{Bytes as RawBytes, DecodeIgnore, I64, Str, U32, Unit};
 use heed::{Database, Env, EnvFlags, FlagSetMode, RoTxn, RwTxn};
 
 use super::error::{explain, undecoded};
@@ -39,6 +39,8 @@ pub const FORMAT: &str = "3";
 const UNSYNCED: &str = "UNSYNCED";
 /// LMDB's own name for its file.
 pub const DATA_FILE: &str = "data.mdb";
+/// In an environment, those of [`Environment`].
+const DATABASES: u32 = 8;
 
 /// An environment and its databases. Cheap to clone; closed when the last clone is gone.
 #[derive(Clone)]
@@ -81,6 +83,10 @@ impl Environment {
 
     fn open_in(dir: &Path, number: u64) -> Result<Self, StoreError> {
         let wrap = |source| StoreError::Open { why: explain(dir, &source), source };
+        let undecodable = |error| match error {
+            heed::Error::Decoding(_) => StoreError::Corrupt("meta"),
+            error => wrap(error),
+        };
         let unsynced = match fs::read(dir.join(UNSYNCED)) {
             Ok(boot) => Some(boot),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -97,11 +103,17 @@ impl Environment {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(wrap(error.into())),
         }
-        let env = lmdb::open(dir, 8, EnvFlags::NO_META_SYNC).map_err(wrap)?;
-        let environment = Self::databases(&env, dir.to_owned(), number).map_err(|error| match error {
-            heed::Error::Decoding(_) => StoreError::Corrupt("meta"),
-            error => wrap(error),
-        })?;
+        let mut env = lmdb::open(dir, DATABASES, EnvFlags::NO_META_SYNC).map_err(wrap)?;
+        if has_other_format(&env).map_err(undecodable)? {
+            tracing::info!("{} has another format than {FORMAT}; beginning anew", dir.display());
+            // Emptied, the file would keep the databases that only the other format has, and so would every copy of it.
+            env.prepare_for_closing().wait();
+            fs::remove_dir_all(dir)
+                .and_then(|()| fs::create_dir_all(dir))
+                .map_err(|error| wrap(error.into()))?;
+            env = lmdb::open(dir, DATABASES, EnvFlags::NO_META_SYNC).map_err(wrap)?;
+        }
+        let environment = Self::databases(&env, dir.to_owned(), number).map_err(undecodable)?;
         if unsynced.is_some() {
             environment.leave_unsynced()?;
         }
@@ -123,8 +135,8 @@ impl Environment {
             number,
             dir,
         };
-        if environment.meta.get(&txn, "format")? != Some(FORMAT) {
-            environment.clear(&mut txn)?;
+        if environment.meta.get(&txn, "format")?.is_none() {
+            environment.meta.put(&mut txn, "format", FORMAT)?;
         }
         txn.commit()?;
         Ok(environment)
@@ -280,6 +292,18 @@ impl Environment {
         ];
         Ok(stats.iter().map(|stat| (stat.branch_pages + stat.leaf_pages + stat.overflow_pages) as u64).sum())
     }
+}
+
+/// Whether something was written to it by a node that gives the bytes another meaning.
+fn has_other_format(env: &Env) -> heed::Result<bool> {
+    let txn = env.read_txn()?;
+    let names: Option<Database<RawBytes, DecodeIgnore>> = env.open_database(&txn, None)?;
+    if names.map_or(Ok(true), |names| names.is_empty(&txn))? {
+        return Ok(false);
+    }
+    let meta: Option<Database<Str, Str>> = env.open_database(&txn, Some("meta"))?;
+    let format = meta.map_or(Ok(None), |meta| meta.get(&txn, "format"))?;
+    Ok(format != Some(FORMAT))
 }
 
 /// Names the machine's running since it was switched on, where the system does.

@@ -20,7 +20,7 @@ mod sweep;
 mod trimming;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -54,6 +54,8 @@ pub struct Store {
     counters: Arc<CacheCounters>,
     #[cfg(test)]
     after_publishing: tests::Hook,
+    /// Held by every [`StoreCopy`], too, which may outlive the store. Last, so that the files are closed when it is dropped.
+    in_use: Arc<()>,
 }
 
 /// What the store knows about itself.
@@ -73,6 +75,17 @@ pub struct Checkpoint {
     /// When everything up to the log's end was last known to be applied; until the first time, when the reading began. By
     /// this machine's clock, and no later than the log's showed: the age of a store is told by the former.
     pub caught_up_at: Option<WallTime>,
+}
+
+/// See [`Store::watch_use`].
+pub struct UseOfStore(Weak<()>);
+
+impl UseOfStore {
+    /// Whether the store, or a copy of it that is being made, still has LMDB's files open.
+    #[must_use]
+    pub fn is_in_use(&self) -> bool {
+        self.0.strong_count() > 0
+    }
 }
 
 impl Store {
@@ -102,7 +115,14 @@ impl Store {
             counters,
             #[cfg(test)]
             after_publishing: tests::Hook::default(),
+            in_use: Arc::default(),
         })
+    }
+
+    /// Tells, also once the store is dropped, whether somebody still has it open.
+    #[must_use]
+    pub fn watch_use(&self) -> UseOfStore {
+        UseOfStore(Arc::downgrade(&self.in_use))
     }
 
     /// The longest key that LMDB can hold, in bytes.

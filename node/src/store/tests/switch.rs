@@ -1,6 +1,8 @@
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use heed::types::{DecodeIgnore, Str};
+
 use super::*;
 
 /// The environments' folders, and what `CURRENT` says.
@@ -92,6 +94,56 @@ fn discarded_store_is_empty_and_tied_to_nothing() {
     assert_eq!(store.checkpoint().expect("readable"), Checkpoint::default());
     drop(store);
     assert_eq!(open(dir.path()).checkpoint().expect("readable"), Checkpoint::default());
+}
+
+/// The names of an environment's databases, and a change of them.
+fn with_databases(dir: &Path, change: impl FnOnce(&heed::Env, &mut heed::RwTxn<'_>)) -> Vec<String> {
+    let env = crate::lmdb::open(dir, 20, heed::EnvFlags::empty()).expect("an environment");
+    let mut txn = env.write_txn().expect("a transaction");
+    change(&env, &mut txn);
+    let names: Option<heed::Database<Str, DecodeIgnore>> =
+        env.open_database(&txn, None).expect("the tree of names");
+    let names = names.expect("there always").iter(&txn).expect("readable");
+    let names = names.map(|name| name.expect("readable").0.to_owned()).collect();
+    txn.commit().expect("committed");
+    names
+}
+
+#[test]
+fn store_of_another_format_goes_with_all_its_databases() {
+    let (dir, store) = filled(&["k"]);
+    drop(store);
+    let environment = dir.path().join("1");
+    let before = with_databases(&environment, |env, txn| {
+        for (database, key) in [("meta", "format"), ("debts", "k")] {
+            let database: heed::Database<Str, Str> =
+                env.create_database(txn, Some(database)).expect("a database");
+            database.put(txn, key, "2").expect("written");
+        }
+    });
+    assert!(before.contains(&"debts".to_owned()), "{before:?}");
+
+    let store = open(dir.path());
+    assert_eq!(store.checkpoint().expect("readable"), Checkpoint::default());
+    assert_eq!(body(&store, "k"), None);
+    // It is a store like any other.
+    store.reset(&identity(), &[NextOffset(0)], wall_ms(1)).expect("written");
+    put(&store, "k", 7, "new");
+    drop(store);
+    assert_eq!(body(&open(dir.path()), "k"), Some(("new".into(), Tier::Store)));
+    let after = with_databases(&environment, |_, _| {});
+    assert!(!after.contains(&"debts".to_owned()), "{after:?}");
+}
+
+#[test]
+fn copy_under_way_keeps_the_store_in_use() {
+    let (_dir, store) = filled(&["k"]);
+    let use_of_store = store.watch_use();
+    let copy = store.copy().expect("a copy");
+    drop(store);
+    assert!(use_of_store.is_in_use(), "the copy is still to be made");
+    drop(copy);
+    assert!(!use_of_store.is_in_use());
 }
 
 /// Ends the other threads, also where this one fails.
