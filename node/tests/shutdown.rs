@@ -24,21 +24,30 @@ enum Call {
     Flush,
 }
 
-/// An embedded log that notes calls, and that can be held while it is opened.
+/// Where a log is held until it is released.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Open,
+    Append,
+}
+
+/// An embedded log that notes calls, and that can be held at a step.
 struct WatchedLog {
     log: EmbeddedLog,
     calls: Mutex<Vec<Call>>,
-    hold_open: Mutex<bool>,
+    noted: Condvar,
+    held: Mutex<Option<Step>>,
     released: Condvar,
 }
 
 impl WatchedLog {
-    fn new(dir: &std::path::Path, hold_open: bool) -> Arc<Self> {
+    fn new(dir: &std::path::Path, held: Option<Step>) -> Arc<Self> {
         let log = EmbeddedLog::open(DataDir::open(&dir.join("log")).expect("a folder"), "bitacora", 1);
         Arc::new(Self {
             log: log.expect("a log"),
             calls: Mutex::default(),
-            hold_open: hold_open.into(),
+            noted: Condvar::new(),
+            held: held.into(),
             released: Condvar::new(),
         })
     }
@@ -49,10 +58,24 @@ impl WatchedLog {
 
     fn note(&self, call: Call) {
         self.calls.lock().expect("no test panicked").push(call);
+        self.noted.notify_all();
+    }
+
+    /// Waits until somebody has called. Blocks.
+    fn called(&self) {
+        let calls = self.calls.lock().expect("no test panicked");
+        let waited = self.noted.wait_timeout_while(calls, PATIENCE, |calls| calls.is_empty());
+        assert!(!waited.expect("no test panicked").1.timed_out(), "nobody called");
+    }
+
+    /// Waits here if it is held at this step. Blocks.
+    fn pass(&self, step: Step) {
+        let held = self.held.lock().expect("no test panicked");
+        drop(self.released.wait_while(held, |held| *held == Some(step)).expect("no test panicked"));
     }
 
     fn release(&self) {
-        *self.hold_open.lock().expect("no test panicked") = false;
+        *self.held.lock().expect("no test panicked") = None;
         self.released.notify_all();
     }
 }
@@ -63,13 +86,13 @@ impl Log for WatchedLog {
     }
 
     fn open(&self, answered: &dyn Fn()) -> Result<LogInfo, OpenError> {
-        let held = self.hold_open.lock().expect("no test panicked");
-        drop(self.released.wait_while(held, |held| *held).expect("no test panicked"));
+        self.pass(Step::Open);
         self.log.open(answered)
     }
 
     fn append(&self, key: &str, value: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>> {
         self.note(Call::Append(key.to_owned()));
+        self.pass(Step::Append);
         self.log.append(key, value)
     }
 
@@ -127,7 +150,7 @@ fn set(address: &Address, key: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_set_slower_than_the_grace_is_never_appended() {
     let dir = tempfile::tempdir().expect("a folder");
-    let log = WatchedLog::new(dir.path(), false);
+    let log = WatchedLog::new(dir.path(), None);
     let (node, address) =
         start(&dir.path().join("node"), Arc::<WatchedLog>::clone(&log), &["--shutdown-grace", "1s"]).await;
     ready(&node).await;
@@ -151,7 +174,7 @@ async fn a_set_slower_than_the_grace_is_never_appended() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_set_within_the_grace_is_answered() {
     let dir = tempfile::tempdir().expect("a folder");
-    let log = WatchedLog::new(dir.path(), false);
+    let log = WatchedLog::new(dir.path(), None);
     let (node, address) =
         start(&dir.path().join("node"), Arc::<WatchedLog>::clone(&log), &["--shutdown-grace", "60s"]).await;
     ready(&node).await;
@@ -173,7 +196,7 @@ async fn a_set_within_the_grace_is_answered() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thread_that_is_stuck_does_not_hold_up_the_stop() {
     let dir = tempfile::tempdir().expect("a folder");
-    let log = WatchedLog::new(dir.path(), true);
+    let log = WatchedLog::new(dir.path(), Some(Step::Open));
     let (node, _) =
         start(&dir.path().join("node"), Arc::<WatchedLog>::clone(&log), &["--shutdown-grace", "1s"]).await;
     // The replica's thread is in `open` until the test releases it, which is after the stop.
@@ -181,5 +204,30 @@ async fn a_thread_that_is_stuck_does_not_hold_up_the_stop() {
     let times = stopped.expect("a stuck thread does not hold up the stop");
     assert!(Instant::now() >= times.deadline, "it was waited for until the deadline");
     assert_eq!(log.calls(), [Call::Flush]);
+    let locked = DataDir::open(&dir.path().join("node")).expect_err("the thread may write the store yet");
+    assert!(locked.to_string().contains("in use"), "{locked}");
     log.release();
+}
+
+// One of the runtime's threads is held by the append.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_append_that_is_stuck_does_not_hold_up_the_stop() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let log = WatchedLog::new(dir.path(), Some(Step::Append));
+    let (node, address) =
+        start(&dir.path().join("node"), Arc::<WatchedLog>::clone(&log), &["--shutdown-grace", "1s"]).await;
+    ready(&node).await;
+    let client = tokio::task::spawn_blocking(move || {
+        let mut stream = TcpStream::connect(address.api()).expect("the node listens");
+        let head = "POST /rpc?key=stuck&value=v HTTP/1.1\r\nHost: node\r\nContent-Length: 0\r\n\r\n";
+        stream.write_all(head.as_bytes()).expect("sent");
+        stream
+    });
+    let called = Arc::clone(&log);
+    tokio::task::spawn_blocking(move || called.called()).await.expect("the node appends");
+    // In a task of its own, so that the test is not held up by what it looks for.
+    let stopped = tokio::time::timeout(PATIENCE, tokio::spawn(node.stop())).await;
+    log.release();
+    stopped.expect("a stuck append does not hold up the stop").expect("no panic");
+    drop(client.await.expect("a client"));
 }

@@ -7,6 +7,8 @@ use tokio::time::{sleep, sleep_until, timeout_at};
 
 use super::Node;
 use crate::cluster::Membership;
+use crate::data_dir::DataDir;
+use crate::store::UseOfStore;
 
 /// The shortest `SHUTDOWN_GRACE` that the deadline is made of: a node without any could not even close its store.
 const MIN_GRACE: Duration = Duration::from_secs(1);
@@ -80,7 +82,9 @@ impl Node {
         times.log_step("finishing requests");
         tokio::join!(http.stop(times.requests), rpc.stop(times.requests));
         times.log_step("refusing writes");
-        service.close_writes();
+        // It waits for a write that is being handed to the log, which may block.
+        let closing = Arc::clone(&service);
+        run_until("refusal of writes", times.deadline, move || closing.close_writes()).await;
         trimming.begin_stop();
 
         times.log_step("flushing writes");
@@ -99,17 +103,10 @@ impl Node {
         times.log_step("sending spans");
         run_until("export of spans", times.deadline, move || telemetry.shutdown(times.left() / 2)).await;
         times.log_step("closing the store");
-        let in_use = Arc::downgrade(&store);
+        let use_of_store = store.watch_use();
         // The end of the log's client may block.
         run_until("end of the log's client", times.deadline, move || drop((service, store, log))).await;
-        while in_use.strong_count() > 0 && Instant::now() < times.deadline {
-            sleep(STORE_POLL_INTERVAL).await;
-        }
-        if in_use.strong_count() > 0 {
-            tracing::warn!("the store is still in use; the end of the process closes it");
-        }
-        // The folder stays locked until the store is closed.
-        drop(data_dir);
+        release(data_dir, &use_of_store, times).await;
         times.log_step("done");
         times
     }
@@ -126,6 +123,19 @@ async fn leave_cluster(membership: &dyn Membership, times: StopTimes) {
     if Instant::now() < times.drained {
         times.log_step("waiting for load balancers");
         sleep_until(times.drained.into()).await;
+    }
+}
+
+/// Unlocks the folder when its store is closed.
+async fn release(data_dir: DataDir, use_of_store: &UseOfStore, times: StopTimes) {
+    while use_of_store.is_in_use() && Instant::now() < times.deadline {
+        sleep(STORE_POLL_INTERVAL).await;
+    }
+    if use_of_store.is_in_use() {
+        tracing::warn!("the store is still in use; the end of the process closes it");
+        // A thread that was left to itself may still write the store, and nobody can end it. Another process that opened
+        // the store meanwhile would damage it, so the lock is kept until the kernel releases it with the process.
+        std::mem::forget(data_dir);
     }
 }
 
