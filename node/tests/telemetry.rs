@@ -57,6 +57,26 @@ async fn a_set_is_followed_into_the_apply_of_every_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_the_log_held_before_the_start_is_not_traced() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let collector = Collector::start().await;
+    let (log, endpoint) = (log(dir.path()), collector.endpoint());
+    let (one, address) = start(&dir.path().join("one"), Arc::<EmbeddedLog>::clone(&log), &[]).await;
+    ready(&one).await;
+    set(&address.api(), "early", Some(&format!("00-{TRACE}-{CALLER}-01"))).await;
+    let flags = ["--otlp-endpoint", &endpoint];
+    let (two, other) = start(&dir.path().join("two"), log, &flags).await;
+    ready(&two).await;
+    set(&other.api(), "late", None).await;
+    collector.span(PATIENCE, |span| span.name == "apply").await;
+    // Sends what waits.
+    two.stop().await;
+    one.stop().await;
+    let spans = collector.spans();
+    assert!(spans.iter().all(|span| span.trace != TRACE), "{spans:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_malformed_traceparent_is_ignored() {
     let dir = tempfile::tempdir().expect("a folder");
     let collector = Collector::start().await;

@@ -78,7 +78,12 @@ impl Applier {
         if let Some(time) = batch.records().map(|record| record.timestamp).max() {
             self.parts.progress.note_log_time(time, live && batch.log_time().is_some());
         }
+        let began = SystemTime::now();
         self.persist(|| self.apply(batch, reading.info.identity.tag()))?;
+        // A node that reads the log from its start would tell of writes of long ago, as many as the log has.
+        if reading.caught_up_since_opened {
+            self.parts.telemetry.applied(batch.traced(), began);
+        }
         for read in batch.read() {
             reading.next[read.partition as usize] = read.next;
         }
@@ -86,7 +91,7 @@ impl Applier {
     }
 
     fn apply(&self, batch: &Batch, log: LogTag) -> Result<(), StoreError> {
-        let (started, began) = (Instant::now(), SystemTime::now());
+        let started = Instant::now();
         let (applied, poison) = apply(&self.parts.store, batch, log)?;
         self.parts.progress.note_applied(batch.read());
         let metrics = &self.parts.metrics;
@@ -98,7 +103,6 @@ impl Applier {
             metrics.batch_records.observe(batch.records().len() as f64);
             metrics.apply_seconds.observe(started.elapsed().as_secs_f64());
         }
-        self.parts.telemetry.applied(batch.traced(), began);
         Ok(())
     }
 
