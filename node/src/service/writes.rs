@@ -18,8 +18,10 @@ use crate::telemetry::TraceParent;
 
 /// The longest key, in bytes of UTF-8. LMDB bounds it; see [`crate::store::Store::max_key_bytes`].
 pub const MAX_KEY_BYTES: usize = 1024;
-/// What an encoded record has beside its key and value, at most: four numbers, three lengths, a UUID.
-pub const RECORD_OVERHEAD_BYTES: usize = 128;
+/// What a write has beside its keys and its value, at most. In the record: four numbers, three lengths and a UUID, some 80
+/// bytes. Beside it, with `OTLP_ENDPOINT`: the header `traceparent`, some 70. The producer's `message.max.bytes` bounds
+/// both together with Kafka's own framing of a record.
+pub const RECORD_OVERHEAD_BYTES: usize = 256;
 /// The longest time to live that is taken: a hundred years.
 pub const MAX_TTL: Duration = Duration::from_hours(100 * 365 * 24);
 
@@ -263,6 +265,28 @@ mod tests {
         while metrics.appends("unknown") + metrics.appends("not_taken") < 2 {
             tokio::task::yield_now().await;
         }
+    }
+
+    #[test]
+    fn overhead_counts_the_trace_and_the_framing() {
+        /// As librdkafka counts for its `message.max.bytes`.
+        const FRAMING_BYTES: usize = 36;
+        let (key, value) = ("k".repeat(MAX_KEY_BYTES), "v".repeat(1 << 20));
+        let uuid = Uuid::new_v4().to_string();
+        let record = KeyValue {
+            key: &key,
+            value: &value,
+            timestamp: i64::MAX,
+            source: source::PRODUCER,
+            ttl: i64::MAX,
+            uuid: &uuid,
+        };
+        let mut bytes = Vec::new();
+        record.encode(&mut bytes);
+        let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let header = TraceParent::HEADER.len() + trace.len() + 10;
+        let overhead = bytes.len() - key.len() - value.len() + header + FRAMING_BYTES;
+        assert!(overhead <= RECORD_OVERHEAD_BYTES, "{overhead}");
     }
 
     #[tokio::test]

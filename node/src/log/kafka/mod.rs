@@ -136,8 +136,11 @@ impl KafkaLog {
         match producer(&self.settings, LastProblem::clone(self.queries.context()), &self.statistics) {
             Ok(new) => {
                 let old = std::mem::replace(current, new);
-                // Its end waits for what it still has to report.
-                std::thread::spawn(move || drop(old));
+                // Its end waits for what it still has to report. Without a thread the closure is dropped here, and it with it.
+                let thread = std::thread::Builder::new().name("old-producer".into());
+                if let Err(error) = thread.spawn(move || drop(old)) {
+                    tracing::warn!(%error, "there is no thread for the end of the old producer; writes wait for it");
+                }
             }
             Err(error) => tracing::error!(%error, "there is no new producer"),
         }
