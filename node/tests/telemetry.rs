@@ -61,19 +61,19 @@ async fn what_the_log_held_before_the_start_is_not_traced() {
     let dir = tempfile::tempdir().expect("a folder");
     let collector = Collector::start().await;
     let (log, endpoint) = (log(dir.path()), collector.endpoint());
-    let (one, address) = start(&dir.path().join("one"), Arc::<EmbeddedLog>::clone(&log), &[]).await;
+    let flags = ["--otlp-endpoint", &endpoint];
+    let (one, address) = start(&dir.path().join("one"), Arc::<EmbeddedLog>::clone(&log), &flags).await;
     ready(&one).await;
     set(&address.api(), "early", Some(&format!("00-{TRACE}-{CALLER}-01"))).await;
-    let flags = ["--otlp-endpoint", &endpoint];
     let (two, other) = start(&dir.path().join("two"), log, &flags).await;
     ready(&two).await;
     set(&other.api(), "late", None).await;
-    collector.span(PATIENCE, |span| span.name == "apply").await;
+    collector.span(PATIENCE, |span| span.name == "apply" && span.node.contains(&other.api())).await;
     // Sends what waits.
     two.stop().await;
     one.stop().await;
     let spans = collector.spans();
-    assert!(spans.iter().all(|span| span.trace != TRACE), "{spans:?}");
+    assert!(spans.iter().all(|span| span.trace != TRACE || !span.node.contains(&other.api())), "{spans:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
