@@ -151,7 +151,7 @@ async fn outlives_restarts(ctx: Ctx, release: &str) -> Result<()> {
 
 /// Both releases print the same bytes. `E2E_GOLDEN=write` takes them over.
 async fn the_golden_bytes_are_javas(_ctx: Ctx) -> Result<()> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../client/tests/golden/avro.txt");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../client/protocol/tests/golden/avro.txt");
     for release in ["1.7.7", "1.12.1"] {
         let mut golden = java::program(&class_path(release).await?, "Golden");
         let output = timeout(PATIENCE, golden.arg(protocol()).output()).await;
@@ -169,7 +169,7 @@ async fn the_golden_bytes_are_javas(_ctx: Ctx) -> Result<()> {
                 (None, None) => break,
                 (made, kept) => ensure!(
                     made == kept,
-                    "Avro {release} makes\n{made:?}\nwhere client/tests/golden/avro.txt has\n{kept:?}"
+                    "Avro {release} makes\n{made:?}\nwhere client/protocol/tests/golden/avro.txt has\n{kept:?}"
                 ),
             }
         }
