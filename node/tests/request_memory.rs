@@ -273,7 +273,8 @@ async fn a_member_answer_without_memory_is_no_miss() {
     let length = 5_000_000;
     let record = "x".repeat(length);
     let large = format!("HTTP/1.1 200 OK\r\n{head}content-length: {length}\r\n\r\n{record}");
-    let refused = format!("HTTP/1.1 503 Service Unavailable\r\n{head}content-length: 0\r\n\r\n");
+    let refused =
+        format!("HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n{head}content-length: 0\r\n\r\n");
     for from_member in [large, refused] {
         let Running { node, http, .. } = start_with(&flags, Some(member(from_member).await)).await;
         let read = answer(&http, &request("GET", "key=k", "")).await;

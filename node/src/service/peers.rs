@@ -12,6 +12,7 @@ use futures_util::StreamExt;
 use futures_util::future::{BoxFuture, FutureExt, Shared};
 use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
+use reqwest::header::RETRY_AFTER;
 use reqwest::{Response, StatusCode};
 use tokio::sync::Semaphore;
 
@@ -239,12 +240,11 @@ impl Inner {
         let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
         match status {
             StatusCode::OK | StatusCode::NOT_FOUND => {}
+            // It knows, and has no memory for the answer: such a refusal has both headers.
+            StatusCode::SERVICE_UNAVAILABLE
+                if header(POSITION_HEADER).is_some() && header(RETRY_AFTER.as_str()).is_some() => {}
             // It does not know either.
-            StatusCode::SERVICE_UNAVAILABLE if header(POSITION_HEADER).is_none() => {
-                return Ok(PeerAnswer::Unknown);
-            }
-            // It knows, and has no memory for the answer.
-            StatusCode::SERVICE_UNAVAILABLE => {}
+            StatusCode::SERVICE_UNAVAILABLE => return Ok(PeerAnswer::Unknown),
             _ => return Err(format!("it answers {}", status.as_u16())),
         }
         let of = header(LOG_HEADER).map_or(Ok(0), |text| u64::from_str_radix(text, 16));
