@@ -131,7 +131,7 @@ impl World {
         self.log[partition].epochs.push((epoch, to));
         self.sent.retain(|sent| sent.condition.is_none() || sent.partition as usize != partition);
         for node in &mut self.nodes {
-            node.silent = (true, true);
+            node.fails_once = (true, true);
         }
         self.counts.back += 1;
         true

@@ -167,7 +167,7 @@ impl SnapshotSource for NodeView {
                 }
             }
             let mut world = self.call();
-            world.nodes[self.who].copied = Some(world.nodes[of].floor.clone());
+            world.nodes[self.who].copied = Some(world.nodes[of].held.clone());
             world.counts.snapshots += 1;
             note!(world, "replica {} takes the store of {of}", self.who);
             return Some((incoming, checkpoint));

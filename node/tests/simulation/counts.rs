@@ -4,7 +4,7 @@
 pub struct Counts {
     pub steps: u64,
     pub writes: u64,
-    pub poison: u64,
+    pub undecodable: u64,
     pub crashes: u64,
     pub disks: u64,
     pub backups: u64,
@@ -34,7 +34,7 @@ impl Counts {
         [
             ("steps", self.steps),
             ("writes", self.writes),
-            ("records that can't be decoded", self.poison),
+            ("records that can't be decoded", self.undecodable),
             ("crashes", self.crashes),
             ("disks lost", self.disks),
             ("volumes restored from an old copy", self.backups),

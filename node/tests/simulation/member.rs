@@ -26,7 +26,7 @@ use crate::note;
 use crate::observation::entries;
 use crate::promise::{Outcome, Promise, failed};
 use crate::simulated_log::SimulatedLog;
-use crate::world::{DELAY, Floor, RETENTION};
+use crate::world::{DELAY, HeldWrites, RETENTION};
 
 /// The parts of a node that runs.
 pub struct Running {
@@ -65,11 +65,11 @@ pub struct Member {
     /// Until when it can't be started.
     pub away: i64,
     pub seen: Seen,
-    /// The floor of the copy of its disk, if there is one.
-    pub copied: Option<Floor>,
+    /// What the copy of its disk held, if there is one.
+    pub copied: Option<HeldWrites>,
     /// It may not know better until it has read the log to its end: its clock was set wrong, or the log was truncated and it has not
     /// heard of that.
-    pub doubted: bool,
+    pub may_be_stale: bool,
 }
 
 impl Member {
@@ -78,7 +78,7 @@ impl Member {
         let dir = dir.join(who.to_string());
         let metrics = Arc::new(Metrics::new().expect("names differ"));
         let (away, seen, copied) = Default::default();
-        Self { who, dir, view, metrics, running: None, away, seen, copied, doubted: false }
+        Self { who, dir, view, metrics, running: None, away, seen, copied, may_be_stale: false }
     }
 
     pub fn is_up(&self) -> bool {
@@ -162,7 +162,7 @@ impl Member {
 
     fn forget(&mut self) {
         self.seen.checkpoint = Checkpoint::default();
-        self.view.world().nodes[self.who].floor.clear();
+        self.view.world().nodes[self.who].held.clear();
     }
 
     fn copy_dir(&self) -> PathBuf {
@@ -177,19 +177,19 @@ impl Member {
         }
         let _ = std::fs::remove_dir_all(self.copy_dir());
         copy_all(&self.dir, &self.copy_dir()).expect("copied");
-        self.copied = Some(self.view.world().nodes[self.who].floor.clone());
+        self.copied = Some(self.view.world().nodes[self.who].held.clone());
         note!(self.view.world(), "the disk of replica {} is copied", self.who);
     }
 
     /// While it is down, its disk is replaced by that copy, if there is one.
     pub fn restore_disk(&mut self) {
         assert!(!self.is_up());
-        if let Some(floor) = self.copied.clone() {
+        if let Some(held) = self.copied.clone() {
             let _ = std::fs::remove_dir_all(&self.dir);
             copy_all(&self.copy_dir(), &self.dir).expect("copied");
             self.forget();
             let mut world = self.view.world();
-            world.nodes[self.who].floor = floor;
+            world.nodes[self.who].held = held;
             world.counts.backups += 1;
             note!(world, "the disk of replica {} is what it was when it was copied", self.who);
         }
@@ -268,7 +268,7 @@ impl Member {
         }
         self.view.world().nodes[self.who].undisturbed = false;
         if self.is_current() {
-            self.doubted = false;
+            self.may_be_stale = false;
             return self.compare();
         }
         let Some(running) = &self.running else { return Err(Promise::NodesCatchUp.broken("it should run")) };

@@ -25,7 +25,7 @@ pub enum Mistake {
     NoRepairOfAnEmptyKey,
     /// A store that was just built is taken for what it seems.
     NewStoreTrustedAfterOneReading,
-    /// Nobody looks whether a log that was silent has been truncated.
+    /// Nobody looks whether a log that did not answer has been truncated.
     TruncatedLogUnnoticed,
     /// It is not remembered under which leader a record was appended.
     LeaderEpochsNotRemembered,

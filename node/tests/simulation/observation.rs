@@ -42,7 +42,7 @@ impl Member {
         if resyncs > self.seen.resyncs {
             let mut world = self.view.world();
             note!(world, "replica {} resyncs", self.who);
-            world.nodes[self.who].floor.clear();
+            world.nodes[self.who].held.clear();
         } else if back && before.restored && (store.is_building() || !self.seen.beside) {
             return Err(Promise::PositionsNeverGoBack.broken(format!(
                 "replica {} went back from {:?} to {:?} without a resync",
@@ -63,14 +63,14 @@ impl Member {
             );
         }
         let copied = self.view.world().nodes[self.who].copied.take();
-        if let Some(floor) = copied {
+        if let Some(held) = copied {
             // It may be behind, as that one is.
-            self.view.world().nodes[self.who].floor = floor;
+            self.view.world().nodes[self.who].held = held;
         }
         (self.seen.checkpoint, self.seen.resyncs, self.seen.beside) =
             (checkpoint, resyncs, store.is_building());
         let all = self.view.world().is_read_by(&self.seen.checkpoint);
-        if all && progress.restored() && !store.is_building() && !self.doubted {
+        if all && progress.restored() && !store.is_building() && !self.may_be_stale {
             self.compare()?;
         }
         let reads = {
@@ -86,8 +86,8 @@ impl Member {
         let mut world = self.view.world();
         world.counts.compared += 1;
         compare(&world, &running.store, &format!("replica {}", self.who))?;
-        let floor = KEYS.iter().filter_map(|key| Some((*key, world.expected(key)?.clone()))).collect();
-        world.nodes[self.who].floor = floor;
+        let held = KEYS.iter().filter_map(|key| Some((*key, world.expected(key)?.clone()))).collect();
+        world.nodes[self.who].held = held;
         Ok(())
     }
 
@@ -122,11 +122,11 @@ impl Member {
             };
             let shown = || format!("replica {} answers {answer:?} for {key}", self.who);
             let Some(timestamp) = answer.timestamp() else {
-                let floor =
-                    world.nodes[self.who].floor.get(key).filter(|floor| !world.has_died_since(key, floor));
-                if let Some(floor) = floor.filter(|_| !asked && restored) {
+                let held =
+                    world.nodes[self.who].held.get(key).filter(|held| !world.has_died_since(key, held));
+                if let Some(held) = held.filter(|_| !asked && restored) {
                     return Err(Promise::AnswersNeverGoBack
-                        .broken(format!("{}, after it has held {floor:?}", shown())));
+                        .broken(format!("{}, after it has held {held:?}", shown())));
                 }
                 continue;
             };
@@ -140,12 +140,12 @@ impl Member {
             let age = (timestamp, answer.position.offset, answer.position.partition);
             // Of two markers that one partition each holds, the newer may be trimmed first.
             let gone = matches!(answer.found, Found::Gone { .. });
-            let dead = |floor: &&Write| gone && world.has_died_since(key, floor);
-            if let Some(floor) = world.nodes[self.who].floor.get(key).filter(|floor| !asked && !dead(floor))
-                && age < floor.age()
+            let dead = |held: &&Write| gone && world.has_died_since(key, held);
+            if let Some(held) = world.nodes[self.who].held.get(key).filter(|held| !asked && !dead(held))
+                && age < held.age()
             {
                 return Err(
-                    Promise::AnswersNeverGoBack.broken(format!("{}, after it has held {floor:?}", shown()))
+                    Promise::AnswersNeverGoBack.broken(format!("{}, after it has held {held:?}", shown()))
                 );
             }
         }

@@ -18,8 +18,8 @@ impl World {
     }
 
     /// Whether that write of a key, or a later one, was one that ends.
-    pub fn has_died_since(&self, key: &str, floor: &Write) -> bool {
-        let mut later = self.ever.values().filter(|(of, write)| *of == key && write.age() >= floor.age());
+    pub fn has_died_since(&self, key: &str, held: &Write) -> bool {
+        let mut later = self.ever.values().filter(|(of, write)| *of == key && write.age() >= held.age());
         later.any(|(_, write)| write.ttl != ttl::FOR_EVER)
     }
 

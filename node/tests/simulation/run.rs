@@ -230,7 +230,7 @@ impl Simulation {
             Accident::Replaced => self.world().replace(),
             Accident::Truncated => {
                 if self.world().truncate_randomly() {
-                    self.members.iter_mut().for_each(|member| member.doubted = true);
+                    self.members.iter_mut().for_each(|member| member.may_be_stale = true);
                 }
             }
             Accident::StartMoved => self.world().move_start(),
@@ -250,7 +250,7 @@ impl Simulation {
                 self.world().nodes[who].skew = skew;
                 self.world().counts.clocks += 1;
                 note!(self.world(), "the clock of replica {who} is off by {} min", skew / MINUTE);
-                self.members[who].doubted |= skew.abs() > SKEW;
+                self.members[who].may_be_stale |= skew.abs() > SKEW;
             }
             Accident::DiskCopied => {
                 self.members[who].crash();

@@ -130,7 +130,7 @@ impl Log for SimulatedLog {
         let world = &mut *self.view.call();
         let known = self.partitions.load(Ordering::Relaxed);
         let node = &mut world.nodes[self.view.who];
-        if std::mem::take(&mut node.silent.0) || node.cut_off || world.log.len() < known {
+        if std::mem::take(&mut node.fails_once.0) || node.cut_off || world.log.len() < known {
             return Err(unavailable());
         }
         // The question takes a while, and so does the answer.
@@ -190,7 +190,7 @@ impl LogReader for Reader {
         let (who, mistake) = (self.view.who, world.mistake);
         let node = &mut world.nodes[who];
         let undisturbed = node.undisturbed;
-        if std::mem::take(&mut node.silent.1) {
+        if std::mem::take(&mut node.fails_once.1) {
             return Err(unavailable());
         }
         if node.cut_off {

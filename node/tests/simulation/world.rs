@@ -118,7 +118,7 @@ pub struct NodeState {
     /// The log does not answer it.
     pub cut_off: bool,
     /// The log fails it once when it asks for the high watermarks, and once when it reads.
-    pub silent: (bool, bool),
+    pub fails_once: (bool, bool),
     pub trims: bool,
     /// In a history: how long what it appends is held up.
     pub held_up: Option<i64>,
@@ -129,13 +129,13 @@ pub struct NodeState {
     /// It reads all there is at once, and nothing is in its way.
     pub undisturbed: bool,
     /// What it has held when it had read everything: it never shows anything older.
-    pub floor: Floor,
+    pub held: HeldWrites,
     /// The same of the store that it is taking from another.
-    pub copied: Option<Floor>,
+    pub copied: Option<HeldWrites>,
 }
 
 /// A write of each key.
-pub type Floor = BTreeMap<&'static str, Write>;
+pub type HeldWrites = BTreeMap<&'static str, Write>;
 
 pub struct World {
     /// Made by all nodes.
@@ -281,7 +281,7 @@ impl World {
                     log.writes.insert(key, write.clone());
                     self.ever.insert((partition, offset, timestamp), (key, write));
                 }
-                None => self.counts.poison += 1,
+                None => self.counts.undecodable += 1,
             }
         }
         note!(self, "{partition}:{offset} {key} {} {condition:?}", show(value.as_deref()));

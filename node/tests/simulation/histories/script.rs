@@ -116,7 +116,7 @@ impl History {
     pub fn truncate(&mut self, partition: usize) {
         assert!(self.world().truncate(partition), "no broker lags");
         // Until they have heard of it.
-        self.members.iter_mut().for_each(|member| member.doubted = true);
+        self.members.iter_mut().for_each(|member| member.may_be_stale = true);
     }
 
     /// Kafka compacts what is old enough, and forgets tombstones that were old enough before.
