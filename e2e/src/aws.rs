@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use warp::Filter;
@@ -16,7 +16,7 @@ use warp::http::{HeaderMap, Method, Response, StatusCode};
 
 use crate::backends::CONTAINER_LABEL;
 use crate::deployment::docker;
-use crate::{java, wait};
+use crate::{python, wait};
 
 /// The name under which containers reach this machine.
 pub const HOST: &str = "host.docker.internal";
@@ -385,25 +385,14 @@ async fn run(arguments: &[&str]) -> Result<Output> {
     command.output().await.context("running docker")
 }
 
-fn both(output: &Output) -> String {
+pub(crate) fn both(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
-}
-
-/// Whether there is a Python that can make an environment for botocore.
-pub async fn python_available() -> bool {
-    let mut command = tokio::process::Command::new("python3");
-    command.args(["-c", "import ensurepip, venv"]);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.status().await.is_ok_and(|status| status.success())
 }
 
 /// Checks a document against botocore's model of an ECS call; `Err` with what is wrong.
 pub async fn validate(operation: &str, document: &Path) -> Result<Result<(), String>> {
-    let python = botocore().await?;
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("aws/validate.py");
-    let mut command = tokio::process::Command::new(python);
-    command.arg(source).arg(operation).arg(document).stdin(Stdio::null()).kill_on_drop(true);
-    let output = command.output().await.context("running python3")?;
+    let mut command = python::script("aws", "validate.py").await?;
+    let output = command.arg(operation).arg(document).output().await.context("running python3")?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     match output.status.code() {
         Some(0) => Ok(Ok(())),
@@ -411,43 +400,4 @@ pub async fn validate(operation: &str, document: &Path) -> Result<Result<(), Str
         Some(1) if !said.is_empty() => Ok(Err(said)),
         _ => anyhow::bail!("validate.py ended with {}: {}", output.status, both(&output)),
     }
-}
-
-/// The Python of an environment with `aws/requirements.txt`, made once for each content of it.
-async fn botocore() -> Result<std::path::PathBuf> {
-    let requirements = Path::new(env!("CARGO_MANIFEST_DIR")).join("aws/requirements.txt");
-    let wanted = std::fs::read(&requirements).context("reading requirements.txt")?;
-    let environment = java::cache().join("botocore");
-    let python = environment.join("bin/python");
-    // The stamp is written last, so that an interrupted installation is not taken for a whole one.
-    let stamp = environment.join("requirements.txt");
-    if std::fs::read(&stamp).is_ok_and(|done| done == wanted) {
-        return Ok(python);
-    }
-    let steps: [(&Path, &[&std::ffi::OsStr]); 2] = [
-        (
-            Path::new("python3"),
-            &["-m".as_ref(), "venv".as_ref(), "--clear".as_ref(), environment.as_os_str()],
-        ),
-        (
-            &python,
-            &[
-                "-m".as_ref(),
-                "pip".as_ref(),
-                "install".as_ref(),
-                "--quiet".as_ref(),
-                "--disable-pip-version-check".as_ref(),
-                "--requirement".as_ref(),
-                requirements.as_os_str(),
-            ],
-        ),
-    ];
-    for (program, arguments) in steps {
-        let mut command = tokio::process::Command::new(program);
-        command.args(arguments).stdin(Stdio::null()).kill_on_drop(true);
-        let output = command.output().await.context("running python3")?;
-        ensure!(output.status.success(), "{arguments:?} ended with {}: {}", output.status, both(&output));
-    }
-    std::fs::write(&stamp, wanted).context("writing the stamp")?;
-    Ok(python)
 }

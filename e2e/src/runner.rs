@@ -17,94 +17,18 @@ use tokio::runtime::Runtime;
 use tokio::sync::OnceCell;
 
 use crate::backends::{self, Backends, Server};
+use crate::needs::Has;
+pub use crate::needs::Needs;
 use crate::process::{self, tail};
 use crate::prometheus::{self, Prometheus};
 use crate::proxy::Proxy;
-use crate::{aws, cluster, deployment, java, machine, npm};
+use crate::{cluster, deployment};
 
 /// No test may take longer, unless it says so; the longest takes a third of it on two slow cores.
 const TEST_DEADLINE: Duration = Duration::from_secs(300);
 const LOG_LINES: usize = 30;
 /// Bytes that a first run takes: the image's layers, containers, servers' and nodes' files, packages.
 const ROOM: u64 = 6 << 30;
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Needs {
-    /// Only the node's binary, or not even that.
-    Nothing,
-    Servers,
-    /// The servers, and Java with Maven for a check by Kafka's and Avro's own libraries.
-    ServersAndJava,
-    /// The servers, and Prometheus with its promtool.
-    ServersAndPrometheus,
-    /// Node with npm, for a check by a JavaScript project's own library; no servers.
-    Npm,
-    /// Docker with Compose, and the nodes' image.
-    Deployment,
-    /// Python, for a check against botocore.
-    Python,
-    /// The servers, and a C compiler and a loader for what stands between a node and its machine.
-    ServersAndMachine,
-}
-
-impl Needs {
-    fn servers(self) -> bool {
-        !matches!(self, Needs::Nothing | Needs::Npm | Needs::Python | Needs::Deployment)
-    }
-}
-
-/// What this machine has.
-#[derive(Clone, Copy)]
-struct Has {
-    backends: Backends,
-    java: bool,
-    compose: bool,
-    prometheus: bool,
-    npm: bool,
-    python: bool,
-    machine: bool,
-}
-
-impl Has {
-    async fn look(backends: Backends) -> Has {
-        Has {
-            backends,
-            java: java::available().await,
-            compose: backends == Backends::Docker && deployment::available(),
-            prometheus: prometheus::available(backends),
-            npm: npm::available().await,
-            python: aws::python_available().await,
-            machine: machine::available().await,
-        }
-    }
-
-    /// All that any test needs beside the servers.
-    fn everything(self) -> bool {
-        self.java && self.compose && self.prometheus && self.npm && self.python && self.machine
-    }
-
-    /// Why a test can't run here.
-    fn missing(self, needs: Needs) -> Option<&'static str> {
-        if self.backends == Backends::None && (needs.servers() || needs == Needs::Deployment) {
-            return Some("no Docker engine, no Java with Maven");
-        }
-        match needs {
-            Needs::Deployment if !self.compose => Some("no Docker engine with Compose"),
-            Needs::ServersAndJava if !self.java => {
-                Some("no Java with Maven for the check by Java's libraries")
-            }
-            Needs::ServersAndPrometheus if !self.prometheus => {
-                Some("no Docker engine, no prometheus and promtool")
-            }
-            Needs::Npm if !self.npm => Some("no Node with npm for the check by Grafana's types"),
-            Needs::ServersAndMachine if !self.machine => {
-                Some("no Linux with glibc and cc for a machine's faults")
-            }
-            Needs::Python if !self.python => Some("no python3 with venv for the check against botocore"),
-            _ => None,
-        }
-    }
-}
 
 /// Runs on the thread that began it, so it need not be `Send`.
 pub type Outcome = Pin<Box<dyn Future<Output = Result<()>>>>;
@@ -447,22 +371,8 @@ fn supervise(arguments: &Arguments, runtime: Runtime, run: Run, tests: Vec<Test>
         None | Some(FormatSetting::Pretty | FormatSetting::Terse) => println!("{line}"),
         Some(_) => eprintln!("{line}"),
     }
-    if !has.compose && backends != Backends::None {
-        println!("e2e: the Compose deployment was not tried: there is no Docker engine with Compose");
-    }
-    if !has.java && backends != Backends::None {
-        println!("e2e: the checks by Java's own libraries did not run: there is no Java with Maven");
-    }
-    if !has.prometheus && backends != Backends::None {
-        println!(
-            "e2e: alerts and dashboards were not tried: there is neither a Docker engine nor Prometheus with promtool"
-        );
-    }
-    if !has.npm {
-        println!("e2e: the dashboards were not held against Grafana's types: there is no Node with npm");
-    }
-    if !has.python {
-        println!("e2e: compose/aws was not checked against botocore: there is no python3 with venv");
+    for line in has.tell_what_is_missing() {
+        println!("e2e: {line}");
     }
     if !complete {
         eprintln!(

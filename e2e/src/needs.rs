@@ -1,0 +1,111 @@
+//! What a test needs of the machine that it runs on, and what the machine has.
+
+use crate::backends::Backends;
+use crate::{deployment, java, machine, npm, prometheus, python};
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Needs {
+    /// Only the node's binary, or not even that.
+    Nothing,
+    Servers,
+    /// The servers, and Java with Maven for a check by Kafka's and Avro's own libraries.
+    ServersAndJava,
+    /// The servers, and Prometheus with its promtool.
+    ServersAndPrometheus,
+    /// Node with npm, for a check by a JavaScript project's own library; no servers.
+    Npm,
+    /// Docker with Compose, and the nodes' image.
+    Deployment,
+    /// Python, for a check against a library of it; no servers.
+    Python,
+    /// The servers, and Python for a check by a library of it.
+    ServersAndPython,
+    /// The servers, and a C compiler and a loader for what stands between a node and its machine.
+    ServersAndMachine,
+}
+
+impl Needs {
+    pub(crate) fn servers(self) -> bool {
+        !matches!(self, Needs::Nothing | Needs::Npm | Needs::Python | Needs::Deployment)
+    }
+}
+
+/// What this machine has.
+#[derive(Clone, Copy)]
+pub(crate) struct Has {
+    backends: Backends,
+    java: bool,
+    compose: bool,
+    prometheus: bool,
+    npm: bool,
+    python: bool,
+    machine: bool,
+}
+
+impl Has {
+    pub(crate) async fn look(backends: Backends) -> Has {
+        Has {
+            backends,
+            java: java::available().await,
+            compose: backends == Backends::Docker && deployment::available(),
+            prometheus: prometheus::available(backends),
+            npm: npm::available().await,
+            python: python::available().await,
+            machine: machine::available().await,
+        }
+    }
+
+    /// All that any test needs beside the servers.
+    pub(crate) fn everything(self) -> bool {
+        self.java && self.compose && self.prometheus && self.npm && self.python && self.machine
+    }
+
+    /// Why a test can't run here.
+    pub(crate) fn missing(self, needs: Needs) -> Option<&'static str> {
+        if self.backends == Backends::None && (needs.servers() || needs == Needs::Deployment) {
+            return Some("no Docker engine, no Java with Maven");
+        }
+        match needs {
+            Needs::Deployment if !self.compose => Some("no Docker engine with Compose"),
+            Needs::ServersAndJava if !self.java => {
+                Some("no Java with Maven for the check by Java's libraries")
+            }
+            Needs::ServersAndPrometheus if !self.prometheus => {
+                Some("no Docker engine, no prometheus and promtool")
+            }
+            Needs::Npm if !self.npm => Some("no Node with npm for the check by Grafana's types"),
+            Needs::ServersAndMachine if !self.machine => {
+                Some("no Linux with glibc and cc for a machine's faults")
+            }
+            Needs::Python | Needs::ServersAndPython if !self.python => {
+                Some("no python3 with venv for the checks by Python's libraries")
+            }
+            _ => None,
+        }
+    }
+
+    /// What did not run on this machine for want of something, for the end of a run.
+    pub(crate) fn tell_what_is_missing(self) -> Vec<&'static str> {
+        let engine = self.backends != Backends::None;
+        let lines = [
+            (
+                engine && !self.compose,
+                "the Compose deployment was not tried: there is no Docker engine with Compose",
+            ),
+            (
+                engine && !self.java,
+                "the checks by Java's own libraries did not run: there is no Java with Maven",
+            ),
+            (
+                engine && !self.prometheus,
+                "alerts and dashboards were not tried: there is neither a Docker engine nor Prometheus with promtool",
+            ),
+            (!self.npm, "the dashboards were not held against Grafana's types: there is no Node with npm"),
+            (
+                !self.python,
+                "compose/aws was not checked against botocore, nor Avro files by fastavro: there is no python3 with venv",
+            ),
+        ];
+        lines.into_iter().filter(|(missing, _)| *missing).map(|(_, line)| line).collect()
+    }
+}

@@ -1,0 +1,52 @@
+//! Scripts in Python, each in an environment with the packages that its folder's `requirements.txt` pins.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context, Result, ensure};
+use tokio::process::Command;
+
+use crate::aws::both;
+use crate::java;
+
+/// Whether there is a Python that can make environments.
+pub(crate) async fn available() -> bool {
+    let mut command = Command::new("python3");
+    command.args(["-c", "import ensurepip, venv"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().await.is_ok_and(|status| status.success())
+}
+
+/// The call of a script in a folder of this package, to be given its arguments. It has no stdin unless it is given one.
+pub async fn script(folder: &str, name: &str) -> Result<Command> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+    let mut command = Command::new(environment(&folder).await?);
+    command.arg(folder.join(name)).stdin(Stdio::null()).kill_on_drop(true);
+    Ok(command)
+}
+
+/// The Python of an environment with the packages of a folder, made once for each content of its `requirements.txt`.
+async fn environment(folder: &Path) -> Result<PathBuf> {
+    let requirements = folder.join("requirements.txt");
+    let wanted = std::fs::read(&requirements).context("reading requirements.txt")?;
+    let name = folder.file_name().context("a folder with a name")?;
+    let environment = java::cache().join("python").join(name);
+    let python = environment.join("bin/python");
+    // The stamp is written last, so that an interrupted installation is not taken for a whole one.
+    let stamp = environment.join("requirements.txt");
+    if std::fs::read(&stamp).is_ok_and(|done| done == wanted) {
+        return Ok(python);
+    }
+    let mut make = Command::new("python3");
+    make.args(["-m", "venv", "--clear"]).arg(&environment);
+    let mut install = Command::new(&python);
+    install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"]);
+    install.arg(&requirements);
+    for mut command in [make, install] {
+        let output =
+            command.stdin(Stdio::null()).kill_on_drop(true).output().await.context("running python3")?;
+        ensure!(output.status.success(), "{command:?} ended with {}: {}", output.status, both(&output));
+    }
+    std::fs::write(&stamp, wanted).context("writing the stamp")?;
+    Ok(python)
+}
