@@ -1,3 +1,4 @@
+mod avro_files;
 mod back_ends;
 mod bad_input;
 mod bad_members;
@@ -52,6 +53,7 @@ pub fn all() -> Vec<Test> {
         client_failover::tests(),
         client::tests(),
         import_export::tests(),
+        avro_files::tests(),
         command_line::tests(),
         trimming::tests(),
         broker_outage::tests(),
