@@ -31,6 +31,7 @@ mod rpc_java;
 mod shutdown;
 mod snapshot;
 mod topic_records;
+mod tracing;
 mod trimming;
 mod truncated_log;
 mod unusual_records;
@@ -60,6 +61,7 @@ pub fn all() -> Vec<Test> {
         truncated_log::tests(),
         unusual_records::tests(),
         bad_members::tests(),
+        tracing::tests(),
         peers::tests(),
         membership::tests(),
         bad_start::tests(),
