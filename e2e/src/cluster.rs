@@ -279,6 +279,8 @@ pub struct Node {
     pub log: PathBuf,
     env: Mutex<Vec<(String, String)>>,
     binary: &'static Path,
+    /// A program and its arguments that start the node's own; none unless it is told.
+    launcher: Mutex<Vec<String>>,
     process: Mutex<Option<Process>>,
     api: Mutex<Api>,
 }
@@ -315,6 +317,7 @@ impl Node {
             data_dir,
             env: Mutex::new(all),
             binary,
+            launcher: Mutex::default(),
             process: Mutex::new(None),
             api: Mutex::new(Api::new(api_port)),
         })
@@ -345,6 +348,11 @@ impl Node {
         env.retain(|(set, _)| set != name);
     }
 
+    /// Starts it by another program from the next start on, which gets the node's path and arguments behind its own.
+    pub fn launch_by(&self, launcher: Vec<String>) {
+        *self.launcher.lock().unwrap_or_else(PoisonError::into_inner) = launcher;
+    }
+
     /// A client of it. Connections are not shared across a restart.
     pub fn api(&self) -> Api {
         self.api.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -352,7 +360,15 @@ impl Node {
 
     /// Starts the process and returns at once.
     pub fn spawn(&self) -> Result<()> {
-        let mut command = Command::new(self.binary);
+        let launcher = self.launcher.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut command = match &launcher[..] {
+            [] => Command::new(self.binary),
+            [program, arguments @ ..] => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(self.binary);
+                command
+            }
+        };
         command.arg("serve").env_clear();
         // Nothing of the caller's environment is a setting by accident.
         for name in ["PATH", "HOME", "TMPDIR", "RUST_LOG"] {

@@ -10,6 +10,7 @@ pub mod history;
 pub mod http;
 pub mod java;
 pub mod machine;
+pub mod memory_limit;
 mod needs;
 pub mod nemesis;
 pub mod npm;

@@ -24,6 +24,7 @@ mod monitoring_live;
 mod peers;
 mod real_data;
 mod replication;
+mod request_memory;
 mod restart;
 mod resync;
 mod rpc;
@@ -49,6 +50,7 @@ pub fn all() -> Vec<Test> {
         machine::tests(),
         real_data::tests(),
         resync::tests(),
+        request_memory::tests(),
         snapshot::tests(),
         crash::tests(),
         client_failover::tests(),
