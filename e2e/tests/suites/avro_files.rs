@@ -66,7 +66,7 @@ async fn fastavro_reads_what_is_exported(ctx: Ctx) -> Result<()> {
     let way = CommandLine::rpc(&ctx, &cluster.nodes);
     let mut lines = String::new();
     for i in 0..RECORDS {
-        let ttl = (i % 3 == 0).then_some(DAY_MS + i as i64);
+        let ttl = i.is_multiple_of(3).then_some(DAY_MS + i as i64);
         lines += &json!({ "key": key("out", i), "value": value(i), "ttl": ttl }).to_string();
         lines.push('\n');
     }
@@ -114,7 +114,7 @@ async fn what_fastavro_writes_is_imported(ctx: Ctx) -> Result<()> {
         // A time to live, or a point in time.
         let expiry = |i: usize| {
             let life = DAY_MS + i as i64;
-            (i % 3 == 0).then_some(if field == "ttl" { life } else { began + life })
+            i.is_multiple_of(3).then_some(if field == "ttl" { life } else { began + life })
         };
         let entries: Vec<Value> = (0..RECORDS)
             .map(|i| json!({ "key": key(&prefix, i), "value": value(i), "expiry": expiry(i) }))

@@ -56,7 +56,7 @@ impl Greedy {
     fn of(i: usize) -> Greedy {
         match i {
             _ if i >= HTTP_CONNECTIONS => Greedy::Frame,
-            _ if i % 4 == 0 => Greedy::Batch,
+            _ if i.is_multiple_of(4) => Greedy::Batch,
             _ if i % 4 == 1 => Greedy::Form,
             _ => Greedy::Body,
         }
