@@ -5,6 +5,7 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use tokio::process::Command;
+use tokio::sync::Mutex;
 
 use crate::aws::both;
 use crate::java;
@@ -27,6 +28,9 @@ pub async fn script(folder: &str, name: &str) -> Result<Command> {
 
 /// The Python of an environment with the packages of a folder, made once for each content of its `requirements.txt`.
 async fn environment(folder: &Path) -> Result<PathBuf> {
+    // Two tests that made it at the same time would each clear what the other one installs.
+    static MAKING: Mutex<()> = Mutex::const_new(());
+    let _making = MAKING.lock().await;
     let requirements = folder.join("requirements.txt");
     let wanted = std::fs::read(&requirements).context("reading requirements.txt")?;
     let name = folder.file_name().context("a folder with a name")?;
