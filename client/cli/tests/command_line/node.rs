@@ -65,6 +65,13 @@ impl FakeNode {
         Self { address, shared }
     }
 
+    /// With so many records: `k0000` and on, with these values.
+    pub fn holding(count: usize, value: impl Fn(usize) -> String) -> Self {
+        let node = Self::start();
+        (0..count).for_each(|n| node.set(&format!("k{n:04}"), &value(n)));
+        node
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.shared.state.lock().expect("no thread panicked")
     }

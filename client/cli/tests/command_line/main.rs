@@ -1,0 +1,11 @@
+//! The program `bitacora` as a script sees it: arguments, streams, files, exit codes; against a small node of its own that
+//! speaks enough HTTP, and fails when it is told to.
+
+mod bench;
+mod export;
+mod import;
+mod keys;
+mod members;
+mod node;
+mod program;
+mod usage;

@@ -1,0 +1,35 @@
+//! `members` and `status`.
+
+use serde_json::json;
+
+use crate::node::FakeNode;
+use crate::program::{DONE, UNAVAILABLE, address_of_nobody, run_at};
+
+#[test]
+fn members_and_status_are_the_nodes_own_words() {
+    let node = FakeNode::start();
+    let dead = address_of_nobody();
+    node.members(&[&dead]);
+    let at = |arguments: &[&str]| run_at(&node, arguments);
+    let mut lines = at(&["members"]).code(DONE).lines();
+    lines.sort_by_key(|line| line["ready"] == false);
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert_eq!(
+        (&lines[0]["node"], &lines[0]["lag"], &lines[0]["caught_up"]),
+        (&json!(node.name()), &json!(3), &json!(true))
+    );
+    assert_eq!((&lines[1]["node"], &lines[1]["lag"]), (&json!(dead), &json!(null)));
+    assert!(
+        lines[1]["reason"].as_str().is_some_and(|reason| reason.contains("can't be reached")),
+        "{lines:?}"
+    );
+    let table = at(&["members", "-o", "table"]).code(DONE).stdout;
+    assert!(table.starts_with("MEMBER") && table.contains(&node.name()), "{table}");
+
+    let own = &at(&["status", &node.name()]).code(DONE).lines()[0];
+    assert_eq!(own["anything"], json!({"else": 1}), "JSON is passed on whole");
+    let page = at(&["status", "-o", "table"]).code(DONE).says("can't be reached").stdout;
+    assert!(page.contains("PARTITION") && page.contains("7 records"), "{page}");
+    assert_eq!(at(&["status", "-o", "raw"]).stdout, format!("{}\t0\t6\t10\t3\n", node.name()));
+    at(&["status", &node.name(), &dead]).code(UNAVAILABLE);
+}
