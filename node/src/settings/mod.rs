@@ -1,0 +1,108 @@
+//! Every setting once: its flag, its environment variable, its default and what it means. `--help` is made from these
+//! tables, and a test holds the README's against them.
+
+mod dev;
+mod kafka_properties;
+mod logging;
+mod node;
+mod serve;
+mod tools;
+mod values;
+
+use clap::error::{ContextKind, ContextValue};
+use clap::{CommandFactory, Parser, Subcommand};
+
+pub use self::dev::DevSettings;
+pub use self::logging::{LogFormat, LogSettings};
+pub use self::node::NodeSettings;
+pub use self::serve::{AddressSource, ServeSettings};
+pub use self::tools::{BackupSettings, HealthSettings, RestoreSettings};
+
+/// A node of Bitacora: a replicated in-memory key-value store whose write-ahead log is a compacted Kafka topic.
+#[derive(Debug, Parser)]
+#[command(name = "bitacora-node", version, max_term_width = 110, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  bitacora-node dev                                 three nodes in one process
+  bitacora-node serve --broker-list kafka:9092 --zookeeper-hosts zk:2181
+  KAFKA_TOPIC=orders API_PORT=9000 bitacora-node    'serve' is what runs without a command
+
+Every setting is a flag and an environment variable; a flag wins. 'bitacora-node serve --help' explains them all.";
+
+#[derive(Debug, Subcommand)]
+// Made once.
+#[allow(clippy::large_enum_variant)]
+pub enum Command {
+    /// Run one node on Kafka and ZooKeeper (the default)
+    Serve(ServeSettings),
+    /// Run a cluster of several nodes in this process, over an embedded durable log, on 127.0.0.1
+    Dev(DevSettings),
+    /// Ask the node on this machine whether it is ready; exit with 0 if it is, else with 1
+    Health(HealthSettings),
+    /// Write a running node's store to a file
+    Backup(BackupSettings),
+    /// Fill an empty data folder from such a file, for a node to start from
+    Restore(RestoreSettings),
+}
+
+impl Cli {
+    /// Reads the command line and the environment; without a command it is `serve`'s.
+    #[must_use]
+    pub fn read() -> Self {
+        let mut arguments: Vec<_> = std::env::args_os().collect();
+        let of_the_program = ["-h", "--help", "-V", "--version"];
+        let first = arguments.get(1).map(|argument| argument.to_string_lossy().into_owned());
+        if first.is_none_or(|first| first.starts_with('-') && !of_the_program.contains(&first.as_str())) {
+            arguments.insert(1.min(arguments.len()), "serve".into());
+        }
+        Self::try_parse_from(arguments).unwrap_or_else(|error| {
+            // Clap names the flag; who sets the variable has never seen it.
+            let _ = error.print();
+            if let Some(variable) = variable_of(&error) {
+                eprintln!("\nThe setting is also the environment variable {variable}.");
+            }
+            std::process::exit(error.exit_code())
+        })
+    }
+}
+
+fn variable_of(error: &clap::Error) -> Option<String> {
+    let ContextValue::String(argument) = error.get(ContextKind::InvalidArg)? else { return None };
+    let flag = argument.strip_prefix("--")?.split([' ', '=', '[']).next()?;
+    let command = Cli::command();
+    let mut arguments = command.get_subcommands().flat_map(clap::Command::get_arguments);
+    let argument =
+        arguments.find(|argument| argument.get_long() == Some(flag) && argument.get_env().is_some())?;
+    Some(argument.get_env()?.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_wrong_setting_is_named() {
+        for (arguments, names) in [
+            (["serve", "--broker-list", "kafka"], "--broker-list"),
+            (["serve", "--zookeeper-hosts", "zk:port"], "--zookeeper-hosts"),
+            (["serve", "--api-port", "70000"], "--api-port"),
+            (["serve", "--kafka-topic", "a b"], "--kafka-topic"),
+            (["dev", "--nodes", "0"], "--nodes"),
+        ] {
+            let error = Cli::try_parse_from([&["bitacora-node"], &arguments[..]].concat())
+                .expect_err(names)
+                .to_string();
+            assert!(error.contains(names), "{error}");
+        }
+    }
+}

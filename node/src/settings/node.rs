@@ -1,0 +1,129 @@
+//! The settings that a node of `serve` and one of `dev` have in common.
+
+use std::time::Duration;
+
+use bitacora_protocol::units::{bytes, duration, positive_duration};
+use clap::Args;
+
+use super::values::{otlp_endpoint, rate, request_memory, value_bytes};
+use crate::replication::snapshot::SnapshotUse;
+use crate::service::memory;
+use crate::service::reads::PeerReads;
+
+/// What a call has beside its value, handshake and key included, at most.
+const FRAME_OVERHEAD_BYTES: u64 = 64 * 1024;
+/// What the largest request needs beside its value or its frame: keys, lengths, what is read ahead.
+const REQUEST_OVERHEAD_BYTES: u64 = 256 * 1024;
+
+/// What a node of `serve` and one of `dev` have in common.
+#[derive(Debug, Clone, Args)]
+pub struct NodeSettings {
+    /// After how long a delete marker or an expired key may leave the log; a node away for longer rebuilds its store
+    #[arg(long, env, value_name = "TIME", default_value = "7d", value_parser = positive_duration, help_heading = "Store")]
+    pub delete_retention: Duration,
+    /// Memory for the cache of records over the store
+    #[arg(long, env, value_name = "BYTES", default_value = "256MiB", value_parser = bytes, help_heading = "Store")]
+    pub cache_bytes: u64,
+    /// Whether a node without a store it can use takes a copy of another member's before it reads the log
+    #[arg(long, env, value_name = "WHEN", default_value = "auto", help_heading = "Store")]
+    pub snapshot: SnapshotUse,
+    /// How many bytes a second a node spends on giving others a copy of its store
+    #[arg(long, env, value_name = "BYTES", default_value = "256MiB", value_parser = rate, help_heading = "Store")]
+    pub snapshot_rate: u64,
+    /// When a key that is missing here is asked of the other members
+    #[arg(long, env, value_name = "WHEN", default_value = "auto", help_heading = "Cluster")]
+    pub peer_reads: PeerReads,
+    /// How long the other members may take to answer
+    #[arg(long, env, value_name = "TIME", default_value = "60ms", value_parser = positive_duration, help_heading = "Cluster")]
+    pub external_request_timeout: Duration,
+    /// The largest value that is taken
+    #[arg(long, env, value_name = "BYTES", default_value = "1MiB", value_parser = value_bytes, help_heading = "Network")]
+    pub max_value_bytes: u64,
+    /// Memory for requests and answers under way; beyond it they are refused. At least 8 × `MAX_VALUE_BYTES` and 3 × `MAX_FRAME_BYTES`, and 256 KiB [default: a quarter of what the container or the machine has, at least 64MiB]
+    #[arg(long, env, value_name = "BYTES", value_parser = request_memory, help_heading = "Network")]
+    pub request_memory: Option<u64>,
+    /// How long a client may take to send the body of a request or the rest of a frame, and go without reading its answers
+    #[arg(long, env, value_name = "TIME", default_value = "30s", value_parser = positive_duration, help_heading = "Network")]
+    pub request_timeout: Duration,
+    /// Connections at a time, of each of the two ports; further ones wait (HTTP) or are closed (Avro RPC)
+    #[arg(long, env, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Network")]
+    pub max_connections: u32,
+    /// The largest frame of the Avro RPC; no less than a value and 64 KiB
+    #[arg(long, env, value_name = "BYTES", default_value = "4MiB", value_parser = value_bytes, help_heading = "Network")]
+    pub max_frame_bytes: u64,
+    /// How long a connection may lie idle, or take over the head of a request; longer than the balancer before it keeps one
+    #[arg(long, env, value_name = "TIME", default_value = "2m", value_parser = positive_duration, help_heading = "Network")]
+    pub idle_timeout: Duration,
+    /// How long a node that is told to stop still serves, unready, so that load balancers see it first
+    #[arg(long, env, value_name = "TIME", default_value = "0s", value_parser = duration, help_heading = "Network")]
+    pub drain_delay: Duration,
+    /// How long the stop itself may take after `DRAIN_DELAY`: requests under way are aborted after three quarters of it, the rest is for the log and the store
+    #[arg(long, env, value_name = "TIME", default_value = "5s", value_parser = duration, help_heading = "Network")]
+    pub shutdown_grace: Duration,
+    /// Requests that take longer are logged, with what they waited for; 0 for none
+    #[arg(long, env, value_name = "TIME", default_value = "1s", value_parser = duration, help_heading = "Logging")]
+    pub slow_request: Duration,
+    /// Base URL of an OpenTelemetry collector that takes traces by OTLP over HTTP, such as `http://collector:4318` [default: no traces]
+    #[arg(long, env, value_name = "URL", value_parser = otlp_endpoint, help_heading = "Logging")]
+    pub otlp_endpoint: Option<String>,
+}
+
+impl NodeSettings {
+    /// The largest frame of the RPC, in bytes.
+    #[must_use]
+    pub fn frame_bytes(&self) -> u64 {
+        self.max_frame_bytes.max(self.max_value_bytes + FRAME_OVERHEAD_BYTES)
+    }
+
+    /// Bytes of the budget for requests: `REQUEST_MEMORY` or its default.
+    ///
+    /// # Errors
+    /// When it is less than the largest request needs, which would then be refused for ever.
+    pub fn request_memory_bytes(&self) -> Result<u64, String> {
+        // A form has three bytes for one of the value's, twice, beside the record and the answer. A frame is held as it
+        // arrives, put together, and as the batch that it is.
+        let least = (8 * self.max_value_bytes).max(3 * self.frame_bytes()) + REQUEST_OVERHEAD_BYTES;
+        match self.request_memory {
+            None => Ok(memory::default_limit().max(least)),
+            Some(bytes) if bytes >= least => Ok(bytes),
+            Some(bytes) => Err(format!(
+                "REQUEST_MEMORY is {bytes} bytes, and the largest request that MAX_VALUE_BYTES and MAX_FRAME_BYTES allow needs \
+                 {least}; raise REQUEST_MEMORY to that, or lower the other two"
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::super::{Cli, Command};
+    use super::*;
+
+    fn node(flags: &[&str]) -> NodeSettings {
+        let cli = Cli::try_parse_from([&["bitacora-node", "dev"], flags].concat()).expect("settings");
+        let Command::Dev(settings) = cli.command else { panic!("dev was asked for") };
+        settings.node
+    }
+
+    #[test]
+    fn request_memory_holds_the_largest_request() {
+        for (flags, least) in [
+            (&["--max-value-bytes", "4MiB"][..], 32 << 20),
+            (&["--max-frame-bytes", "32MiB"], 96 << 20),
+            (&["--max-value-bytes", "256MiB"], 2 << 30),
+        ] {
+            let least = least + REQUEST_OVERHEAD_BYTES;
+            let with = |bytes: u64| {
+                node(&[flags, &["--request-memory", &bytes.to_string()]].concat()).request_memory_bytes()
+            };
+            assert_eq!(with(least), Ok(least));
+            let error = with(least - 1).expect_err("it is too little");
+            for name in ["REQUEST_MEMORY", "MAX_VALUE_BYTES", "MAX_FRAME_BYTES", &least.to_string()] {
+                assert!(error.contains(name), "{error}");
+            }
+            assert!(node(flags).request_memory_bytes().expect("a default") >= least);
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! The settings of the commands beside a node: `health`, `backup` and `restore`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = BACKUP_EXAMPLES)]
+pub struct BackupSettings {
+    /// The node whose store is copied; it goes on serving
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
+    pub from: reqwest::Url,
+    /// The file to write, which must not be there yet
+    pub file: PathBuf,
+}
+
+const BACKUP_EXAMPLES: &str = "\
+Examples:
+  bitacora-node backup bitacora.backup
+  bitacora-node backup --from http://node-2:8080 /backups/bitacora-$(date +%F).backup
+  bitacora-node backup /backups/today && scp /backups/today elsewhere:
+
+The file holds one node's whole store and its positions in the log, with a checksum. 'restore' starts from it.";
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = RESTORE_EXAMPLES)]
+pub struct RestoreSettings {
+    /// Folder of the store, which must hold none
+    #[arg(long, env, value_name = "DIR", default_value = "bitacora-data")]
+    pub data_dir: PathBuf,
+    /// What 'backup' wrote
+    pub file: PathBuf,
+}
+
+const RESTORE_EXAMPLES: &str = "\
+Examples:
+  bitacora-node restore bitacora.backup && bitacora-node serve
+  bitacora-node restore --data-dir /var/lib/bitacora /backups/bitacora-2026-01-31.backup
+
+The node then reads on where the backup stands. A backup of another topic or cluster, or one that is older than
+DELETE_RETENTION, is not used: the node empties the store and fills it from its peers or the log, as it always may.";
+
+#[derive(Debug, Clone, Args)]
+pub struct HealthSettings {
+    /// Ask whether it is alive instead; a node that restores is alive, but not ready
+    #[arg(long)]
+    pub live: bool,
+    /// Port of the HTTP API
+    #[arg(long, env, value_name = "PORT", default_value_t = 8080)]
+    pub api_port: u16,
+}
