@@ -118,22 +118,46 @@ impl Limit {
 }
 
 pub async fn run(api: &Arc<Api>, arguments: &Bench, output: Option<Output>) -> Result<()> {
-    let pipeline = match (&**api, arguments.pipeline) {
-        (Api::Http(_), Some(2..)) => {
-            let sentence =
-                "over HTTP a connection has one request under way; give --connections instead of --pipeline";
-            return Err(Failure::new(Kind::Usage, sentence).into());
-        }
-        (Api::Http(_), _) => 1,
-        (Api::Rpc(_), pipeline) => pipeline.unwrap_or(16),
-    };
+    let pipeline = pipeline(api, arguments)?;
     let value: Arc<str> = "x".repeat(arguments.value_size).into();
     let nodes = api.nodes();
     eprintln!("bitacora: this loads {}", nodes.join(", "));
     if arguments.operation != Operation::Set {
         fill(api, arguments, &value).await?;
     }
+    let (tally, time) = measure(api, arguments, pipeline, &value).await?;
+    let report = Report::new(nodes, arguments, pipeline, &tally, time);
+    match Output::of_list(output) {
+        Output::Json => print(json_line(&report)?)?,
+        Output::Table => print(page(&report))?,
+        Output::Raw => print(output::raw_line(raw(&report).each_ref().map(String::as_str)))?,
+    }
+    match tally.failure {
+        Some(failure) if report.requests == 0 => Err(failure.into()),
+        _ => Ok(()),
+    }
+}
 
+/// How many requests a connection has under way.
+fn pipeline(api: &Api, arguments: &Bench) -> Result<u32, Failure> {
+    match (api, arguments.pipeline) {
+        (Api::Http(_), Some(2..)) => {
+            let sentence =
+                "over HTTP a connection has one request under way; give --connections instead of --pipeline";
+            Err(Failure::new(Kind::Usage, sentence))
+        }
+        (Api::Http(_), _) => Ok(1),
+        (Api::Rpc(_), pipeline) => Ok(pipeline.unwrap_or(16)),
+    }
+}
+
+/// Sends what was asked for over all connections; what came of it, and how long it took in all.
+async fn measure(
+    api: &Arc<Api>,
+    arguments: &Bench,
+    pipeline: u32,
+    value: &Arc<str>,
+) -> Result<(Tally, Duration)> {
     let started = Instant::now();
     let until = arguments.requests.is_none().then(|| started + arguments.duration);
     let limit = Arc::new(Limit { until, left: AtomicU64::new(arguments.requests.unwrap_or(0)) });
@@ -142,7 +166,7 @@ pub async fn run(api: &Arc<Api>, arguments: &Bench, output: Option<Output>) -> R
         let share = Share {
             api: Arc::clone(api),
             limit: Arc::clone(&limit),
-            value: Arc::clone(&value),
+            value: Arc::clone(value),
             operation: arguments.operation,
             keys: arguments.keys,
             key_prefix: arguments.key_prefix.clone(),
@@ -153,32 +177,27 @@ pub async fn run(api: &Arc<Api>, arguments: &Bench, output: Option<Output>) -> R
     while let Some(share) = shares.join_next().await {
         tally.add(share??)?;
     }
-    let time = started.elapsed();
+    Ok((tally, started.elapsed()))
+}
 
-    let requests = tally.latencies.len();
-    let report = Report {
-        nodes,
-        operation: arguments.operation,
-        connections: arguments.connections,
-        pipeline,
-        value_size: arguments.value_size,
-        keys: arguments.keys,
-        requests,
-        not_found: tally.not_found,
-        failed: tally.failed,
-        first_failure: tally.failure.as_ref().map(ToString::to_string),
-        seconds: time.as_secs_f64(),
-        requests_per_second: per_second(requests, time),
-        latency_us: Latency::of(&tally.latencies),
-    };
-    match Output::of_list(output) {
-        Output::Json => print(json_line(&report)?)?,
-        Output::Table => print(page(&report))?,
-        Output::Raw => print(output::raw_line(raw(&report).each_ref().map(String::as_str)))?,
-    }
-    match tally.failure {
-        Some(failure) if requests == 0 => Err(failure.into()),
-        _ => Ok(()),
+impl Report {
+    fn new(nodes: Vec<String>, arguments: &Bench, pipeline: u32, tally: &Tally, time: Duration) -> Self {
+        let requests = tally.latencies.len();
+        Self {
+            nodes,
+            operation: arguments.operation,
+            connections: arguments.connections,
+            pipeline,
+            value_size: arguments.value_size,
+            keys: arguments.keys,
+            requests,
+            not_found: tally.not_found,
+            failed: tally.failed,
+            first_failure: tally.failure.as_ref().map(ToString::to_string),
+            seconds: time.as_secs_f64(),
+            requests_per_second: per_second(requests, time),
+            latency_us: Latency::of(&tally.latencies),
+        }
     }
 }
 
