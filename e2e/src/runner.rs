@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use libtest_mimic::{Arguments, Completion, FormatSetting, Trial};
+use libtest_mimic::{Arguments, Completion, Conclusion, FormatSetting, Trial};
 use tokio::runtime::Runtime;
 use tokio::sync::OnceCell;
 
@@ -322,17 +322,7 @@ fn supervise(arguments: &Arguments, runtime: Runtime, run: Run, tests: Vec<Test>
     let registered = tests.len();
     let needs_engine = |needs: Needs| needs.servers() || needs == Needs::Deployment;
     let needing = tests.iter().filter(|test| needs_engine(test.needs)).count();
-    let trials = tests.into_iter().map(|test| {
-        let name = test.name.clone();
-        let (runtime, run) = (runtime.clone(), run.clone());
-        Trial::ignorable_test(name, move || {
-            if let Some(missing) = has.missing(test.needs) {
-                return Ok(Completion::ignored_with(missing));
-            }
-            run_test(&runtime, &run, test)?;
-            Ok(Completion::Completed)
-        })
-    });
+    let trials = tests.into_iter().map(|test| trial(&runtime, &run, has, test));
     let conclusion = libtest_mimic::run(arguments, trials.collect());
     if conclusion.has_failed() {
         tell_of_little_room();
@@ -343,38 +333,12 @@ fn supervise(arguments: &Arguments, runtime: Runtime, run: Run, tests: Vec<Test>
     remove_root(&root);
 
     let ran = (conclusion.num_passed + conclusion.num_failed) as usize;
-    let suites: BTreeSet<&str> = started.iter().filter_map(|name| name.split("::").next()).collect();
-    let line = if backends == Backends::None {
-        format!(
-            "e2e: NOT RUN: neither a Docker engine nor Java with Maven was found; only the {} tests that need \
-             neither ran",
-            registered - needing
-        )
-    } else {
-        format!("e2e: {} suites ({ran} tests) ran on: {}", suites.len(), backends.describe())
-    };
-    let mut complete = started.len() == ran;
-    let everything = arguments.filter.is_none() && arguments.skip.is_empty() && !arguments.ignored;
-    if everything {
-        complete &= ran + conclusion.num_ignored as usize == registered;
-        if backends != Backends::None && has.everything() {
-            complete &= ran == registered;
-        }
-    }
-    // Machine formats own stdout.
-    if let Some(file) = std::env::var_os("E2E_SUMMARY")
-        && let Err(error) = std::fs::write(&file, format!("{line}\n"))
-    {
-        eprintln!("e2e: {} can't be written: {error}", Path::new(&file).display());
-    }
-    match arguments.format {
-        None | Some(FormatSetting::Pretty | FormatSetting::Terse) => println!("{line}"),
-        Some(_) => eprintln!("{line}"),
-    }
+    tell_what_ran(arguments, &last_line(backends, &started, ran, registered - needing));
     for line in has.tell_what_is_missing() {
         println!("e2e: {line}");
     }
-    if !complete {
+    let all_must_run = backends != Backends::None && has.everything();
+    if started.len() != ran || !all_accounted_for(arguments, &conclusion, registered, all_must_run) {
         eprintln!(
             "e2e: {registered} tests are registered, {} began, {ran} ended: some are lost",
             started.len()
@@ -382,6 +346,56 @@ fn supervise(arguments: &Arguments, runtime: Runtime, run: Run, tests: Vec<Test>
         return ExitCode::FAILURE;
     }
     conclusion.exit_code()
+}
+
+fn trial(runtime: &Arc<Runtime>, run: &Arc<Run>, has: Has, test: Test) -> Trial {
+    let name = test.name.clone();
+    let (runtime, run) = (runtime.clone(), run.clone());
+    Trial::ignorable_test(name, move || {
+        if let Some(missing) = has.missing(test.needs) {
+            return Ok(Completion::ignored_with(missing));
+        }
+        run_test(&runtime, &run, test)?;
+        Ok(Completion::Completed)
+    })
+}
+
+/// What a run says of itself at its end. `without_servers`: tests that need none.
+fn last_line(backends: Backends, started: &BTreeSet<String>, ran: usize, without_servers: usize) -> String {
+    if backends == Backends::None {
+        return format!(
+            "e2e: NOT RUN: neither a Docker engine nor Java with Maven was found; only the {without_servers} tests \
+             that need neither ran"
+        );
+    }
+    let suites: BTreeSet<&str> = started.iter().filter_map(|name| name.split("::").next()).collect();
+    format!("e2e: {} suites ({ran} tests) ran on: {}", suites.len(), backends.describe())
+}
+
+fn tell_what_ran(arguments: &Arguments, line: &str) {
+    if let Some(file) = std::env::var_os("E2E_SUMMARY")
+        && let Err(error) = std::fs::write(&file, format!("{line}\n"))
+    {
+        eprintln!("e2e: {} can't be written: {error}", Path::new(&file).display());
+    }
+    // Machine formats own stdout.
+    match arguments.format {
+        None | Some(FormatSetting::Pretty | FormatSetting::Terse) => println!("{line}"),
+        Some(_) => eprintln!("{line}"),
+    }
+}
+
+/// Whether a run of everything has an end of every test, and one that was not left out if `all_must_run`.
+fn all_accounted_for(
+    arguments: &Arguments,
+    conclusion: &Conclusion,
+    registered: usize,
+    all_must_run: bool,
+) -> bool {
+    let everything = arguments.filter.is_none() && arguments.skip.is_empty() && !arguments.ignored;
+    let ran = (conclusion.num_passed + conclusion.num_failed) as usize;
+    let left_out = conclusion.num_ignored as usize;
+    !everything || (ran + left_out == registered && (left_out == 0 || !all_must_run))
 }
 
 async fn tear_down(run: Arc<Run>, backends: Backends) {
