@@ -20,18 +20,19 @@ FROM toolchain AS dependencies
 COPY Cargo.toml Cargo.lock ./
 COPY client/Cargo.toml client/
 COPY client/cli/Cargo.toml client/cli/
+COPY client/program/Cargo.toml client/program/
 COPY client/protocol/Cargo.toml client/protocol/
 COPY e2e/Cargo.toml e2e/
 COPY node/Cargo.toml node/
 # [[bin]], [[test]] and [[bench]] name files that are not here yet: only this layer's copies of the manifests lose
 # them. The empty crates' own artefacts go at once: Cargo compares times, and would take them for the real ones.
-RUN for member in client client/cli client/protocol e2e node; do \
+RUN for member in client client/cli client/program client/protocol e2e node; do \
         awk '/^\[/ { target = /^\[\[/ } !target' "$member/Cargo.toml" > manifest && mv manifest "$member/Cargo.toml" \
      && mkdir -p "$member/src" && touch "$member/src/lib.rs" || exit 1; \
     done \
  && echo 'fn main() {}' | tee node/src/main.rs > client/cli/src/main.rs \
  && cargo build --locked --release -p bitacora-node -p bitacora-cli \
- && cargo clean --locked --release -p bitacora-node -p bitacora-cli -p bitacora-client -p bitacora-protocol
+ && cargo clean --locked --release -p bitacora-node -p bitacora-cli -p bitacora-client -p bitacora-program -p bitacora-protocol
 
 # --- The node and the command line. The end-to-end crate stays empty: its sources are no part of the image.
 FROM dependencies AS build
