@@ -7,7 +7,7 @@ use std::time::Duration;
 use bitacora_client::{Operation, Outcome, Position, Record, Scan, ScanPage, ServedFrom, Written};
 use bitacora_protocol::http::{
     self as api, BatchLine, FailedLine, Message, POSITION_HEADER, PositionedRecord, ReadLine, SOURCE_HEADER,
-    TimeToLive, WrittenLine, served_from_of,
+    WrittenLine, served_from_of,
 };
 use bitacora_protocol::record::OwnedKeyValue;
 use reqwest::header::HeaderMap;
@@ -47,7 +47,7 @@ impl Http {
     }
 
     pub async fn set(&self, key: &str, value: &str, ttl: Option<Duration>) -> Result<Written, Failure> {
-        let ttl = ttl.map(|ttl| ttl.as_millis().to_string());
+        let ttl = ttl.map(in_ms);
         let mut query = vec![("key", key)];
         query.extend(ttl.as_deref().map(|ttl| ("ttl", ttl)));
         let answer = self
@@ -70,7 +70,7 @@ impl Http {
             let line = match operation {
                 Operation::Get { key } => BatchLine::Get { key: key.into() },
                 Operation::Set { key, value, ttl } => {
-                    let ttl = ttl.map(|ttl| TimeToLive::Ms(ttl.as_millis() as u64));
+                    let ttl = ttl.map(|ttl| in_ms(ttl).into());
                     BatchLine::Set { key: key.into(), value: value.into(), ttl }
                 }
                 Operation::Delete { key } => BatchLine::Delete { key: key.into() },
@@ -253,6 +253,11 @@ fn outcome(operation: &Operation, line: &[u8]) -> Result<Result<Outcome, Failure
         let ReadLine { position, from, record: found, .. } = serde_json::from_slice(line).map_err(parse)?;
         Outcome::Read(record(found, position, from))
     }))
+}
+
+/// As the API takes a time: never without its unit.
+fn in_ms(time: Duration) -> String {
+    format!("{}ms", time.as_millis())
 }
 
 /// What reqwest's sentences hide: the reason.

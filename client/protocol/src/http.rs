@@ -3,10 +3,13 @@
 //!
 //! The order of the fields is the order in which a node writes them. A reader ignores fields that it does not know.
 
+mod batch_line;
+
 use std::borrow::Cow;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub use self::batch_line::BatchLine;
 use crate::Position;
 use crate::rpc::ServedFrom;
 
@@ -29,42 +32,6 @@ pub struct Message<'a> {
     /// Of a write that was answered 503: whether it may still take effect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub may_take_effect: Option<bool>,
-}
-
-/// A line of a batch: an operation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "op", rename_all = "lowercase", deny_unknown_fields)]
-pub enum BatchLine<'a> {
-    /// Reads a key.
-    Get {
-        /// The key.
-        key: Cow<'a, str>,
-    },
-    /// Sets a key.
-    Set {
-        /// The key.
-        key: Cow<'a, str>,
-        /// Its value.
-        value: Cow<'a, str>,
-        /// How long it lives; for ever without it.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        ttl: Option<TimeToLive>,
-    },
-    /// Deletes a key.
-    Delete {
-        /// The key.
-        key: Cow<'a, str>,
-    },
-}
-
-/// A time to live, as a batch's line gives it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum TimeToLive {
-    /// A number of ms.
-    Ms(u64),
-    /// With a unit, as [`duration`](crate::units::duration) reads it.
-    Text(String),
 }
 
 /// A result line of a batch: a record that was read. `R` is the writer's or the reader's type of a record.
@@ -288,10 +255,10 @@ mod tests {
 
     #[test]
     fn batch_lines() {
-        let line = BatchLine::Set { key: "k".into(), value: "v".into(), ttl: Some(TimeToLive::Ms(5)) };
-        let text = r#"{"op":"set","key":"k","value":"v","ttl":5}"#;
+        let line = BatchLine::Set { key: "k".into(), value: "v".into(), ttl: Some("5ms".into()) };
+        let text = r#"{"op":"set","key":"k","value":"v","ttl":"5ms"}"#;
         written(&line, text);
-        assert_eq!(read::<BatchLine<'_>>(text), line);
+        assert_eq!(serde_json::from_str::<BatchLine<'_>>(text).expect("it was written so"), line);
         written(&BatchLine::Delete { key: "k".into() }, r#"{"op":"delete","key":"k"}"#);
         let text = r#"{"op":"get","key":"k","value":"v"}"#;
         assert!(serde_json::from_str::<BatchLine<'_>>(text).is_err(), "an unknown field is refused");

@@ -2,12 +2,27 @@
 
 use std::time::Duration;
 
-/// A time: `500ms`, `30s`, `5m`, `2h`, `7d`, or a number of ms.
+/// A time with its unit: `500ms`, `30s`, `5m`, `2h` or `7d`; `0` is the same in every unit and may stand alone.
+///
+/// # Errors
+/// Says what a time looks like, that its unit is missing, or that it is too long.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let is_bare = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if is_bare && text.bytes().any(|byte| byte != b'0') {
+        // Others count in seconds, and a record's times are in ms: either guess would be wrong for somebody.
+        return Err(format!("'{text}' is not a time, since its unit is missing; write {text}s or {text}ms"));
+    }
+    duration_or_ms(text).map_err(|error| error.replace(NUMBER_OF_MS, ""))
+}
+
+const NUMBER_OF_MS: &str = ", or a number of ms";
+
+/// As [`duration`], but a number without a unit counts ms: for the settings of a node, some of which have always been given so.
 ///
 /// # Errors
 /// Says what a time looks like, or that it is too long.
-pub fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("'{text}' is not a time such as 500ms, 30s, 5m, 2h, 7d or a number of ms");
+pub fn duration_or_ms(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("'{text}' is not a time such as 500ms, 30s, 5m, 2h or 7d{NUMBER_OF_MS}");
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
     let unit = match &text[digits..] {
@@ -28,8 +43,19 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// As [`duration`]; or that it must be above 0.
 pub fn positive_duration(text: &str) -> Result<Duration, String> {
-    duration(text)
-        .and_then(|time| if time.is_zero() { Err("it must be above 0".to_owned()) } else { Ok(time) })
+    duration(text).and_then(positive)
+}
+
+/// As [`duration_or_ms`], but not zero.
+///
+/// # Errors
+/// As [`duration_or_ms`]; or that it must be above 0.
+pub fn positive_duration_or_ms(text: &str) -> Result<Duration, String> {
+    duration_or_ms(text).and_then(positive)
+}
+
+fn positive(time: Duration) -> Result<Duration, String> {
+    if time.is_zero() { Err("it must be above 0".to_owned()) } else { Ok(time) }
 }
 
 /// A size in bytes: `1000`, `64KiB`, `256MiB`, `1GiB` (also `K`, `M`, `G`).
@@ -56,16 +82,31 @@ mod tests {
 
     #[test]
     fn times_and_sizes() {
-        assert_eq!(duration("250"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration_or_ms("250"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
         assert_eq!(duration("2h"), Ok(Duration::from_secs(7_200)));
         assert_eq!(bytes("64KiB"), Ok(65_536));
         for wrong in ["", "ms", "1 s", "-1s", "1.5s", "1w", "99999999999999999999", "999999999999999d", "٣s"]
         {
             assert!(duration(wrong).is_err(), "{wrong:?} was accepted");
+            assert!(duration_or_ms(wrong).is_err(), "{wrong:?} was accepted");
         }
         assert!(positive_duration("0").is_err());
         for wrong in ["", "KiB", "-1", "1.5MiB", "1TiB", "99999999999999999999", "99999999999999G"] {
             assert!(bytes(wrong).is_err(), "{wrong:?} was accepted");
         }
+    }
+
+    #[test]
+    fn a_time_without_its_unit_is_refused() {
+        for number in ["60", "1", "007", "99999999999999999999"] {
+            let error = duration(number).expect_err(number);
+            assert!(error.contains(&format!("{number}s or {number}ms")), "{error}");
+            assert_eq!(positive_duration(number), Err(error));
+        }
+        assert_eq!((duration("0"), duration("0s")), (Ok(Duration::ZERO), Ok(Duration::ZERO)));
+        assert_eq!(positive_duration("0"), Err("it must be above 0".to_owned()));
+        let error = duration("soon").expect_err("no time");
+        assert!(error.ends_with("5m, 2h or 7d"), "{error}");
     }
 }

@@ -66,7 +66,7 @@ async fn fastavro_reads_what_is_exported(ctx: Ctx) -> Result<()> {
     let way = CommandLine::rpc(&ctx, &cluster.nodes);
     let mut lines = String::new();
     for i in 0..RECORDS {
-        let ttl = i.is_multiple_of(3).then_some(DAY_MS + i as i64);
+        let ttl = i.is_multiple_of(3).then(|| format!("{}ms", DAY_MS + i as i64));
         lines += &json!({ "key": key("out", i), "value": value(i), "ttl": ttl }).to_string();
         lines.push('\n');
     }

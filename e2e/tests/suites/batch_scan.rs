@@ -45,7 +45,7 @@ async fn results_are_in_order_and_bad_lines_fail_alone(ctx: Ctx) -> Result<()> {
     let long_key = format!(r#"{{"op":"get","key":"{}"}}"#, "k".repeat(1025));
     let cases = [
         (r#"{"op":"set","key":"ü \"1\"","value":"größe","ttl":"1h"}"#, 200, "position"),
-        (r#"{"op":"set","key":"two","value":"","ttl":3600000}"#, 200, "uuid"),
+        (r#"{"op":"set","key":"two","value":"","ttl":"3600000ms"}"#, 200, "uuid"),
         (r#"{"op":"get","key":"old"}"#, 200, "value"),
         (r#"{"op":"get","key":"never"}"#, 404, "never"),
         (r#"{"op":"delete","key":"never"}"#, 200, "position"),

@@ -263,7 +263,7 @@ async fn perform(api: &Api, key: &str, kind: &Kind) -> Outcome {
         match kind {
             Kind::Get => api.call(Method::GET, &path).await,
             Kind::Set(value) => api.set(key, value).await,
-            Kind::SetFor(value, ms) => api.set_with(key, value, &format!("&ttl={ms}")).await,
+            Kind::SetFor(value, ms) => api.set_with(key, value, &format!("&ttl={ms}ms")).await,
             Kind::Delete => api.delete(key).await,
         }
     };

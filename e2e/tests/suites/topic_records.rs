@@ -72,7 +72,7 @@ async fn write_some(cluster: &Cluster) -> Result<Vec<Write>> {
         let answer = match (value, ttl) {
             (Some(value), None) => api.set(key, value).await?,
             (Some(value), Some(7_200_000)) => api.set_with(key, value, "&ttl=2h").await?,
-            (Some(value), Some(ttl)) => api.set_with(key, value, &format!("&ttl={ttl}")).await?,
+            (Some(value), Some(ttl)) => api.set_with(key, value, &format!("&ttl={ttl}ms")).await?,
             (None, _) => api.delete(key).await?,
         };
         let between = (before, now_ms());

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bitacora_protocol::units::positive_duration;
+use bitacora_protocol::units::positive_duration_or_ms as positive_duration;
 use bitacora_protocol::zookeeper::ConnectString;
 use clap::{Args, ValueEnum};
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bitacora_protocol::units::{bytes, duration};
+use bitacora_protocol::units::{bytes, duration_or_ms as duration};
 use bitacora_protocol::zookeeper::host_port;
 
 pub fn hosts(text: &str) -> Result<String, String> {

@@ -81,7 +81,7 @@ pub struct Set {
     /// The value; stdin if it is absent or '-'
     #[arg(allow_hyphen_values = true)]
     pub value: Option<String>,
-    /// How long the key lives: 500ms, 30s, 5m, 2h, 7d or a number of ms [default: for ever]
+    /// How long the key lives: 500ms, 30s, 5m, 2h or 7d [default: for ever]
     #[arg(long, value_name = "TIME", value_parser = positive_duration)]
     pub ttl: Option<Duration>,
 }
@@ -158,7 +158,7 @@ pub struct Status {
 }
 
 const IMPORT: &str = "\
-NDJSON: {\"key\":\"k\",\"value\":\"v\",\"ttl\":\"30s\"} a line; 'ttl' is optional, a time or a number of ms from now. 'expires' instead of it is
+NDJSON: {\"key\":\"k\",\"value\":\"v\",\"ttl\":\"30s\"} a line; 'ttl' is optional, a time with its unit. 'expires' instead of it is
 a time in ms since 1970, which 'export' writes: a record that has expired is skipped and counted. A line with a 'uuid' is a
 whole record, as 'scan --output json' and the HTTP API print them: its 'ttl' is such a time too. Other fields are ignored.
 CSV: a header line with key and value, and perhaps ttl, expires or uuid, in any order; fields as RFC 4180 quotes them.

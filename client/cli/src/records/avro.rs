@@ -399,10 +399,12 @@ fn entry(value: Value) -> Result<Entry, String> {
         None => Err(format!("the {name} is null")),
         Some(_) => Err(format!("the {name} is no string")),
     };
+    // A number has no unit, and here it can have none: ms, as everywhere in a record. Of a whole record it is a time.
+    let number = |ms: i64| if uuid.is_some() { ms.to_string() } else { format!("{ms}ms") };
     let ttl = match ttl {
         None => None,
-        Some(Value::Long(ms)) => Some(ms.to_string()),
-        Some(Value::Int(ms)) => Some(ms.to_string()),
+        Some(Value::Long(ms)) => Some(number(ms)),
+        Some(Value::Int(ms)) => Some(number(ms.into())),
         Some(Value::String(text)) => Some(text),
         Some(_) => return Err("ttl is neither a number of ms nor a text such as 30s".to_owned()),
     };

@@ -56,7 +56,7 @@ struct Json {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "ttl is neither a number of ms nor a text such as 30s")]
+#[serde(untagged, expecting = "ttl is not a time such as \"30s\"")]
 enum JsonTtl {
     Number(i64),
     Text(String),

@@ -43,7 +43,7 @@ fn lines_of_json() {
     let plain = Entry { key: "k".into(), value: "ü\n".into(), life: Life::ForEver };
     assert_eq!(entry(r#"{"value":"ü\n","key":"k","more":[1]}"#), Ok(plain));
     assert_eq!(life(r#"{"key":"k","value":"","ttl":"30s"}"#), Ok(Life::For(Duration::from_secs(30))));
-    assert_eq!(life(r#"{"key":"k","value":"","ttl":1500}"#), Ok(Life::For(Duration::from_millis(1_500))));
+    assert_eq!(life(r#"{"key":"k","value":"","ttl":"1500ms"}"#), Ok(Life::For(Duration::from_millis(1_500))));
     assert_eq!(life(r#"{"key":"k","value":"","ttl":null,"expires":17}"#), Ok(Life::Until(17)));
     // What scan and the API print.
     let record =
@@ -60,7 +60,9 @@ fn lines_of_json() {
         (r#"{"key":"k","value":"v"} x"#, "trailing"),
         (r#"{"key":"k","value":"v","ttl":0}"#, "above 0"),
         (r#"{"key":"k","value":"v","ttl":-5}"#, "not a time"),
-        (r#"{"key":"k","value":"v","ttl":[]}"#, "ttl is neither"),
+        (r#"{"key":"k","value":"v","ttl":1500}"#, "its unit is missing; write 1500s or 1500ms"),
+        (r#"{"key":"k","value":"v","ttl":"60"}"#, "its unit is missing; write 60s or 60ms"),
+        (r#"{"key":"k","value":"v","ttl":[]}"#, "ttl is not a time such as"),
         (r#"{"key":"k","value":"v","ttl":1,"expires":1}"#, "both"),
     ] {
         let error = entry(wrong).expect_err(wrong);

@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bitacora_protocol::http::{BatchLine, TimeToLive};
+use bitacora_protocol::http::BatchLine;
 use bitacora_protocol::rpc::Operation;
 use bytes::{Buf, Bytes};
 use futures_util::future::BoxFuture;
@@ -336,8 +336,7 @@ fn operation<'a>(line: &'a BatchLine<'_>) -> Result<(&'static str, Operation<'a>
         BatchLine::Set { key, value, ttl } => {
             let live = match ttl {
                 None => 0,
-                Some(TimeToLive::Ms(ms)) => parse_ttl(&ms.to_string())?.as_millis() as i64,
-                Some(TimeToLive::Text(text)) => parse_ttl(text)?.as_millis() as i64,
+                Some(text) => parse_ttl(text)?.as_millis() as i64,
             };
             ("set", Operation::Set { key, value, ttl: live })
         }
@@ -347,8 +346,9 @@ fn operation<'a>(line: &'a BatchLine<'_>) -> Result<(&'static str, Operation<'a>
 /// The parser's words, without its own line number, which is always 1.
 fn json_error(error: &serde_json::Error) -> String {
     let text = error.to_string();
-    let what = text.split(" at line ").next().unwrap_or(&text);
-    format!("{what} (column {})", error.column())
+    let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
+    let no_json = if error.is_data() { "" } else { "it is no JSON: " };
+    format!("{no_json}{what} (column {})", error.column())
 }
 
 #[cfg(test)]
@@ -363,10 +363,10 @@ mod tests {
         fn any_line_is_an_operation_or_a_sentence(
             key in ".{0,5}", value in ".{0,5}", ms: u64, damages in damages(),
         ) {
-            let line = serde_json::json!({ "op": "set", "key": key, "value": value, "ttl": ms }).to_string();
+            let line = serde_json::json!({ "op": "set", "key": key, "value": value, "ttl": format!("{ms}ms") }).to_string();
             let whole: BatchLine<'_> = serde_json::from_str(&line).expect("a line");
             let expected =
-                BatchLine::Set { key: key.into(), value: value.into(), ttl: Some(TimeToLive::Ms(ms)) };
+                BatchLine::Set { key: key.into(), value: value.into(), ttl: Some(format!("{ms}ms").into()) };
             prop_assert_eq!(whole, expected);
             if let Err(error) = serde_json::from_slice::<BatchLine<'_>>(&damaged(line.as_bytes(), &damages)) {
                 prop_assert!(json_error(&error).contains("(column "));

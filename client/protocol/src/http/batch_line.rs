@@ -1,0 +1,287 @@
+//! A line of a batch: an operation as JSON. It is read by hand, so that what is wrong with it is a sentence for whoever wrote the
+//! line, and so that a wrong line costs no more memory than it has bytes.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// What an operation looks like, for messages.
+const EXAMPLE: &str = r#"{"op":"get","key":"k"}"#;
+/// Characters of a wrong name or number that a message repeats.
+const SHOWN_CHARACTERS: usize = 40;
+
+/// A line of a batch: an operation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "op", rename_all = "lowercase")]
+pub enum BatchLine<'a> {
+    /// Reads a key.
+    Get {
+        /// The key.
+        key: Cow<'a, str>,
+    },
+    /// Sets a key.
+    Set {
+        /// The key.
+        key: Cow<'a, str>,
+        /// Its value.
+        value: Cow<'a, str>,
+        /// How long it lives, as [`duration`](crate::units::duration) reads it; for ever without it.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        ttl: Option<Cow<'a, str>>,
+    },
+    /// Deletes a key.
+    Delete {
+        /// The key.
+        key: Cow<'a, str>,
+    },
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for BatchLine<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Found::deserialize(deserializer)? {
+            Found::Operation(line) => Ok(line),
+            found => Err(D::Error::custom(format_args!(
+                "it is {}; an operation is a JSON object such as {EXAMPLE}",
+                found.described()
+            ))),
+        }
+    }
+}
+
+/// Any JSON; an object is read as an operation.
+enum Found<'a> {
+    Text(Cow<'a, str>),
+    Number(String),
+    Null,
+    Other(&'static str),
+    Operation(BatchLine<'a>),
+}
+
+impl Found<'_> {
+    fn described(&self) -> String {
+        match self {
+            Self::Text(_) => "a string".to_owned(),
+            Self::Number(number) => format!("the number {}", cut(number)),
+            Self::Null => "null".to_owned(),
+            Self::Other(what) => (*what).to_owned(),
+            Self::Operation(_) => "an object".to_owned(),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Found<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(FoundVisitor { is_line: true })
+    }
+}
+
+/// The value of a field; an object is passed over.
+struct FieldValue<'a>(Found<'a>);
+
+impl<'de> Deserialize<'de> for FieldValue<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(FoundVisitor { is_line: false }).map(Self)
+    }
+}
+
+/// The name of a field.
+#[derive(Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+struct FoundVisitor {
+    is_line: bool,
+}
+
+impl<'de> Visitor<'de> for FoundVisitor {
+    type Value = Found<'de>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("JSON")
+    }
+
+    fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(Found::Text(Cow::Borrowed(text)))
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Found::Text(Cow::Owned(text.to_owned())))
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<Self::Value, E> {
+        Ok(Found::Number(number.to_string()))
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<Self::Value, E> {
+        Ok(Found::Number(number.to_string()))
+    }
+
+    fn visit_f64<E: Error>(self, number: f64) -> Result<Self::Value, E> {
+        Ok(Found::Number(number.to_string()))
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Self::Value, E> {
+        Ok(Found::Other(if value { "true" } else { "false" }))
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+        Ok(Found::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Found::Other("a list"))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
+        if self.is_line {
+            return Fields::read(object)?.operation().map(Found::Operation);
+        }
+        while object.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Found::Other("an object"))
+    }
+}
+
+#[derive(Default)]
+struct Fields<'a> {
+    op: Option<Cow<'a, str>>,
+    key: Option<Cow<'a, str>>,
+    value: Option<Cow<'a, str>>,
+    ttl: Option<Cow<'a, str>>,
+}
+
+impl<'a> Fields<'a> {
+    fn read<A: MapAccess<'a>>(mut object: A) -> Result<Self, A::Error> {
+        let mut fields = Self::default();
+        while let Some(Name(name)) = object.next_key()? {
+            let slot = match &*name {
+                "op" => &mut fields.op,
+                "key" => &mut fields.key,
+                "value" => &mut fields.value,
+                "ttl" => &mut fields.ttl,
+                other => {
+                    let other = cut(other);
+                    return Err(A::Error::custom(format_args!(
+                        "there is no field '{other}'; a get and a delete have op and key, a set has value and perhaps ttl as well"
+                    )));
+                }
+            };
+            if slot.is_some() {
+                return Err(A::Error::custom(format_args!("the field '{name}' is given twice")));
+            }
+            let FieldValue(found) = object.next_value()?;
+            *slot = match found {
+                Found::Text(text) => Some(text),
+                // As if it were left out.
+                Found::Null if &*name == "ttl" => None,
+                found => return Err(A::Error::custom(not_a_string(&name, &found))),
+            };
+        }
+        Ok(fields)
+    }
+
+    fn operation<E: Error>(self) -> Result<BatchLine<'a>, E> {
+        let Self { op, key, value, ttl } = self;
+        let missing = |what: &str| E::custom(format_args!("the field {what}"));
+        let op = op.ok_or_else(|| missing("'op' is missing; it is get, set or delete"))?;
+        if !matches!(&*op, "get" | "set" | "delete") {
+            let op = cut(&op);
+            return Err(E::custom(format_args!("'{op}' is no operation; op is get, set or delete")));
+        }
+        let key = key.ok_or_else(|| missing("'key' is missing"))?;
+        if &*op == "set" {
+            let value =
+                value.ok_or_else(|| missing("'value' is missing; a set needs one, \"\" for an empty value"))?;
+            return Ok(BatchLine::Set { key, value, ttl });
+        }
+        let extra = value.map(|_| "value").or(ttl.map(|_| "ttl"));
+        if let Some(extra) = extra {
+            return Err(E::custom(format_args!("a {op} has no field '{extra}'; a set has")));
+        }
+        Ok(if &*op == "get" { BatchLine::Get { key } } else { BatchLine::Delete { key } })
+    }
+}
+
+fn not_a_string(name: &str, found: &Found<'_>) -> String {
+    let what = found.described();
+    match found {
+        Found::Number(number) if name == "ttl" => {
+            let whole = number.bytes().all(|byte| byte.is_ascii_digit()) && number != "0";
+            let example = if whole { number } else { "30" };
+            format!(
+                "the field 'ttl' is {what}; a time is a string with its unit, such as \"{example}s\" or \"{example}ms\", \
+                 and without the field the key lives for ever"
+            )
+        }
+        Found::Number(number) => {
+            format!("the field '{name}' is {what}, not a string; write \"{}\"", cut(number))
+        }
+        _ => format!("the field '{name}' is {what}, not a string"),
+    }
+}
+
+fn cut(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(SHOWN_CHARACTERS) {
+        Some((at, _)) => Cow::Owned(format!("{}…", &text[..at])),
+        None => Cow::Borrowed(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<BatchLine<'_>, String> {
+        serde_json::from_str(text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn operations_are_read_and_borrow_what_they_can() {
+        let set = read(r#"{"ttl":"5s","value":"v\n","key":"k","op":"set"}"#).expect("a set");
+        assert_eq!(
+            set,
+            BatchLine::Set { key: "k".into(), value: "v\n".into(), ttl: Some("5s".into()) }
+        );
+        let BatchLine::Set { key, value, .. } = set else { panic!("a set") };
+        assert!(matches!((key, value), (Cow::Borrowed(_), Cow::Owned(_))));
+        let set = BatchLine::Set { key: "k".into(), value: "".into(), ttl: None };
+        assert_eq!(read(r#"{"op":"set","key":"k","value":"","ttl":null}"#), Ok(set));
+        assert_eq!(read(r#"{"op":"get","key":"k"}"#), Ok(BatchLine::Get { key: "k".into() }));
+        assert_eq!(read(r#"{"key":"k","op":"delete"}"#), Ok(BatchLine::Delete { key: "k".into() }));
+    }
+
+    #[test]
+    fn what_is_wrong_is_a_sentence_for_people() {
+        for (line, says) in [
+            (r#"{"op":"set","key":"k","value":"v","ttl":60}"#, "unit, such as \"60s\" or \"60ms\""),
+            (r#"{"op":"set","key":"k","value":"v","ttl":0}"#, "'ttl' is the number 0"),
+            (r#"{"op":"set","key":"k","value":"v","ttl":-1.5}"#, "such as \"30s\""),
+            (r#"{"op":"set","key":"k","value":"v","ttl":[1,{}]}"#, "'ttl' is a list, not a string"),
+            (r#"{"op":"set","key":"k","value":1}"#, "'value' is the number 1, not a string; write \"1\""),
+            (r#"{"op":"set","key":"k","value":{"a":[]}}"#, "'value' is an object, not a string"),
+            (r#"{"op":"set","key":null,"value":""}"#, "'key' is null, not a string"),
+            (r#"{"op":"set","key":"k"}"#, "'value' is missing"),
+            (r#"{"op":"get"}"#, "'key' is missing"),
+            (r#"{"key":"k"}"#, "'op' is missing; it is get, set or delete"),
+            (r#"{"op":"fly","key":"k"}"#, "'fly' is no operation; op is get, set or delete"),
+            (r#"{"op":true,"key":"k"}"#, "'op' is true, not a string"),
+            (r#"{"op":"get","key":"k","value":"v"}"#, "a get has no field 'value'"),
+            (r#"{"op":"delete","key":"k","ttl":"1s"}"#, "a delete has no field 'ttl'"),
+            (r#"{"op":"set","key":"k","value":"v","tll":"1s"}"#, "there is no field 'tll'"),
+            (r#"{"op":"set","key":"k","key":"l","value":"v"}"#, "'key' is given twice"),
+            (r#"[{"op":"get","key":"k"}]"#, "it is a list; an operation is a JSON object such as"),
+            ("7", "it is the number 7"),
+            (r#""get""#, "it is a string"),
+            ("null", "it is null"),
+        ] {
+            let error = read(line).expect_err(line);
+            assert!(error.contains(says), "{line}: {error}");
+            for word in ["BatchLine", "enum", "variant", "untagged", "invalid type", "Found", "struct"] {
+                assert!(!error.contains(word), "{line}: {error}");
+            }
+        }
+        let long = format!(r#"{{"op":"get","{}":1}}"#, "ü".repeat(500));
+        assert!(read(&long).expect_err("unknown").len() < 300);
+    }
+}
