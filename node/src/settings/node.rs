@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use bitacora_protocol::units::{bytes, duration_or_ms as duration, positive_duration_or_ms as positive_duration};
+use bitacora_protocol::units::{
+    bytes, duration_or_ms as duration, positive_duration_or_ms as positive_duration,
+};
 use clap::Args;
 
 use super::values::{otlp_endpoint, rate, request_memory, value_bytes};

@@ -191,8 +191,8 @@ impl<'a> Fields<'a> {
         }
         let key = key.ok_or_else(|| missing("'key' is missing"))?;
         if &*op == "set" {
-            let value =
-                value.ok_or_else(|| missing("'value' is missing; a set needs one, \"\" for an empty value"))?;
+            let value = value
+                .ok_or_else(|| missing("'value' is missing; a set needs one, \"\" for an empty value"))?;
             return Ok(BatchLine::Set { key, value, ttl });
         }
         let extra = value.map(|_| "value").or(ttl.map(|_| "ttl"));
@@ -239,10 +239,7 @@ mod tests {
     #[test]
     fn operations_are_read_and_borrow_what_they_can() {
         let set = read(r#"{"ttl":"5s","value":"v\n","key":"k","op":"set"}"#).expect("a set");
-        assert_eq!(
-            set,
-            BatchLine::Set { key: "k".into(), value: "v\n".into(), ttl: Some("5s".into()) }
-        );
+        assert_eq!(set, BatchLine::Set { key: "k".into(), value: "v\n".into(), ttl: Some("5s".into()) });
         let BatchLine::Set { key, value, .. } = set else { panic!("a set") };
         assert!(matches!((key, value), (Cow::Borrowed(_), Cow::Owned(_))));
         let set = BatchLine::Set { key: "k".into(), value: "".into(), ttl: None };
