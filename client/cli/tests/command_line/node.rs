@@ -235,7 +235,7 @@ impl State {
             ("GET", "/rpc") => single(self.get(&query("key"))),
             ("POST", "/rpc") => {
                 let value = String::from_utf8(asked.body.clone()).expect("UTF-8");
-                single(self.set(&query("key"), value, query("ttl").parse().ok()))
+                single(self.set(&query("key"), value, ttl_in_ms(&query("ttl"))))
             }
             ("DELETE", "/rpc") => single(self.delete(&query("key"))),
             ("POST", "/rpc/batch") => {
@@ -288,7 +288,7 @@ impl State {
         let text = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
         let mut answer = match line["op"].as_str() {
             Some("get") => return self.get(&text("key")).to_string() + "\n",
-            Some("set") => self.set(&text("key"), text("value"), line["ttl"].as_i64()),
+            Some("set") => self.set(&text("key"), text("value"), ttl_in_ms(line["ttl"].as_str().unwrap_or_default())),
             Some("delete") => self.delete(&text("key")),
             _ => panic!("no operation: {line}"),
         };
@@ -329,4 +329,10 @@ fn single(mut body: Value) -> Answer {
         value.map(|value| format!("{header}: {}\r\n", value.as_str().expect("text"))).unwrap_or_default()
     });
     (status as u16, headers.concat(), body.to_string())
+}
+
+/// As a node takes it: with its unit, or not at all.
+fn ttl_in_ms(text: &str) -> Option<i64> {
+    let ttl = (!text.is_empty()).then(|| bitacora_protocol::units::positive_duration(text));
+    ttl.map(|ttl| i64::try_from(ttl.expect("a time with its unit").as_millis()).expect("not that long"))
 }
