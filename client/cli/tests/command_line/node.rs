@@ -288,7 +288,9 @@ impl State {
         let text = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
         let mut answer = match line["op"].as_str() {
             Some("get") => return self.get(&text("key")).to_string() + "\n",
-            Some("set") => self.set(&text("key"), text("value"), ttl_in_ms(line["ttl"].as_str().unwrap_or_default())),
+            Some("set") => {
+                self.set(&text("key"), text("value"), ttl_in_ms(line["ttl"].as_str().unwrap_or_default()))
+            }
             Some("delete") => self.delete(&text("key")),
             _ => panic!("no operation: {line}"),
         };
