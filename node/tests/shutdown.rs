@@ -13,6 +13,7 @@ use bitacora_node::log::embedded::EmbeddedLog;
 use bitacora_node::log::{
     AppendError, Appended, ConditionalRecord, Log, LogInfo, LogReader, OpenError, ReadError,
 };
+use bitacora_node::telemetry::TraceParent;
 use bitacora_protocol::{HighWatermark, NextOffset};
 use futures_util::future::BoxFuture;
 
@@ -90,10 +91,15 @@ impl Log for WatchedLog {
         self.log.open(answered)
     }
 
-    fn append(&self, key: &str, value: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>> {
+    fn append(
+        &self,
+        key: &str,
+        value: Vec<u8>,
+        trace: Option<TraceParent>,
+    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
         self.note(Call::Append(key.to_owned()));
         self.pass(Step::Append);
-        self.log.append(key, value)
+        self.log.append(key, value, trace)
     }
 
     fn append_conditional(

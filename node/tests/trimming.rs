@@ -86,7 +86,7 @@ fn open(dir: &tempfile::TempDir) -> Arc<EmbeddedLog> {
 fn append(log: &EmbeddedLog, key: &str, value: &str, ttl: i64) -> Appended {
     let mut bytes = Vec::new();
     KeyValue { key, value, timestamp: 0, source: source::PRODUCER, ttl, uuid: "" }.encode(&mut bytes);
-    futures_executor::block_on(log.append(key, bytes)).expect("acknowledged")
+    futures_executor::block_on(log.append(key, bytes, None)).expect("acknowledged")
 }
 
 /// The conditions of the log's records of a key, in order.

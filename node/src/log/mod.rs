@@ -1,8 +1,8 @@
 //! The log: the only truth. A topic of partitions, each a sequence of records that is appended to and, by compaction,
 //! loses records that a newer one of the same key replaced.
 //!
-//! One of the two seams of the system: [`kafka`] for a cluster, [`embedded`] for one process. Nobody else knows how
-//! either works.
+//! There are two of it behind one trait: [`kafka`] for a cluster, [`embedded`] for one process. Nobody else knows how either
+//! works.
 
 mod batch;
 mod condition;
@@ -44,26 +44,18 @@ pub trait Log: Send + Sync + 'static {
     /// [`OpenError`] tells a failure that may pass from one that an operator must mend.
     fn open(&self, answered: &dyn Fn()) -> Result<LogInfo, OpenError>;
 
-    /// Appends a record. `key` is not empty, `value` is an encoded record. It takes its place among this caller's appends
+    /// Appends a record. `key` is not empty, `value` is an encoded record; `trace` is of which trace the write is a part,
+    /// and the record's readers find it again in [`Batch::traced`]. The record takes its place among this caller's appends
     /// at once; the future completes when it is acknowledged, and need not be polled for it to happen.
     ///
     /// # Errors
     /// [`AppendError`] says whether the record may still appear in the log.
-    fn append(&self, key: &str, value: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>>;
-
-    /// As [`Log::append`], for a write that is part of a trace: its readers find that again in [`Batch::traced`]. A log that
-    /// can't keep it leaves it out.
-    ///
-    /// # Errors
-    /// As [`Log::append`].
-    fn append_traced(
+    fn append(
         &self,
         key: &str,
         value: Vec<u8>,
-        _trace: TraceParent,
-    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        self.append(key, value)
-    }
+        trace: Option<TraceParent>,
+    ) -> BoxFuture<'static, Result<Appended, AppendError>>;
 
     /// Appends a record with a condition to its partition, whichever the key's is now.
     ///

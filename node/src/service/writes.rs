@@ -127,10 +127,7 @@ impl Writes {
             let stopping = AppendError::NotTaken("this node is stopping".to_owned());
             return Box::pin(std::future::ready(Err(stopping)));
         }
-        match trace {
-            Some(trace) => self.log.append_traced(key, record, trace),
-            None => self.log.append(key, record),
-        }
+        self.log.append(key, record, trace)
     }
 
     fn write(
@@ -214,7 +211,12 @@ mod tests {
             Err(OpenError::Refused("not for reading".to_owned()))
         }
 
-        fn append(&self, _: &str, _: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        fn append(
+            &self,
+            _: &str,
+            _: Vec<u8>,
+            _: Option<TraceParent>,
+        ) -> BoxFuture<'static, Result<Appended, AppendError>> {
             let (done, acknowledged) = oneshot::channel();
             self.0.lock().expect("no test panicked").push(done);
             Box::pin(async move { acknowledged.await.expect("every append is settled") })

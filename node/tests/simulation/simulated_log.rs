@@ -11,6 +11,7 @@ use bitacora_node::log::{
     LogRecord, LogTag, OpenError, ReadError,
 };
 use bitacora_node::store::NeededRepair;
+use bitacora_node::telemetry::TraceParent;
 use bitacora_protocol::record::KeyValue;
 use bitacora_protocol::{HighWatermark, NextOffset, Position};
 use futures_util::future::{BoxFuture, FutureExt as _, ready};
@@ -58,7 +59,12 @@ impl Log for SimulatedLog {
         Ok(LogInfo { identity: world.identity(), partitions })
     }
 
-    fn append(&self, _: &str, _: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>> {
+    fn append(
+        &self,
+        _: &str,
+        _: Vec<u8>,
+        _: Option<TraceParent>,
+    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
         unreachable!("writers have their own way")
     }
 

@@ -188,17 +188,13 @@ impl Log for EmbeddedLog {
         Ok(LogInfo { identity: self.shared.identity.clone(), partitions })
     }
 
-    fn append(&self, key: &str, value: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        self.send(None, key.into(), Some(value), None, None)
-    }
-
-    fn append_traced(
+    fn append(
         &self,
         key: &str,
         value: Vec<u8>,
-        trace: TraceParent,
+        trace: Option<TraceParent>,
     ) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        self.send(None, key.into(), Some(value), None, Some(trace))
+        self.send(None, key.into(), Some(value), None, trace)
     }
 
     fn append_conditional(
@@ -295,7 +291,7 @@ mod tests {
         let identity = Log::open(&log, &|| ()).expect("open").identity;
         let mut last = None;
         for value in ["one", "two", "three"] {
-            last = Some(log.append("k", value.into()).await.expect("acknowledged"));
+            last = Some(log.append("k", value.into(), None).await.expect("acknowledged"));
         }
         let partition = partition_of(b"k", 2);
         let expected = Position { partition, offset: 2 };
@@ -312,14 +308,14 @@ mod tests {
         assert_eq!(records, [(expected, "k".to_owned(), "three".to_owned())]);
         assert!(next.contains(&(partition, NextOffset(3))), "{next:?}");
         assert_eq!(log.high_watermarks().expect("known")[partition as usize], HighWatermark(3));
-        assert_eq!(log.append("k", b"four".to_vec()).await.expect("acknowledged").position.offset, 3);
+        assert_eq!(log.append("k", b"four".to_vec(), None).await.expect("acknowledged").position.offset, 3);
     }
 
     #[tokio::test]
     async fn conditional_records_compact_only_after_the_lag() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let log = open(dir.path());
-        log.append("k", b"one".to_vec()).await.expect("acknowledged");
+        log.append("k", b"one".to_vec(), None).await.expect("acknowledged");
         let of = LogTag::default();
         let at = LogTime::from_ms;
         let repair = Condition::Repair { offset: 0, timestamp: at(7), until: at(8), log: of };
@@ -374,7 +370,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let log = open(dir.path());
         log.flush(Duration::from_secs(1));
-        assert!(matches!(log.append("k", Vec::new()).await, Err(AppendError::NotTaken(_))));
+        assert!(matches!(log.append("k", Vec::new(), None).await, Err(AppendError::NotTaken(_))));
     }
 
     #[test]
@@ -391,8 +387,8 @@ mod tests {
         let trace = TraceParent::parse(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
         let trace = trace.expect("well formed");
         let log = open(dir.path());
-        log.append("k", b"before".to_vec()).await.expect("acknowledged");
-        let traced = log.append_traced("k", b"traced".to_vec(), trace).await.expect("acknowledged");
+        log.append("k", b"before".to_vec(), None).await.expect("acknowledged");
+        let traced = log.append("k", b"traced".to_vec(), Some(trace)).await.expect("acknowledged");
         drop(log);
         let log = open(dir.path());
         let mut batch = Batch::default();

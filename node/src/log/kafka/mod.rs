@@ -205,17 +205,13 @@ impl Log for KafkaLog {
         Ok(info)
     }
 
-    fn append(&self, key: &str, value: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        acknowledgement(self.send(key.as_bytes(), Some(&value), None, None))
-    }
-
-    fn append_traced(
+    fn append(
         &self,
         key: &str,
         value: Vec<u8>,
-        trace: TraceParent,
+        trace: Option<TraceParent>,
     ) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        acknowledgement(self.send(key.as_bytes(), Some(&value), None, Some(trace)))
+        acknowledgement(self.send(key.as_bytes(), Some(&value), None, trace))
     }
 
     fn append_conditional(
@@ -311,30 +307,30 @@ pub(super) mod tests {
     async fn a_write_that_a_deposed_leader_answered_may_take_effect() {
         let brokers = MockCluster::new(1).expect("brokers");
         let log = on(&brokers);
-        log.append("k", Vec::new()).await.expect("the broker takes it");
+        log.append("k", Vec::new(), None).await.expect("the broker takes it");
         // What it answers also when it has appended a record, and was deposed before the followers had it.
         let deposed = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION;
         brokers.request_errors(RDKafkaApiKey::Produce, &[deposed; 1_000]);
-        let answer = log.append("k", Vec::new()).await;
+        let answer = log.append("k", Vec::new(), None).await;
         assert!(matches!(answer, Err(AppendError::Unknown(_))), "{answer:?}");
         brokers.clear_request_errors(RDKafkaApiKey::Produce);
-        log.append("k", Vec::new()).await.expect("the broker takes it again");
+        log.append("k", Vec::new(), None).await.expect("the broker takes it again");
     }
 
     #[tokio::test]
     async fn a_write_that_was_never_sent_is_not_taken() {
         let brokers = MockCluster::new(1).expect("brokers");
         let log = on(&brokers);
-        log.append("k", Vec::new()).await.expect("the broker takes it");
+        log.append("k", Vec::new(), None).await.expect("the broker takes it");
         brokers.broker_down(1).expect("it goes down");
-        let mut answer = log.append("k", Vec::new()).await;
+        let mut answer = log.append("k", Vec::new(), None).await;
         // What the producer sent before it knew.
         if matches!(answer, Err(AppendError::Unknown(_))) {
-            answer = log.append("k", Vec::new()).await;
+            answer = log.append("k", Vec::new(), None).await;
         }
         assert!(matches!(answer, Err(AppendError::NotTaken(_))), "{answer:?}");
         brokers.broker_up(1).expect("it comes back");
-        log.append("k", Vec::new()).await.expect("the broker takes it again");
+        log.append("k", Vec::new(), None).await.expect("the broker takes it again");
     }
 
     #[tokio::test]
@@ -345,7 +341,7 @@ pub(super) mod tests {
         log = KafkaLog::new(log.settings.clone()).expect("a log");
         log.partitions.store(1, Ordering::Relaxed);
         brokers.broker_down(1).expect("it goes down");
-        let answer = log.append("k", Vec::new()).await;
+        let answer = log.append("k", Vec::new(), None).await;
         assert!(matches!(answer, Err(AppendError::Unknown(_))), "{answer:?}");
     }
 }

@@ -18,7 +18,7 @@ use crate::log::{
     OpenError, ReadError,
 };
 use crate::store::{Change, Writer};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Telemetry, TraceParent};
 use crate::testing::damage::{damaged, damages};
 use bitacora_protocol::{HighWatermark, NextOffset, Position};
 
@@ -145,7 +145,12 @@ impl Log for Scripted {
         Ok(LogInfo { identity: self.identity(), partitions: vec![self.range.lock().clone()] })
     }
 
-    fn append(&self, _: &str, _: Vec<u8>) -> BoxFuture<'static, Result<Appended, AppendError>> {
+    fn append(
+        &self,
+        _: &str,
+        _: Vec<u8>,
+        _: Option<TraceParent>,
+    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
         unreachable!("these tests only read")
     }
 
