@@ -1,5 +1,8 @@
 //! A node whose memory for requests is spent refuses what needs some, does nothing by halves, and goes on with small reads.
 
+#[path = "support/rpc.rs"]
+mod rpc;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,13 +12,12 @@ use bitacora_node::data_dir::DataDir;
 use bitacora_node::log::embedded::EmbeddedLog;
 use bitacora_node::node::{Node, Parts};
 use bitacora_node::settings::{Cli, Command};
-use bitacora_protocol::rpc::{
-    FrameLimits, FrameReader, HandshakeMatch, HandshakeRequest, HandshakeResponse, PROTOCOL_HASH, Request,
-    put_frame,
-};
+use bitacora_protocol::rpc::{HandshakeMatch, HandshakeResponse, Request, put_frame};
 use clap::Parser as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+
+use self::rpc::{put_first_call, rpc_answers};
 
 /// What these nodes are told: the least memory that the largest value and frame allow, about.
 const LIMITS: [&str; 6] =
@@ -116,6 +118,8 @@ async fn greedy_bodies_are_refused_and_small_reads_go_on() {
     let Running { node, http, .. } = start().await;
     let written = answer(&http, &request("POST", "key=small", "value")).await;
     assert!(written.starts_with("HTTP/1.1 200"), "{written}");
+    // A write is acknowledged before it is applied.
+    wait_for_metric(&http, "bitacora_store_records", |records| records == 1.0).await;
 
     let mut greedy = spend_memory(&http).await;
     let limit = metric(&http, "bitacora_request_memory_limit_bytes").await;
@@ -190,11 +194,7 @@ async fn a_large_frame_is_refused_and_its_connection_goes_on() {
     let large = "v".repeat(LARGE);
     let mut sent = Vec::new();
     let set = Request::SetRecord { key: "refused", value: &large, ttl: 0 };
-    put_frame(&mut sent, 1, |out| {
-        HandshakeRequest { client_hash: *PROTOCOL_HASH, client_protocol: None, server_hash: *PROTOCOL_HASH }
-            .encode(out);
-        Request::GetRecord { key: "small" }.encode(out);
-    });
+    put_first_call(&mut sent, 1, &Request::GetRecord { key: "small" });
     put_frame(&mut sent, 2, |out| set.encode(out));
     put_frame(&mut sent, 3, |out| Request::GetRecord { key: "refused" }.encode(out));
     let answers = rpc_answers(&rpc, &sent, 3).await;
@@ -209,35 +209,13 @@ async fn a_large_frame_is_refused_and_its_connection_goes_on() {
     node.stop().await;
 }
 
-/// Sends calls on a connection of their own. Returns serial and content of so many answers.
-async fn rpc_answers(address: &str, calls: &[u8], count: usize) -> Vec<(i32, Vec<u8>)> {
-    let mut stream = TcpStream::connect(address).await.expect("a connection");
-    stream.write_all(calls).await.expect("sent");
-    let mut frames = FrameReader::new(FrameLimits { bytes: 1 << 20, buffers: 10 });
-    let (mut input, mut scratch, mut answers) = (Vec::new(), Vec::new(), Vec::new());
-    while answers.len() < count {
-        let read = tokio::time::timeout(Duration::from_secs(30), stream.read_buf(&mut input)).await;
-        assert!(read.expect("in time").expect("an answer") > 0, "closed after {} answers", answers.len());
-        while let Some(frame) = frames.next(&input, &mut scratch).expect("frames") {
-            answers.push((frame.serial, frame.message.to_vec()));
-            let length = frame.length;
-            input.drain(..length);
-        }
-    }
-    answers
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_first_frame_has_its_handshake_answered() {
     let Running { node, http, rpc, .. } = start().await;
     let greedy = spend_memory(&http).await;
     let large = "v".repeat(LARGE);
     let mut sent = Vec::new();
-    put_frame(&mut sent, 1, |out| {
-        HandshakeRequest { client_hash: *PROTOCOL_HASH, client_protocol: None, server_hash: *PROTOCOL_HASH }
-            .encode(out);
-        Request::SetRecord { key: "refused", value: &large, ttl: 0 }.encode(out);
-    });
+    put_first_call(&mut sent, 1, &Request::SetRecord { key: "refused", value: &large, ttl: 0 });
     put_frame(&mut sent, 2, |out| Request::GetRecord { key: "refused" }.encode(out));
     let answers = rpc_answers(&rpc, &sent, 2).await;
     let [(1, first), (2, second)] = &answers[..] else { panic!("{answers:?}") };

@@ -1,5 +1,7 @@
 //! A slow request is logged once, and says what it waited for.
 
+#[path = "support/rpc.rs"]
+mod rpc;
 mod support;
 
 use std::io::{Read as _, Write as _};
@@ -9,11 +11,19 @@ use std::time::{Duration, Instant};
 
 use bitacora_node::data_dir::DataDir;
 use bitacora_node::log::embedded::EmbeddedLog;
+use bitacora_protocol::rpc::Request;
 use tracing_subscriber::fmt::MakeWriter;
+use xxhash_rust::xxh3::xxh3_64;
 
-use self::support::{PATIENCE, ready, start};
+use self::rpc::{put_first_call, rpc_answers};
+use self::support::{PATIENCE, ready, start_with_member};
 
 const THRESHOLD: Duration = Duration::from_millis(300);
+
+/// What is said instead of a key.
+fn key_hash(key: &str) -> String {
+    format!("key_hash=\"{:016x}\"", xxh3_64(key.as_bytes()))
+}
 
 /// What was logged.
 #[derive(Clone, Default)]
@@ -67,24 +77,39 @@ fn set(address: &str, key: &str, pause: Duration) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_body_is_told_once_and_without_the_key() {
+async fn a_slow_request_is_told_once_and_without_the_key() {
     let lines = Lines::default();
     let logging = tracing_subscriber::fmt().with_writer(lines.clone()).with_ansi(false).finish();
     tracing::subscriber::set_global_default(logging).expect("the only test of its process");
     let dir = tempfile::tempdir().expect("a folder");
     let log = EmbeddedLog::open(DataDir::open(&dir.path().join("log")).expect("a folder"), "bitacora", 1);
     let threshold = format!("{}ms", THRESHOLD.as_millis());
-    let flags = ["--slow-request", &threshold];
-    let (node, address) = start(&dir.path().join("node"), Arc::new(log.expect("a log")), &flags).await;
+    let peer_timeout = format!("{}ms", 2 * THRESHOLD.as_millis());
+    let flags = ["--slow-request", &threshold, "--peer-reads", "always", "--external-request-timeout", &peer_timeout];
+    // A member that never answers.
+    let member = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let (log, other) = (Arc::new(log.expect("a log")), member.local_addr().expect("bound").to_string());
+    let (node, address) = start_with_member(&dir.path().join("node"), log, &flags, Some(other)).await;
     ready(&node).await;
-    let clients = tokio::task::spawn_blocking(move || set(&address.api(), "secret", 2 * THRESHOLD));
+
+    let api = address.api();
+    let clients = tokio::task::spawn_blocking(move || set(&api, "secret", 2 * THRESHOLD));
     clients.await.expect("a client");
-    node.stop().await;
     let slow = lines.slow();
     assert_eq!(slow.len(), 1, "{slow:?}");
     assert!(
         slow[0].contains("operation=\"set\"") && slow[0].contains("it waited for the body ("),
         "{slow:?}"
     );
-    assert!(slow[0].contains("key_hash=") && !slow[0].contains("secret"), "{slow:?}");
+    assert!(slow[0].contains(&key_hash("secret")) && !slow[0].contains("secret"), "{slow:?}");
+
+    let mut call = Vec::new();
+    put_first_call(&mut call, 7, &Request::GetRecord { key: "secret, too" });
+    rpc_answers(&address.avro(), &call, 1).await;
+    node.stop().await;
+    let slow = lines.slow();
+    let [_, slow] = &slow[..] else { panic!("{slow:?}") };
+    assert!(slow.contains("interface=\"rpc\" operation=\"get\"") && slow.contains(" id=7 "), "{slow}");
+    assert!(slow.contains("it waited for other members ("), "{slow}");
+    assert!(slow.contains(&key_hash("secret, too")) && !slow.contains("secret"), "{slow}");
 }

@@ -2,14 +2,18 @@
 
 #[path = "support/otlp.rs"]
 mod otlp;
+#[path = "support/rpc.rs"]
+mod rpc;
 mod support;
 
 use std::sync::Arc;
 
 use bitacora_node::data_dir::DataDir;
 use bitacora_node::log::embedded::EmbeddedLog;
+use bitacora_protocol::rpc::{Operation, Request, put_frame};
 
 use self::otlp::Collector;
+use self::rpc::{put_first_call, rpc_answers};
 use self::support::{PATIENCE, ready, start};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -52,6 +56,37 @@ async fn a_set_is_followed_into_the_apply_of_every_node() {
             .await;
         assert_eq!(applied.parent, request.span);
     }
+    one.stop().await;
+    two.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_over_rpc_is_followed_into_the_apply_of_every_node() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let collector = Collector::start().await;
+    let (log, endpoint) = (log(dir.path()), collector.endpoint());
+    let flags = ["--otlp-endpoint", &endpoint];
+    let (one, address) = start(&dir.path().join("one"), Arc::<EmbeddedLog>::clone(&log), &flags).await;
+    let (two, other) = start(&dir.path().join("two"), log, &flags).await;
+    ready(&one).await;
+    ready(&two).await;
+    let mut calls = Vec::new();
+    put_first_call(&mut calls, 1, &Request::SetValue { key: "k", value: "v" });
+    put_frame(&mut calls, 2, |out| Request::Batch(vec![Operation::Delete { key: "l" }]).encode(out));
+    put_frame(&mut calls, 3, |out| Request::GetRecord { key: "k" }.encode(out));
+    rpc_answers(&address.avro(), &calls, 3).await;
+
+    for call in ["set", "batch"] {
+        let request = collector.span(PATIENCE, |span| span.interface == "rpc" && span.name == call).await;
+        assert_eq!((&request.parent[..], &request.node), ("", &address.api()), "{request:?}");
+        for node in [address.api(), other.api()] {
+            let applied = collector
+                .span(PATIENCE, |span| span.name == "apply" && span.parent == request.span && span.node == node)
+                .await;
+            assert_eq!(applied.trace, request.trace);
+        }
+    }
+    collector.span(PATIENCE, |span| span.interface == "rpc" && span.name == "get").await;
     one.stop().await;
     two.stop().await;
 }

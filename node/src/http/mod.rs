@@ -54,18 +54,19 @@ struct Notes {
     id: u64,
     operation: &'static str,
     started: Instant,
-    key_hash: Option<u64>,
+    /// For the line about a slow request.
+    key: Option<Box<str>>,
     waits: Waits,
     span: RequestSpan,
 }
 
 impl Notes {
     fn new(id: u64, operation: &'static str, started: Instant, span: RequestSpan) -> Self {
-        Self { id, operation, started, key_hash: None, waits: Waits::default(), span }
+        Self { id, operation, started, key: None, waits: Waits::default(), span }
     }
 
     fn key(&mut self, key: &str) {
-        self.key_hash = Some(slow::key_hash(key));
+        self.key = Some(key.into());
     }
 
     /// Waits for a body, and notes how long.
@@ -86,12 +87,12 @@ impl Notes {
 
     /// Counts the request, ends its span, and logs it if it was slow.
     fn finish(self, metrics: &Metrics, slow: &SlowRequests, outcome: &'static str) {
-        let Self { id, operation, started, key_hash, waits, span } = self;
+        let Self { id, operation, started, key, waits, span } = self;
         let took = started.elapsed();
         metrics.request("http", operation, outcome, took);
         let took = if operation == "batch" { waits.operations } else { took };
-        let interface = "http";
-        slow.log(&slow::Answered { id, interface, operation, outcome, key_hash, took, waits: &waits });
+        let (interface, key) = ("http", key.as_deref());
+        slow.log(&slow::FinishedRequest { id, interface, operation, outcome, key, took, waits: &waits });
         span.end(outcome);
     }
 }

@@ -107,6 +107,7 @@ impl Node {
             Arc::clone(&service),
             Arc::clone(&shared.metrics),
             slow,
+            shared.telemetry.clone(),
             &readiness,
             shared.rpc_limits()?,
         );

@@ -5,7 +5,7 @@ use bitacora_protocol::rpc::{
 };
 
 use crate::service::error::OperationError;
-use crate::service::reads::{self, Found};
+use crate::service::reads::{self, LookupResult};
 use crate::service::scans::Page;
 use crate::service::writes::Written;
 use crate::service::{Done, Outcome};
@@ -25,12 +25,12 @@ fn put_done(message: Message, done: &Done, out: &mut Vec<u8>) {
     match (message, done) {
         (Message::GetValue, Done::Read(answer)) => match &answer.found {
             // As it lies in the store: neither looked at nor put together anew.
-            Found::Local(entry) => match entry.value_field() {
+            LookupResult::Local(entry) => match entry.value_field() {
                 Some(value) => put_value_answer(out, value),
                 None => Answer::Value(None).encode(out),
             },
-            Found::Peer(record) => Answer::Value(Some(&record.value)).encode(out),
-            Found::Gone { .. } | Found::Missing => Answer::Value(None).encode(out),
+            LookupResult::Peer(record) => Answer::Value(Some(&record.value)).encode(out),
+            LookupResult::Gone { .. } | LookupResult::Missing => Answer::Value(None).encode(out),
         },
         (_, Done::Read(answer)) => Answer::Read(read(answer)).encode(out),
         (Message::SetValue | Message::Delete, Done::Written(_)) => Answer::Null.encode(out),

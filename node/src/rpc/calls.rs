@@ -13,11 +13,12 @@ use tokio::time::timeout;
 use tracing::Instrument as _;
 
 use super::handshake::{Client, shake_hands};
-use super::report::Answered;
+use super::report::{AnsweredCalls, WaitedCall, operation_name};
 use super::{Shared, answers};
 use crate::service::error::{ErrorKind, OperationError};
 use crate::service::memory::{Memory, Permit, SMALL_ANSWER_BYTES};
 use crate::service::{Begun, Done, Outcome, Service};
+use crate::telemetry::{RequestSpan, TraceParent};
 
 /// What the answers of one batch may have, in bytes.
 const MAX_BATCH_ANSWER_BYTES: usize = 16 << 20;
@@ -29,19 +30,33 @@ pub enum Content {
     /// Its answer is written.
     There,
     /// What is written so far, perhaps a handshake, belongs before the answer.
-    Waits { message: Message, begun: Waiting },
+    Waits(WaitingCall),
     /// It begins with no handshake, though it should.
     Unreadable,
 }
 
 /// A call that has to wait.
-pub enum Waiting {
-    Operation(BoxFuture<'static, Outcome>),
-    Heavy(Heavy),
+pub struct WaitingCall {
+    message: Message,
+    work: Work,
+    span: RequestSpan,
+}
+
+/// What it waits for.
+enum Work {
+    Operation { key: Box<str>, outcome: BoxFuture<'static, Outcome> },
+    Bulk(BulkCall),
+}
+
+/// What became of a call.
+enum Begin {
+    /// Its answer is written; the `outcome` label of the metrics.
+    Answered(&'static str),
+    Waits(Work),
 }
 
 /// The bytes of a batch or a scan, which begins when the node has room for its answer.
-pub struct Heavy {
+pub struct BulkCall {
     shared: Arc<Shared>,
     call: Vec<u8>,
     foreign: Option<Arc<ForeignProtocol>>,
@@ -49,16 +64,23 @@ pub struct Heavy {
     memory: Permit,
 }
 
-/// A call that had to wait, answered.
+/// What came of a batch or a scan.
+struct BulkAnswer {
+    /// The `outcome` label of the metrics.
+    outcome: &'static str,
+    /// Its place among those that run at a time.
+    permit: Option<OwnedSemaphorePermit>,
+    /// For the answer.
+    memory: Permit,
+}
+
+/// A call that had to wait, and its answer.
 pub struct Finished {
-    pub serial: i32,
-    pub message: Message,
+    pub call: WaitedCall,
     /// The whole content of the answer's frame.
     pub content: Vec<u8>,
-    pub outcome: &'static str,
-    pub began: Instant,
     /// The place of a batch or a scan among those that run at a time.
-    pub heavy: Option<OwnedSemaphorePermit>,
+    pub bulk_permit: Option<OwnedSemaphorePermit>,
     /// For the content, if it is large.
     pub memory: Option<Permit>,
 }
@@ -73,7 +95,7 @@ pub fn answer_frame(
     refuses: bool,
     out: &mut Vec<u8>,
     out_memory: &mut Permit,
-    answered: &mut Answered,
+    answered: &mut AnsweredCalls,
 ) -> Content {
     let mut call = frame.message;
     if matches!(client, Client::Unknown) {
@@ -97,29 +119,53 @@ pub fn answer_frame(
         }
     };
     let message = request.message();
-    if refuses {
+    let span = begin_span(shared, message);
+    let begun = if refuses {
         let error = RequestError { code: ErrorCode::NotReady, message: STOPPING_MESSAGE.to_owned() };
         Failure::Declared(error).encode(Some(message), out);
-        answered.count(Some(message), ErrorKind::NotReady.outcome());
-        return Content::There;
-    }
-    let Some(operation) = operation(&request) else {
-        return match Heavy::new(shared, call, foreign) {
-            Ok(heavy) => Content::Waits { message, begun: Waiting::Heavy(heavy) },
-            Err(error) => {
-                answered.count(Some(message), answers::put_error(message, &error, out));
-                Content::There
-            }
-        };
+        Begin::Answered(ErrorKind::NotReady.outcome())
+    } else {
+        begin(shared, &request, call, foreign, span.trace_parent(), out, out_memory)
     };
-    match shared.service.begin(operation, None) {
-        Begun::Done(outcome) => {
-            let outcome = with_memory(outcome, out_memory);
-            let label = answers::put_outcome(message, &outcome, out);
-            answered.count(Some(message), label);
+    match begun {
+        Begin::Answered(outcome) => {
+            answered.count(Some(message), outcome);
+            span.end(outcome);
             Content::There
         }
-        Begun::Later(outcome) => Content::Waits { message, begun: Waiting::Operation(outcome) },
+        Begin::Waits(work) => Content::Waits(WaitingCall { message, work, span }),
+    }
+}
+
+/// Begins the span of a call. It begins a trace, too: an Avro call has no place for that of its caller.
+pub fn begin_span(shared: &Shared, message: Message) -> RequestSpan {
+    shared.telemetry.request("rpc", operation_name(message), || None)
+}
+
+/// Answers a call, or begins to. `trace` is what the call's records carry.
+fn begin(
+    shared: &Arc<Shared>,
+    request: &Request<'_>,
+    call: &[u8],
+    foreign: Option<&Arc<ForeignProtocol>>,
+    trace: Option<TraceParent>,
+    out: &mut Vec<u8>,
+    out_memory: &mut Permit,
+) -> Begin {
+    let message = request.message();
+    let Some(operation) = operation(request) else {
+        return match BulkCall::new(shared, call, foreign) {
+            Ok(call) => Begin::Waits(Work::Bulk(call)),
+            Err(error) => Begin::Answered(answers::put_error(message, &error, out)),
+        };
+    };
+    match shared.service.begin(operation, trace) {
+        Begun::Done(outcome) => {
+            let outcome = with_memory(outcome, out_memory);
+            Begin::Answered(answers::put_outcome(message, &outcome, out))
+        }
+        // The bytes of the call are gone when it is answered.
+        Begun::Later(outcome) => Begin::Waits(Work::Operation { key: operation.key().into(), outcome }),
     }
 }
 
@@ -145,10 +191,10 @@ fn with_memory(outcome: Outcome, memory: &mut Permit) -> Outcome {
     }
 }
 
-impl Waiting {
+impl WaitingCall {
     /// Whether it is a batch or a scan.
-    pub fn is_heavy(&self) -> bool {
-        matches!(self, Self::Heavy(_))
+    pub fn is_bulk(&self) -> bool {
+        matches!(self.work, Work::Bulk(_))
     }
 
     /// Makes the answer. `content` is what comes before it: a handshake, or nothing. `held` stands for the bytes of a large
@@ -156,31 +202,40 @@ impl Waiting {
     pub fn finish(
         self,
         serial: i32,
-        message: Message,
-        content: Vec<u8>,
+        mut content: Vec<u8>,
         memory: Memory,
         held: Option<Permit>,
         began: Instant,
     ) -> BoxFuture<'static, Finished> {
-        let span = tracing::debug_span!("request", id = serial, interface = "rpc", ?message);
-        match self {
-            Self::Operation(outcome) => async move {
-                let mut content = content;
+        let Self { message, work, span } = self;
+        let log_span = tracing::debug_span!("request", id = serial, interface = "rpc", ?message);
+        let waited =
+            move |key, outcome| WaitedCall { serial, message, key, outcome, took: began.elapsed() };
+        match work {
+            Work::Operation { key, outcome } => async move {
                 let outcome = outcome.await;
                 drop(held);
                 let outcome = answers::put_outcome(message, &outcome, &mut content);
+                span.end(outcome);
                 let large = content.len() > SMALL_ANSWER_BYTES;
                 let memory = large.then(|| memory.take_anyway(content.len()));
-                Finished { serial, message, content, outcome, began, heavy: None, memory }
+                Finished { call: waited(Some(key), outcome), content, bulk_permit: None, memory }
             }
-            .instrument(span)
+            .instrument(log_span)
             .boxed(),
-            Self::Heavy(heavy) => heavy.finish(serial, message, content, began).instrument(span).boxed(),
+            Work::Bulk(bulk) => async move {
+                let BulkAnswer { outcome, permit, memory } =
+                    bulk.finish(message, &mut content, span.trace_parent()).await;
+                span.end(outcome);
+                Finished { call: waited(None, outcome), content, bulk_permit: permit, memory: Some(memory) }
+            }
+            .instrument(log_span)
+            .boxed(),
         }
     }
 }
 
-impl Heavy {
+impl BulkCall {
     fn new(
         shared: &Arc<Shared>,
         call: &[u8],
@@ -191,32 +246,37 @@ impl Heavy {
         Ok(Self { shared, call, foreign, memory })
     }
 
+    /// Appends the answer to `content`.
     async fn finish(
         mut self,
-        serial: i32,
         message: Message,
-        mut content: Vec<u8>,
-        began: Instant,
-    ) -> Finished {
+        content: &mut Vec<u8>,
+        trace: Option<TraceParent>,
+    ) -> BulkAnswer {
         let shared = Arc::clone(&self.shared);
-        let permit = timeout(shared.limits.request_timeout, Arc::clone(&shared.heavy).acquire_owned()).await;
-        let (outcome, heavy) = match permit {
-            Ok(permit) => (self.run(message, &mut content).await, permit.ok()),
+        let permit = timeout(shared.limits.request_timeout, Arc::clone(&shared.bulk_calls).acquire_owned()).await;
+        let (outcome, permit) = match permit {
+            Ok(permit) => (self.run(message, content, trace).await, permit.ok()),
             Err(_) => {
                 let error = RequestError { code: ErrorCode::NotReady, message: BUSY_MESSAGE.to_owned() };
-                Failure::Declared(error).encode(Some(message), &mut content);
+                Failure::Declared(error).encode(Some(message), content);
                 (ErrorKind::NotReady.outcome(), None)
             }
         };
         self.memory.set(content.len());
-        Finished { serial, message, content, outcome, began, heavy, memory: Some(self.memory) }
+        BulkAnswer { outcome, permit, memory: self.memory }
     }
 
-    async fn run(&mut self, message: Message, content: &mut Vec<u8>) -> &'static str {
+    async fn run(
+        &mut self,
+        message: Message,
+        content: &mut Vec<u8>,
+        trace: Option<TraceParent>,
+    ) -> &'static str {
         // It has been decoded before, so it can be again.
         match Request::decode(&self.call, self.foreign.as_deref()) {
             Ok(Some(Request::Batch(operations))) => {
-                let results = begin_all(&self.shared.service, &operations, &mut self.memory);
+                let results = begin_all(&self.shared.service, &operations, trace, &mut self.memory);
                 drop(operations);
                 answers::put_batch(&results.await, content);
                 "ok"
@@ -237,6 +297,7 @@ impl Heavy {
 fn begin_all(
     service: &Service,
     operations: &[Operation<'_>],
+    trace: Option<TraceParent>,
     memory: &mut Permit,
 ) -> impl Future<Output = Vec<Outcome>> + Send + use<> {
     let mut bytes = 0;
@@ -246,7 +307,7 @@ fn begin_all(
             if bytes > MAX_BATCH_ANSWER_BYTES {
                 return std::future::ready(Err(OperationError::BatchTooLarge)).boxed();
             }
-            match service.begin(*operation, None) {
+            match service.begin(*operation, trace) {
                 Begun::Done(outcome) => std::future::ready(counted(outcome, &mut bytes, memory)).boxed(),
                 Begun::Later(outcome) => outcome,
             }

@@ -15,13 +15,14 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::calls::{Content, Finished, answer_frame};
+use super::calls::{Content, Finished, answer_frame, begin_span};
 use super::handshake::{Client, shake_hands};
-use super::report::Answered;
+use super::report::AnsweredCalls;
 use super::{Shared, answers};
 use crate::server::socket::Socket;
 use crate::service::error::OperationError;
 use crate::service::memory::Permit;
+use crate::telemetry::RequestSpan;
 
 /// What is read at a time, unless a frame asks for more.
 const READ_BYTES: usize = 16 * 1024;
@@ -34,7 +35,7 @@ const LARGE_BYTES: usize = 32 * 1024;
 /// Calls that wait, of one connection; nothing more is read while there are so many.
 const MAX_UNDER_WAY: usize = 4096;
 /// As above, of batches and scans.
-const MAX_HEAVY: usize = 8;
+const MAX_BULK_CALLS: usize = 8;
 /// A connection of a node that stops is closed once it has been silent for so long,
 const CLOSE_AFTER_SILENCE: Duration = Duration::from_millis(100);
 /// or has been refused for so long, if nothing is under way. A client that goes on asking has no better way to learn that
@@ -53,14 +54,14 @@ pub(super) struct Connection {
     client: Client,
     under_way: FuturesUnordered<BoxFuture<'static, Finished>>,
     /// Batches and scans among them.
-    heavy: usize,
+    bulk_calls: usize,
     /// Of batches and scans whose answers are not written yet.
-    heavy_permits: Vec<OwnedSemaphorePermit>,
+    bulk_permits: Vec<OwnedSemaphorePermit>,
     /// For the answers of calls that waited, which are not written yet.
     answer_memory: Vec<Permit>,
     /// For what else is to be written.
     out_memory: Permit,
-    answered: Answered,
+    answered: AnsweredCalls,
     /// When the frame that is not whole yet began.
     partial_since: Option<Instant>,
     /// For that frame, if it is large.
@@ -75,6 +76,8 @@ struct Skipped {
     message: Option<Message>,
     /// The answer to the handshake at its front; empty if there was none.
     handshake: Vec<u8>,
+    /// Of that call.
+    span: RequestSpan,
 }
 
 /// Why there is nothing left to answer for the moment.
@@ -105,11 +108,11 @@ impl Connection {
             out: Vec::new(),
             client: Client::Unknown,
             under_way: FuturesUnordered::new(),
-            heavy: 0,
-            heavy_permits: Vec::new(),
+            bulk_calls: 0,
+            bulk_permits: Vec::new(),
             answer_memory: Vec::new(),
             out_memory,
-            answered: Answered::default(),
+            answered: AnsweredCalls::default(),
             partial_since: None,
             frame_memory,
             skipping: None,
@@ -178,14 +181,14 @@ impl Connection {
         }
         let began = Instant::now();
         let Self {
-            shared, frames, input, scratch, out, out_memory, client, under_way, heavy, answered, ..
+            shared, frames, input, scratch, out, out_memory, client, under_way, bulk_calls, answered, ..
         } = self;
         let mut used = 0;
         let pause = loop {
             if !may_write_more(out, out_memory) {
                 break Pause::Output;
             }
-            if under_way.len() >= MAX_UNDER_WAY || *heavy >= MAX_HEAVY {
+            if under_way.len() >= MAX_UNDER_WAY || *bulk_calls >= MAX_BULK_CALLS {
                 break Pause::UnderWay;
             }
             let frame = match frames.next(&input[used..], scratch) {
@@ -203,15 +206,15 @@ impl Connection {
             });
             match content {
                 Content::There => {}
-                Content::Waits { message, begun } => {
+                Content::Waits(call) => {
                     let prefix = out.split_off(start + FRAME_HEAD);
                     out.truncate(start);
-                    *heavy += usize::from(begun.is_heavy());
+                    *bulk_calls += usize::from(call.is_bulk());
                     let memory = shared.service.memory();
                     // What waits has the frame's bytes as well, in its record. They are there already.
                     let held = (frame.length > LARGE_BYTES).then(|| memory.take_anyway(frame.length));
                     let memory = memory.clone();
-                    under_way.push(begun.finish(frame.serial, message, prefix, memory, held, began));
+                    under_way.push(call.finish(frame.serial, prefix, memory, held, began));
                 }
                 Content::Unreadable => {
                     out.truncate(start);
@@ -241,21 +244,21 @@ impl Connection {
     }
 
     fn put(&mut self, finished: Finished) {
-        let Finished { serial, message, content, outcome, began, heavy, memory } = finished;
-        put_frame(&mut self.out, serial, |out| out.extend_from_slice(&content));
-        self.answered.waited(serial, message, outcome, began.elapsed());
+        let Finished { call, content, bulk_permit, memory } = finished;
+        put_frame(&mut self.out, call.serial, |out| out.extend_from_slice(&content));
         self.answer_memory.extend(memory);
         // Also one that was refused before it had a permit.
-        if matches!(message, Message::Batch | Message::Scan) {
-            self.heavy -= 1;
+        if matches!(call.message, Message::Batch | Message::Scan) {
+            self.bulk_calls -= 1;
         }
-        self.heavy_permits.extend(heavy);
+        self.bulk_permits.extend(bulk_permit);
+        self.answered.waited(call);
     }
 
     fn written(&mut self) {
         self.out.clear();
         give_back(&mut self.out);
-        self.heavy_permits.clear();
+        self.bulk_permits.clear();
         self.answer_memory.clear();
         self.out_memory.set(0);
         self.answered.report(&self.shared.metrics, self.shared.slow);
@@ -306,13 +309,14 @@ impl Connection {
             (self.client, call) = (client, rest);
         }
         let message = Request::message_of(call, self.client.foreign().map(|protocol| &**protocol));
-        self.skipping = Some(Skipped { message, handshake });
+        let span = message.map_or_else(RequestSpan::none, |message| begin_span(&self.shared, message));
+        self.skipping = Some(Skipped { message, handshake, span });
     }
 
     /// Drops what is there of a frame for which there was no memory, and refuses it once it has ended. Returns why nothing
     /// can be answered yet.
     fn skip_frame(&mut self) -> Option<Pause> {
-        let Skipped { message, handshake } = self.skipping.as_ref()?;
+        let Skipped { message, handshake, .. } = self.skipping.as_ref()?;
         let unknown = matches!(self.client, Client::Unknown);
         if unknown && handshake.is_empty() {
             // Without a handshake the client would take a refusal for one.
@@ -337,7 +341,10 @@ impl Connection {
             error.kind().outcome()
         });
         self.answered.count(message, outcome);
-        (self.skipping, self.partial_since) = (None, None);
+        if let Some(skipped) = self.skipping.take() {
+            skipped.span.end(outcome);
+        }
+        self.partial_since = None;
         None
     }
 

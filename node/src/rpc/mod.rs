@@ -24,11 +24,12 @@ use crate::server::socket::{Socket, accept};
 use crate::service::Service;
 use crate::service::readiness::Readiness;
 use crate::service::slow::{self, SlowRequests};
+use crate::telemetry::Telemetry;
 
 /// Java's encoder fills buffers of 8 KiB, so this is more than any frame needs.
 const MAX_BUFFERS: usize = 16_384;
 /// Batches and scans at a time, in all connections; bounds the memory of their answers.
-const MAX_HEAVY_CALLS: usize = 32;
+const MAX_BULK_CALLS: usize = 32;
 
 /// What a connection may cost.
 #[derive(Clone, Copy, Debug)]
@@ -53,9 +54,10 @@ struct Shared {
     service: Arc<Service>,
     metrics: Arc<Metrics>,
     slow: SlowRequests,
+    telemetry: Telemetry,
     limits: Limits,
     protocols: Protocols,
-    heavy: Arc<Semaphore>,
+    bulk_calls: Arc<Semaphore>,
 }
 
 impl Server {
@@ -65,6 +67,7 @@ impl Server {
         service: Arc<Service>,
         metrics: Arc<Metrics>,
         slow: SlowRequests,
+        telemetry: Telemetry,
         readiness: &Readiness,
         limits: Limits,
     ) -> Self {
@@ -73,9 +76,10 @@ impl Server {
             service,
             metrics,
             slow,
+            telemetry,
             limits,
             protocols: Protocols::default(),
-            heavy: Arc::new(Semaphore::new(MAX_HEAVY_CALLS)),
+            bulk_calls: Arc::new(Semaphore::new(MAX_BULK_CALLS)),
         });
         Self { closing, task: readiness.run_interface("RPC", run(listener, shared, closed)) }
     }

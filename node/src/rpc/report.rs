@@ -9,15 +9,36 @@ use crate::service::slow::{self, SlowRequests, Waits};
 
 /// What was answered since the last report: metrics are too dear to be moved for each call by itself.
 #[derive(Default)]
-pub struct Answered {
+pub struct AnsweredCalls {
     /// At once: message, outcome, how many.
     at_once: Vec<(Option<Message>, &'static str, u64)>,
     took: Duration,
-    /// Calls that had to wait: serial, message, outcome, time.
-    waited: Vec<(i32, Message, &'static str, Duration)>,
+    waited: Vec<WaitedCall>,
 }
 
-impl Answered {
+/// A call that had to wait, answered.
+pub struct WaitedCall {
+    pub serial: i32,
+    pub message: Message,
+    /// `None` for a batch or a scan.
+    pub key: Option<Box<str>>,
+    /// The `outcome` label of the metrics.
+    pub outcome: &'static str,
+    pub took: Duration,
+}
+
+/// The `operation` label of the metrics, and the name of a span.
+pub fn operation_name(message: Message) -> &'static str {
+    match message {
+        Message::GetValue | Message::GetRecord => "get",
+        Message::SetValue | Message::SetRecord => "set",
+        Message::Delete | Message::DeleteRecord => "delete",
+        Message::Batch => "batch",
+        Message::Scan => "scan",
+    }
+}
+
+impl AnsweredCalls {
     /// Counts a call that was answered at once.
     pub fn count(&mut self, message: Option<Message>, outcome: &'static str) {
         match self.at_once.iter_mut().find(|(m, o, _)| *m == message && *o == outcome) {
@@ -32,29 +53,23 @@ impl Answered {
     }
 
     /// Counts a call that had to wait.
-    pub fn waited(&mut self, serial: i32, message: Message, outcome: &'static str, took: Duration) {
-        self.waited.push((serial, message, outcome, took));
+    pub fn waited(&mut self, call: WaitedCall) {
+        self.waited.push(call);
     }
 
     /// Moves the metrics on, logs calls that were slow, and begins anew.
     pub fn report(&mut self, metrics: &Metrics, slow: SlowRequests) {
-        let operation = |message: Option<Message>| match message {
-            Some(Message::GetValue | Message::GetRecord) => "get",
-            Some(Message::SetValue | Message::SetRecord) => "set",
-            Some(Message::Delete | Message::DeleteRecord) => "delete",
-            Some(Message::Batch) => "batch",
-            Some(Message::Scan) => "scan",
-            None => "unknown",
-        };
+        let interface = "rpc";
         for (message, outcome, count) in self.at_once.drain(..) {
-            metrics.requests("rpc", operation(message), outcome, count, self.took);
+            let operation = message.map_or("unknown", operation_name);
+            metrics.requests(interface, operation, outcome, count, self.took);
         }
-        for (serial, message, outcome, took) in self.waited.drain(..) {
-            let operation = operation(Some(message));
-            metrics.requests("rpc", operation, outcome, 1, took);
-            let (id, interface, key_hash) = (u64::from(serial.cast_unsigned()), "rpc", None);
+        for WaitedCall { serial, message, key, outcome, took } in self.waited.drain(..) {
+            let operation = operation_name(message);
+            metrics.request(interface, operation, outcome, took);
+            let (id, key) = (u64::from(serial.cast_unsigned()), key.as_deref());
             let waits = waits(message, took);
-            slow.log(&slow::Answered { id, interface, operation, outcome, key_hash, took, waits: &waits });
+            slow.log(&slow::FinishedRequest { id, interface, operation, outcome, key, took, waits: &waits });
         }
         self.took = Duration::ZERO;
     }

@@ -38,7 +38,7 @@ pub struct Waits {
 
 /// A request that was answered.
 #[derive(Clone, Copy, Debug)]
-pub struct Answered<'a> {
+pub struct FinishedRequest<'a> {
     /// Of [`next_id`]; on a connection that numbers its calls, the number of the call.
     pub id: u64,
     /// `http` or `rpc`
@@ -46,15 +46,14 @@ pub struct Answered<'a> {
     pub operation: &'static str,
     /// The `outcome` label of the metrics.
     pub outcome: &'static str,
-    /// [`key_hash`] of its key; `None` if it has none, or it is not known any more.
-    pub key_hash: Option<u64>,
+    /// `None` if it has none, or it is not known any more. Only a hash of it is logged.
+    pub key: Option<&'a str>,
     pub took: Duration,
     pub waits: &'a Waits,
 }
 
 /// What the log says instead of a key, which may be nobody else's business: XXH3 of its bytes, 64 bits.
-#[must_use]
-pub fn key_hash(key: &str) -> u64 {
+fn key_hash(key: &str) -> u64 {
     xxh3_64(key.as_bytes())
 }
 
@@ -72,12 +71,12 @@ impl SlowRequests {
     }
 
     /// Logs a request if it was slow.
-    pub fn log(&self, request: &Answered<'_>) {
+    pub fn log(&self, request: &FinishedRequest<'_>) {
         if !self.is_slow(request.took) {
             return;
         }
-        let Answered { id, interface, operation, outcome, took, waits, .. } = request;
-        let key_hash = request.key_hash.map(|hash| format!("{hash:016x}"));
+        let FinishedRequest { id, interface, operation, outcome, took, waits, .. } = request;
+        let key_hash = request.key.map(|key| format!("{:016x}", key_hash(key)));
         let took_ms = took.as_millis() as u64;
         tracing::warn!(
             id,

@@ -94,7 +94,7 @@ impl Telemetry {
         RequestSpan(self.0.as_ref().map(|exporter| {
             let attributes = [KeyValue::new("bitacora.interface", interface)];
             let span = exporter.tracer.span_builder(operation).with_kind(SpanKind::Server);
-            span.with_attributes(attributes).start_with_context(&exporter.tracer, &context(parent()))
+            Box::new(span.with_attributes(attributes).start_with_context(&exporter.tracer, &context(parent())))
         }))
     }
 
@@ -128,8 +128,9 @@ fn context(parent: Option<TraceParent>) -> Context {
     }
 }
 
-/// The span of a request; nothing if telemetry is off. It ends when it is dropped.
-pub struct RequestSpan(Option<Span>);
+/// The span of a request; nothing if telemetry is off. It ends when it is dropped. As large as a pointer, so that a request
+/// that is not traced carries next to nothing.
+pub struct RequestSpan(Option<Box<Span>>);
 
 impl RequestSpan {
     /// No span.

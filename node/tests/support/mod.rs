@@ -18,14 +18,25 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Starts a node with the flags of `dev`; its store is in `dir`.
 pub async fn start(dir: &Path, log: Arc<dyn Log>, flags: &[&str]) -> (Node, Address) {
+    start_with_member(dir, log, flags, None).await
+}
+
+/// The same, in a cluster with another member at `host:port`.
+pub async fn start_with_member(
+    dir: &Path,
+    log: Arc<dyn Log>,
+    flags: &[&str],
+    other: Option<String>,
+) -> (Node, Address) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let rpc_listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = |listener: &TcpListener| listener.local_addr().expect("bound").port();
     let address =
         Address { host: "127.0.0.1".to_owned(), api_port: port(&listener), avro_port: port(&rpc_listener) };
+    let members = std::iter::once(address.api()).chain(other).collect();
     let node = Node::start(Parts {
         log,
-        membership: Arc::new(FixedMembership::new(vec![address.api()], &address.api())),
+        membership: Arc::new(FixedMembership::new(members, &address.api())),
         data_dir: DataDir::open(dir).expect("a folder"),
         listener,
         rpc_listener,

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use opentelemetry_proto::tonic::common::v1::KeyValue;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use prost::Message as _;
 use tokio::sync::watch;
 use warp::Filter as _;
@@ -20,6 +22,8 @@ pub struct ReceivedSpan {
     pub span: String,
     /// Empty if it is a root.
     pub parent: String,
+    /// `http` or `rpc`; empty if it is of no request.
+    pub interface: String,
 }
 
 pub struct Collector {
@@ -66,9 +70,8 @@ impl Collector {
 fn received(request: &ExportTraceServiceRequest) -> Vec<ReceivedSpan> {
     let mut received = Vec::new();
     for resource in &request.resource_spans {
-        let attributes = resource.resource.iter().flat_map(|resource| &resource.attributes);
-        let node = attributes.filter(|attribute| attribute.key == "service.instance.id");
-        let node = node.map(|attribute| format!("{:?}", attribute.value)).collect::<String>();
+        let of_node = resource.resource.as_ref().map(|resource| &resource.attributes[..]);
+        let node = text(of_node.unwrap_or_default(), "service.instance.id");
         for span in resource.scope_spans.iter().flat_map(|scope| &scope.spans) {
             received.push(ReceivedSpan {
                 name: span.name.clone(),
@@ -76,10 +79,20 @@ fn received(request: &ExportTraceServiceRequest) -> Vec<ReceivedSpan> {
                 trace: hex(&span.trace_id),
                 span: hex(&span.span_id),
                 parent: hex(&span.parent_span_id),
+                interface: text(&span.attributes, "bitacora.interface"),
             });
         }
     }
     received
+}
+
+/// The text of an attribute; empty if it is not there.
+fn text(attributes: &[KeyValue], key: &str) -> String {
+    let value = attributes.iter().find(|attribute| attribute.key == key);
+    match value.and_then(|attribute| attribute.value.as_ref()?.value.as_ref()) {
+        Some(Value::StringValue(text)) => text.clone(),
+        _ => String::new(),
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {
