@@ -1,4 +1,4 @@
-//! Who else is in the cluster. The other seam: [`zookeeper`] for a deployment, [`fixed`] for one process.
+//! Who else is in the cluster. Two implementations of one trait: [`zookeeper`] for a deployment, [`fixed`] for one process.
 
 pub mod aws;
 pub mod fixed;

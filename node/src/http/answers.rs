@@ -101,7 +101,7 @@ pub fn read(key: &str, answer: &Answer, memory: &Memory) -> Result<Reply, OutOfM
 ///
 /// A refusal for want of memory has the headers of the record that it is of, which a refusal of a node that does not know
 /// has not.
-pub fn read_here(key: &str, answer: &Answer, log: LogTag, memory: &Memory) -> (Reply, &'static str) {
+pub fn read_for_member(key: &str, answer: &Answer, log: LogTag, memory: &Memory) -> (Reply, &'static str) {
     let (mut reply, outcome) = match read(key, answer, memory) {
         Ok(reply) => (reply, answer.outcome()),
         Err(error) => {
@@ -152,14 +152,14 @@ mod tests {
     use super::*;
     use crate::service::memory::SMALL_ANSWER_BYTES;
     use crate::service::peers::PeerRecord;
-    use crate::service::reads::Found;
+    use crate::service::reads::LookupResult;
 
     fn answer(value: String) -> Answer {
         let (key, uuid) = ("k".to_owned(), String::new());
         let record = OwnedKeyValue { key, value, timestamp: 7, source: source::PRODUCER, ttl: 0, uuid };
         let record = PeerRecord::new(record, Memory::unlimited().nothing());
         let position = Position { partition: 1, offset: 5 };
-        Answer { found: Found::Peer(Arc::new(record)), position, from: ServedFrom::Peer }
+        Answer { found: LookupResult::Peer(Arc::new(record)), position, from: ServedFrom::Peer }
     }
 
     fn spent() -> Memory {
@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn a_refusal_to_a_member_names_the_position() {
         let large = answer("v".repeat(2 * SMALL_ANSWER_BYTES));
-        let (reply, outcome) = read_here("k", &large, LogTag(0xab), &spent());
+        let (reply, outcome) = read_for_member("k", &large, LogTag(0xab), &spent());
         assert_eq!((reply.status(), outcome), (StatusCode::SERVICE_UNAVAILABLE, "unavailable"));
         assert_eq!(reply.headers()[POSITION_HEADER], "1:5");
         assert_eq!(reply.headers()[LOG_HEADER], "ab");

@@ -12,7 +12,7 @@ use super::error::HttpError;
 use super::params::{Params, parse_ttl, query_params};
 use super::{Limits, Notes, Outcome, answers, body};
 use crate::service::Service;
-use crate::service::reads::{Answer, Found};
+use crate::service::reads::{Answer, LookupResult};
 use crate::service::writes::check_key;
 
 /// `GET /rpc?key=`
@@ -28,7 +28,7 @@ pub(super) async fn get(service: &Service, query: &str, headers: &HeaderMap, not
     let answer = service.get(key).await;
     // What this node knows itself it answers from its store; anything else took the other members.
     match &answer {
-        Ok(Answer { found: Found::Local(_), .. }) => notes.waits.store = asked.elapsed(),
+        Ok(Answer { found: LookupResult::Local(_), .. }) => notes.waits.store = asked.elapsed(),
         _ => notes.waits.peers = asked.elapsed(),
     }
     let answer = answer?;
@@ -36,11 +36,11 @@ pub(super) async fn get(service: &Service, query: &str, headers: &HeaderMap, not
 }
 
 /// `GET /rpc/cluster?key=`: what another member asks.
-pub fn get_here(service: &Service, query: &str) -> Outcome {
+pub fn get_for_member(service: &Service, query: &str) -> Outcome {
     let params = query_params(query, &["key"])?;
     let key = params.get("key").unwrap_or_default();
-    let (answer, log) = service.get_here(key)?;
-    Ok(answers::read_here(key, &answer, log, service.memory()))
+    let (answer, log) = service.get_local(key)?;
+    Ok(answers::read_for_member(key, &answer, log, service.memory()))
 }
 
 /// `POST /rpc`, with the value in the query, in a form, or as the body.

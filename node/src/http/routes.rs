@@ -29,7 +29,7 @@ enum Call {
     Get,
     Set,
     Delete,
-    GetHere,
+    GetForMember,
     Scan,
     Batch,
     Ready,
@@ -47,7 +47,7 @@ const ROUTES: &[Route] = &[
     Route { path: "/rpc", methods: GET, call: Call::Get },
     Route { path: "/rpc", methods: POST, call: Call::Set },
     Route { path: "/rpc", methods: &[Method::DELETE], call: Call::Delete },
-    Route { path: "/rpc/cluster", methods: GET, call: Call::GetHere },
+    Route { path: "/rpc/cluster", methods: GET, call: Call::GetForMember },
     Route { path: "/rpc/scan", methods: GET, call: Call::Scan },
     Route { path: "/rpc/batch", methods: POST, call: Call::Batch },
     Route { path: "/health", methods: GET, call: Call::Ready },
@@ -120,7 +120,7 @@ async fn answer<B: Buf + Send + 'static>(
         Call::Get => "get",
         Call::Set => "set",
         Call::Delete => "delete",
-        Call::GetHere => "cluster",
+        Call::GetForMember => "cluster",
         Call::Scan => "scan",
         Call::Batch => "batch",
         Call::Ready => return health::ready(node).into_response(),
@@ -138,7 +138,7 @@ async fn answer<B: Buf + Send + 'static>(
         Call::Delete => keys::delete(service, &query, &mut notes).await,
         Call::Scan => scan::scan(service, &query, &mut notes).await,
         Call::Batch => return batch::run(api, &query, notes, body),
-        _ => keys::get_here(service, &query),
+        _ => keys::get_for_member(service, &query),
     };
     counted(metrics, slow, notes, outcome).into_response()
 }

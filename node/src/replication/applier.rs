@@ -20,13 +20,13 @@ pub struct Applier {
     pub(super) last_caught_up: LastCaughtUp,
     pub(super) build_check: BuildCheck,
     /// What was found while reading, until the store has been emptied or built anew because of it.
-    pub(super) suspicion: Option<Suspicion>,
+    pub(super) possible_incompatibility: Option<PossibleIncompatibility>,
     reading: Option<Reading>,
 }
 
 /// Why the store may not fit the log, as was found while reading it. Judged when the log is opened anew.
 #[derive(Clone, Debug)]
-pub(super) enum Suspicion {
+pub(super) enum PossibleIncompatibility {
     /// The store may have missed deletes: the reason.
     TooOld(String),
     /// A partition does not hold the offset from which it should be read.
@@ -109,7 +109,7 @@ impl Applier {
             shared,
             last_caught_up: LastCaughtUp::default(),
             build_check: BuildCheck::default(),
-            suspicion: None,
+            possible_incompatibility: None,
             reading: None,
         })
     }
@@ -165,13 +165,13 @@ impl Applier {
             Interrupted::Stopped => Next::Done,
             Interrupted::Log(error) => {
                 if let ReadError::OutOfRange { partition } = error {
-                    self.suspicion = Some(Suspicion::OutOfRange { partition });
+                    self.possible_incompatibility = Some(PossibleIncompatibility::OutOfRange { partition });
                 }
                 self.wait_for_log(error.to_string())
             }
             Interrupted::Store(error) => self.wait_for_store(error),
             Interrupted::TooOld(why) => {
-                self.suspicion = Some(Suspicion::TooOld(why));
+                self.possible_incompatibility = Some(PossibleIncompatibility::TooOld(why));
                 Next::Step
             }
             Interrupted::BuildAgain => Next::Step,
@@ -181,7 +181,7 @@ impl Applier {
                 match self.discard(&why) {
                     Ok(()) => Next::Step,
                     Err(error) => {
-                        self.suspicion = Some(Suspicion::TooOld(why));
+                        self.possible_incompatibility = Some(PossibleIncompatibility::TooOld(why));
                         self.wait_for_store(error)
                     }
                 }

@@ -33,7 +33,7 @@ pub(super) struct BuildCheck {
     /// How often it has been read to the end.
     readings: usize,
     /// Records that it held then behind which lies one without effect.
-    suspects: BTreeSet<(Vec<u8>, Position)>,
+    keys_with_pending_repairs: BTreeSet<(Vec<u8>, Position)>,
 }
 
 impl Applier {
@@ -128,14 +128,14 @@ impl Applier {
         if self.parts.store.checkpoint()?.restored {
             return Ok(false);
         }
-        let suspects = self.parts.store.keys_with_pending_repairs()?;
+        let found = self.parts.store.keys_with_pending_repairs()?;
         let check = &mut self.build_check;
         check.readings += 1;
-        if suspects.is_subset(&check.suspects) || check.readings == MAX_BUILD_READINGS {
+        if found.is_subset(&check.keys_with_pending_repairs) || check.readings == MAX_BUILD_READINGS {
             return Ok(false);
         }
-        tracing::info!(keys = suspects.len(), "reading the log once more, as it was compacted meanwhile");
-        check.suspects = suspects;
+        tracing::info!(keys = found.len(), "reading the log once more, as it was compacted meanwhile");
+        check.keys_with_pending_repairs = found;
         Ok(true)
     }
 

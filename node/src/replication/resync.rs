@@ -2,7 +2,7 @@
 //! `docs/resync.md`, decided by [`decide`] and carried out by the applier.
 
 use super::age::reason_too_old;
-use super::applier::{Applier, Interrupted, Suspicion};
+use super::applier::{Applier, Interrupted, PossibleIncompatibility};
 use super::compatibility::{
     Cause, Incompatibility, LastCaughtUp, TRUNCATION_CHECK_TIMEOUT, at_starts, incompatibility,
     reason_too_old_now, truncated_and_regrown, truncated_by_leader_epochs,
@@ -29,7 +29,7 @@ pub(super) enum Resync {
 
 /// When it was found that the store does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Found {
+pub(super) enum WhenFound {
     /// Before the node was caught up for the first time in this run, or while its store answers no reads anyway: nobody
     /// depends on what it holds.
     AtStart,
@@ -37,14 +37,14 @@ pub(super) enum Found {
 }
 
 /// The table of `docs/resync.md`.
-pub(super) fn decide(incompatibility: Option<Incompatibility>, found: Found) -> Resync {
+pub(super) fn decide(incompatibility: Option<Incompatibility>, when: WhenFound) -> Resync {
     let Some(Incompatibility { why, cause }) = incompatibility else { return Resync::Continue };
-    match (cause, found) {
-        (_, Found::AtStart) => Resync::EmptyAndRestore(why),
+    match (cause, when) {
+        (_, WhenFound::AtStart) => Resync::EmptyAndRestore(why),
         // This node alone: the others answer.
-        (Cause::RecordsMissed, Found::WhileServing) => Resync::EmptyAndRestore(why),
+        (Cause::RecordsMissed, WhenFound::WhileServing) => Resync::EmptyAndRestore(why),
         // All nodes at once: somebody must answer.
-        (Cause::AnotherLog | Cause::LogTruncated | Cause::TooOld, Found::WhileServing) => {
+        (Cause::AnotherLog | Cause::LogTruncated | Cause::TooOld, WhenFound::WhileServing) => {
             Resync::RebuildBeside(why)
         }
     }
@@ -63,8 +63,8 @@ impl Applier {
                     self.parts.log.on_log_truncated();
                 }
                 let serving = self.parts.progress.restored() && self.parts.progress.caught_up_in_this_run();
-                let found = if serving { Found::WhileServing } else { Found::AtStart };
-                match decide(incompatibility, found) {
+                let when = if serving { WhenFound::WhileServing } else { WhenFound::AtStart };
+                match decide(incompatibility, when) {
                     Resync::Continue => {
                         if *identity != info.identity && info.identity.topic_id.is_some() {
                             self.parts.store.set_identity(&info.identity)?;
@@ -83,8 +83,8 @@ impl Applier {
                 }
             }
         };
-        // Not before: if the store could not be changed, it is as suspect as before.
-        self.suspicion = None;
+        // Not before: if the store could not be changed, what was found still stands.
+        self.possible_incompatibility = None;
         Ok(next)
     }
 
@@ -102,7 +102,7 @@ impl Applier {
         if let Some(found) = incompatibility(checkpoint, info) {
             return Ok(Some(found));
         }
-        if let Some(Suspicion::OutOfRange { partition }) = &self.suspicion
+        if let Some(PossibleIncompatibility::OutOfRange { partition }) = &self.possible_incompatibility
             && let Some(found) = truncated_by_leader_epochs(checkpoint, *partition)
         {
             return Ok(Some(found));
@@ -114,8 +114,8 @@ impl Applier {
                 return Ok(Some(Incompatibility { why, cause: Cause::LogTruncated }));
             }
         }
-        let age = match &self.suspicion {
-            Some(Suspicion::TooOld(why)) => Some(why.clone()),
+        let age = match &self.possible_incompatibility {
+            Some(PossibleIncompatibility::TooOld(why)) => Some(why.clone()),
             _ => reason_too_old_now(&self.last_caught_up, self.clock(), self.parts.log.delete_retention()),
         };
         Ok(age.map(|why| Incompatibility { why, cause: Cause::TooOld }))
@@ -251,11 +251,11 @@ mod tests {
             (TooOld, Resync::RebuildBeside(why())),
         ] {
             let found = Some(Incompatibility { why: why(), cause });
-            assert_eq!(decide(found.clone(), Found::AtStart), Resync::EmptyAndRestore(why()), "{cause:?}");
-            assert_eq!(decide(found, Found::WhileServing), while_serving, "{cause:?}");
+            assert_eq!(decide(found.clone(), WhenFound::AtStart), Resync::EmptyAndRestore(why()), "{cause:?}");
+            assert_eq!(decide(found, WhenFound::WhileServing), while_serving, "{cause:?}");
         }
-        for found in [Found::AtStart, Found::WhileServing] {
-            assert_eq!(decide(None, found), Resync::Continue);
+        for when in [WhenFound::AtStart, WhenFound::WhileServing] {
+            assert_eq!(decide(None, when), Resync::Continue);
         }
     }
 }

@@ -39,7 +39,7 @@ pub enum ErrorKind {
 }
 
 /// How errors of a kind are answered.
-struct Answered {
+struct ErrorAnswer {
     http_status: u16,
     /// The value of `Retry-After`, in seconds.
     retry_after: Option<&'static str>,
@@ -52,7 +52,7 @@ const SOON: Option<&str> = Some("1");
 
 impl ErrorKind {
     /// The one table.
-    const fn answered(self) -> Answered {
+    const fn answered(self) -> ErrorAnswer {
         let (http_status, retry_after, rpc_code, outcome) = match self {
             Self::BadRequest => (400, None, ErrorCode::BadRequest, "refused"),
             Self::NotFound => (404, None, ErrorCode::BadRequest, "refused"),
@@ -67,7 +67,7 @@ impl ErrorKind {
             Self::OutOfMemory => (503, SOON, ErrorCode::NotReady, "unavailable"),
             Self::Internal => (500, None, ErrorCode::Internal, "failed"),
         };
-        Answered { http_status, retry_after, rpc_code, outcome }
+        ErrorAnswer { http_status, retry_after, rpc_code, outcome }
     }
 
     /// The status of an HTTP answer.

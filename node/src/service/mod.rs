@@ -91,9 +91,9 @@ impl Service {
     ///
     /// # Errors
     /// As [`Service::get`].
-    pub fn get_here(&self, key: &str) -> Result<(Answer, LogTag), OperationError> {
+    pub fn get_local(&self, key: &str) -> Result<(Answer, LogTag), OperationError> {
         check_key(key)?;
-        Ok(self.reads.get_here(key)?)
+        Ok(self.reads.get_local(key)?)
     }
 
     /// Sets a key, for ever or for a time to live of at most [`MAX_TTL`]. The write takes its place in the log's order at

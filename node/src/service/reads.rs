@@ -21,7 +21,7 @@ pub struct Reads {
 /// What is known of a key.
 #[derive(Debug)]
 pub struct Answer {
-    pub found: Found,
+    pub found: LookupResult,
     /// The position that the answer reflects.
     pub position: Position,
     pub from: ServedFrom,
@@ -33,9 +33,9 @@ impl Answer {
     pub fn record(&self) -> Option<KeyValue<'_>> {
         match &self.found {
             // Checked before it was stored, so it can be decoded.
-            Found::Local(entry) => entry.answer(),
-            Found::Peer(record) => Some(KeyValue { source: source::CLUSTER, ..record.as_borrowed() }),
-            Found::Gone { .. } | Found::Missing => None,
+            LookupResult::Local(entry) => entry.answer(),
+            LookupResult::Peer(record) => Some(KeyValue { source: source::CLUSTER, ..record.as_borrowed() }),
+            LookupResult::Gone { .. } | LookupResult::Missing => None,
         }
     }
 
@@ -43,8 +43,8 @@ impl Answer {
     #[must_use]
     pub fn bytes(&self) -> usize {
         match &self.found {
-            Found::Local(entry) => entry.as_bytes().len(),
-            Found::Peer(_) | Found::Gone { .. } | Found::Missing => 0,
+            LookupResult::Local(entry) => entry.as_bytes().len(),
+            LookupResult::Peer(_) | LookupResult::Gone { .. } | LookupResult::Missing => 0,
         }
     }
 
@@ -52,8 +52,8 @@ impl Answer {
     #[must_use]
     pub fn outcome(&self) -> &'static str {
         match &self.found {
-            Found::Local(_) | Found::Peer(_) => "found",
-            Found::Gone { .. } | Found::Missing => "missing",
+            LookupResult::Local(_) | LookupResult::Peer(_) => "found",
+            LookupResult::Gone { .. } | LookupResult::Missing => "missing",
         }
     }
 
@@ -61,16 +61,16 @@ impl Answer {
     #[must_use]
     pub fn timestamp(&self) -> Option<i64> {
         match &self.found {
-            Found::Local(entry) => Some(entry.timestamp().ms()),
-            Found::Peer(record) => Some(record.timestamp),
-            Found::Gone { timestamp } => Some(*timestamp),
-            Found::Missing => None,
+            LookupResult::Local(entry) => Some(entry.timestamp().ms()),
+            LookupResult::Peer(record) => Some(record.timestamp),
+            LookupResult::Gone { timestamp } => Some(*timestamp),
+            LookupResult::Missing => None,
         }
     }
 }
 
 #[derive(Debug)]
-pub enum Found {
+pub enum LookupResult {
     /// A record of this node's store; it is live, so it can be decoded.
     Local(Entry),
     /// A record of another member.
@@ -154,15 +154,15 @@ impl Reads {
                 Ok(answer)
             }
             (_, PeerAnswer::Found { record, position }) => {
-                Ok(Answer { found: Found::Peer(record), position, from: ServedFrom::Peer })
+                Ok(Answer { found: LookupResult::Peer(record), position, from: ServedFrom::Peer })
             }
             (_, PeerAnswer::Gone { timestamp, position }) => {
-                Ok(Answer { found: Found::Gone { timestamp }, position, from: ServedFrom::Peer })
+                Ok(Answer { found: LookupResult::Gone { timestamp }, position, from: ServedFrom::Peer })
             }
             (_, PeerAnswer::OutOfMemory) => Err(GetError::OutOfMemory),
             (_, PeerAnswer::Missing) => {
                 let position = self.progress.applied_for(key.as_bytes());
-                Ok(Answer { found: Found::Missing, position, from: ServedFrom::Peer })
+                Ok(Answer { found: LookupResult::Missing, position, from: ServedFrom::Peer })
             }
             (_, PeerAnswer::Unknown) => self.missing(key, ServedFrom::Store),
         }
@@ -192,7 +192,7 @@ impl Reads {
     ///
     /// # Errors
     /// When the store fails, or is not restored: the rest of the log may replace or delete what it holds.
-    pub fn get_here(&self, key: &str) -> Result<(Answer, LogTag), GetError> {
+    pub fn get_local(&self, key: &str) -> Result<(Answer, LogTag), GetError> {
         let (found, log) = self.store.get_with_log(key.as_bytes())?;
         let answer = match found {
             Some((entry, tier)) if self.progress.restored() => self.answer_of(entry, tier),
@@ -209,8 +209,8 @@ impl Reads {
     fn answer_of(&self, entry: Entry, tier: Tier) -> Answer {
         let position = entry.position();
         let found = match entry.state_by(&**self.progress.clock()) {
-            State::Live => Found::Local(entry),
-            State::Deleted | State::Expired => Found::Gone { timestamp: entry.timestamp().ms() },
+            State::Live => LookupResult::Local(entry),
+            State::Deleted | State::Expired => LookupResult::Gone { timestamp: entry.timestamp().ms() },
         };
         Answer { found, position, from: served_from(tier) }
     }
@@ -219,7 +219,7 @@ impl Reads {
         if !self.progress.restored() {
             return Err(GetError::NotRestored);
         }
-        Ok(Answer { found: Found::Missing, position: self.progress.applied_for(key.as_bytes()), from })
+        Ok(Answer { found: LookupResult::Missing, position: self.progress.applied_for(key.as_bytes()), from })
     }
 
     /// Asks the other members, but ends at once when the log delivers the key.

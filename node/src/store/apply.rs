@@ -5,7 +5,7 @@ use heed::{Database, RoTxn, RwTxn};
 
 use super::environment::Environment;
 use super::sweep::{sweep_key, sweep_time};
-use super::trimming::{KeyState, Outcome, parse_others, parse_pending_repairs};
+use super::trimming::{KeyState, Outcome, parse_older_entries, parse_pending_repairs};
 use super::{Change, Entry, Store, StoreError};
 use crate::clock::LogTime;
 use crate::log::PartitionRead;
@@ -97,14 +97,14 @@ impl Store {
 /// What an environment held of a key before it was changed.
 struct StoredKey {
     newest: Option<Entry>,
-    others: Vec<u8>,
+    older_entries: Vec<u8>,
     pending_repairs: Vec<u8>,
 }
 
 impl StoredKey {
     fn of(state: &KeyState) -> Self {
         let newest = state.entries.first().cloned();
-        Self { newest, others: state.others(), pending_repairs: state.pending_repairs() }
+        Self { newest, older_entries: state.encode_older_entries(), pending_repairs: state.encode_pending_repairs() }
     }
 }
 
@@ -116,8 +116,8 @@ fn write_key(
     before: &StoredKey,
     state: &KeyState,
 ) -> Result<bool, StoreError> {
-    save(environment.others, txn, key, &before.others, &state.others())?;
-    save(environment.pending_repairs, txn, key, &before.pending_repairs, &state.pending_repairs())?;
+    save(environment.older_entries, txn, key, &before.older_entries, &state.encode_older_entries())?;
+    save(environment.pending_repairs, txn, key, &before.pending_repairs, &state.encode_pending_repairs())?;
     let newest = state.entries.first();
     if newest.map(Entry::as_bytes) == before.newest.as_ref().map(Entry::as_bytes) {
         return Ok(false);
@@ -147,20 +147,20 @@ fn write_key(
 pub(super) struct KeyLookup {
     /// Whether the store was complete at some time, so that readers are shown its entries.
     shown_to_readers: bool,
-    look_into_others: bool,
+    look_into_older_entries: bool,
     look_into_pending_repairs: bool,
 }
 
 impl KeyLookup {
     /// Finds a key's entries, to choose among them; nothing is applied to them.
     pub const ENTRIES_ONLY: Self =
-        Self { shown_to_readers: false, look_into_others: true, look_into_pending_repairs: false };
+        Self { shown_to_readers: false, look_into_older_entries: true, look_into_pending_repairs: false };
 
     fn of(environment: &Environment, txn: &RoTxn<'_>) -> Result<Self, StoreError> {
         Ok(Self {
             shown_to_readers: environment.is_restored(txn)?,
             // Both databases are empty nearly always.
-            look_into_others: !environment.others.is_empty(txn)?,
+            look_into_older_entries: !environment.older_entries.is_empty(txn)?,
             look_into_pending_repairs: !environment.pending_repairs.is_empty(txn)?,
         })
     }
@@ -176,10 +176,10 @@ impl KeyLookup {
         if let Some(bytes) = environment.records.get(txn, key)? {
             state.entries.push(Entry::from_bytes(bytes).ok_or(StoreError::Corrupt("records"))?);
         }
-        if self.look_into_others
-            && let Some(bytes) = environment.others.get(txn, key)?
+        if self.look_into_older_entries
+            && let Some(bytes) = environment.older_entries.get(txn, key)?
         {
-            state.entries.extend(parse_others(bytes)?);
+            state.entries.extend(parse_older_entries(bytes)?);
         }
         if self.look_into_pending_repairs
             && let Some(bytes) = environment.pending_repairs.get(txn, key)?

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::environment::Environment;
-use super::trimming::{parse_others, parse_pending_repairs};
+use super::trimming::{parse_older_entries, parse_pending_repairs};
 use super::{Checkpoint, Entry, StoreError, pages};
 use bitacora_protocol::Position;
 
@@ -50,9 +50,9 @@ impl Environment {
             }
             check("records", key, &Entry::from_bytes(stored).ok_or(StoreError::Corrupt("records"))?)?;
         }
-        for item in self.others.iter(&txn)? {
+        for item in self.older_entries.iter(&txn)? {
             let (key, stored) = item?;
-            parse_others(stored)?.iter().try_for_each(|entry| check("others", key, entry))?;
+            parse_older_entries(stored)?.iter().try_for_each(|entry| check("others", key, entry))?;
         }
         for item in self.pending_repairs.iter(&txn)? {
             let (key, stored) = item?;

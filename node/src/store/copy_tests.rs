@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::tests::{log_ms, wall_ms};
-use super::trimming::{KeyState, parse_others, parse_pending_repairs};
+use super::trimming::{KeyState, parse_older_entries, parse_pending_repairs};
 use super::*;
 use crate::log::LogTag;
 use crate::testing::damage::{damaged, damages};
@@ -310,11 +310,11 @@ fn what_no_node_writes_is_refused_with_its_place() {
     let long = entry("key 007", 1, END, "");
     let bytes = [&(long.as_bytes().len() as u32).to_be_bytes()[..], long.as_bytes()].concat();
     assert!(
-        refused(move |environment, txn| environment.others.put(txn, b"key 007", &bytes))
+        refused(move |environment, txn| environment.older_entries.put(txn, b"key 007", &bytes))
             .contains("under 'others', 'key 007' lies at 1:10000")
     );
     assert!(
-        refused(|environment, txn| environment.others.put(txn, b"key 007", &[0xff; 40])).contains("'others'")
+        refused(|environment, txn| environment.older_entries.put(txn, b"key 007", &[0xff; 40])).contains("'others'")
     );
     assert!(
         refused(|environment, txn| environment.pending_repairs.put(txn, b"key 007", &[0xff; 20]))
@@ -493,11 +493,11 @@ proptest! {
             state.entries.push(Entry::new(position, log_ms(offset), offset, &bytes));
             state.pending_repairs.push(PendingRepair { position, timestamp: log_ms(offset) });
         }
-        let (others, pending_repairs) = (parse_others(&state.others()).expect("whole"), parse_pending_repairs(&state.pending_repairs()).expect("whole"));
+        let (others, pending_repairs) = (parse_older_entries(&state.encode_older_entries()).expect("whole"), parse_pending_repairs(&state.encode_pending_repairs()).expect("whole"));
         prop_assert_eq!(&others[..], &state.entries[1..]);
         prop_assert_eq!(pending_repairs, state.pending_repairs.clone());
-        for bytes in [bytes, damaged(&state.others(), &damages), damaged(&state.pending_repairs(), &damages)] {
-            match parse_others(&bytes) {
+        for bytes in [bytes, damaged(&state.encode_older_entries(), &damages), damaged(&state.encode_pending_repairs(), &damages)] {
+            match parse_older_entries(&bytes) {
                 Ok(entries) => {
                     let length: usize = entries.iter().map(|entry| entry.as_bytes().len() + 4).sum();
                     prop_assert_eq!(length, bytes.len());

@@ -48,8 +48,9 @@ pub(super) struct Environment {
     pub env: Env,
     /// Key → [`super::Entry`]'s bytes.
     pub records: Database<RawBytes, RawBytes>,
-    /// Key → its records in further partitions, older than that in `records`.
-    pub others: Database<RawBytes, RawBytes>,
+    /// Key → its records in further partitions, older than that in `records`. On disk its name is `others`: with another one
+    /// it would be another format, and every node would build its store anew for a word.
+    pub older_entries: Database<RawBytes, RawBytes>,
     /// Key → [`super::PendingRepair`]s.
     pub pending_repairs: Database<RawBytes, RawBytes>,
     /// When a sweep has to look at a key (ms, i64), and the key.
@@ -124,7 +125,7 @@ impl Environment {
         let mut txn = env.write_txn()?;
         let environment = Self {
             records: env.create_database(&mut txn, Some("records"))?,
-            others: env.create_database(&mut txn, Some("others"))?,
+            older_entries: env.create_database(&mut txn, Some("others"))?,
             pending_repairs: env.create_database(&mut txn, Some("pending_repairs"))?,
             sweep_times: env.create_database(&mut txn, Some("sweep_times"))?,
             positions: env.create_database(&mut txn, Some("positions"))?,
@@ -166,7 +167,7 @@ impl Environment {
     }
 
     pub fn clear(&self, txn: &mut RwTxn<'_>) -> heed::Result<()> {
-        for database in [self.records, self.others, self.pending_repairs] {
+        for database in [self.records, self.older_entries, self.pending_repairs] {
             database.clear(txn)?;
         }
         self.sweep_times.clear(txn)?;
@@ -282,7 +283,7 @@ impl Environment {
     pub fn used_pages(&self, txn: &RoTxn<'_>) -> Result<u64, StoreError> {
         let stats = [
             self.records.stat(txn)?,
-            self.others.stat(txn)?,
+            self.older_entries.stat(txn)?,
             self.pending_repairs.stat(txn)?,
             self.sweep_times.stat(txn)?,
             self.positions.stat(txn)?,

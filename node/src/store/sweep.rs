@@ -103,7 +103,7 @@ fn sweep_one(
         }
     } else if entry.ttl() == ttl::DELETED {
         let forget_at = entry.timestamp() + times.retention;
-        let decides_nothing = environment.others.get(txn, key)?.is_none()
+        let decides_nothing = environment.older_entries.get(txn, key)?.is_none()
             && environment.pending_repairs.get(txn, key)?.is_none();
         if decides_nothing && is_read_until(forget_at) {
             environment.records.delete(txn, key)?;
@@ -122,10 +122,10 @@ fn drop_provisional_entries(
     key: &[u8],
 ) -> Result<(), StoreError> {
     let mut state = KeyLookup::ENTRIES_ONLY.key_state(environment, txn, key)?;
-    let others = state.others();
+    let older_entries = state.encode_older_entries();
     state.entries.retain(|entry| !entry.is_provisional());
     state.sort();
-    save(environment.others, txn, key, &others, &state.others())?;
+    save(environment.older_entries, txn, key, &older_entries, &state.encode_older_entries())?;
     match state.entries.first() {
         Some(entry) => environment.records.put(txn, key, entry.as_bytes())?,
         None => drop(environment.records.delete(txn, key)?),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bitacora_node::log::LogTag;
 use bitacora_node::service::memory::Memory;
 use bitacora_node::service::peers::{PeerAnswer, PeerRecord};
-use bitacora_node::service::reads::{Answer, Found, GetError};
+use bitacora_node::service::reads::{Answer, LookupResult, GetError};
 use bitacora_node::store::{Entry, Store};
 
 use crate::member::{Member, Running};
@@ -102,7 +102,7 @@ impl Member {
                     let mut best = PeerAnswer::Unknown;
                     let own = running.store.log();
                     for (_, peer) in self.view.cluster.others(self.who) {
-                        let answer = as_peer(key, own, peer.reads.get_here(key));
+                        let answer = as_peer(key, own, peer.reads.get_local(key));
                         if !self.view.world().random.one_in(4) && answer.is_better_than(&best) {
                             best = answer;
                         }
@@ -116,9 +116,9 @@ impl Member {
             let restored = running.progress.restored();
             let world = self.view.world();
             let (value, ttl) = match &answer.found {
-                Found::Local(entry) => (entry.record().map(|record| record.value.to_owned()), entry.ttl()),
-                Found::Peer(record) => (Some(record.value.clone()), record.ttl),
-                Found::Gone { .. } | Found::Missing => (None, 0),
+                LookupResult::Local(entry) => (entry.record().map(|record| record.value.to_owned()), entry.ttl()),
+                LookupResult::Peer(record) => (Some(record.value.clone()), record.ttl),
+                LookupResult::Gone { .. } | LookupResult::Missing => (None, 0),
             };
             let shown = || format!("replica {} answers {answer:?} for {key}", self.who);
             let Some(timestamp) = answer.timestamp() else {
@@ -139,7 +139,7 @@ impl Member {
             }
             let age = (timestamp, answer.position.offset, answer.position.partition);
             // Of two markers that one partition each holds, the newer may be trimmed first.
-            let gone = matches!(answer.found, Found::Gone { .. });
+            let gone = matches!(answer.found, LookupResult::Gone { .. });
             let dead = |held: &&Write| gone && world.has_died_since(key, held);
             if let Some(held) = world.nodes[self.who].held.get(key).filter(|held| !asked && !dead(held))
                 && age < held.age()
@@ -163,7 +163,7 @@ fn as_peer(key: &str, own: LogTag, answer: Result<(Answer, LogTag), GetError>) -
                 position: answer.position,
             }
         }
-        (Found::Gone { timestamp }, None) => {
+        (LookupResult::Gone { timestamp }, None) => {
             PeerAnswer::Gone { timestamp: *timestamp, position: answer.position }
         }
         _ => PeerAnswer::Missing,

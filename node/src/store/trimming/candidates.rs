@@ -4,7 +4,7 @@ use std::ops::Bound;
 
 use bitacora_protocol::record::ttl;
 
-use super::parse_others;
+use super::parse_older_entries;
 use crate::clock::LogTime;
 use crate::log::LogTag;
 use crate::store::{Entry, Store, StoreError};
@@ -50,7 +50,7 @@ impl Store {
         if !environment.is_restored(&txn)? {
             return Ok(Trimmable::default());
         }
-        let none_replaced = environment.others.is_empty(&txn)?;
+        let none_replaced = environment.older_entries.is_empty(&txn)?;
         // LMDB has no empty keys.
         let from = if query.after.is_empty() { Bound::Unbounded } else { Bound::Excluded(query.after) };
         let (mut found, mut last) = (Vec::new(), None);
@@ -61,21 +61,21 @@ impl Store {
             let (key, stored) = item?;
             last = Some(key);
             let entry = Entry::header_of(stored).ok_or(StoreError::Corrupt("records"))?;
-            let others = if none_replaced { None } else { environment.others.get(&txn, key)? };
+            let older = if none_replaced { None } else { environment.older_entries.get(&txn, key)? };
             // A provisional entry stays until all partitions have been read up to the time of its trim.
             if entry.is_provisional() {
                 continue;
             }
-            let is_replaced = others.is_some() && entry.timestamp() <= query.replaced_until;
+            let is_replaced = older.is_some() && entry.timestamp() <= query.replaced_until;
             let is_dead =
-                others.is_none() && dead_since(&entry, stored).is_some_and(|since| since <= query.dead_until);
+                older.is_none() && dead_since(&entry, stored).is_some_and(|since| since <= query.dead_until);
             if !(is_replaced || is_dead) || environment.pending_repairs.get(&txn, key)?.is_some() {
                 continue;
             }
-            match others {
+            match older {
                 None => found.push((key.to_vec(), entry.position())),
-                Some(others) => {
-                    found.extend(parse_others(others)?.iter().map(|entry| (key.to_vec(), entry.position())));
+                Some(older) => {
+                    found.extend(parse_older_entries(older)?.iter().map(|entry| (key.to_vec(), entry.position())));
                 }
             }
         }

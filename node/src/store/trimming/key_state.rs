@@ -159,7 +159,7 @@ impl KeyState {
     }
 
     /// All entries but the first: for each its length (u32, big-endian) and bytes.
-    pub fn others(&self) -> Vec<u8> {
+    pub fn encode_older_entries(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         for entry in self.entries.iter().skip(1) {
             bytes.extend((entry.as_bytes().len() as u32).to_be_bytes());
@@ -169,7 +169,7 @@ impl KeyState {
     }
 
     /// For each: partition (i32), offset (i64), timestamp (i64), big-endian.
-    pub fn pending_repairs(&self) -> Vec<u8> {
+    pub fn encode_pending_repairs(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         for PendingRepair { position, timestamp } in &self.pending_repairs {
             bytes.extend(position.partition.to_be_bytes());
@@ -180,7 +180,7 @@ impl KeyState {
     }
 }
 
-pub fn parse_others(mut bytes: &[u8]) -> Result<Vec<Entry>, StoreError> {
+pub fn parse_older_entries(mut bytes: &[u8]) -> Result<Vec<Entry>, StoreError> {
     let mut entries = Vec::new();
     while !bytes.is_empty() {
         let entry = bytes.split_first_chunk().and_then(|(length, rest)| {

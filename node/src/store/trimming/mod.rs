@@ -7,5 +7,5 @@ mod repairs;
 
 pub use self::candidates::{TrimQuery, Trimmable};
 pub use self::key_state::{Change, PendingRepair, Writer};
-pub(super) use self::key_state::{KeyState, Outcome, parse_others, parse_pending_repairs};
+pub(super) use self::key_state::{KeyState, Outcome, parse_older_entries, parse_pending_repairs};
 pub use self::repairs::NeededRepair;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use heed::RoTxn;
 
-use super::{PendingRepair, parse_others, parse_pending_repairs};
+use super::{PendingRepair, parse_older_entries, parse_pending_repairs};
 use crate::clock::LogTime;
 use crate::log::LogTag;
 use crate::store::environment::Environment;
@@ -66,12 +66,12 @@ fn each_needed_repair(
         let stored = environment.records.get(txn, key)?;
         let record = stored.map(|bytes| Entry::from_bytes(bytes).ok_or(StoreError::Corrupt("records")));
         let record = record.transpose()?.filter(|record| !record.is_provisional());
-        let others = parse_others(environment.others.get(txn, key)?.unwrap_or_default())?;
+        let older = parse_older_entries(environment.older_entries.get(txn, key)?.unwrap_or_default())?;
         for pending in parse_pending_repairs(pending_repairs)? {
             let Some(one_less) = left.checked_sub(1) else { return Ok(()) };
             left = one_less;
             let of_its_partition = |entry: &&Entry| entry.position().partition == pending.position.partition;
-            let other = others.iter().find(of_its_partition);
+            let other = older.iter().find(of_its_partition);
             let replaced_at = other.and(record.as_ref()).map(Entry::timestamp);
             let entry = other.or_else(|| record.as_ref().filter(of_its_partition)).cloned();
             tell(NeededRepair { key: key.to_vec(), pending, entry, replaced_at });
