@@ -85,7 +85,8 @@ async fn a_slow_request_is_told_once_and_without_the_key() {
     let log = EmbeddedLog::open(DataDir::open(&dir.path().join("log")).expect("a folder"), "bitacora", 1);
     let threshold = format!("{}ms", THRESHOLD.as_millis());
     let peer_timeout = format!("{}ms", 2 * THRESHOLD.as_millis());
-    let flags = ["--slow-request", &threshold, "--peer-reads", "always", "--external-request-timeout", &peer_timeout];
+    let flags =
+        ["--slow-request", &threshold, "--peer-reads", "always", "--external-request-timeout", &peer_timeout];
     // A member that never answers.
     let member = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let (log, other) = (Arc::new(log.expect("a log")), member.local_addr().expect("bound").to_string());

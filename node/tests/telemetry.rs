@@ -81,7 +81,9 @@ async fn a_write_over_rpc_is_followed_into_the_apply_of_every_node() {
         assert_eq!((&request.parent[..], &request.node), ("", &address.api()), "{request:?}");
         for node in [address.api(), other.api()] {
             let applied = collector
-                .span(PATIENCE, |span| span.name == "apply" && span.parent == request.span && span.node == node)
+                .span(PATIENCE, |span| {
+                    span.name == "apply" && span.parent == request.span && span.node == node
+                })
                 .await;
             assert_eq!(applied.trace, request.trace);
         }

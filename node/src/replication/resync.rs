@@ -251,7 +251,11 @@ mod tests {
             (TooOld, Resync::RebuildBeside(why())),
         ] {
             let found = Some(Incompatibility { why: why(), cause });
-            assert_eq!(decide(found.clone(), WhenFound::AtStart), Resync::EmptyAndRestore(why()), "{cause:?}");
+            assert_eq!(
+                decide(found.clone(), WhenFound::AtStart),
+                Resync::EmptyAndRestore(why()),
+                "{cause:?}"
+            );
             assert_eq!(decide(found, WhenFound::WhileServing), while_serving, "{cause:?}");
         }
         for when in [WhenFound::AtStart, WhenFound::WhileServing] {

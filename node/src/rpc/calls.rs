@@ -209,8 +209,7 @@ impl WaitingCall {
     ) -> BoxFuture<'static, Finished> {
         let Self { message, work, span } = self;
         let log_span = tracing::debug_span!("request", id = serial, interface = "rpc", ?message);
-        let waited =
-            move |key, outcome| WaitedCall { serial, message, key, outcome, took: began.elapsed() };
+        let waited = move |key, outcome| WaitedCall { serial, message, key, outcome, took: began.elapsed() };
         match work {
             Work::Operation { key, outcome } => async move {
                 let outcome = outcome.await;
@@ -254,7 +253,8 @@ impl BulkCall {
         trace: Option<TraceParent>,
     ) -> BulkAnswer {
         let shared = Arc::clone(&self.shared);
-        let permit = timeout(shared.limits.request_timeout, Arc::clone(&shared.bulk_calls).acquire_owned()).await;
+        let permit =
+            timeout(shared.limits.request_timeout, Arc::clone(&shared.bulk_calls).acquire_owned()).await;
         let (outcome, permit) = match permit {
             Ok(permit) => (self.run(message, content, trace).await, permit.ok()),
             Err(_) => {

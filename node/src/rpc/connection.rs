@@ -181,7 +181,17 @@ impl Connection {
         }
         let began = Instant::now();
         let Self {
-            shared, frames, input, scratch, out, out_memory, client, under_way, bulk_calls, answered, ..
+            shared,
+            frames,
+            input,
+            scratch,
+            out,
+            out_memory,
+            client,
+            under_way,
+            bulk_calls,
+            answered,
+            ..
         } = self;
         let mut used = 0;
         let pause = loop {

@@ -104,7 +104,11 @@ struct StoredKey {
 impl StoredKey {
     fn of(state: &KeyState) -> Self {
         let newest = state.entries.first().cloned();
-        Self { newest, older_entries: state.encode_older_entries(), pending_repairs: state.encode_pending_repairs() }
+        Self {
+            newest,
+            older_entries: state.encode_older_entries(),
+            pending_repairs: state.encode_pending_repairs(),
+        }
     }
 }
 

@@ -314,7 +314,8 @@ fn what_no_node_writes_is_refused_with_its_place() {
             .contains("under 'others', 'key 007' lies at 1:10000")
     );
     assert!(
-        refused(|environment, txn| environment.older_entries.put(txn, b"key 007", &[0xff; 40])).contains("'others'")
+        refused(|environment, txn| environment.older_entries.put(txn, b"key 007", &[0xff; 40]))
+            .contains("'others'")
     );
     assert!(
         refused(|environment, txn| environment.pending_repairs.put(txn, b"key 007", &[0xff; 20]))

@@ -94,7 +94,9 @@ impl Telemetry {
         RequestSpan(self.0.as_ref().map(|exporter| {
             let attributes = [KeyValue::new("bitacora.interface", interface)];
             let span = exporter.tracer.span_builder(operation).with_kind(SpanKind::Server);
-            Box::new(span.with_attributes(attributes).start_with_context(&exporter.tracer, &context(parent())))
+            Box::new(
+                span.with_attributes(attributes).start_with_context(&exporter.tracer, &context(parent())),
+            )
         }))
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bitacora_node::log::LogTag;
 use bitacora_node::service::memory::Memory;
 use bitacora_node::service::peers::{PeerAnswer, PeerRecord};
-use bitacora_node::service::reads::{Answer, LookupResult, GetError};
+use bitacora_node::service::reads::{Answer, GetError, LookupResult};
 use bitacora_node::store::{Entry, Store};
 
 use crate::member::{Member, Running};
@@ -116,7 +116,9 @@ impl Member {
             let restored = running.progress.restored();
             let world = self.view.world();
             let (value, ttl) = match &answer.found {
-                LookupResult::Local(entry) => (entry.record().map(|record| record.value.to_owned()), entry.ttl()),
+                LookupResult::Local(entry) => {
+                    (entry.record().map(|record| record.value.to_owned()), entry.ttl())
+                }
                 LookupResult::Peer(record) => (Some(record.value.clone()), record.ttl),
                 LookupResult::Gone { .. } | LookupResult::Missing => (None, 0),
             };

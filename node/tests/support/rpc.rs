@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use bitacora_protocol::rpc::{
-    FrameLimits, FrameReader, HandshakeRequest, PROTOCOL_HASH, Request, put_frame,
-};
+use bitacora_protocol::rpc::{FrameLimits, FrameReader, HandshakeRequest, PROTOCOL_HASH, Request, put_frame};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 

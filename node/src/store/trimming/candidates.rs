@@ -75,7 +75,9 @@ impl Store {
             match older {
                 None => found.push((key.to_vec(), entry.position())),
                 Some(older) => {
-                    found.extend(parse_older_entries(older)?.iter().map(|entry| (key.to_vec(), entry.position())));
+                    found.extend(
+                        parse_older_entries(older)?.iter().map(|entry| (key.to_vec(), entry.position())),
+                    );
                 }
             }
         }
