@@ -4,7 +4,7 @@ mod support;
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use bitacora_node::cluster::Address;
@@ -18,6 +18,9 @@ use bitacora_protocol::{HighWatermark, NextOffset};
 use futures_util::future::BoxFuture;
 
 use self::support::{PATIENCE, ready, start};
+
+/// A log is held no longer than that, so that a test that fails before it releases the log comes to its end.
+const HOLD_TIMEOUT: Duration = Duration::from_secs(120);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Call {
@@ -72,7 +75,8 @@ impl WatchedLog {
     /// Waits here if it is held at this step. Blocks.
     fn pass(&self, step: Step) {
         let held = self.held.lock().expect("no test panicked");
-        drop(self.released.wait_while(held, |held| *held == Some(step)).expect("no test panicked"));
+        let waited = self.released.wait_timeout_while(held, HOLD_TIMEOUT, |held| *held == Some(step));
+        drop(waited.expect("no test panicked"));
     }
 
     fn release(&self) {
@@ -158,7 +162,8 @@ async fn a_set_slower_than_the_grace_is_never_appended() {
     let dir = tempfile::tempdir().expect("a folder");
     let log = WatchedLog::new(dir.path(), None);
     let (node, address) =
-        start(&dir.path().join("node"), Arc::<WatchedLog>::clone(&log), &["--shutdown-grace", "1s"]).await;
+        start(&dir.path().join("node"), Arc::<WatchedLog>::clone(&log), &["--shutdown-grace", "1s"], None)
+            .await;
     ready(&node).await;
     let blocking = tokio::task::spawn_blocking(move || {
         assert!(set(&address, "early").starts_with("HTTP/1.1 200"));
@@ -182,7 +187,8 @@ async fn a_set_within_the_grace_is_answered() {
     let dir = tempfile::tempdir().expect("a folder");
     let log = WatchedLog::new(dir.path(), None);
     let (node, address) =
-        start(&dir.path().join("node"), Arc::<WatchedLog>::clone(&log), &["--shutdown-grace", "60s"]).await;
+        start(&dir.path().join("node"), Arc::<WatchedLog>::clone(&log), &["--shutdown-grace", "60s"], None)
+            .await;
     ready(&node).await;
     let mut slow = tokio::task::spawn_blocking(move || begin_set(&address)).await.expect("a client");
 
@@ -204,7 +210,8 @@ async fn a_thread_that_is_stuck_does_not_hold_up_the_stop() {
     let dir = tempfile::tempdir().expect("a folder");
     let log = WatchedLog::new(dir.path(), Some(Step::Open));
     let (node, _) =
-        start(&dir.path().join("node"), Arc::<WatchedLog>::clone(&log), &["--shutdown-grace", "1s"]).await;
+        start(&dir.path().join("node"), Arc::<WatchedLog>::clone(&log), &["--shutdown-grace", "1s"], None)
+            .await;
     // The replica's thread is in `open` until the test releases it, which is after the stop.
     let stopped = tokio::time::timeout(PATIENCE, node.stop()).await;
     let times = stopped.expect("a stuck thread does not hold up the stop");
@@ -221,7 +228,8 @@ async fn an_append_that_is_stuck_does_not_hold_up_the_stop() {
     let dir = tempfile::tempdir().expect("a folder");
     let log = WatchedLog::new(dir.path(), Some(Step::Append));
     let (node, address) =
-        start(&dir.path().join("node"), Arc::<WatchedLog>::clone(&log), &["--shutdown-grace", "1s"]).await;
+        start(&dir.path().join("node"), Arc::<WatchedLog>::clone(&log), &["--shutdown-grace", "1s"], None)
+            .await;
     ready(&node).await;
     let client = tokio::task::spawn_blocking(move || {
         let mut stream = TcpStream::connect(address.api()).expect("the node listens");
@@ -231,9 +239,12 @@ async fn an_append_that_is_stuck_does_not_hold_up_the_stop() {
     });
     let called = Arc::clone(&log);
     tokio::task::spawn_blocking(move || called.called()).await.expect("the node appends");
-    // In a task of its own, so that the test is not held up by what it looks for.
-    let stopped = tokio::time::timeout(PATIENCE, tokio::spawn(node.stop())).await;
+    // The deadline is kept by this thread, which is none of the runtime's: a stop that blocks one of those may block the
+    // runtime's clock with it.
+    let (done, stopped) = mpsc::channel();
+    tokio::spawn(async move { done.send(node.stop().await) });
+    let stopped = stopped.recv_timeout(PATIENCE);
     log.release();
-    stopped.expect("a stuck append does not hold up the stop").expect("no panic");
+    stopped.expect("a stuck append does not hold up the stop");
     drop(client.await.expect("a client"));
 }
