@@ -119,7 +119,7 @@ async fn greedy_bodies_are_refused_and_small_reads_go_on() {
     let written = answer(&http, &request("POST", "key=small", "value")).await;
     assert!(written.starts_with("HTTP/1.1 200"), "{written}");
     // A write is acknowledged before it is applied.
-    wait_for_metric(&http, "bitacora_store_records", |records| records == 1.0).await;
+    wait_for_metric(&http, "bitacora_store_records", |records| records > 0.0).await;
 
     let mut greedy = spend_memory(&http).await;
     let limit = metric(&http, "bitacora_request_memory_limit_bytes").await;

@@ -16,7 +16,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use xxhash_rust::xxh3::xxh3_64;
 
 use self::rpc::{put_first_call, rpc_answers};
-use self::support::{PATIENCE, ready, start_with_member};
+use self::support::{PATIENCE, ready, start};
 
 const THRESHOLD: Duration = Duration::from_millis(300);
 
@@ -90,7 +90,7 @@ async fn a_slow_request_is_told_once_and_without_the_key() {
     // A member that never answers.
     let member = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let (log, other) = (Arc::new(log.expect("a log")), member.local_addr().expect("bound").to_string());
-    let (node, address) = start_with_member(&dir.path().join("node"), log, &flags, Some(other)).await;
+    let (node, address) = start(&dir.path().join("node"), log, &flags, Some(other)).await;
     ready(&node).await;
 
     let api = address.api();

@@ -40,8 +40,8 @@ async fn a_set_is_followed_into_the_apply_of_every_node() {
     let collector = Collector::start().await;
     let (log, endpoint) = (log(dir.path()), collector.endpoint());
     let flags = ["--otlp-endpoint", &endpoint];
-    let (one, address) = start(&dir.path().join("one"), Arc::<EmbeddedLog>::clone(&log), &flags).await;
-    let (two, other) = start(&dir.path().join("two"), log, &flags).await;
+    let (one, address) = start(&dir.path().join("one"), Arc::<EmbeddedLog>::clone(&log), &flags, None).await;
+    let (two, other) = start(&dir.path().join("two"), log, &flags, None).await;
     ready(&one).await;
     ready(&two).await;
     let traceparent = format!("00-{TRACE}-{CALLER}-01");
@@ -66,8 +66,8 @@ async fn a_write_over_rpc_is_followed_into_the_apply_of_every_node() {
     let collector = Collector::start().await;
     let (log, endpoint) = (log(dir.path()), collector.endpoint());
     let flags = ["--otlp-endpoint", &endpoint];
-    let (one, address) = start(&dir.path().join("one"), Arc::<EmbeddedLog>::clone(&log), &flags).await;
-    let (two, other) = start(&dir.path().join("two"), log, &flags).await;
+    let (one, address) = start(&dir.path().join("one"), Arc::<EmbeddedLog>::clone(&log), &flags, None).await;
+    let (two, other) = start(&dir.path().join("two"), log, &flags, None).await;
     ready(&one).await;
     ready(&two).await;
     let mut calls = Vec::new();
@@ -99,10 +99,10 @@ async fn what_the_log_held_before_the_start_is_not_traced() {
     let collector = Collector::start().await;
     let (log, endpoint) = (log(dir.path()), collector.endpoint());
     let flags = ["--otlp-endpoint", &endpoint];
-    let (one, address) = start(&dir.path().join("one"), Arc::<EmbeddedLog>::clone(&log), &flags).await;
+    let (one, address) = start(&dir.path().join("one"), Arc::<EmbeddedLog>::clone(&log), &flags, None).await;
     ready(&one).await;
     set(&address.api(), "early", Some(&format!("00-{TRACE}-{CALLER}-01"))).await;
-    let (two, other) = start(&dir.path().join("two"), log, &flags).await;
+    let (two, other) = start(&dir.path().join("two"), log, &flags, None).await;
     ready(&two).await;
     set(&other.api(), "late", None).await;
     collector.span(PATIENCE, |span| span.name == "apply" && span.node.contains(&other.api())).await;
@@ -118,7 +118,7 @@ async fn a_malformed_traceparent_is_ignored() {
     let dir = tempfile::tempdir().expect("a folder");
     let collector = Collector::start().await;
     let flags = ["--otlp-endpoint", &collector.endpoint()];
-    let (node, address) = start(&dir.path().join("node"), log(dir.path()), &flags).await;
+    let (node, address) = start(&dir.path().join("node"), log(dir.path()), &flags, None).await;
     ready(&node).await;
     set(&address.api(), "k", Some("00-nonsense")).await;
     let request = collector.span(PATIENCE, |span| span.name == "set").await;
@@ -131,7 +131,7 @@ async fn the_stop_sends_what_waits_and_no_trace_is_made_if_unwanted() {
     let dir = tempfile::tempdir().expect("a folder");
     let collector = Collector::start().await;
     let flags = ["--otlp-endpoint", &collector.endpoint()];
-    let (node, address) = start(&dir.path().join("node"), log(dir.path()), &flags).await;
+    let (node, address) = start(&dir.path().join("node"), log(dir.path()), &flags, None).await;
     ready(&node).await;
     set(&address.api(), "unwanted", Some(&format!("00-{TRACE}-{CALLER}-00"))).await;
     set(&address.api(), "wanted", None).await;
@@ -150,7 +150,7 @@ async fn a_collector_that_is_away_costs_nothing() {
         format!("http://{}", listener.local_addr().expect("bound"))
     };
     let flags = ["--otlp-endpoint", &endpoint];
-    let (node, address) = start(&dir.path().join("node"), log(dir.path()), &flags).await;
+    let (node, address) = start(&dir.path().join("node"), log(dir.path()), &flags, None).await;
     ready(&node).await;
     for _ in 0..100 {
         set(&address.api(), "k", None).await;

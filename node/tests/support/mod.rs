@@ -16,18 +16,8 @@ use tokio::net::TcpListener;
 /// No test waits longer for what should come at once.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Starts a node with the flags of `dev`; its store is in `dir`.
-pub async fn start(dir: &Path, log: Arc<dyn Log>, flags: &[&str]) -> (Node, Address) {
-    start_with_member(dir, log, flags, None).await
-}
-
-/// The same, in a cluster with another member at `host:port`.
-pub async fn start_with_member(
-    dir: &Path,
-    log: Arc<dyn Log>,
-    flags: &[&str],
-    other: Option<String>,
-) -> (Node, Address) {
+/// Starts a node with the flags of `dev`, alone or in a cluster with another member at `host:port`; its store is in `dir`.
+pub async fn start(dir: &Path, log: Arc<dyn Log>, flags: &[&str], other: Option<String>) -> (Node, Address) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let rpc_listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = |listener: &TcpListener| listener.local_addr().expect("bound").port();
