@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+/// The file that says whose a folder is.
+const LOCK: &str = "LOCK";
+
 /// A data folder, locked against other processes until dropped.
 #[derive(Debug)]
 pub struct DataDir {
@@ -24,7 +27,7 @@ impl DataDir {
         fs::create_dir_all(path).with_context(|| {
             format!("the data folder {shown} can't be created; choose another with --data-dir (DATA_DIR)")
         })?;
-        let lock_path = path.join("LOCK");
+        let lock_path = path.join(LOCK);
         let mut lock =
             OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).with_context(|| {
                 format!("the data folder {shown} can't be written; mend its owner or choose another with --data-dir (DATA_DIR)")
@@ -48,6 +51,12 @@ impl DataDir {
             tracing::warn!(%error, "the data folder {shown} can't be written; is its disk full?");
         }
         Ok(Self { path: path.to_owned(), _lock: lock })
+    }
+
+    /// Whether a folder is, or was, a process's data folder.
+    #[must_use]
+    pub fn is_one(path: &Path) -> bool {
+        path.join(LOCK).is_file()
     }
 
     #[must_use]

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
+use bitacora_program::console::print;
 use futures_util::future::{join_all, select_all};
 
 use crate::cluster::Address;
@@ -52,7 +53,7 @@ pub async fn run(settings: DevSettings, stop: impl Future<Output = ()>) -> Resul
     let failed = select_all(progress.iter().map(|progress| Box::pin(node::failed(progress))));
     let outcome = tokio::select! {
         // The screen comes when what it promises is true.
-        () = async { ready(&progress).await; println!("{}", screen(&addresses, &settings)); stop.await } => Ok(()),
+        () = async { ready(&progress).await; tell_user(&addresses, &settings); stop.await } => Ok(()),
         (reason, _, _) = failed => Err(anyhow!(reason)),
     };
     join_all(nodes.into_iter().map(Node::stop)).await;
@@ -73,6 +74,11 @@ async fn ready(progress: &[Arc<crate::replication::progress::Progress>]) {
         let mut changed = progress.watch();
         while progress.unready().is_some() && changed.changed().await.is_ok() {}
     }
+}
+
+fn tell_user(addresses: &[Address], settings: &DevSettings) {
+    // The cluster runs, whether or not anybody can read it.
+    let _ = print(screen(addresses, settings) + "\n");
 }
 
 fn screen(addresses: &[Address], settings: &DevSettings) -> String {

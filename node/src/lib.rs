@@ -1,6 +1,7 @@
 //! A node of Bitacora. `ARCHITECTURE.md` in the repository's root is the map.
 // An application: its documentation is for those who change it, and shows private items, too.
 #![allow(rustdoc::private_intra_doc_links)]
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod answer_text;
 pub mod clock;

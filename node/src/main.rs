@@ -1,6 +1,7 @@
 //! Settings in, runtime up, a command run, exit code out; nothing else.
 //!
 //! Exit codes: 0 stopped as asked, 1 could not start or gave up, 2 wrong settings.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -10,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use bitacora_node::replication::snapshot::backup;
 use bitacora_node::settings::{Cli, Command, HealthSettings, LogFormat, LogSettings};
 use bitacora_node::{dev, serve};
+use bitacora_program::console;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -18,7 +20,10 @@ fn main() -> ExitCode {
     match start_runtime(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("bitacora-node: {error:#}");
+            // Whoever stopped reading a backup knows it, and it is not whole.
+            if !console::nobody_reads(error.as_ref()) {
+                console::tell(format_args!("bitacora-node: {error:#}"));
+            }
             ExitCode::FAILURE
         }
     }
@@ -88,7 +93,8 @@ async fn health(settings: &HealthSettings) -> Result<()> {
     let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build()?;
     let answer = client.get(&url).send().await.with_context(|| format!("no answer from {url}"))?;
     let (status, body) = (answer.status(), answer.text().await.unwrap_or_default());
-    print!("{body}");
+    // What the exit code tells is enough for who can't read it.
+    let _ = console::print(body);
     if !status.is_success() {
         bail!("the node is not {missing}");
     }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use bitacora_program::console::{print, tell};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use hdrhistogram::Histogram;
@@ -13,7 +14,7 @@ use tokio::task::JoinSet;
 
 use crate::api::{Api, Failure, Kind};
 use crate::cli::{Bench, Operation, Output};
-use crate::output::{self, json_line, per_second, print};
+use crate::output::{self, json_line, per_second};
 
 /// Of `mixed`, one in so many is a set.
 const SETS_IN_MIXED: u64 = 10;
@@ -121,7 +122,7 @@ pub async fn run(api: &Arc<Api>, arguments: &Bench, output: Option<Output>) -> R
     let pipeline = pipeline(api, arguments)?;
     let value: Arc<str> = "x".repeat(arguments.value_size).into();
     let nodes = api.nodes();
-    eprintln!("bitacora: this loads {}", nodes.join(", "));
+    tell(format_args!("bitacora: this loads {}", nodes.join(", ")));
     if arguments.operation != Operation::Set {
         fill(api, arguments, &value).await?;
     }
@@ -248,7 +249,7 @@ impl Share {
 
 /// Writes every key, and waits until the last one can be read.
 async fn fill(api: &Arc<Api>, arguments: &Bench, value: &str) -> Result<()> {
-    eprintln!("bitacora: writing {} keys first", arguments.keys);
+    tell(format_args!("bitacora: writing {} keys first", arguments.keys));
     let key = |number: u64| format!("{}{number}", arguments.key_prefix);
     let starts = (0..arguments.keys).step_by(FILL_BATCH as usize);
     let fills = starts.map(|start| async move {

@@ -1,20 +1,22 @@
 //! `export`: the next page is asked for while the last is written; a file has its name when it is whole.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Seek as _, SeekFrom, Write};
+use std::fs;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use bitacora_client::ScanPage;
+use bitacora_program::console::{print, tell};
+use bitacora_program::files;
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::task::block_in_place;
 
 use crate::api::{Api, Failure, Kind};
-use crate::checkpoint::{self, with_suffix};
+use crate::checkpoint;
 use crate::cli::{AvroCodec, Export, Format};
 use crate::output::per_second;
 use crate::records::{EXTENSIONS, Encoder};
@@ -46,24 +48,45 @@ struct Asked {
     end: String,
 }
 
-pub async fn run(api: &Arc<Api>, arguments: &Export) -> Result<()> {
+/// What is wrong with the arguments, or with where they lead, before a node is asked. Changes nothing.
+pub fn check(arguments: &Export) -> Result<()> {
     let path = &arguments.file;
-    let to_stdout = path == Path::new("-");
+    Asked::of(arguments)?;
+    let to_file = path != Path::new("-");
+    if to_file {
+        let writable = files::check_writable(path);
+        writable.with_context(|| format!("{} can't be written", path.display()))?;
+    }
+    let Some(checkpoint) = &arguments.checkpoint else { return Ok(()) };
+    let Ok(part) = files::part_of(path) else {
+        return usage(format!(
+            "--checkpoint needs a regular file: what {} took can't be taken back",
+            path.display()
+        ));
+    };
+    if files::same_file(path, checkpoint) || files::same_file(&part, checkpoint) {
+        return usage(format!("{} and --checkpoint are the same file; name another", path.display()));
+    }
+    let writable = files::check_writable(checkpoint);
+    writable.with_context(|| format!("the checkpoint {} can't be written", checkpoint.display()))
+}
+
+fn usage(sentence: String) -> Result<()> {
+    Err(Failure::new(Kind::Usage, sentence).into())
+}
+
+pub async fn run(api: &Arc<Api>, arguments: &Export) -> Result<()> {
     let asked = Asked::of(arguments)?;
     let resumed = match &arguments.checkpoint {
         Some(checkpoint) => resume(checkpoint, &asked)?,
         None => None,
     };
-    let part = with_suffix(path, ".part");
-    let file = (!to_stdout).then(|| open(&part, resumed.as_ref())).transpose()?;
     let new_marker = || fastrand::u128(..).to_be_bytes();
     let sync_marker = resumed.as_ref().and_then(|resumed| resumed.sync_marker).unwrap_or_else(new_marker);
     let encoder = Encoder::new(asked.format, arguments.avro_codec, sync_marker);
     let mut output = Output {
-        out: match &file {
-            Some(file) => Box::new(file.try_clone()?) as Box<dyn Write + Send>,
-            None => Box::new(io::stdout()),
-        },
+        // Waits if it is a FIFO that nobody reads yet.
+        out: block_in_place(|| Destination::open(arguments, resumed.as_ref()))?,
         bytes: resumed.as_ref().map_or(0, |resumed| resumed.bytes),
         records: resumed.as_ref().map_or(0, |resumed| resumed.records),
     };
@@ -72,7 +95,7 @@ pub async fn run(api: &Arc<Api>, arguments: &Export) -> Result<()> {
     }
 
     let (started, before) = (Instant::now(), output.records);
-    let mut progress = Progress { asked, sync_marker, cursor: None, saved: started, file: file.as_ref() };
+    let mut progress = Progress { asked, sync_marker, cursor: None, saved: started };
     let pages = api.pages(arguments.range.scan(arguments.page), resumed.map(|resumed| resumed.cursor));
     let outcome = copy(pages, arguments, &encoder, &mut output, &mut progress).await;
     if outcome.is_err() {
@@ -80,16 +103,14 @@ pub async fn run(api: &Arc<Api>, arguments: &Export) -> Result<()> {
         progress.save(arguments, &output)?;
     }
     outcome?;
-    if let Some(file) = file {
-        finish(&file, &part, arguments)?;
-    }
-    let (time, rate) = (started.elapsed(), per_second(output.records - before, started.elapsed()));
-    eprintln!(
-        "bitacora: {} records, {}; {:.1} s, {rate:.0} records/s",
-        output.records,
-        HumanBytes(output.bytes),
+    let (records, bytes) = (output.records, output.bytes);
+    block_in_place(|| finish(output.out, arguments))?;
+    let (time, rate) = (started.elapsed(), per_second(records - before, started.elapsed()));
+    tell(format_args!(
+        "bitacora: {records} records, {}; {:.1} s, {rate:.0} records/s",
+        HumanBytes(bytes),
         time.as_secs_f64()
-    );
+    ));
     Ok(())
 }
 
@@ -117,10 +138,11 @@ impl Asked {
 }
 
 /// Gives a whole file its name, and removes the checkpoint.
-fn finish(file: &File, part: &Path, arguments: &Export) -> Result<()> {
-    let path = &arguments.file;
-    let renamed = file.sync_all().and_then(|()| fs::rename(part, path));
-    renamed.with_context(|| format!("{} can't be renamed to {}", part.display(), path.display()))?;
+fn finish(out: Destination, arguments: &Export) -> Result<()> {
+    if let Destination::File(out, path) = out {
+        out.finish()
+            .with_context(|| format!("all is written, but {} can't be given its name", path.display()))?;
+    }
     if let Some(checkpoint) = &arguments.checkpoint
         && checkpoint.exists()
     {
@@ -131,20 +153,21 @@ fn finish(file: &File, part: &Path, arguments: &Export) -> Result<()> {
 }
 
 /// What a checkpoint needs to know.
-struct Progress<'a> {
+struct Progress {
     asked: Asked,
     sync_marker: [u8; 16],
     /// Of the last page that is written.
     cursor: Option<String>,
     saved: Instant,
-    file: Option<&'a File>,
 }
 
-impl Progress<'_> {
+impl Progress {
     fn save(&mut self, arguments: &Export, output: &Output) -> Result<()> {
         self.saved = Instant::now();
-        if let (Some(path), Some(file), Some(cursor)) = (&arguments.checkpoint, self.file, &self.cursor) {
-            file.sync_data()?;
+        if let (Some(path), Some(cursor), Destination::File(out, _)) =
+            (&arguments.checkpoint, &self.cursor, &output.out)
+        {
+            out.file().sync_data()?;
             let checkpoint = Checkpoint {
                 asked: self.asked.clone(),
                 cursor: cursor.clone(),
@@ -164,7 +187,7 @@ async fn copy(
     arguments: &Export,
     encoder: &Encoder,
     output: &mut Output,
-    progress: &mut Progress<'_>,
+    progress: &mut Progress,
 ) -> Result<()> {
     let hint = if arguments.checkpoint.is_some() { "; run it again to go on" } else { "" };
     let mut stop = std::pin::pin!(stop_signal()?);
@@ -203,42 +226,67 @@ fn resume(path: &Path, asked: &Asked) -> Result<Option<Checkpoint>> {
             path.display()
         );
     }
-    eprintln!("bitacora: going on after {} records", HumanCount(resumed.records));
+    tell(format_args!("bitacora: going on after {} records", HumanCount(resumed.records)));
     Ok(Some(resumed))
 }
 
-/// The file that grows, cut to what the checkpoint tells of.
-fn open(part: &Path, resumed: Option<&Checkpoint>) -> Result<File> {
-    let keep = resumed.map_or(0, |resumed| resumed.bytes);
-    let open = || {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(part)?;
-        let length = file.metadata()?.len();
-        if length >= keep {
-            file.set_len(keep)?;
-            file.seek(SeekFrom::End(0))?;
+/// What takes the records.
+enum Destination {
+    Stdout,
+    File(files::Output, PathBuf),
+}
+
+impl Destination {
+    fn open(arguments: &Export, resumed: Option<&Checkpoint>) -> Result<Self> {
+        let path = &arguments.file;
+        if path == Path::new("-") {
+            return Ok(Self::Stdout);
         }
-        Ok::<_, io::Error>((file, length))
-    };
-    let (file, length) = open().with_context(|| format!("{} can't be written", part.display()))?;
-    if length < keep {
-        bail!(
-            "{} has {length} bytes, and the checkpoint tells of {keep}; remove the checkpoint to begin anew",
-            part.display()
-        );
+        let kept = resumed.map_or(0, |resumed| resumed.bytes);
+        let output = match &arguments.checkpoint {
+            Some(_) => files::Output::resume(path, kept),
+            None => files::Output::create(path),
+        };
+        let output = output.map_err(|error| Self::not_opened(error, path, kept))?;
+        Ok(match output {
+            files::Output::Stdout(_) => Self::Stdout,
+            output => Self::File(output, path.clone()),
+        })
     }
-    Ok(file)
+
+    fn not_opened(error: io::Error, path: &Path, kept: u64) -> anyhow::Error {
+        let shown = path.display();
+        match error.kind() {
+            io::ErrorKind::ResourceBusy => {
+                anyhow!("another export writes {shown} just now; wait for its end, or choose another file")
+            }
+            io::ErrorKind::UnexpectedEof => anyhow!(
+                "{shown}.part has less than the {kept} bytes that the checkpoint tells of; remove the checkpoint to begin anew"
+            ),
+            _ => anyhow::Error::new(error).context(format!("{shown} can't be written")),
+        }
+    }
+
+    fn write(&mut self, text: &[u8]) -> Result<()> {
+        match self {
+            Self::Stdout => Ok(print(text)?),
+            Self::File(output, path) => {
+                let written = output.write_all(text).and_then(|()| output.flush());
+                written.with_context(|| format!("{} can't be written", path.display()))
+            }
+        }
+    }
 }
 
 struct Output {
-    out: Box<dyn Write + Send>,
+    out: Destination,
     bytes: u64,
     records: u64,
 }
 
 impl Output {
     fn write(&mut self, text: &[u8], records: u64) -> Result<()> {
-        // The error stays what it is, so that a closed pipe can be told from a full disk.
-        self.out.write_all(text).and_then(|()| self.out.flush()).context("the output can't be written")?;
+        self.out.write(text)?;
         self.bytes += text.len() as u64;
         self.records += records;
         Ok(())

@@ -1,15 +1,19 @@
 //! `get`, `set`, `del` and `scan`.
 
-use std::io::{IsTerminal as _, Read as _};
+use std::io::{IsTerminal as _, Read};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use bitacora_client::{Record, Scan, Written};
+use bitacora_client::{Operation, Outcome, Record, Scan, Written};
+use bitacora_program::console::{print, report, tell};
+use bitacora_protocol::record::LARGEST_VALUE_BYTES;
 use futures_util::{StreamExt as _, stream};
 
 use crate::api::{Api, Failure, Kind};
-use crate::cli::{Del, Get, Output, Range, ScanArguments, Set};
-use crate::output::{self, KeyWritten, json_line, print, raw_line};
+use crate::cli::{Del, Get, KeyFormat, Output, Range, ScanArguments, Set};
+use crate::key_list;
+use crate::output::{self, KeyWritten, json_line, raw_line};
 
 /// Calls for several keys under way at a time.
 const UNDER_WAY: usize = 32;
@@ -44,51 +48,124 @@ pub async fn set(api: &Api, arguments: &Set, output: Option<Output>) -> Result<(
         Some(value) if value != "-" => value.to_owned(),
         _ => tokio::task::spawn_blocking(value_from_stdin).await??,
     };
+    if value.is_empty() && arguments.value.as_deref().is_none_or(|value| value == "-") && !arguments.empty {
+        let sentence =
+            "stdin is empty, so nothing is set; give --empty if an empty value is meant, or '' as the value";
+        return Err(Failure::new(Kind::Usage, sentence).into());
+    }
     let written = api.set(&arguments.key, &value, arguments.ttl).await?;
-    print_written([(arguments.key.as_str(), &written)], output)
+    report_written([(arguments.key.as_str(), &written)], output)?;
+    Ok(())
 }
 
 fn value_from_stdin() -> Result<String> {
     let stdin = std::io::stdin();
     if stdin.is_terminal() {
-        eprintln!("bitacora: reading the value from the terminal; Ctrl-D ends it");
+        tell("bitacora: reading the value from the terminal; Ctrl-D ends it");
     }
+    value_from(stdin.lock(), LARGEST_VALUE_BYTES)
+}
+
+/// Reads a value of at most so many bytes, and no more than one byte beyond them.
+fn value_from(input: impl Read, most: u64) -> Result<String> {
     let mut value = Vec::new();
-    stdin.lock().read_to_end(&mut value).context("stdin can't be read")?;
+    input.take(most + 1).read_to_end(&mut value).context("stdin can't be read")?;
+    if value.len() as u64 > most {
+        let sentence =
+            format!("stdin has more than {most} bytes, which no node takes as a value (MAX_VALUE_BYTES)");
+        return Err(Failure::new(Kind::Refused, sentence).into());
+    }
     String::from_utf8(value)
         .context("stdin is not UTF-8, and a value is text; encode bytes, for example with base64")
 }
 
 pub async fn del(api: &Api, arguments: &Del, output: Option<Output>) -> Result<()> {
+    match (&arguments.from_file, arguments.format) {
+        (Some(file), format) => {
+            return del_listed(api, file, format.unwrap_or(KeyFormat::Ndjson), output).await;
+        }
+        (None, Some(_)) => {
+            return Err(Failure::new(
+                Kind::Usage,
+                "--format is how the file of --from-file lists keys; give both",
+            )
+            .into());
+        }
+        (None, None) => {}
+    }
     let mut answers = stream::iter(&arguments.keys).map(|key| api.delete(key)).buffered(UNDER_WAY);
     let mut deleted = Vec::new();
     let mut failed = None;
     for key in &arguments.keys {
         match answers.next().await {
             Some(Ok(written)) => deleted.push((key, written)),
-            Some(Err(failure)) => failed = Some(Failure { sentence: format!("{key}: {failure}"), ..failure }),
+            Some(Err(failure)) => failed = Some(of_key(key, &failure)),
             None => {}
         }
     }
-    print_written(deleted.iter().map(|(key, written)| (key.as_str(), written)), output)?;
+    report_written(deleted.iter().map(|(key, written)| (key.as_str(), written)), output)?;
     failed.map_or(Ok(()), |failure| Err(failure.into()))
 }
 
-fn print_written<'a>(
+fn of_key(key: &str, failure: &Failure) -> Failure {
+    Failure::new(failure.kind, format!("{}: {failure}", output::shown(key)))
+}
+
+/// Deletes the keys that a file lists, in its order, so many at a time; ends at the first that could not be deleted, unless it is no
+/// key that a node takes.
+async fn del_listed(api: &Api, file: &Path, format: KeyFormat, output: Option<Output>) -> Result<()> {
+    let mut blocks = key_list::read(file, format)?;
+    let (mut deleted, mut refused, mut is_read) = (0, None, true);
+    while let Some(block) = blocks.recv().await {
+        let ended = |error: anyhow::Error| {
+            error.context(format!("ended early; {deleted} keys before it are deleted"))
+        };
+        let keys = block.map_err(ended)?;
+        let operations: Vec<_> = keys.into_iter().map(|key| Operation::Delete { key }).collect();
+        let results = api.batch(&operations).await.map_err(|failure| stopped(deleted, &failure))?;
+        let mut written = Vec::new();
+        let mut failed = None;
+        for (operation, result) in operations.iter().zip(results) {
+            match result {
+                Ok(Outcome::Written(position)) => written.push((operation.key(), position)),
+                Ok(Outcome::Read(_)) => {}
+                Err(failure) if failure.kind == Kind::Refused => {
+                    refused = Some(of_key(operation.key(), &failure));
+                }
+                Err(failure) => failed = Some(of_key(operation.key(), &failure)),
+            }
+        }
+        deleted += written.len();
+        is_read = is_read && report_written(written.iter().map(|(key, written)| (*key, written)), output)?;
+        if let Some(failure) = failed {
+            return Err(stopped(deleted, &failure).into());
+        }
+    }
+    refused.map_or(Ok(()), |failure| Err(failure.into()))
+}
+
+fn stopped(deleted: usize, failure: &Failure) -> Failure {
+    Failure::new(failure.kind, format!("{failure}; {deleted} keys are deleted: run it again for the rest"))
+}
+
+/// Tells of writes. They are done, so a stdout that can't be written is no failure of the command; the answer is whether it can.
+fn report_written<'a>(
     writes: impl IntoIterator<Item = (&'a str, &'a Written)>,
     output: Option<Output>,
-) -> Result<()> {
+) -> Result<bool> {
     let mut writes = writes.into_iter();
-    match output.unwrap_or(Output::Raw) {
+    let text = match output.unwrap_or(Output::Raw) {
         Output::Json => {
-            writes.try_for_each(|(key, written)| Ok(print(json_line(&KeyWritten { key, written })?)?))
+            writes.map(|(key, written)| json_line(&KeyWritten { key, written })).collect::<Result<_, _>>()?
         }
         Output::Table => {
-            let rows = writes.map(|(key, written)| [output::shown(key), written.position.to_string()]);
-            Ok(print(output::table(Some(["KEY", "POSITION"]), rows))?)
+            let rows =
+                writes.by_ref().map(|(key, written)| [output::shown(key), written.position.to_string()]);
+            output::table(Some(["KEY", "POSITION"]), rows)
         }
-        Output::Raw => writes.try_for_each(|(_, written)| Ok(print(format!("OK {}\n", written.position))?)),
-    }
+        Output::Raw => writes.map(|(_, written)| format!("OK {}\n", written.position)).collect::<String>(),
+    };
+    Ok(report("bitacora", text))
 }
 
 pub async fn scan(api: &Arc<Api>, arguments: &ScanArguments, output: Option<Output>) -> Result<()> {
@@ -128,5 +205,31 @@ fn print_table(records: &[Record], first: bool) -> Result<()> {
 impl Range {
     pub fn scan(&self, page: u32) -> Scan {
         Scan::prefix(&self.prefix).start(&self.start).end(&self.end).page(page)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gives the same byte for ever, and counts.
+    struct Endless(u64);
+
+    impl Read for Endless {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            buffer.fill(b'x');
+            self.0 += buffer.len() as u64;
+            Ok(buffer.len())
+        }
+    }
+
+    #[test]
+    fn stdin_is_read_no_further_than_a_value_may_be() {
+        let mut endless = Endless(0);
+        // Reading on would be stopped by nothing but the memory's end.
+        let error = value_from(endless.by_ref().take(1 << 20), 1_000).expect_err("too much").to_string();
+        assert!(error.contains("more than 1000 bytes") && endless.0 == 1_001, "{error} {}", endless.0);
+        assert_eq!(value_from(&b"1234"[..], 4).expect("a value"), "1234");
+        assert!(value_from(&b"12345"[..], 4).is_err());
     }
 }

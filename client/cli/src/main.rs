@@ -1,4 +1,5 @@
 //! Settings in, runtime up, one command, exit code out; nothing else.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod api;
 mod bench;
@@ -7,16 +8,18 @@ mod cli;
 mod export;
 mod http;
 mod import;
+mod key_list;
 mod keys;
 mod members;
 mod output;
 mod records;
 
-use std::io::{ErrorKind, IsTerminal as _};
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use bitacora_program::console::{nobody_reads, print, tell};
 use clap::CommandFactory as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -40,17 +43,12 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         // Who reads has enough, as in `scan | head`.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if nobody_reads(error.as_ref()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("bitacora: {error:#}");
+            tell(format_args!("bitacora: {error:#}"));
             error.downcast_ref::<Failure>().map_or(ExitCode::FAILURE, |failure| failure.exit_code().into())
         }
     }
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
-    causes.any(|error| error.kind() == ErrorKind::BrokenPipe)
 }
 
 async fn run(cli: Cli) -> Result<()> {
@@ -74,6 +72,7 @@ async fn run(cli: Cli) -> Result<()> {
             over(connection, 2, async |api| import::run(&api, arguments).await).await
         }
         Command::Export(arguments) => {
+            export::check(arguments)?;
             over(connection, 1, async |api| export::run(&api, arguments).await).await
         }
         Command::Bench(arguments) => {
@@ -85,7 +84,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Completions(arguments) => {
             let mut script = Vec::new();
             clap_complete::generate(arguments.shell, &mut Cli::command(), "bitacora", &mut script);
-            Ok(output::print(script)?)
+            Ok(print(script)?)
         }
     }
 }
@@ -107,6 +106,8 @@ fn start_logging(level: &str) -> Result<()> {
     let filter = EnvFilter::try_new(format!("zookeeper_async=off,hyper=warn,{level}"))
         .with_context(|| format!("--log-level (BITACORA_LOG_LEVEL) '{level}' is not a filter"))?;
     let logging = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // What can't be logged is not reported either: that goes to stderr too, and ends the program if it fails.
+    let logging = logging.log_internal_errors(false);
     logging.with_ansi(std::io::stderr().is_terminal()).with_target(false).init();
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use bitacora_program::console::{print, tell};
 use bitacora_protocol::http::{ComponentState, PartitionStatus, Status};
 use bitacora_protocol::zookeeper::{SERVERS, list_members};
 use futures_util::{StreamExt as _, stream};
@@ -14,7 +15,7 @@ use tokio::time::timeout;
 use crate::api::{Failure, Kind};
 use crate::cli::{self, Connection, Output, http_node};
 use crate::http::Http;
-use crate::output::{self, json_line, print, raw_line};
+use crate::output::{self, json_line, raw_line};
 
 /// Nodes asked at a time.
 const UNDER_WAY: usize = 32;
@@ -83,7 +84,7 @@ pub async fn status(connection: &Connection, arguments: &cli::Status, output: Op
         let status = match &answer.status {
             Ok(status) => status,
             Err(failure) => {
-                eprintln!("bitacora: {}: {failure}", answer.name);
+                tell(format_args!("bitacora: {}: {failure}", answer.name));
                 continue;
             }
         };

@@ -1,6 +1,6 @@
 //! What goes to stdout.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bitacora_client::{Record, Written};
@@ -17,12 +17,6 @@ impl Output {
     pub fn of_list(chosen: Option<Self>) -> Self {
         chosen.unwrap_or(if std::io::stdout().is_terminal() { Self::Table } else { Self::Json })
     }
-}
-
-pub fn print(text: impl AsRef<[u8]>) -> std::io::Result<()> {
-    let mut stdout = std::io::stdout().lock();
-    stdout.write_all(text.as_ref())?;
-    stdout.flush()
 }
 
 pub fn json_line(value: &impl Serialize) -> serde_json::Result<String> {

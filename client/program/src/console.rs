@@ -32,11 +32,14 @@ pub fn print(text: impl AsRef<[u8]>) -> Result<(), StdoutError> {
     Ok(stdout.flush()?)
 }
 
-/// Writes to stdout what is only said beside the work, such as that it is done. Stderr says if that fails.
-pub fn report(program: &str, text: impl AsRef<[u8]>) {
-    if let Err(StdoutError::Failed(error)) = print(text) {
+/// Writes to stdout what is only said beside the work, such as that it is done. Stderr says if that fails; the answer is whether it
+/// makes sense to write more.
+pub fn report(program: &str, text: impl AsRef<[u8]>) -> bool {
+    let printed = print(text);
+    if let Err(StdoutError::Failed(error)) = &printed {
         tell(format_args!("{program}: it is done, but stdout can't be written: {error}"));
     }
+    printed.is_ok()
 }
 
 /// Writes a line to stderr. If that fails there is nobody to be told.

@@ -11,6 +11,9 @@ use crate::avro::{DecodeError, Input, put_long, put_string};
 /// The Avro schema of [`KeyValue`], as the original system declares it.
 pub const RECORD_SCHEMA: &str = r#"{"type":"record","name":"KeyValueRawAvro","namespace":"com.grayscaleconsulting.bitacora.rpc.avro","fields":[{"name":"key","type":"string"},{"name":"value","type":"string"},{"name":"timestamp","type":"long"},{"name":"source","type":"int"},{"name":"ttl","type":"long"},{"name":"uuid","type":"string"}]}"#;
 
+/// Bytes of the largest value that any node can be set to take (`MAX_VALUE_BYTES`): Kafka's own protocol bounds a record well below 2 GiB.
+pub const LARGEST_VALUE_BYTES: u64 = 256 << 20;
+
 /// Values of [`KeyValue::source`].
 pub mod source {
     /// No record.

@@ -9,6 +9,7 @@ mod serve;
 mod tools;
 mod values;
 
+use bitacora_program::console::tell;
 use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -64,7 +65,7 @@ impl Cli {
             // Clap names the flag; who sets the variable has never seen it.
             let _ = error.print();
             if let Some(variable) = variable_of(&error) {
-                eprintln!("\nThe setting is also the environment variable {variable}.");
+                tell(format_args!("\nThe setting is also the environment variable {variable}."));
             }
             std::process::exit(error.exit_code())
         })

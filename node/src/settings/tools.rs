@@ -10,7 +10,7 @@ pub struct BackupSettings {
     /// The node whose store is copied; it goes on serving
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
     pub from: reqwest::Url,
-    /// The file to write, which must not be there yet
+    /// The file to write, which must not be there yet; '-' for stdout
     pub file: PathBuf,
 }
 
@@ -18,7 +18,7 @@ const BACKUP_EXAMPLES: &str = "\
 Examples:
   bitacora-node backup bitacora.backup
   bitacora-node backup --from http://node-2:8080 /backups/bitacora-$(date +%F).backup
-  bitacora-node backup /backups/today && scp /backups/today elsewhere:
+  bitacora-node backup - | ssh elsewhere 'cat > today.backup'
 
 The file holds one node's whole store and its positions in the log, with a checksum. 'restore' starts from it.";
 
@@ -28,7 +28,7 @@ pub struct RestoreSettings {
     /// Folder of the store, which must hold none
     #[arg(long, env, value_name = "DIR", default_value = "bitacora-data")]
     pub data_dir: PathBuf,
-    /// What 'backup' wrote
+    /// What 'backup' wrote; '-' for stdin
     pub file: PathBuf,
 }
 
@@ -36,6 +36,7 @@ const RESTORE_EXAMPLES: &str = "\
 Examples:
   bitacora-node restore bitacora.backup && bitacora-node serve
   bitacora-node restore --data-dir /var/lib/bitacora /backups/bitacora-2026-01-31.backup
+  bitacora-node backup --from http://node-2:8080 - | bitacora-node restore --data-dir /var/lib/bitacora -
 
 The node then reads on where the backup stands. A backup of another topic or cluster, or one that is older than
 DELETE_RETENTION, is not used: the node empties the store and fills it from its peers or the log, as it always may.";

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bitacora_protocol::record::LARGEST_VALUE_BYTES;
 use bitacora_protocol::units::{bytes, duration_or_ms as duration};
 use bitacora_protocol::zookeeper::host_port;
 
@@ -68,9 +69,8 @@ pub fn request_memory(text: &str) -> Result<u64, String> {
 }
 
 pub fn value_bytes(text: &str) -> Result<u64, String> {
-    // Kafka's own protocol bounds a record well below 2 GiB.
     match bytes(text)? {
-        size @ 1..=0x1000_0000 => Ok(size),
+        size @ 1..=LARGEST_VALUE_BYTES => Ok(size),
         _ => Err("it must be between 1 and 256MiB".to_owned()),
     }
 }

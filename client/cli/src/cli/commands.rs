@@ -56,7 +56,7 @@ Exit code 3: one of the keys does not exist.";
 
 #[derive(Debug, Args)]
 pub struct Get {
-    #[arg(required = true, value_name = "KEY")]
+    #[arg(required = true, value_name = "KEY", allow_negative_numbers = true)]
     pub keys: Vec<String>,
     /// Print no newline after a raw value
     #[arg(long, short)]
@@ -72,15 +72,22 @@ Examples:
   bitacora set notes < notes.txt                    the value is stdin, byte for byte
   bitacora get -n one | bitacora set two -
   bitacora set empty ''
+  bitacora set option -- --verbose                  -- before a value that begins with a hyphen; numbers such as -5 need none
+
+An empty stdin is refused, since it is mostly a command before the pipe that failed; --empty takes it.
 
 Exit code 4: not acknowledged in time; the write may still take effect.";
 
 #[derive(Debug, Args)]
 pub struct Set {
+    #[arg(allow_negative_numbers = true)]
     pub key: String,
     /// The value; stdin if it is absent or '-'
-    #[arg(allow_hyphen_values = true)]
+    #[arg(allow_negative_numbers = true)]
     pub value: Option<String>,
+    /// Set an empty value if stdin is empty
+    #[arg(long)]
+    pub empty: bool,
     /// How long the key lives: 500ms, 30s, 5m, 2h or 7d [default: for ever]
     #[arg(long, value_name = "TIME", value_parser = positive_duration)]
     pub ttl: Option<Duration>,
@@ -91,24 +98,45 @@ Raw output is OK and the position of the delete in the log, a line for each key.
 
 Examples:
   bitacora del greeting
-  bitacora scan --prefix session: --output json | jq -r .key | xargs -d '\\n' bitacora del
+  bitacora scan --prefix session: --output json | bitacora del --from-file -
+  bitacora export old.ndjson --prefix old: && bitacora del --from-file old.ndjson
+  printf 'one\\0two\\0' | bitacora del --from-file - --format nul
+
+A key may hold newlines, spaces and quotes. Handed on as lines or words it would be taken for other keys, so hand keys on as JSON,
+or with a zero byte after each. A line that is no such key ends the command; what was before it is deleted.
 
 Exit code 4: not acknowledged in time; the delete may still take effect.";
 
 #[derive(Debug, Args)]
 pub struct Del {
-    #[arg(required = true, value_name = "KEY")]
+    #[arg(required_unless_present = "from_file", value_name = "KEY", allow_negative_numbers = true)]
     pub keys: Vec<String>,
+    /// Delete the keys that this file lists; '-' for stdin
+    #[arg(long, value_name = "FILE", conflicts_with = "keys")]
+    pub from_file: Option<PathBuf>,
+    /// How the file lists them [default: ndjson]
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<KeyFormat>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KeyFormat {
+    /// a line is a JSON object with a field "key", as 'scan --output json' and 'export' write them, or a key as a JSON string
+    Ndjson,
+    /// a zero byte after each key
+    Nul,
 }
 
 const SCAN: &str = "\
 Raw output is key, tab, value; in both \\t \\n \\r \\\\ stand for tab, newline, carriage return and backslash.
-Pages are printed as they come; keys that are written meanwhile may or may not be among them.
+Pages are printed as they come; keys that are written meanwhile may or may not be among them. To hand keys on to another
+program use JSON: only there they are what they are, whatever they hold.
 
 Examples:
   bitacora scan --prefix user:
   bitacora scan --start 2024-01 --end 2024-02 --output raw | cut -f 1
-  bitacora scan --limit 10 --output json";
+  bitacora scan --limit 10 --output json
+  bitacora scan --prefix session: --output json | bitacora del --from-file -";
 
 #[derive(Debug, Args)]
 pub struct ScanArguments {
@@ -211,8 +239,9 @@ const EXPORT: &str = "\
 NDJSON: {\"key\",\"value\"} a line, and \"expires\" in ms since 1970 of a key with a TTL; CSV: key,value,expires.
 Avro: an object container file of records {key, value, expires (null or a long), timestamp, uuid, position}, which Avro's tools
 read. 'import' reads all three.
-A file is written as FILE.part and renamed at the end. It is no snapshot: keys that are written meanwhile may or may
-not be in it. With --checkpoint an export that was interrupted goes on where it was; the checkpoint is removed at the end.
+A file gets its name when it is whole, so until then it is what it was; its mode stays. A device or a FIFO is written to, and a link's
+target. It is no snapshot: keys that are written meanwhile may or may not be in it. With --checkpoint an export that was
+interrupted goes on where it was, in FILE.part; the checkpoint is removed at the end.
 
 Examples:
   bitacora export all.ndjson

@@ -3,8 +3,10 @@
 mod commands;
 mod values;
 
+use std::io::Write as _;
 use std::time::Duration;
 
+use bitacora_program::console::{StdoutError, tell};
 use bitacora_protocol::units::positive_duration;
 use bitacora_protocol::zookeeper::ConnectString;
 use clap::parser::ValueSource;
@@ -12,7 +14,8 @@ use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use reqwest::Url;
 
 pub use commands::{
-    AvroCodec, Bench, Command, Del, Export, Format, Get, Import, Operation, Range, ScanArguments, Set, Status,
+    AvroCodec, Bench, Command, Del, Export, Format, Get, Import, KeyFormat, Operation, Range, ScanArguments,
+    Set, Status,
 };
 pub use values::http_node;
 use values::{http_url, node};
@@ -84,7 +87,17 @@ impl Cli {
     /// Reads the command line and the environment; ends the process on a wrong one, with exit code 2, and on `--help`.
     #[must_use]
     pub fn read() -> Self {
-        Self::from(std::env::args_os()).unwrap_or_else(|error| error.exit())
+        Self::from(std::env::args_os()).unwrap_or_else(|error| {
+            let printed = error.print().and_then(|()| std::io::stdout().flush()).map_err(StdoutError::from);
+            let code = match printed {
+                Err(failed @ StdoutError::Failed(_)) if !error.use_stderr() => {
+                    tell(format_args!("bitacora: {failed}"));
+                    1
+                }
+                _ => error.exit_code(),
+            };
+            std::process::exit(code)
+        })
     }
 
     fn from(

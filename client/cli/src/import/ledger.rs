@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use bitacora_program::console::tell;
 use indicatif::HumanCount;
 use serde::Serialize;
 
@@ -78,11 +79,11 @@ impl Ledger {
         let kept = resumed.map_or(0, |resumed| resumed.rejects_bytes);
         let rejects = arguments.rejects.as_deref().map(|path| open_rejects(path, kept)).transpose()?;
         if resumed.is_some() {
-            eprintln!(
+            tell(format_args!(
                 "bitacora: going on at line {}, {} before it are done",
                 place.line,
                 HumanCount(counts.all())
-            );
+            ));
         }
         let checkpoint = arguments.checkpoint.clone().zip(input);
         let now = Instant::now();
@@ -160,10 +161,12 @@ impl Ledger {
             }
             None if self.counts.rejected <= SHOWN_REJECTS => {
                 let text: String = reject.text.chars().take(80).collect();
-                eprintln!("bitacora: line {} is rejected: {}: {text}", reject.line, reject.reason);
+                tell(format_args!("bitacora: line {} is rejected: {}: {text}", reject.line, reject.reason));
             }
             None if self.counts.rejected == SHOWN_REJECTS + 1 => {
-                eprintln!("bitacora: further rejected lines are not told; --rejects FILE keeps them all");
+                tell(format_args!(
+                    "bitacora: further rejected lines are not told; --rejects FILE keeps them all"
+                ));
             }
             None => {}
         }
@@ -200,10 +203,10 @@ impl Ledger {
     pub(super) fn tell(&self, before: Counts, time: Duration) {
         let Counts { accepted, rejected, skipped } = self.counts;
         let rate = per_second(self.counts.all() - before.all(), time);
-        eprintln!(
+        tell(format_args!(
             "bitacora: {accepted} accepted, {rejected} rejected, {skipped} skipped because they have expired; {:.1} s, {rate:.0} records/s",
             time.as_secs_f64()
-        );
+        ));
     }
 }
 

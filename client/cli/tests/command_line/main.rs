@@ -1,11 +1,15 @@
 //! The program `bitacora` as a script sees it: arguments, streams, files, exit codes; against a small node of its own that
 //! speaks enough HTTP, and fails when it is told to.
 
+mod arguments;
 mod bench;
+mod del;
 mod export;
+mod files;
 mod import;
 mod keys;
 mod members;
 mod node;
 mod program;
+mod streams;
 mod usage;

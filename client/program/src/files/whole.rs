@@ -78,6 +78,11 @@ impl WholeFile {
         &self.file
     }
 
+    /// The folder that it is written in.
+    pub fn folder(&self) -> Option<&Path> {
+        self.target.parent()
+    }
+
     pub(super) fn finish(self) -> io::Result<()> {
         let Self { file, temporary, target } = self;
         file.sync_all()?;
