@@ -86,7 +86,7 @@ impl Source {
 }
 
 async fn node_with(data_dir: &Path, log: &Arc<dyn Log>) -> (Node, String) {
-    let (node, address) = start(data_dir, Arc::clone(log), &[]).await;
+    let (node, address) = start(data_dir, Arc::clone(log), &[], None).await;
     ready(&node).await;
     (node, address.api())
 }
