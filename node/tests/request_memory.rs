@@ -12,6 +12,7 @@ use bitacora_node::data_dir::DataDir;
 use bitacora_node::log::embedded::EmbeddedLog;
 use bitacora_node::node::{Node, Parts};
 use bitacora_node::settings::{Cli, Command};
+use bitacora_protocol::http::OUT_OF_MEMORY_HEADER;
 use bitacora_protocol::rpc::{HandshakeMatch, HandshakeResponse, Request, put_frame};
 use clap::Parser as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -252,8 +253,11 @@ async fn a_member_answer_without_memory_is_no_miss() {
     let record = "x".repeat(length);
     let large = format!("HTTP/1.1 200 OK\r\n{head}content-length: {length}\r\n\r\n{record}");
     let refused =
-        format!("HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\n{head}content-length: 0\r\n\r\n");
-    for from_member in [large, refused] {
+        |headers: &str| format!("HTTP/1.1 503 Service Unavailable\r\n{headers}content-length: 0\r\n\r\n");
+    let by_header = refused(&format!("{OUT_OF_MEMORY_HEADER}: yes\r\nconnection: close\r\n"));
+    // As members from before that header do.
+    let by_two_headers = refused(&format!("retry-after: 1\r\n{head}"));
+    for from_member in [large, by_header, by_two_headers] {
         let Running { node, http, .. } = start_with(&flags, Some(member(from_member).await)).await;
         let read = answer(&http, &request("GET", "key=k", "")).await;
         assert!(read.starts_with("HTTP/1.1 503") && read.contains("REQUEST_MEMORY"), "{read}");

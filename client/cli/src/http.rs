@@ -7,7 +7,7 @@ use std::time::Duration;
 use bitacora_client::{Operation, Outcome, Position, Record, Scan, ScanPage, ServedFrom, Written};
 use bitacora_protocol::http::{
     self as api, BatchLine, FailedLine, Message, POSITION_HEADER, PositionedRecord, ReadLine, SOURCE_HEADER,
-    WrittenLine, served_from_of,
+    WrittenLine,
 };
 use bitacora_protocol::record::OwnedKeyValue;
 use reqwest::header::HeaderMap;
@@ -42,7 +42,7 @@ impl Http {
 
     pub async fn get(&self, key: &str) -> Result<Record, Failure> {
         let answer = self.ask(false, |url| self.request(Method::GET, url, "rpc", &[("key", key)])).await?;
-        let served_from = served_from_of(answer.header(SOURCE_HEADER)?);
+        let served_from = ServedFrom::named(answer.header(SOURCE_HEADER)?);
         Ok(record(answer.json()?, answer.position()?, served_from))
     }
 

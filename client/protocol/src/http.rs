@@ -7,7 +7,7 @@ mod batch_line;
 
 use std::borrow::Cow;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 pub use self::batch_line::BatchLine;
 use crate::Position;
@@ -15,13 +15,16 @@ use crate::rpc::ServedFrom;
 
 /// Header of every answer about a key: the position `P:O` that the answer reflects.
 pub const POSITION_HEADER: &str = "bitacora-position";
-/// Header of every answer to a read of a key: where it came from, `cache`, `store` or `peer`.
+/// Header of every answer to a read of a key: where it came from, a [`ServedFrom::name`].
 pub const SOURCE_HEADER: &str = "bitacora-source";
 /// Header of an answer that a record decided: its write timestamp in ms since the epoch. A 404 with it means
 /// *deleted or expired by that record*; a 404 without it means *no record*.
 pub const TIMESTAMP_HEADER: &str = "bitacora-timestamp";
 /// Header of what a node answers another: the log that the answer is of, a number in hexadecimal; 0 if that is not known.
 pub const LOG_HEADER: &str = "bitacora-log";
+/// Header of a 503 that a node answers another: it knows the key, and has no memory for the answer. What it says is in words,
+/// for people.
+pub const OUT_OF_MEMORY_HEADER: &str = "bitacora-out-of-memory";
 
 /// The body of every answer that is an error. A record, the other body, is [`KeyValue`](crate::record::KeyValue).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,7 +45,6 @@ pub struct ReadLine<R> {
     /// The record's.
     pub position: Position,
     /// Where it came from.
-    #[serde(deserialize_with = "read_served_from")]
     pub from: ServedFrom,
     /// The record.
     #[serde(flatten)]
@@ -209,30 +211,6 @@ pub struct CacheStatus {
     pub misses: u64,
 }
 
-/// As [`SOURCE_HEADER`] and the field `from` spell it.
-#[must_use]
-pub fn served_from_name(served_from: ServedFrom) -> &'static str {
-    match served_from {
-        ServedFrom::Cache => "cache",
-        ServedFrom::Store => "store",
-        ServedFrom::Peer => "peer",
-    }
-}
-
-/// The inverse of [`served_from_name`]; a name that this version does not know counts as the store's.
-#[must_use]
-pub fn served_from_of(name: &str) -> ServedFrom {
-    match name {
-        "cache" => ServedFrom::Cache,
-        "peer" => ServedFrom::Peer,
-        _ => ServedFrom::Store,
-    }
-}
-
-fn read_served_from<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ServedFrom, D::Error> {
-    Cow::<str>::deserialize(deserializer).map(|name| served_from_of(&name))
-}
-
 #[cfg(test)]
 mod tests {
     use serde::de::DeserializeOwned;
@@ -296,6 +274,18 @@ mod tests {
         written(&missing, r#"{"status":404,"message":"no","position":"2:5"}"#);
         let failed = FailedLine { status: 503, position: None, may_take_effect: Some(true), ..missing };
         written(&failed, r#"{"status":503,"message":"no","mayTakeEffect":true}"#);
+    }
+
+    #[test]
+    fn where_a_record_came_from_has_one_name() {
+        for (from, name) in
+            [(ServedFrom::Cache, "cache"), (ServedFrom::Store, "store"), (ServedFrom::Peer, "peer")]
+        {
+            assert_eq!((from.name(), ServedFrom::named(name)), (name, from));
+            written(&from, &format!("\"{name}\""));
+            assert_eq!(read::<ServedFrom>(&format!("\"{name}\"")), from);
+        }
+        assert_eq!(read::<ServedFrom>("\"tape\""), ServedFrom::Store, "of a later version");
     }
 
     #[test]

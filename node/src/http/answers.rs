@@ -2,7 +2,7 @@
 
 use bitacora_protocol::Position;
 use bitacora_protocol::http::{
-    LOG_HEADER, Message, POSITION_HEADER, SOURCE_HEADER, TIMESTAMP_HEADER, served_from_name,
+    LOG_HEADER, Message, OUT_OF_MEMORY_HEADER, POSITION_HEADER, SOURCE_HEADER, TIMESTAMP_HEADER,
 };
 use bitacora_protocol::record::{KeyValue, source};
 use bytes::Bytes;
@@ -91,7 +91,7 @@ pub fn read(key: &str, answer: &Answer, memory: &Memory) -> Result<Reply, OutOfM
         }
         None => message(StatusCode::NOT_FOUND, &not_found(key), None),
     };
-    let from = HeaderValue::from_static(served_from_name(answer.from));
+    let from = HeaderValue::from_static(answer.from.name());
     reply.headers_mut().insert(SOURCE_HEADER, from);
     describe(&mut reply, answer.position, answer.timestamp());
     Ok(reply)
@@ -99,8 +99,8 @@ pub fn read(key: &str, answer: &Answer, memory: &Memory) -> Result<Reply, OutOfM
 
 /// The same to another node, which believes it only if it is of the same log; and the `outcome` label of the metrics.
 ///
-/// A refusal for want of memory has the headers of the record that it is of, which a refusal of a node that does not know
-/// has not.
+/// A refusal for want of memory has a header of its own, and those of the record that it is of: by these older nodes tell it from
+/// a refusal of a node that does not know.
 pub fn read_for_member(key: &str, answer: &Answer, log: LogTag, memory: &Memory) -> (Reply, &'static str) {
     let (mut reply, outcome) = match read(key, answer, memory) {
         Ok(reply) => (reply, answer.outcome()),
@@ -108,6 +108,9 @@ pub fn read_for_member(key: &str, answer: &Answer, log: LogTag, memory: &Memory)
             let error = HttpError::from(error);
             let mut reply = error.reply(false);
             describe(&mut reply, answer.position, answer.timestamp());
+            reply
+                .headers_mut()
+                .insert(OUT_OF_MEMORY_HEADER, HeaderValue::from_static("REQUEST_MEMORY is spent"));
             (reply, error.kind().outcome())
         }
     };
@@ -183,5 +186,6 @@ mod tests {
         assert_eq!((reply.status(), outcome), (StatusCode::SERVICE_UNAVAILABLE, "unavailable"));
         assert_eq!(reply.headers()[POSITION_HEADER], "1:5");
         assert_eq!(reply.headers()[LOG_HEADER], "ab");
+        assert!(reply.headers().contains_key(OUT_OF_MEMORY_HEADER));
     }
 }

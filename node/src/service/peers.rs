@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bitacora_protocol::Position;
-use bitacora_protocol::http::{LOG_HEADER, POSITION_HEADER, TIMESTAMP_HEADER};
+use bitacora_protocol::http::{LOG_HEADER, OUT_OF_MEMORY_HEADER, POSITION_HEADER, TIMESTAMP_HEADER};
 use bitacora_protocol::record::{OwnedKeyValue, ttl};
 use futures_util::StreamExt;
 use futures_util::future::{BoxFuture, FutureExt, Shared};
 use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
-use reqwest::header::RETRY_AFTER;
+use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Response, StatusCode};
 use tokio::sync::Semaphore;
 
@@ -235,42 +235,21 @@ impl Inner {
     /// What an answer says of the key; why it is of no use if it says nothing.
     ///
     /// Members are trusted as far as their answers make sense: a record that looks like one of the log is believed.
-    async fn understand(&self, mut response: Response, key: &str, log: LogTag) -> Result<PeerAnswer, String> {
-        let status = response.status();
-        let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
-        match status {
-            StatusCode::OK | StatusCode::NOT_FOUND => {}
-            // It knows, and has no memory for the answer: such a refusal has both headers.
-            StatusCode::SERVICE_UNAVAILABLE
-                if header(POSITION_HEADER).is_some() && header(RETRY_AFTER.as_str()).is_some() => {}
-            // It does not know either.
-            StatusCode::SERVICE_UNAVAILABLE => return Ok(PeerAnswer::Unknown),
-            _ => return Err(format!("it answers {}", status.as_u16())),
-        }
-        let of = header(LOG_HEADER).map_or(Ok(0), |text| u64::from_str_radix(text, 16));
-        if !LogTag(of.map_err(|_| "the name of its log is no number")?).fits(log) {
-            // One of both has yet to notice that the log was replaced.
-            return Ok(PeerAnswer::Unknown);
-        }
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            return Ok(PeerAnswer::OutOfMemory);
-        }
-        let position: Option<Position> = header(POSITION_HEADER).and_then(|text| text.parse().ok());
-        let position = position.ok_or("it names no position in the log, as a node does")?;
+    async fn understand(&self, response: Response, key: &str, log: LogTag) -> Result<PeerAnswer, String> {
         let partitions = self.progress.next_offsets().len();
-        if partitions > 0 && position.partition as usize >= partitions {
-            return Err(format!("it names position {position}, and the topic has {partitions} partitions"));
+        match read_head(response.status(), response.headers(), log, partitions)? {
+            Head::Whole(answer) => Ok(answer),
+            Head::RecordAt(position) => self.read_record(response, key, position).await,
         }
-        let timestamp = header(TIMESTAMP_HEADER).map(str::parse::<i64>).transpose();
-        let timestamp = timestamp.map_err(|_| "its write timestamp is no number")?;
-        let at_a_record = position.offset >= 0;
-        if status == StatusCode::NOT_FOUND {
-            return match timestamp {
-                Some(timestamp) if at_a_record => Ok(PeerAnswer::Gone { timestamp, position }),
-                Some(_) => Err(format!("it names a delete at position {position}")),
-                None => Ok(PeerAnswer::Missing),
-            };
-        }
+    }
+
+    /// What the body says, which is a record that lies at `position`.
+    async fn read_record(
+        &self,
+        mut response: Response,
+        key: &str,
+        position: Position,
+    ) -> Result<PeerAnswer, String> {
         let mut memory = self.memory.nothing();
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(|_| "its answer ends early")? {
@@ -286,7 +265,7 @@ impl Inner {
         let record: OwnedKeyValue =
             serde_json::from_slice(&body).map_err(|error| format!("its answer is no record: {error}"))?;
         memory.set(record.key.len() + record.value.len());
-        if record.key != key || !at_a_record {
+        if record.key != key || position.offset < 0 {
             return Err("it answers with another record than was asked for".to_owned());
         }
         // By this node's clock it may have expired on its way.
@@ -306,5 +285,108 @@ impl Inner {
             complaints.insert(member.to_owned(), Instant::now());
             tracing::warn!(member, "the answers of a member are of no use: {why}");
         }
+    }
+}
+
+/// What status and headers of an answer say.
+#[derive(Debug, PartialEq, Eq)]
+enum Head {
+    /// All that there is to say.
+    Whole(PeerAnswer),
+    /// That the body is the record at this position.
+    RecordAt(Position),
+}
+
+/// Reads status and headers of an answer, which is to be of `log`, a topic of so many partitions (0: not known yet). Fails with why
+/// the answer is of no use.
+fn read_head(
+    status: StatusCode,
+    headers: &HeaderMap,
+    log: LogTag,
+    partitions: usize,
+) -> Result<Head, String> {
+    let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    match status {
+        StatusCode::OK | StatusCode::NOT_FOUND => {}
+        StatusCode::SERVICE_UNAVAILABLE if is_out_of_memory(headers) => {}
+        // It does not know either.
+        StatusCode::SERVICE_UNAVAILABLE => return Ok(Head::Whole(PeerAnswer::Unknown)),
+        _ => return Err(format!("it answers {}", status.as_u16())),
+    }
+    let of = header(LOG_HEADER).map_or(Ok(0), |text| u64::from_str_radix(text, 16));
+    if !LogTag(of.map_err(|_| "the name of its log is no number")?).fits(log) {
+        // One of both has yet to notice that the log was replaced.
+        return Ok(Head::Whole(PeerAnswer::Unknown));
+    }
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        return Ok(Head::Whole(PeerAnswer::OutOfMemory));
+    }
+    let position: Option<Position> = header(POSITION_HEADER).and_then(|text| text.parse().ok());
+    let position = position.ok_or("it names no position in the log, as a node does")?;
+    if partitions > 0 && position.partition as usize >= partitions {
+        return Err(format!("it names position {position}, and the topic has {partitions} partitions"));
+    }
+    let timestamp = header(TIMESTAMP_HEADER).map(str::parse::<i64>).transpose();
+    let timestamp = timestamp.map_err(|_| "its write timestamp is no number")?;
+    match timestamp {
+        _ if status == StatusCode::OK => Ok(Head::RecordAt(position)),
+        Some(timestamp) if position.offset >= 0 => Ok(Head::Whole(PeerAnswer::Gone { timestamp, position })),
+        Some(_) => Err(format!("it names a delete at position {position}")),
+        None => Ok(Head::Whole(PeerAnswer::Missing)),
+    }
+}
+
+/// Whether a 503 is of a member that knows the key and has no memory for the answer. One of a version that had no header for that
+/// says so by two others together: a member that does not know names no position.
+fn is_out_of_memory(headers: &HeaderMap) -> bool {
+    headers.contains_key(OUT_OF_MEMORY_HEADER)
+        || (headers.contains_key(POSITION_HEADER) && headers.contains_key(RETRY_AFTER))
+}
+
+#[cfg(test)]
+mod tests {
+    use reqwest::header::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    const LOG: LogTag = LogTag(0xab);
+
+    fn head(status: StatusCode, headers: &[(&'static str, &'static str)]) -> Result<Head, String> {
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        read_head(status, &headers.collect(), LOG, 2)
+    }
+
+    #[test]
+    fn a_refusal_for_memory_is_told_by_a_header_of_its_own() {
+        let refusal = |headers: &[_]| head(StatusCode::SERVICE_UNAVAILABLE, headers);
+        let (out_of_memory, unknown) =
+            (Head::Whole(PeerAnswer::OutOfMemory), Head::Whole(PeerAnswer::Unknown));
+        assert_eq!(refusal(&[(OUT_OF_MEMORY_HEADER, "")]), Ok(out_of_memory));
+        assert_eq!(refusal(&[(OUT_OF_MEMORY_HEADER, ""), (LOG_HEADER, "ac")]), Ok(unknown), "of another log");
+    }
+
+    #[test]
+    fn a_refusal_for_memory_of_an_older_member_is_told_by_two_headers() {
+        let refusal = |headers: &[_]| head(StatusCode::SERVICE_UNAVAILABLE, headers);
+        let (position, retry) = ((POSITION_HEADER, "1:5"), ("retry-after", "1"));
+        assert_eq!(refusal(&[position, retry]), Ok(Head::Whole(PeerAnswer::OutOfMemory)));
+        for one in [position, retry] {
+            assert_eq!(refusal(&[one]), Ok(Head::Whole(PeerAnswer::Unknown)), "{one:?}");
+        }
+    }
+
+    #[test]
+    fn a_miss_is_a_delete_if_a_record_decided_it() {
+        let miss = |headers: &[_]| head(StatusCode::NOT_FOUND, headers);
+        let position = Position { partition: 1, offset: 5 };
+        let (at, when) = ((POSITION_HEADER, "1:5"), (TIMESTAMP_HEADER, "7"));
+        assert_eq!(miss(&[at, when]), Ok(Head::Whole(PeerAnswer::Gone { timestamp: 7, position })));
+        assert_eq!(miss(&[at]), Ok(Head::Whole(PeerAnswer::Missing)));
+        assert!(miss(&[(POSITION_HEADER, "1:-1"), when]).is_err(), "nothing lies there");
+        assert!(miss(&[when]).is_err(), "no node answers so");
+        assert_eq!(head(StatusCode::OK, &[at]), Ok(Head::RecordAt(position)));
+        assert!(head(StatusCode::OK, &[(POSITION_HEADER, "2:5")]).is_err(), "the topic has two partitions");
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! Written by hand, as the calls are: a node writes hundreds of thousands a second, and clients borrow from the bytes.
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 
 use super::protocol::Message;
 use crate::Position;
@@ -23,9 +25,9 @@ pub enum Answer<'a> {
     Page(ScanPage<'a>),
 }
 
-/// Where the answer to a read came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
+/// Where the answer to a read came from. In JSON it is its [`ServedFrom::name`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "&str", from = "Cow<'_, str>")]
 pub enum ServedFrom {
     /// The node's memory.
     Cache,
@@ -33,6 +35,39 @@ pub enum ServedFrom {
     Store,
     /// Another member of the cluster.
     Peer,
+}
+
+impl ServedFrom {
+    /// All of them, in the order of the RPC's enum.
+    pub(super) const ALL: [Self; 3] = [Self::Cache, Self::Store, Self::Peer];
+
+    /// As headers and JSON have it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cache => "cache",
+            Self::Store => "store",
+            Self::Peer => "peer",
+        }
+    }
+
+    /// The inverse of [`ServedFrom::name`]; a name that this version does not know counts as the store's.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        Self::ALL.into_iter().find(|known| known.name() == name).unwrap_or(Self::Store)
+    }
+}
+
+impl From<ServedFrom> for &'static str {
+    fn from(served_from: ServedFrom) -> Self {
+        served_from.name()
+    }
+}
+
+impl From<Cow<'_, str>> for ServedFrom {
+    fn from(name: Cow<'_, str>) -> Self {
+        Self::named(&name)
+    }
 }
 
 /// What a node knows of a key.
@@ -104,8 +139,6 @@ pub(super) const CODES: [ErrorCode; 6] = [
     ErrorCode::MayTakeEffect,
     ErrorCode::Internal,
 ];
-
-pub(super) const SERVED_FROM: [ServedFrom; 3] = [ServedFrom::Cache, ServedFrom::Store, ServedFrom::Peer];
 
 /// The protocol's declared error.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -266,7 +299,7 @@ impl<'a> ReadAnswer<'a> {
                 0 => None,
                 _ => Some(input.long("timestamp")?),
             },
-            served_from: SERVED_FROM[input.index(SERVED_FROM.len(), "servedFrom")?],
+            served_from: ServedFrom::ALL[input.index(ServedFrom::ALL.len(), "servedFrom")?],
         })
     }
 

@@ -10,7 +10,7 @@ use proptest::option;
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::answer::{CODES, SERVED_FROM};
+use super::answer::CODES;
 use super::*;
 use crate::Position;
 use crate::avro::put_string;
@@ -225,7 +225,7 @@ proptest! {
     ) {
         let position = Position { partition, offset };
         let stored = stored.as_borrowed();
-        let read = ReadAnswer { record: found.then_some(stored), position, timestamp, served_from: SERVED_FROM[from] };
+        let read = ReadAnswer { record: found.then_some(stored), position, timestamp, served_from: ServedFrom::ALL[from] };
         let written = WriteAnswer { position, timestamp: stored.timestamp, ttl: stored.ttl, uuid: stored.uuid };
         let error = RequestError { code: CODES[code], message: stored.value.to_owned() };
         let results = [BatchResult::Read(read), BatchResult::Written(written), BatchResult::Failed(error.clone())];

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::answer::{CODES, SERVED_FROM};
+use super::answer::CODES;
 use super::*;
 use crate::avro::{DecodeError, put_long, put_string};
 use crate::record::OwnedKeyValue;
@@ -60,7 +60,7 @@ proptest! {
     ) {
         let position = Position { partition, offset };
         let record = record.as_borrowed();
-        let read = ReadAnswer { record: found.then_some(record), position, timestamp, served_from: SERVED_FROM[from] };
+        let read = ReadAnswer { record: found.then_some(record), position, timestamp, served_from: ServedFrom::ALL[from] };
         let written = WriteAnswer { position, timestamp: record.timestamp, ttl: record.ttl, uuid: record.uuid };
         let error = RequestError { code: CODES[code], message: record.value.to_owned() };
         answered(Message::GetValue, &Answer::Value(value.as_deref()));
