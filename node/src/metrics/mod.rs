@@ -8,7 +8,7 @@ use std::time::Duration;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
-use self::registry::{Description, counter, counters, gauge, gauges, histogram, histograms};
+use self::registry::{counter, counters, declare_metrics, gauge, gauges, histogram, histograms};
 
 /// Series that are there before their first event, so that a rate sees it.
 const REQUEST_OUTCOMES: [(&str, &[&str]); 3] = [
@@ -23,133 +23,79 @@ const PEER_OUTCOMES: [&str; 6] = ["found", "gone", "no_memory", "missing", "time
 const SECONDS: [f64; 14] =
     [0.000_01, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.5, 1.0, 5.0];
 
-/// A node's counters.
-pub struct Metrics {
-    registry: Registry,
-    requests: IntCounterVec,
-    request_seconds: HistogramVec,
-    pub records_applied: IntCounter,
-    pub poison_records: IntCounter,
-    pub resyncs: IntCounter,
-    pub batch_records: Histogram,
-    pub apply_seconds: Histogram,
-    appends: IntCounterVec,
-    append_seconds: Histogram,
-    pub peer_reads: IntCounterVec,
-    pub peer_read_seconds: Histogram,
-    pub connections: IntGaugeVec,
-    pub connections_limit: IntGauge,
-    pub rpc_connections_refused: IntCounter,
-    pub request_memory_refusals: IntCounter,
-    pub keys_swept: IntCounter,
-    pub records_trimmed: IntCounter,
-    pub records_void: IntCounter,
-    pub tombstones_sent: IntCounter,
-    pub repairs_sent: IntCounter,
-    pub trimmer: IntGauge,
-    pub snapshots_installed: IntCounter,
-    pub snapshots_served: IntCounter,
+declare_metrics! {
+    /// A node's counters.
+    pub struct Metrics {
+        registry: Registry = itself(),
+        requests: IntCounterVec =
+            counters("requests_total", "Requests answered.", &["interface", "operation", "outcome"]),
+        request_seconds: HistogramVec =
+            histograms("request_duration_seconds", "Time to answer a request.", &["interface", "operation"]),
+        pub records_applied: IntCounter =
+            counter("records_applied_total", "Records of the log that changed the store."),
+        pub poison_records: IntCounter =
+            counter("poison_records_total", "Records of the log that could not be decoded and were skipped."),
+        pub resyncs: IntCounter = counter("resyncs_total", "Times the store did not fit the log and was built anew."),
+        pub batch_records: Histogram = histogram(
+            "apply_batch_records",
+            "Records in one transaction of the store.",
+            &[1.0, 10.0, 100.0, 1_000.0, 10_000.0],
+        ),
+        pub apply_seconds: Histogram =
+            histogram("apply_duration_seconds", "Time of one transaction of the store.", &SECONDS),
+        appends: IntCounterVec =
+            counters("appends_total", "Records handed to the log's client, by what came of it.", &["outcome"]),
+        append_seconds: Histogram = histogram(
+            "append_duration_seconds",
+            "Time from a record's hand-over to the log's client until it was acknowledged.",
+            &SECONDS,
+        ),
+        pub peer_reads: IntCounterVec =
+            counters("peer_reads_total", "Misses asked of the other members, by what came of it.", &["outcome"]),
+        pub peer_read_seconds: Histogram = histogram(
+            "peer_read_duration_seconds",
+            "Time until the other members had settled a miss, or had been given up.",
+            &SECONDS,
+        ),
+        pub connections: IntGaugeVec = gauges("connections", "Open connections.", &["interface"]),
+        pub connections_limit: IntGauge = gauge("connections_limit", "MAX_CONNECTIONS, of each interface."),
+        pub rpc_connections_refused: IntCounter =
+            counter("rpc_connections_refused_total", "RPC connections closed at once because there were too many."),
+        pub request_memory_refusals: IntCounter =
+            counter("request_memory_refusals_total", "Times that a request or an answer found REQUEST_MEMORY spent."),
+        pub keys_swept: IntCounter = counter(
+            "keys_swept_total",
+            "Keys whose value was dropped since they expired, and other writers' tombstones forgotten.",
+        ),
+        pub records_trimmed: IntCounter =
+            counter("records_trimmed_total", "Records that a tombstone of a trimmer removed."),
+        pub records_void: IntCounter = counter(
+            "records_void_total",
+            "Records that took no effect and would outlive in compaction what decided before them: trimmers' that came too late, and such as can't be decoded.",
+        ),
+        pub tombstones_sent: IntCounter =
+            counter("trim_tombstones_sent_total", "Tombstones that this node sent as a trimmer."),
+        pub snapshots_installed: IntCounter =
+            counter("snapshots_installed_total", "Times the store was filled with another member's."),
+        pub snapshots_served: IntCounter =
+            counter("snapshots_served_total", "Copies of the store that others began to fetch."),
+        pub repairs_sent: IntCounter =
+            counter("trim_repairs_sent_total", "Records that this node sent once more, to repair."),
+        pub trimmer: IntGauge = gauge("trimmer", "1 while this node trims the log: it is elected, and the topic fit."),
+    }
 }
 
-const REQUESTS: Description = Description { name: "requests_total", help: "Requests answered." };
-const REQUEST_SECONDS: Description =
-    Description { name: "request_duration_seconds", help: "Time to answer a request." };
-const RECORDS_APPLIED: Description =
-    Description { name: "records_applied_total", help: "Records of the log that changed the store." };
-const POISON_RECORDS: Description = Description {
-    name: "poison_records_total",
-    help: "Records of the log that could not be decoded and were skipped.",
-};
-const RESYNCS: Description =
-    Description { name: "resyncs_total", help: "Times the store did not fit the log and was built anew." };
-const BATCH_RECORDS: Description =
-    Description { name: "apply_batch_records", help: "Records in one transaction of the store." };
-const APPLY_SECONDS: Description =
-    Description { name: "apply_duration_seconds", help: "Time of one transaction of the store." };
-const APPENDS: Description =
-    Description { name: "appends_total", help: "Records handed to the log's client, by what came of it." };
-const APPEND_SECONDS: Description = Description {
-    name: "append_duration_seconds",
-    help: "Time from a record's hand-over to the log's client until it was acknowledged.",
-};
-const PEER_READS: Description =
-    Description { name: "peer_reads_total", help: "Misses asked of the other members, by what came of it." };
-const PEER_READ_SECONDS: Description = Description {
-    name: "peer_read_duration_seconds",
-    help: "Time until the other members had settled a miss, or had been given up.",
-};
-const CONNECTIONS: Description = Description { name: "connections", help: "Open connections." };
-const CONNECTIONS_LIMIT: Description =
-    Description { name: "connections_limit", help: "MAX_CONNECTIONS, of each interface." };
-const RPC_CONNECTIONS_REFUSED: Description = Description {
-    name: "rpc_connections_refused_total",
-    help: "RPC connections closed at once because there were too many.",
-};
-const REQUEST_MEMORY_REFUSALS: Description = Description {
-    name: "request_memory_refusals_total",
-    help: "Times that a request or an answer found REQUEST_MEMORY spent.",
-};
-const KEYS_SWEPT: Description = Description {
-    name: "keys_swept_total",
-    help: "Keys whose value was dropped since they expired, and other writers' tombstones forgotten.",
-};
-const RECORDS_TRIMMED: Description =
-    Description { name: "records_trimmed_total", help: "Records that a tombstone of a trimmer removed." };
-const RECORDS_VOID: Description = Description {
-    name: "records_void_total",
-    help: "Records that took no effect and would outlive in compaction what decided before them: trimmers' that came too late, and such as can't be decoded.",
-};
-const TOMBSTONES_SENT: Description =
-    Description { name: "trim_tombstones_sent_total", help: "Tombstones that this node sent as a trimmer." };
-const SNAPSHOTS_INSTALLED: Description = Description {
-    name: "snapshots_installed_total",
-    help: "Times the store was filled with another member's.",
-};
-const SNAPSHOTS_SERVED: Description =
-    Description { name: "snapshots_served_total", help: "Copies of the store that others began to fetch." };
-const REPAIRS_SENT: Description = Description {
-    name: "trim_repairs_sent_total",
-    help: "Records that this node sent once more, to repair.",
-};
-const TRIMMER: Description = Description {
-    name: "trimmer",
-    help: "1 while this node trims the log: it is elected, and the topic fit.",
-};
-
-const BUILD_INFO: Description = Description { name: "build_info", help: "1, with the version." };
+/// The registry that the metrics are in, for those that come later.
+#[expect(clippy::unnecessary_wraps, reason = "a row's function may fail")]
+fn itself(registry: &Registry) -> prometheus::Result<Registry> {
+    Ok(registry.clone())
+}
 
 impl Metrics {
     /// # Errors
     /// When two metrics have the same name.
     pub fn new() -> prometheus::Result<Self> {
-        let registry = Registry::new();
-        let r = &registry;
-        let metrics = Self {
-            requests: counters(r, REQUESTS, &["interface", "operation", "outcome"])?,
-            request_seconds: histograms(r, REQUEST_SECONDS, &["interface", "operation"])?,
-            records_applied: counter(r, RECORDS_APPLIED)?,
-            poison_records: counter(r, POISON_RECORDS)?,
-            resyncs: counter(r, RESYNCS)?,
-            batch_records: histogram(r, BATCH_RECORDS, &[1.0, 10.0, 100.0, 1_000.0, 10_000.0])?,
-            apply_seconds: histogram(r, APPLY_SECONDS, &SECONDS)?,
-            appends: counters(r, APPENDS, &["outcome"])?,
-            append_seconds: histogram(r, APPEND_SECONDS, &SECONDS)?,
-            peer_reads: counters(r, PEER_READS, &["outcome"])?,
-            peer_read_seconds: histogram(r, PEER_READ_SECONDS, &SECONDS)?,
-            connections: gauges(r, CONNECTIONS, &["interface"])?,
-            connections_limit: gauge(r, CONNECTIONS_LIMIT)?,
-            rpc_connections_refused: counter(r, RPC_CONNECTIONS_REFUSED)?,
-            request_memory_refusals: counter(r, REQUEST_MEMORY_REFUSALS)?,
-            keys_swept: counter(r, KEYS_SWEPT)?,
-            records_trimmed: counter(r, RECORDS_TRIMMED)?,
-            records_void: counter(r, RECORDS_VOID)?,
-            tombstones_sent: counter(r, TOMBSTONES_SENT)?,
-            snapshots_installed: counter(r, SNAPSHOTS_INSTALLED)?,
-            snapshots_served: counter(r, SNAPSHOTS_SERVED)?,
-            repairs_sent: counter(r, REPAIRS_SENT)?,
-            trimmer: gauge(r, TRIMMER)?,
-            registry,
-        };
+        let metrics = Self::register(&Registry::new())?;
         metrics.begin_series();
         metrics.describe_process()?;
         Ok(metrics)
@@ -175,7 +121,7 @@ impl Metrics {
     }
 
     fn describe_process(&self) -> prometheus::Result<()> {
-        let build = gauges(&self.registry, BUILD_INFO, &["version", "revision"])?;
+        let build = gauges(&self.registry, "build_info", "1, with the version.", &["version", "revision"])?;
         let revision = option_env!("BITACORA_REVISION").unwrap_or("unknown");
         build.with_label_values(&[env!("CARGO_PKG_VERSION"), revision]).set(1);
         self.registry.register(Box::new(ProcessCollector::for_self()))

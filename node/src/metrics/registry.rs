@@ -1,16 +1,34 @@
-//! Metrics of this project's prefix, made and registered in one call.
+//! Metrics of this project's prefix, made and registered in one call. Each call takes the name without the prefix, and the help.
 
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry,
 };
 
-/// Name, without the prefix, and help of a metric.
-#[derive(Clone, Copy)]
-pub struct Description {
-    pub name: &'static str,
-    pub help: &'static str,
+/// Declares a struct of metrics and `register`, which makes them. Each stands there once: its field, and after `=` the function that
+/// makes it, without the registry, which is that function's first argument.
+macro_rules! declare_metrics {
+    (
+        $(#[$attribute:meta])*
+        $visibility:vis struct $name:ident {
+            $($field_visibility:vis $field:ident: $type:ty = $($make:ident)::+($($argument:expr),* $(,)?),)+
+        }
+    ) => {
+        $(#[$attribute])*
+        $visibility struct $name {
+            $($field_visibility $field: $type,)+
+        }
+
+        impl $name {
+            /// Fails if a name is taken.
+            pub(crate) fn register(registry: &::prometheus::Registry) -> ::prometheus::Result<Self> {
+                Ok(Self { $($field: $($make)::+(registry $(, $argument)*)?,)+ })
+            }
+        }
+    };
 }
+
+pub(crate) use declare_metrics;
 
 fn register<M: prometheus::core::Collector + Clone + 'static>(
     registry: &Registry,
@@ -20,7 +38,7 @@ fn register<M: prometheus::core::Collector + Clone + 'static>(
     Ok(metric)
 }
 
-fn opts(Description { name, help }: Description) -> Opts {
+fn opts(name: &str, help: &str) -> Opts {
     Opts::new(format!("bitacora_{name}"), help)
 }
 
@@ -28,8 +46,8 @@ fn opts(Description { name, help }: Description) -> Opts {
 ///
 /// # Errors
 /// When the name is taken.
-pub fn counter(registry: &Registry, description: Description) -> prometheus::Result<IntCounter> {
-    register(registry, IntCounter::with_opts(opts(description))?)
+pub fn counter(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+    register(registry, IntCounter::with_opts(opts(name, help))?)
 }
 
 /// A counter for each combination of labels.
@@ -38,26 +56,27 @@ pub fn counter(registry: &Registry, description: Description) -> prometheus::Res
 /// When the name is taken.
 pub fn counters(
     registry: &Registry,
-    description: Description,
+    name: &str,
+    help: &str,
     labels: &[&str],
 ) -> prometheus::Result<IntCounterVec> {
-    register(registry, IntCounterVec::new(opts(description), labels)?)
+    register(registry, IntCounterVec::new(opts(name, help), labels)?)
 }
 
 /// A gauge of whole numbers.
 ///
 /// # Errors
 /// When the name is taken.
-pub fn gauge(registry: &Registry, description: Description) -> prometheus::Result<IntGauge> {
-    register(registry, IntGauge::with_opts(opts(description))?)
+pub fn gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+    register(registry, IntGauge::with_opts(opts(name, help))?)
 }
 
 /// A gauge of fractions.
 ///
 /// # Errors
 /// When the name is taken.
-pub fn float_gauge(registry: &Registry, description: Description) -> prometheus::Result<Gauge> {
-    register(registry, Gauge::with_opts(opts(description))?)
+pub fn float_gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<Gauge> {
+    register(registry, Gauge::with_opts(opts(name, help))?)
 }
 
 /// A gauge of whole numbers for each combination of labels.
@@ -66,10 +85,11 @@ pub fn float_gauge(registry: &Registry, description: Description) -> prometheus:
 /// When the name is taken.
 pub fn gauges(
     registry: &Registry,
-    description: Description,
+    name: &str,
+    help: &str,
     labels: &[&str],
 ) -> prometheus::Result<IntGaugeVec> {
-    register(registry, IntGaugeVec::new(opts(description), labels)?)
+    register(registry, IntGaugeVec::new(opts(name, help), labels)?)
 }
 
 /// A gauge of fractions for each combination of labels.
@@ -78,10 +98,11 @@ pub fn gauges(
 /// When the name is taken.
 pub fn float_gauges(
     registry: &Registry,
-    description: Description,
+    name: &str,
+    help: &str,
     labels: &[&str],
 ) -> prometheus::Result<GaugeVec> {
-    register(registry, GaugeVec::new(opts(description), labels)?)
+    register(registry, GaugeVec::new(opts(name, help), labels)?)
 }
 
 /// A histogram with these upper bounds.
@@ -90,10 +111,11 @@ pub fn float_gauges(
 /// When the name is taken.
 pub fn histogram(
     registry: &Registry,
-    description: Description,
+    name: &str,
+    help: &str,
     buckets: &[f64],
 ) -> prometheus::Result<Histogram> {
-    let opts = HistogramOpts { common_opts: opts(description), buckets: buckets.to_vec() };
+    let opts = HistogramOpts { common_opts: opts(name, help), buckets: buckets.to_vec() };
     register(registry, Histogram::with_opts(opts)?)
 }
 
@@ -103,9 +125,10 @@ pub fn histogram(
 /// When the name is taken.
 pub fn histograms(
     registry: &Registry,
-    description: Description,
+    name: &str,
+    help: &str,
     labels: &[&str],
 ) -> prometheus::Result<HistogramVec> {
-    let opts = HistogramOpts { common_opts: opts(description), buckets: super::SECONDS.to_vec() };
+    let opts = HistogramOpts { common_opts: opts(name, help), buckets: super::SECONDS.to_vec() };
     register(registry, HistogramVec::new(opts, labels)?)
 }

@@ -1,110 +1,48 @@
 //! Metrics of the log's client.
 
-use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec, Registry};
+use prometheus::{GaugeVec, IntCounterVec, IntGaugeVec};
 
 use super::{NO_LABELS, set};
 use crate::log::LogStatistics;
-use crate::metrics::registry::{Description, counters, float_gauges, gauges};
+use crate::metrics::registry::{counters, declare_metrics, float_gauges, gauges};
 
-pub(super) struct LogMetrics {
-    producer_queue: [IntGaugeVec; 3],
-    reader_queue: [IntGaugeVec; 2],
-    client_sent: IntCounterVec,
-    client_received: IntCounterVec,
-    broker_up: IntGaugeVec,
-    broker_rtt: GaugeVec,
-    broker_throttle: GaugeVec,
-    broker_errors: IntCounterVec,
-    broker_timeouts: IntCounterVec,
+/// A client of librdkafka: the producer, the reader or the one for questions.
+const OF_CLIENT: &[&str] = &["client"];
+const OF_BROKER: &[&str] = &["client", "broker"];
+
+declare_metrics! {
+    pub(super) struct LogMetrics {
+        producer_queue_records: IntGaugeVec = gauges("producer_queue_records", "Records that wait for their acknowledgement.", NO_LABELS),
+        producer_queue_bytes: IntGaugeVec = gauges("producer_queue_bytes", "Bytes of them.", NO_LABELS),
+        producer_queue_limit: IntGaugeVec = gauges("producer_queue_limit_bytes", "Writes are refused beyond.", NO_LABELS),
+        reader_queue_records: IntGaugeVec = gauges("kafka_reader_queue_records", "Records fetched and not yet taken.", NO_LABELS),
+        reader_queue_bytes: IntGaugeVec = gauges("kafka_reader_queue_bytes", "Bytes of them.", NO_LABELS),
+        client_sent: IntCounterVec = counters("kafka_sent_bytes_total", "Bytes sent to brokers.", OF_CLIENT),
+        client_received: IntCounterVec =
+            counters("kafka_received_bytes_total", "Bytes received from brokers.", OF_CLIENT),
+        broker_up: IntGaugeVec = gauges("kafka_broker_up", "1 while connected.", OF_BROKER),
+        broker_rtt: GaugeVec =
+            float_gauges("kafka_broker_rtt_seconds", "Round trip, mean of the last interval.", OF_BROKER),
+        broker_throttle: GaugeVec =
+            float_gauges("kafka_broker_throttle_seconds", "Throttling by the broker, mean of the last interval.", OF_BROKER),
+        broker_errors: IntCounterVec =
+            counters("kafka_broker_errors_total", "Failed transmissions and receptions.", OF_BROKER),
+        broker_timeouts: IntCounterVec =
+            counters("kafka_broker_request_timeouts_total", "Requests that timed out.", OF_BROKER),
+    }
 }
 
 impl LogMetrics {
-    pub(super) fn new(r: &Registry) -> prometheus::Result<Self> {
-        let broker = &["client", "broker"];
-        Ok(Self {
-            producer_queue: [
-                gauges(
-                    r,
-                    Description {
-                        name: "producer_queue_records",
-                        help: "Records that wait for their acknowledgement.",
-                    },
-                    &[],
-                )?,
-                gauges(r, Description { name: "producer_queue_bytes", help: "Bytes of them." }, &[])?,
-                gauges(
-                    r,
-                    Description { name: "producer_queue_limit_bytes", help: "Writes are refused beyond." },
-                    &[],
-                )?,
-            ],
-            reader_queue: [
-                gauges(
-                    r,
-                    Description {
-                        name: "kafka_reader_queue_records",
-                        help: "Records fetched and not yet taken.",
-                    },
-                    &[],
-                )?,
-                gauges(r, Description { name: "kafka_reader_queue_bytes", help: "Bytes of them." }, &[])?,
-            ],
-            client_sent: counters(
-                r,
-                Description { name: "kafka_sent_bytes_total", help: "Bytes sent to brokers." },
-                &["client"],
-            )?,
-            client_received: counters(
-                r,
-                Description { name: "kafka_received_bytes_total", help: "Bytes received from brokers." },
-                &["client"],
-            )?,
-            broker_up: gauges(
-                r,
-                Description { name: "kafka_broker_up", help: "1 while connected." },
-                broker,
-            )?,
-            broker_rtt: float_gauges(
-                r,
-                Description {
-                    name: "kafka_broker_rtt_seconds",
-                    help: "Round trip, mean of the last interval.",
-                },
-                broker,
-            )?,
-            broker_throttle: float_gauges(
-                r,
-                Description {
-                    name: "kafka_broker_throttle_seconds",
-                    help: "Throttling by the broker, mean of the last interval.",
-                },
-                broker,
-            )?,
-            broker_errors: counters(
-                r,
-                Description {
-                    name: "kafka_broker_errors_total",
-                    help: "Failed transmissions and receptions.",
-                },
-                broker,
-            )?,
-            broker_timeouts: counters(
-                r,
-                Description { name: "kafka_broker_request_timeouts_total", help: "Requests that timed out." },
-                broker,
-            )?,
-        })
-    }
-
     pub(super) fn fill(&self, log: &LogStatistics) {
-        let queue = log.producer_queue.as_ref();
-        let figures = queue.map(|queue| [queue.records, queue.bytes, queue.limit_bytes]);
-        for (index, metric) in self.producer_queue.iter().enumerate() {
-            set(metric, NO_LABELS, figures.map(|figures| figures[index].cast_signed()));
-        }
-        let figures = log.reader_queue.as_ref().map(|queue| [queue.records, queue.bytes]);
-        for (index, metric) in self.reader_queue.iter().enumerate() {
-            set(metric, NO_LABELS, figures.map(|figures| figures[index].cast_signed()));
+        let (producer, reader) = (log.producer_queue.as_ref(), log.reader_queue.as_ref());
+        for (metric, value) in [
+            (&self.producer_queue_records, producer.map(|queue| queue.records)),
+            (&self.producer_queue_bytes, producer.map(|queue| queue.bytes)),
+            (&self.producer_queue_limit, producer.map(|queue| queue.limit_bytes)),
+            (&self.reader_queue_records, reader.map(|queue| queue.records)),
+            (&self.reader_queue_bytes, reader.map(|queue| queue.bytes)),
+        ] {
+            set(metric, NO_LABELS, value.map(u64::cast_signed));
         }
         // Brokers come and go; a client that is made anew counts from 0, as a counter may.
         for metric in [&self.client_sent, &self.client_received, &self.broker_errors, &self.broker_timeouts] {

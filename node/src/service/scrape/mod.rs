@@ -16,7 +16,7 @@ use self::replica::ReplicaMetrics;
 use self::store::StoreMetrics;
 use crate::cluster::{Membership, MembershipState};
 use crate::log::LogStatistics;
-use crate::metrics::registry::{Description, counter, gauge};
+use crate::metrics::registry::{counter, declare_metrics, gauge};
 use crate::replication::progress::Progress;
 use crate::store::StoreStats;
 
@@ -39,73 +39,29 @@ pub struct Figures<'a> {
     pub request_memory: (u64, u64),
 }
 
-/// Metrics that are read off other parts. Those that may be unknown have a registry's entry without a series until they
-/// are known, which takes a vector, with or without labels.
-struct Gauges {
-    ready: IntGauge,
-    replica: ReplicaMetrics,
-    members: IntGauge,
-    membership_connected: IntGauge,
-    registered: IntGauge,
-    sessions: IntCounter,
-    request_memory: IntGauge,
-    request_memory_limit: IntGauge,
-    log: LogMetrics,
-    store: StoreMetrics,
+declare_metrics! {
+    /// Metrics that are read off other parts. Those that may be unknown have a registry's entry without a series until they
+    /// are known, which takes a vector, with or without labels.
+    struct Gauges {
+        ready: IntGauge = gauge("ready", "1 when the node is ready for requests."),
+        replica: ReplicaMetrics = ReplicaMetrics::register(),
+        members: IntGauge = gauge("members", "Members of the cluster that this node knows, itself included."),
+        membership_connected: IntGauge = gauge("membership_connected", "1 while the membership (ZooKeeper) answers."),
+        registered: IntGauge = gauge("registered", "1 while ZooKeeper answers and holds this node's own entries."),
+        sessions: IntCounter =
+            counter("zookeeper_sessions_total", "ZooKeeper sessions under which this node has registered."),
+        request_memory: IntGauge = gauge("request_memory_bytes", "Memory that requests and answers under way take."),
+        request_memory_limit: IntGauge = gauge("request_memory_limit_bytes", "REQUEST_MEMORY."),
+        log: LogMetrics = LogMetrics::register(),
+        store: StoreMetrics = StoreMetrics::register(),
+    }
 }
 
 impl Scrape {
     /// # Errors
     /// When two metrics have the same name.
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let gauges = Gauges {
-            ready: gauge(
-                registry,
-                Description { name: "ready", help: "1 when the node is ready for requests." },
-            )?,
-            replica: ReplicaMetrics::new(registry)?,
-            members: gauge(
-                registry,
-                Description {
-                    name: "members",
-                    help: "Members of the cluster that this node knows, itself included.",
-                },
-            )?,
-            membership_connected: gauge(
-                registry,
-                Description {
-                    name: "membership_connected",
-                    help: "1 while the membership (ZooKeeper) answers.",
-                },
-            )?,
-            registered: gauge(
-                registry,
-                Description {
-                    name: "registered",
-                    help: "1 while ZooKeeper answers and holds this node's own entries.",
-                },
-            )?,
-            sessions: counter(
-                registry,
-                Description {
-                    name: "zookeeper_sessions_total",
-                    help: "ZooKeeper sessions under which this node has registered.",
-                },
-            )?,
-            request_memory: gauge(
-                registry,
-                Description {
-                    name: "request_memory_bytes",
-                    help: "Memory that requests and answers under way take.",
-                },
-            )?,
-            request_memory_limit: gauge(
-                registry,
-                Description { name: "request_memory_limit_bytes", help: "REQUEST_MEMORY." },
-            )?,
-            log: LogMetrics::new(registry)?,
-            store: StoreMetrics::new(registry)?,
-        };
+        let gauges = Gauges::register(registry)?;
         Ok(Self { registry: registry.clone(), gauges: Mutex::new(gauges) })
     }
 

@@ -1,78 +1,44 @@
 //! Metrics of how far the replica is.
 
-use prometheus::{Gauge, GaugeVec, IntGauge, IntGaugeVec, Registry};
+use prometheus::{Gauge, GaugeVec, IntGauge, IntGaugeVec};
 
 use super::{NO_LABELS, set};
-use crate::metrics::registry::{Description, float_gauge, float_gauges, gauge, gauges};
+use crate::metrics::registry::{declare_metrics, float_gauge, float_gauges, gauge, gauges};
 use crate::replication::progress::Progress;
 
-pub(super) struct ReplicaMetrics {
-    heartbeat_age: Gauge,
-    partitions: PartitionMetrics,
-    caught_up: IntGauge,
-    restored: IntGauge,
-    restored_ratio: GaugeVec,
-    restore_remaining: GaugeVec,
-    restore_duration: GaugeVec,
+const OF_PARTITION: &[&str] = &["partition"];
+
+declare_metrics! {
+    pub(super) struct ReplicaMetrics {
+        heartbeat_age: Gauge =
+            float_gauge("replica_heartbeat_age_seconds", "Time since the replica's thread last showed a sign of life."),
+        partitions: PartitionMetrics = PartitionMetrics::register(),
+        caught_up: IntGauge = gauge("caught_up", "1 when everything up to fresh high watermarks is applied."),
+        restored: IntGauge = gauge("restored", "1 when the store has been caught up at some time."),
+        restored_ratio: GaugeVec =
+            float_gauges("restored_ratio", "Part of the offsets to read at the start that has been read.", NO_LABELS),
+        restore_remaining: GaugeVec =
+            float_gauges("restore_remaining_seconds", "Estimate of the restore's time left, from the speed so far.", NO_LABELS),
+        restore_duration: GaugeVec =
+            float_gauges("restore_duration_seconds", "Time from the process's start until it was caught up.", NO_LABELS),
+    }
 }
 
-struct PartitionMetrics {
-    applied_offset: IntGaugeVec,
-    high_watermark: IntGaugeVec,
-    high_watermark_age: GaugeVec,
-    lag_records: IntGaugeVec,
-    lag_seconds: GaugeVec,
+declare_metrics! {
+    struct PartitionMetrics {
+        applied_offset: IntGaugeVec = gauges("applied_offset", "Offset of the last record applied.", OF_PARTITION),
+        high_watermark: IntGaugeVec =
+            gauges("high_watermark_offset", "High watermark (exclusive) as last learnt.", OF_PARTITION),
+        high_watermark_age: GaugeVec =
+            float_gauges("high_watermark_age_seconds", "Time since the high watermark was asked for.", OF_PARTITION),
+        lag_records: IntGaugeVec =
+            gauges("lag_records", "Offsets between the next offset and the high watermark.", OF_PARTITION),
+        lag_seconds: GaugeVec =
+            float_gauges("lag_seconds", "Time since the log first reached what is still to be applied.", OF_PARTITION),
+    }
 }
 
 impl ReplicaMetrics {
-    pub(super) fn new(r: &Registry) -> prometheus::Result<Self> {
-        Ok(Self {
-            heartbeat_age: float_gauge(
-                r,
-                Description {
-                    name: "replica_heartbeat_age_seconds",
-                    help: "Time since the replica's thread last showed a sign of life.",
-                },
-            )?,
-            partitions: PartitionMetrics::new(r)?,
-            caught_up: gauge(
-                r,
-                Description {
-                    name: "caught_up",
-                    help: "1 when everything up to fresh high watermarks is applied.",
-                },
-            )?,
-            restored: gauge(
-                r,
-                Description { name: "restored", help: "1 when the store has been caught up at some time." },
-            )?,
-            restored_ratio: float_gauges(
-                r,
-                Description {
-                    name: "restored_ratio",
-                    help: "Part of the offsets to read at the start that has been read.",
-                },
-                &[],
-            )?,
-            restore_remaining: float_gauges(
-                r,
-                Description {
-                    name: "restore_remaining_seconds",
-                    help: "Estimate of the restore's time left, from the speed so far.",
-                },
-                &[],
-            )?,
-            restore_duration: float_gauges(
-                r,
-                Description {
-                    name: "restore_duration_seconds",
-                    help: "Time from the process's start until it was caught up.",
-                },
-                &[],
-            )?,
-        })
-    }
-
     pub(super) fn fill(&self, progress: &Progress) {
         self.heartbeat_age.set(progress.heartbeat_age().as_secs_f64());
         self.partitions.fill(progress);
@@ -86,49 +52,6 @@ impl ReplicaMetrics {
 }
 
 impl PartitionMetrics {
-    fn new(r: &Registry) -> prometheus::Result<Self> {
-        let labels = &["partition"];
-        Ok(Self {
-            applied_offset: gauges(
-                r,
-                Description { name: "applied_offset", help: "Offset of the last record applied." },
-                labels,
-            )?,
-            high_watermark: gauges(
-                r,
-                Description {
-                    name: "high_watermark_offset",
-                    help: "High watermark (exclusive) as last learnt.",
-                },
-                labels,
-            )?,
-            high_watermark_age: float_gauges(
-                r,
-                Description {
-                    name: "high_watermark_age_seconds",
-                    help: "Time since the high watermark was asked for.",
-                },
-                labels,
-            )?,
-            lag_records: gauges(
-                r,
-                Description {
-                    name: "lag_records",
-                    help: "Offsets between the next offset and the high watermark.",
-                },
-                labels,
-            )?,
-            lag_seconds: float_gauges(
-                r,
-                Description {
-                    name: "lag_seconds",
-                    help: "Time since the log first reached what is still to be applied.",
-                },
-                labels,
-            )?,
-        })
-    }
-
     fn fill(&self, progress: &Progress) {
         for partition in progress.partitions() {
             let label = &[partition.partition.to_string()];
