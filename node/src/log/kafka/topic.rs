@@ -94,11 +94,20 @@ fn partitions(queries: &BaseConsumer<LastProblem>, topic: &str) -> KafkaResult<O
     }
 }
 
+/// Creates the topic, and waits until it is known. Returns the number of its partitions, which are another node's if that was
+/// faster.
 fn create(
     queries: &BaseConsumer<LastProblem>,
     settings: &KafkaSettings,
     answered: &dyn Fn(),
 ) -> Result<usize, OpenError> {
+    request_creation(settings)?;
+    answered();
+    wait_until_known(queries, &settings.topic)
+}
+
+/// Asks Kafka to create the topic.
+fn request_creation(settings: &KafkaSettings) -> Result<(), OpenError> {
     let topic = &settings.topic;
     let max_message_bytes = (settings.max_record_bytes + HEADROOM_BYTES).to_string();
     let delete_retention = settings.delete_retention.as_millis().to_string();
@@ -116,39 +125,38 @@ fn create(
     match answer.map(|mut results| results.pop()) {
         Ok(Some(Ok(_))) => {
             tracing::info!(topic, partitions = settings.partitions, "created the compacted topic");
+            Ok(())
         }
         // Another node was faster.
-        Ok(Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists)))) => {}
-        Ok(Some(Err((
-            _,
-            code @ (RDKafkaErrorCode::InvalidReplicationFactor
-            | RDKafkaErrorCode::InvalidPartitions
-            | RDKafkaErrorCode::InvalidTopic
-            | RDKafkaErrorCode::TopicAuthorizationFailed
-            | RDKafkaErrorCode::ClusterAuthorizationFailed
-            | RDKafkaErrorCode::PolicyViolation),
-        )))) => {
-            return Err(OpenError::Refused(format!(
-                "the topic '{topic}' (KAFKA_TOPIC) is missing and Kafka refuses to create it: {code}; mend TOPIC_PARTITIONS, TOPIC_REPLICATION_FACTOR or the permissions, or create it by hand:\n  {}",
-                create_command(settings)
-            )));
-        }
-        Ok(Some(Err((_, code)))) => {
-            return Err(OpenError::Unavailable(format!(
-                "the topic '{topic}' could not be created yet: {code}"
-            )));
-        }
-        Ok(None) => {
-            return Err(OpenError::Unavailable(format!("Kafka did not say whether it created '{topic}'")));
-        }
+        Ok(Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists)))) => Ok(()),
+        Ok(Some(Err((_, code)))) => Err(creation_error(settings, code)),
+        Ok(None) => Err(OpenError::Unavailable(format!("Kafka did not say whether it created '{topic}'"))),
         Err(error) => {
-            return Err(OpenError::Unavailable(format!(
-                "the topic '{topic}' could not be created yet: {error}"
-            )));
+            Err(OpenError::Unavailable(format!("the topic '{topic}' could not be created yet: {error}")))
         }
     }
-    answered();
-    // The topic is known to the controller first and to the other brokers a moment later.
+}
+
+/// Why Kafka did not create the topic, by its code: whether that may pass, or must be mended.
+fn creation_error(settings: &KafkaSettings, code: RDKafkaErrorCode) -> OpenError {
+    let topic = &settings.topic;
+    match code {
+        RDKafkaErrorCode::InvalidReplicationFactor
+        | RDKafkaErrorCode::InvalidPartitions
+        | RDKafkaErrorCode::InvalidTopic
+        | RDKafkaErrorCode::TopicAuthorizationFailed
+        | RDKafkaErrorCode::ClusterAuthorizationFailed
+        | RDKafkaErrorCode::PolicyViolation => OpenError::Refused(format!(
+            "the topic '{topic}' (KAFKA_TOPIC) is missing and Kafka refuses to create it: {code}; mend TOPIC_PARTITIONS, TOPIC_REPLICATION_FACTOR or the permissions, or create it by hand:\n  {}",
+            create_command(settings)
+        )),
+        code => OpenError::Unavailable(format!("the topic '{topic}' could not be created yet: {code}")),
+    }
+}
+
+/// Waits for a new topic, which is known to the controller first and to the other brokers a moment later. Returns the number of
+/// its partitions.
+fn wait_until_known(queries: &BaseConsumer<LastProblem>, topic: &str) -> Result<usize, OpenError> {
     let deadline = Instant::now() + QUERY_TIMEOUT;
     loop {
         match partitions(queries, topic) {

@@ -100,6 +100,7 @@ impl SnapshotSource for Fetcher {
                     }
                 }
             }
+            // No back-off, and so none of `backon`'s: a busy member says in `Retry-After` when to ask again.
             let pause = busy?;
             let until = Instant::now() + pause.min(MAX_PAUSE);
             while Instant::now() < until {

@@ -142,67 +142,84 @@ impl<W: Write, A: FnMut(&Header) -> Result<(), String>> Receiver<W, A> {
     /// # Errors
     /// When the stream is not a snapshot, not wanted or damaged, or the disk fails. No more may be pushed then.
     pub fn push(&mut self, mut bytes: &[u8]) -> Result<(), StreamError> {
-        loop {
-            match self.state {
-                State::Frame(left) => {
-                    let (now, rest) = bytes.split_at(left.min(bytes.len()));
-                    self.out.write_all(now)?;
-                    self.hash.update(now);
-                    self.written += now.len() as u64;
-                    bytes = rest;
-                    self.state =
-                        if now.len() == left { State::Length } else { State::Frame(left - now.len()) };
-                    if bytes.is_empty() {
-                        return Ok(());
-                    }
-                }
-                State::Start => {
-                    let Some(head) = self.take(&mut bytes, MAGIC.len() + 4) else { return Ok(()) };
-                    let (magic, length) = head.split_at(MAGIC.len());
-                    if magic != MAGIC {
-                        return Err(StreamError::NoSnapshot);
-                    }
-                    let length = number(length) as usize;
-                    if length > MAX_HEADER_BYTES {
-                        return Err(StreamError::Header(format!("it has {length} bytes")));
-                    }
-                    // Back, until the rest of it is there.
-                    self.unread.splice(..0, head);
-                    let Some(header) = self.take(&mut bytes, MAGIC.len() + 4 + length) else { return Ok(()) };
-                    let header: Header = serde_json::from_slice(&header[MAGIC.len() + 4..])
-                        .map_err(|error| StreamError::Header(error.to_string()))?;
-                    if header.format != FORMAT {
-                        return Err(StreamError::Format(header.format));
-                    }
-                    (self.accept)(&header).map_err(StreamError::Unwanted)?;
-                    self.header = Some(header);
-                    self.state = State::Length;
-                }
-                State::Length => {
-                    let Some(length) = self.take(&mut bytes, 4) else { return Ok(()) };
-                    self.state = match number(&length) {
-                        0 => State::End,
-                        length if length as usize > FRAME_BYTES => return Err(StreamError::Frame(length)),
-                        length => State::Frame(length as usize),
-                    };
-                    let announced = self.header.as_ref().map_or(0, |header| header.bytes);
-                    if self.written > announced.saturating_add(announced / 4).saturating_add(ROOM_BYTES) {
-                        return Err(StreamError::TooLarge(announced));
-                    }
-                }
-                State::End => {
-                    let Some(end) = self.take(&mut bytes, 24) else { return Ok(()) };
-                    let (length, checksum) = end.split_at(8);
-                    let whole = length == self.written.to_be_bytes();
-                    if !whole || checksum != self.hash.digest128().to_be_bytes() {
-                        return Err(StreamError::Checksum);
-                    }
-                    self.state = State::Done;
-                }
-                State::Done if bytes.is_empty() && self.unread.is_empty() => return Ok(()),
-                State::Done => return Err(StreamError::Trailing),
-            }
+        while self.take_next(&mut bytes)? {}
+        Ok(())
+    }
+
+    /// Takes the next part of the stream off the front of `bytes`. Returns whether there may be another; if not, all of `bytes` is
+    /// taken.
+    fn take_next(&mut self, bytes: &mut &[u8]) -> Result<bool, StreamError> {
+        match self.state {
+            State::Start => self.take_header(bytes),
+            State::Length => self.take_length(bytes),
+            State::Frame(left) => self.take_content(bytes, left),
+            State::End => self.take_end(bytes),
+            State::Done if bytes.is_empty() && self.unread.is_empty() => Ok(false),
+            State::Done => Err(StreamError::Trailing),
         }
+    }
+
+    /// The magic and the header.
+    fn take_header(&mut self, bytes: &mut &[u8]) -> Result<bool, StreamError> {
+        let Some(head) = self.take(bytes, MAGIC.len() + 4) else { return Ok(false) };
+        let (magic, length) = head.split_at(MAGIC.len());
+        if magic != MAGIC {
+            return Err(StreamError::NoSnapshot);
+        }
+        let length = number(length) as usize;
+        if length > MAX_HEADER_BYTES {
+            return Err(StreamError::Header(format!("it has {length} bytes")));
+        }
+        // Back, until the rest of it is there.
+        self.unread.splice(..0, head);
+        let Some(header) = self.take(bytes, MAGIC.len() + 4 + length) else { return Ok(false) };
+        let header: Header = serde_json::from_slice(&header[MAGIC.len() + 4..])
+            .map_err(|error| StreamError::Header(error.to_string()))?;
+        if header.format != FORMAT {
+            return Err(StreamError::Format(header.format));
+        }
+        (self.accept)(&header).map_err(StreamError::Unwanted)?;
+        self.header = Some(header);
+        self.state = State::Length;
+        Ok(true)
+    }
+
+    /// The length of a frame, or the 0 behind the last one.
+    fn take_length(&mut self, bytes: &mut &[u8]) -> Result<bool, StreamError> {
+        let Some(length) = self.take(bytes, 4) else { return Ok(false) };
+        self.state = match number(&length) {
+            0 => State::End,
+            length if length as usize > FRAME_BYTES => return Err(StreamError::Frame(length)),
+            length => State::Frame(length as usize),
+        };
+        let announced = self.header.as_ref().map_or(0, |header| header.bytes);
+        if self.written > announced.saturating_add(announced / 4).saturating_add(ROOM_BYTES) {
+            return Err(StreamError::TooLarge(announced));
+        }
+        Ok(true)
+    }
+
+    /// As much as there is of a frame of which `left` bytes are missing.
+    fn take_content(&mut self, bytes: &mut &[u8], left: usize) -> Result<bool, StreamError> {
+        let (now, rest) = bytes.split_at(left.min(bytes.len()));
+        self.out.write_all(now)?;
+        self.hash.update(now);
+        self.written += now.len() as u64;
+        *bytes = rest;
+        self.state = if now.len() == left { State::Length } else { State::Frame(left - now.len()) };
+        Ok(!rest.is_empty())
+    }
+
+    /// The length and the checksum of all frames.
+    fn take_end(&mut self, bytes: &mut &[u8]) -> Result<bool, StreamError> {
+        let Some(end) = self.take(bytes, 24) else { return Ok(false) };
+        let (length, checksum) = end.split_at(8);
+        let whole = length == self.written.to_be_bytes();
+        if !whole || checksum != self.hash.digest128().to_be_bytes() {
+            return Err(StreamError::Checksum);
+        }
+        self.state = State::Done;
+        Ok(true)
     }
 
     /// The stream has ended: returns what it was of, and where it was written to.
