@@ -7,6 +7,7 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use bitacora_program::console::{StdoutError, tell};
+use bitacora_program::environment::without_empty_variables;
 use bitacora_protocol::units::positive_duration;
 use bitacora_protocol::zookeeper::ConnectString;
 use clap::parser::ValueSource;
@@ -103,7 +104,7 @@ impl Cli {
     fn from(
         arguments: impl IntoIterator<Item = impl Into<std::ffi::OsString> + Clone>,
     ) -> Result<Self, clap::Error> {
-        let mut command = Self::command();
+        let mut command = without_empty_variables(Self::command());
         let matches = command.try_get_matches_from_mut(arguments)?;
         let mut cli = Self::from_arg_matches(&matches)?;
         let source = |name| Given::of(&matches, name);
