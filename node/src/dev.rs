@@ -1,10 +1,11 @@
 //! `dev`: a cluster of several nodes in one process, over an embedded log, with nothing to install.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
-use bitacora_program::console::print;
+use bitacora_program::console;
 use futures_util::future::{join_all, select_all};
 
 use crate::cluster::Address;
@@ -12,7 +13,7 @@ use crate::cluster::fixed::FixedMembership;
 use crate::data_dir::DataDir;
 use crate::log::Log;
 use crate::log::embedded::EmbeddedLog;
-use crate::node::{self, Node, Parts};
+use crate::node::{Node, Parts};
 use crate::serve::listen;
 use crate::settings::DevSettings;
 
@@ -33,12 +34,15 @@ pub async fn run(settings: DevSettings, stop: impl Future<Output = ()>) -> Resul
         listeners.push((http, listen(HOST, address.avro_port, "--port").await?));
     }
     let root = DataDir::open(&settings.data_dir)?;
+    take_over_folders(root.path())?;
     let log = EmbeddedLog::open(DataDir::open(&root.path().join("log"))?, TOPIC, PARTITIONS)?;
     let log: Arc<dyn Log> = Arc::new(log.with_delete_retention(settings.node.delete_retention));
     let members: Vec<_> = addresses.iter().map(Address::api).collect();
     let mut nodes = Vec::new();
-    for ((listener, rpc_listener), address) in listeners.into_iter().zip(addresses.clone()) {
-        let data_dir = DataDir::open(&root.path().join(format!("node-{}", address.api_port)))?;
+    for (number, ((listener, rpc_listener), address)) in
+        (1..).zip(listeners.into_iter().zip(addresses.clone()))
+    {
+        let data_dir = DataDir::open(&folder(root.path(), number))?;
         nodes.push(Node::start(Parts {
             log: Arc::clone(&log),
             membership: Arc::new(FixedMembership::new(members.clone(), &address.api())),
@@ -50,14 +54,43 @@ pub async fn run(settings: DevSettings, stop: impl Future<Output = ()>) -> Resul
         })?);
     }
     let progress: Vec<_> = nodes.iter().map(Node::progress).collect();
-    let failed = select_all(progress.iter().map(|progress| Box::pin(node::failed(progress))));
+    let failed = select_all(nodes.iter().map(|node| Box::pin(node.failed())));
     let outcome = tokio::select! {
+        () = stop => Ok(()),
         // The screen comes when what it promises is true.
-        () = async { ready(&progress).await; tell_user(&addresses, &settings); stop.await } => Ok(()),
+        () = async {
+            ready(&progress).await;
+            show(screen(&addresses, &settings));
+            std::future::pending().await
+        } => Ok(()),
         (reason, _, _) = failed => Err(anyhow!(reason)),
     };
     join_all(nodes.into_iter().map(Node::stop)).await;
     outcome
+}
+
+/// The folder of a node, by its place among the nodes: they may have other ports each time.
+fn folder(root: &Path, number: usize) -> PathBuf {
+    root.join(format!("node{number}"))
+}
+
+/// Versions before this named a node's folder by its port, `node-8080`, and left it behind when `--port` changed.
+fn take_over_folders(root: &Path) -> Result<()> {
+    let entries = std::fs::read_dir(root).with_context(|| format!("{} can't be read", root.display()))?;
+    let mut old: Vec<(u16, PathBuf)> = entries
+        .filter_map(|entry| {
+            let path = entry.ok()?.path();
+            Some((path.file_name()?.to_str()?.strip_prefix("node-")?.parse().ok()?, path))
+        })
+        .collect();
+    old.sort();
+    let mut free = (1..).map(|number| folder(root, number)).filter(|path| !path.exists());
+    for (_, path) in old {
+        let Some(new) = free.next() else { break };
+        std::fs::rename(&path, &new)
+            .with_context(|| format!("{} can't be renamed to {}", path.display(), new.display()))?;
+    }
+    Ok(())
 }
 
 fn address(first: u16, index: u16) -> Result<Address> {
@@ -76,9 +109,9 @@ async fn ready(progress: &[Arc<crate::replication::progress::Progress>]) {
     }
 }
 
-fn tell_user(addresses: &[Address], settings: &DevSettings) {
-    // The cluster runs, whether or not anybody can read it.
-    let _ = print(screen(addresses, settings) + "\n");
+/// Best effort, and on a thread of its own: whoever should read it may be gone, or read nothing.
+fn show(screen: String) {
+    tokio::task::spawn_blocking(move || drop(console::print(screen)));
 }
 
 fn screen(addresses: &[Address], settings: &DevSettings) -> String {
@@ -100,8 +133,8 @@ fn screen(addresses: &[Address], settings: &DevSettings) -> String {
         "\nData is kept in {} and survives a restart. Paste these into another terminal:\n\n  \
          curl -X POST 'http://{first}/rpc?key=one&value=abc'\n  \
          curl 'http://{second}/rpc?key=one'\n  \
-         curl 'http://{last}/status'\n\nCtrl-C stops it.\n",
-        settings.data_dir.display()
+         curl 'http://{last}/status'\n\nCtrl-C stops it.\n\n",
+        std::path::absolute(&settings.data_dir).unwrap_or_else(|_| settings.data_dir.clone()).display()
     );
     screen
 }

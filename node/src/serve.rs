@@ -13,7 +13,7 @@ use crate::cluster::own_address::own_address;
 use crate::cluster::zookeeper::ZooKeeperMembership;
 use crate::data_dir::DataDir;
 use crate::log::kafka::{KafkaLog, KafkaSettings};
-use crate::node::{self, Node, Parts};
+use crate::node::{Node, Parts};
 use crate::service::writes::{MAX_KEY_BYTES, RECORD_OVERHEAD_BYTES};
 use crate::settings::{AddressSource, ServeSettings};
 
@@ -65,10 +65,9 @@ pub async fn run(settings: ServeSettings, stop: impl Future<Output = ()>) -> Res
         address,
         settings: settings.node,
     })?;
-    let progress = node.progress();
     let outcome = tokio::select! {
         () = &mut stop => Ok(()),
-        reason = node::failed(&progress) => Err(anyhow!(reason)),
+        reason = node.failed() => Err(anyhow!(reason)),
     };
     node.stop().await;
     outcome
@@ -78,7 +77,9 @@ pub async fn run(settings: ServeSettings, stop: impl Future<Output = ()>) -> Res
 async fn address(settings: &ServeSettings, avro_port: u16) -> Result<Address> {
     let host = match (&settings.node_address, settings.address_source) {
         (Some(host), _) => host.clone(),
-        (None, AddressSource::Route) => own_address(&settings.zookeeper_hosts).await.to_string(),
+        (None, AddressSource::Route) => {
+            own_address(&settings.zookeeper_hosts, settings.bind_address).await.to_string()
+        }
         (None, AddressSource::Aws) => return aws::address(settings.api_port, avro_port).await,
     };
     Ok(Address { host, api_port: settings.api_port, avro_port })

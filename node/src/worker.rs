@@ -32,6 +32,12 @@ impl Worker {
         self.thread.thread().unpark();
     }
 
+    /// The name of the thread if it has ended, however that came.
+    #[must_use]
+    pub fn ended(&self) -> Option<&'static str> {
+        self.thread.is_finished().then_some(self.name)
+    }
+
     /// Waits until the thread has ended, no longer than until `deadline`. Blocks.
     ///
     /// # Errors

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// From the top. What is in the first may use each other; `lib` has helpers that anybody may use.
-const LAYERS: [&[&str]; 9] = [
-    &["main", "settings", "serve", "dev", "node", "lib", "testing"],
+const LAYERS: [&[&str]; 10] = [
+    &["main", "settings", "serve", "dev", "node", "process", "lib", "testing"],
     &["http", "rpc"],
     &["server"],
     &["service"],
@@ -15,6 +15,7 @@ const LAYERS: [&[&str]; 9] = [
     &["cluster", "store"],
     &["log"],
     &["answer_text", "clock", "data_dir", "lmdb", "metrics", "telemetry", "worker"],
+    &["http_client", "log_lines"],
 ];
 
 fn layer(room: &str) -> Option<usize> {
@@ -78,4 +79,22 @@ fn no_arrow_runs_back_up() {
 fn uses_are_found() {
     let text = "use crate::{http::Server, store};\n// crate::rpc\nfn f() { crate::log::open(); crate::now_ms() }\n#[cfg(test)]\nmod tests { use crate::node; }";
     assert_eq!(uses(&code(text)), BTreeSet::from(["http", "log", "now_ms", "store"]));
+}
+
+/// A client that is made elsewhere would go through the proxy that the environment names.
+#[test]
+fn http_clients_are_made_in_one_place() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    let makes = ["Client::new()", "Client::builder()", "ClientBuilder::new()", "reqwest::get("];
+    let wrong: Vec<_> = files
+        .iter()
+        .filter(|file| !file.ends_with("http_client.rs"))
+        .filter(|file| {
+            let code = code(&std::fs::read_to_string(file).expect("readable"));
+            makes.iter().any(|words| code.contains(words))
+        })
+        .collect();
+    assert!(wrong.is_empty(), "they should use http_client::builder(): {wrong:?}");
 }

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
 use crate::cluster::Address;
+use crate::http_client;
 use crate::read_text_limited;
 
 /// Set in a task's containers by ECS: where the metadata of this container are.
@@ -69,9 +70,7 @@ struct Metadata {
 
 impl Metadata {
     fn new(task: Option<String>, instance: &str) -> Result<Self> {
-        // Both are link-local: a proxy would answer for its own machine, if at all.
-        let http = Client::builder()
-            .no_proxy()
+        let http = http_client::builder()
             .redirect(reqwest::redirect::Policy::none())
             .timeout(REQUEST_TIMEOUT)
             .build()

@@ -32,6 +32,12 @@ pub trait Membership: Send + Sync + 'static {
     /// Whether it is this node's turn to trim the log. Never blocks; one member's at a time, as far as the source knows.
     fn is_elected_trimmer(&self) -> bool;
 
+    /// The name of the task that follows the source, if it has ended although nobody asked it to: what is known of the members
+    /// stays as it is for ever.
+    fn ended_task(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Takes this node out again. Waits for the source, no longer than a second or so.
     fn leave(&self) -> BoxFuture<'_, ()>;
 }

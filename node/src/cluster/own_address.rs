@@ -5,8 +5,26 @@ use std::net::{IpAddr, Ipv4Addr};
 use bitacora_protocol::zookeeper::ConnectString;
 use tokio::net::UdpSocket;
 
-/// The address that this machine has towards ZooKeeper, which is how the others are reached too.
-pub async fn own_address(zookeeper: &ConnectString) -> IpAddr {
+/// The address that a node which listens on `listening` is reached by: that one, or the one that this machine has towards
+/// ZooKeeper, which is how the others are reached too.
+pub async fn own_address(zookeeper: &ConnectString, listening: IpAddr) -> IpAddr {
+    if !listening.is_unspecified() && !listening.is_loopback() {
+        return listening;
+    }
+    let route = route_address(zookeeper).await;
+    match (listening.is_unspecified(), route.is_loopback()) {
+        (true, _) => route,
+        (false, true) => listening,
+        (false, false) => {
+            tracing::warn!(
+                "the node listens on {listening} only (BIND_ADDRESS), where the other machines can't reach it; it goes by {route}"
+            );
+            route
+        }
+    }
+}
+
+async fn route_address(zookeeper: &ConnectString) -> IpAddr {
     for host in zookeeper.hosts() {
         if let Some(address) = address_towards(host).await {
             return address;
@@ -29,4 +47,24 @@ async fn address_towards(host: &str) -> Option<IpAddr> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await.ok()?;
     socket.connect(host).await.ok()?;
     socket.local_addr().ok().map(|address| address.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_node_goes_by_the_address_it_listens_on() {
+        let zookeeper = "127.0.0.1:2181".parse().expect("an address");
+        for (listening, known_by) in [
+            ("0.0.0.0", "127.0.0.1"),
+            ("::", "127.0.0.1"),
+            ("127.0.0.2", "127.0.0.2"),
+            ("::1", "::1"),
+            ("192.0.2.7", "192.0.2.7"),
+        ] {
+            let address = own_address(&zookeeper, listening.parse().expect("an address")).await;
+            assert_eq!(address.to_string(), known_by, "listening on {listening}");
+        }
+    }
 }

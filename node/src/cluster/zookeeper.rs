@@ -116,6 +116,11 @@ impl Membership for ZooKeeperMembership {
         self.shared.known.lock().trims
     }
 
+    fn ended_task(&self) -> Option<&'static str> {
+        // `leave` takes it away.
+        self.task.lock().as_ref().is_some_and(JoinHandle::is_finished).then_some("zookeeper")
+    }
+
     fn leave(&self) -> BoxFuture<'_, ()> {
         self.shared.intent.send_replace(Intent::Leave);
         let task = self.task.lock().take();

@@ -12,7 +12,10 @@ pub fn ready(status: &NodeStatus) -> Reply {
     answers::plain(code, health.text)
 }
 
-/// Whether the process answers at all.
-pub fn live() -> Reply {
-    answers::plain(StatusCode::OK, "OK\n".to_owned())
+/// Whether the process answers, and has not given up.
+pub fn live(status: &NodeStatus) -> Reply {
+    match status.failure() {
+        None => answers::plain(StatusCode::OK, "OK\n".to_owned()),
+        Some(reason) => answers::plain(StatusCode::SERVICE_UNAVAILABLE, format!("DOWN\n{reason}\n")),
+    }
 }

@@ -124,7 +124,7 @@ async fn answer<B: Buf + Send + 'static>(
         Call::Scan => "scan",
         Call::Batch => "batch",
         Call::Ready => return health::ready(node).into_response(),
-        Call::Live => return health::live().into_response(),
+        Call::Live => return health::live(node).into_response(),
         Call::Status => return status::status(node).into_response(),
         Call::Metrics => return status::metrics(node).into_response(),
         Call::Snapshot => return snapshot::send(snapshots, &query),

@@ -42,8 +42,14 @@ impl Server {
         idle: Duration,
     ) -> Self {
         let (stop, stopped) = oneshot::channel();
-        let task = readiness.run_interface("HTTP", run(listener, api, max_connections, idle, stopped));
+        let task = readiness.run_task("HTTP", run(listener, api, max_connections, idle, stopped));
         Self { stop, task }
+    }
+
+    /// Whether it accepts no connections any more.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.task.is_finished()
     }
 
     /// Accepts no more connections and waits for the requests under way until the deadline. Those that have not ended by

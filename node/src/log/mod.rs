@@ -85,6 +85,11 @@ pub trait Log: Send + Sync + 'static {
     /// [`ReadError::Unavailable`] when the log did not answer.
     fn high_watermarks(&self) -> Result<Vec<HighWatermark>, ReadError>;
 
+    /// The name of a thread of the log's client that has ended although the log is in use: it can't be used any more.
+    fn ended_thread(&self) -> Option<&'static str> {
+        None
+    }
+
     /// What the client of the log tells about itself, for metrics only.
     fn statistics(&self) -> LogStatistics {
         LogStatistics::default()

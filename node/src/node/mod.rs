@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tokio::time::sleep;
 
 pub use self::stop::StopTimes;
 use crate::cluster::{Address, Membership};
@@ -33,6 +34,9 @@ use crate::settings::NodeSettings;
 use crate::store::Store;
 use crate::telemetry::Telemetry;
 use crate::trimming::{self, Trimming};
+
+/// Between two looks whether all threads and tasks go on.
+const THREAD_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What a node is made of; `serve` and `dev` differ in the first two.
 pub struct Parts {
@@ -112,7 +116,8 @@ impl Node {
             shared.rpc_limits()?,
         );
         let Shared { log, membership, store, progress, telemetry, settings, .. } = shared;
-        let announcer = tokio::spawn(announce(Arc::clone(&progress), Arc::clone(&membership)));
+        let announcing = announce(Arc::clone(&progress), Arc::clone(&membership));
+        let announcer = readiness.run_task("announcer", announcing);
         let NodeSettings { drain_delay, shutdown_grace, .. } = settings;
         Ok(Self {
             log,
@@ -136,6 +141,37 @@ impl Node {
     #[must_use]
     pub fn progress(&self) -> Arc<Progress> {
         Arc::clone(&self.progress)
+    }
+
+    /// Waits until the node has failed for good, and tells why: its replica has given up, or one of its threads and tasks has
+    /// ended. From then on it is neither ready nor live, and only to be stopped.
+    pub async fn failed(&self) -> String {
+        let thread = tokio::select! {
+            reason = failed(&self.progress) => return reason,
+            thread = self.thread_ended() => thread,
+        };
+        // A thread that panicked has given its own reason already.
+        self.progress.fail(format!("the thread '{thread}' has ended; restart the node"));
+        failed(&self.progress).await
+    }
+
+    async fn thread_ended(&self) -> &'static str {
+        loop {
+            if let Some(thread) = self.ended_thread() {
+                return thread;
+            }
+            sleep(THREAD_CHECK_INTERVAL).await;
+        }
+    }
+
+    /// The first thread or task that has ended.
+    fn ended_thread(&self) -> Option<&'static str> {
+        let threads = self.replica.ended_thread().or_else(|| self.trimming.ended_thread());
+        threads
+            .or_else(|| self.log.ended_thread())
+            .or_else(|| self.membership.ended_task())
+            .or_else(|| self.http.has_ended().then_some("HTTP"))
+            .or_else(|| self.rpc.has_ended().then_some("RPC"))
     }
 }
 
@@ -280,7 +316,7 @@ async fn announce(progress: Arc<Progress>, membership: Arc<dyn Membership>) {
 }
 
 /// Waits until the replica has given up, and tells why.
-pub async fn failed(progress: &Progress) -> String {
+async fn failed(progress: &Progress) -> String {
     let mut changed = progress.watch();
     loop {
         if let Phase::Failed(reason) = progress.phase() {

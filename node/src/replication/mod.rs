@@ -121,6 +121,12 @@ impl Replica {
         Ok(Self { shared, threads: vec![learner, applier] })
     }
 
+    /// The name of a thread that has ended, if one has.
+    #[must_use]
+    pub fn ended_thread(&self) -> Option<&'static str> {
+        self.threads.iter().find_map(Worker::ended)
+    }
+
     /// Stops after the batch under way. Blocks for as long as that takes, until the deadline. Returns the names of the
     /// threads that have not ended by then.
     pub fn stop(self, deadline: Instant) -> Vec<&'static str> {

@@ -81,7 +81,13 @@ impl Server {
             protocols: Protocols::default(),
             bulk_calls: Arc::new(Semaphore::new(MAX_BULK_CALLS)),
         });
-        Self { closing, task: readiness.run_interface("RPC", run(listener, shared, closed)) }
+        Self { closing, task: readiness.run_task("RPC", run(listener, shared, closed)) }
+    }
+
+    /// Whether it accepts no connections any more.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.task.is_finished()
     }
 
     /// Accepts no more connections and refuses further calls; waits for those under way until the deadline. Connections

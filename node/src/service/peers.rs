@@ -17,6 +17,7 @@ use reqwest::{Response, StatusCode};
 use tokio::sync::Semaphore;
 
 use crate::cluster::Membership;
+use crate::http_client;
 use crate::log::LogTag;
 use crate::metrics::Metrics;
 use crate::now_ms;
@@ -137,11 +138,8 @@ impl Peers {
         memory: Memory,
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
-        let http = reqwest::Client::builder()
-            .tcp_nodelay(true)
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .build()?;
+        let http =
+            http_client::builder().tcp_nodelay(true).redirect(reqwest::redirect::Policy::none()).build()?;
         let max_answer_bytes = ESCAPED_BYTES * (max_value_bytes + HEADROOM_BYTES);
         let (asking, complaints, permits) =
             (Mutex::default(), Mutex::default(), Semaphore::new(MAX_CONCURRENT_KEYS));

@@ -35,16 +35,17 @@ impl Readiness {
         self.progress.unready()
     }
 
-    /// Runs what accepts an interface's connections. Should it panic, the node is told to be broken: nobody would get in.
-    pub fn run_interface(
+    /// Runs a task that the node can't do without, such as what accepts an interface's connections. Should it panic, the node
+    /// has failed for good.
+    pub fn run_task(
         &self,
         name: &'static str,
-        accepting: impl Future<Output = ()> + Send + 'static,
+        task: impl Future<Output = ()> + Send + 'static,
     ) -> JoinHandle<()> {
         let progress = Arc::clone(&self.progress);
         tokio::spawn(async move {
-            if AssertUnwindSafe(accepting).catch_unwind().await.is_err() {
-                progress.fail(format!("the {name} service panicked"));
+            if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+                progress.fail(format!("the task '{name}' panicked; restart the node"));
             }
         })
     }

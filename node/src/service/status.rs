@@ -45,6 +45,15 @@ impl NodeStatus {
         Health { ready: true, text }
     }
 
+    /// Why the node has given up, if it has; its process is about to end.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        match self.progress.phase() {
+            Phase::Failed(reason) => Some(reason),
+            _ => None,
+        }
+    }
+
     fn behind(&self) -> String {
         let lag = self.progress.partitions().iter().try_fold(0, |sum, p| p.lag.map(|lag| sum + lag));
         let lag = lag.map_or_else(|| "unknown".to_owned(), |lag| lag.to_string());

@@ -5,19 +5,18 @@ mod dev;
 mod kafka_properties;
 mod logging;
 mod node;
+mod read;
 mod serve;
 mod tools;
 mod values;
 
-use bitacora_program::console::tell;
-use clap::error::{ContextKind, ContextValue};
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
 pub use self::dev::DevSettings;
 pub use self::logging::{LogFormat, LogSettings};
 pub use self::node::NodeSettings;
 pub use self::serve::{AddressSource, ServeSettings};
-pub use self::tools::{BackupSettings, HealthSettings, RestoreSettings};
+pub use self::tools::{BackupSettings, HealthSettings, OwnNode, RestoreSettings};
 
 /// A node of Bitacora: a replicated in-memory key-value store whose write-ahead log is a compacted Kafka topic.
 #[derive(Debug, Parser)]
@@ -51,39 +50,10 @@ pub enum Command {
     Restore(RestoreSettings),
 }
 
-impl Cli {
-    /// Reads the command line and the environment; without a command it is `serve`'s.
-    #[must_use]
-    pub fn read() -> Self {
-        let mut arguments: Vec<_> = std::env::args_os().collect();
-        let of_the_program = ["-h", "--help", "-V", "--version"];
-        let first = arguments.get(1).map(|argument| argument.to_string_lossy().into_owned());
-        if first.is_none_or(|first| first.starts_with('-') && !of_the_program.contains(&first.as_str())) {
-            arguments.insert(1.min(arguments.len()), "serve".into());
-        }
-        Self::try_parse_from(arguments).unwrap_or_else(|error| {
-            // Clap names the flag; who sets the variable has never seen it.
-            let _ = error.print();
-            if let Some(variable) = variable_of(&error) {
-                tell(format_args!("\nThe setting is also the environment variable {variable}."));
-            }
-            std::process::exit(error.exit_code())
-        })
-    }
-}
-
-fn variable_of(error: &clap::Error) -> Option<String> {
-    let ContextValue::String(argument) = error.get(ContextKind::InvalidArg)? else { return None };
-    let flag = argument.strip_prefix("--")?.split([' ', '=', '[']).next()?;
-    let command = Cli::command();
-    let mut arguments = command.get_subcommands().flat_map(clap::Command::get_arguments);
-    let argument =
-        arguments.find(|argument| argument.get_long() == Some(flag) && argument.get_env().is_some())?;
-    Some(argument.get_env()?.to_string_lossy().into_owned())
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
 
     #[test]

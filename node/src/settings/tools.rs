@@ -1,5 +1,6 @@
 //! The settings of the commands beside a node: `health`, `backup` and `restore`.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -7,9 +8,11 @@ use clap::Args;
 #[derive(Debug, Clone, Args)]
 #[command(after_help = BACKUP_EXAMPLES)]
 pub struct BackupSettings {
-    /// The node whose store is copied; it goes on serving
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080")]
-    pub from: reqwest::Url,
+    /// The node whose store is copied; it goes on serving [default: the one on this machine]
+    #[arg(long, value_name = "URL")]
+    pub from: Option<reqwest::Url>,
+    #[command(flatten)]
+    pub node: OwnNode,
     /// The file to write, which must not be there yet; '-' for stdout
     pub file: PathBuf,
 }
@@ -46,7 +49,43 @@ pub struct HealthSettings {
     /// Ask whether it is alive instead; a node that restores is alive, but not ready
     #[arg(long)]
     pub live: bool,
+    #[command(flatten)]
+    pub node: OwnNode,
+}
+
+/// Where the node on this machine listens, by the settings that it was started with.
+#[derive(Debug, Clone, Args)]
+pub struct OwnNode {
     /// Port of the HTTP API
-    #[arg(long, env, value_name = "PORT", default_value_t = 8080)]
+    #[arg(long, env, value_name = "PORT", default_value_t = 8080, value_parser = clap::value_parser!(u16).range(1..))]
     pub api_port: u16,
+    /// Address that it listens on
+    #[arg(long, env, value_name = "IP", default_value = "0.0.0.0")]
+    pub bind_address: IpAddr,
+}
+
+impl OwnNode {
+    /// The root of its HTTP API. A node that listens on all addresses is asked at the loopback address of their family.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let address = match self.bind_address {
+            IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            address => address,
+        };
+        format!("http://{}/", SocketAddr::new(address, self.api_port))
+    }
+}
+
+impl BackupSettings {
+    /// The root of the HTTP API of the node whose store is copied.
+    ///
+    /// # Errors
+    /// When it is no URL.
+    pub fn source(&self) -> anyhow::Result<reqwest::Url> {
+        match &self.from {
+            Some(url) => Ok(url.clone()),
+            None => Ok(self.node.url().parse()?),
+        }
+    }
 }

@@ -143,4 +143,6 @@ impl Store {
 }
 
 #[cfg(test)]
-pub(crate) mod tests;
+pub(crate) mod copy_tests;
+#[cfg(test)]
+mod tests;

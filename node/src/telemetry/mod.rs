@@ -13,11 +13,12 @@ use opentelemetry::trace::{
     Span as _, SpanKind, Status, TraceContextExt as _, Tracer as _, TracerProvider as _,
 };
 use opentelemetry::{Context, KeyValue};
-use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, SdkTracer, SdkTracerProvider, Span};
 
 pub use self::trace_parent::TraceParent;
+use crate::http_client;
 
 /// Spans that wait to be sent; further ones are dropped.
 const MAX_QUEUED_SPANS: usize = 4096;
@@ -55,6 +56,7 @@ impl Telemetry {
     pub fn export_to(endpoint: &str, node: &str) -> anyhow::Result<Self> {
         let exporter = SpanExporter::builder()
             .with_http()
+            .with_http_client(http_client()?)
             .with_endpoint(format!("{}{TRACES_PATH}", endpoint.trim_end_matches('/')))
             .with_timeout(EXPORT_TIMEOUT)
             .build()
@@ -121,6 +123,14 @@ impl Telemetry {
             tracing::warn!(%error, "not every span was sent to OTLP_ENDPOINT");
         }
     }
+}
+
+/// It may only be made where nothing is asynchronous.
+fn http_client() -> anyhow::Result<reqwest::blocking::Client> {
+    let builder = std::thread::Builder::new().name("otlp-client".into());
+    let client = builder.spawn(|| http_client::blocking_builder().timeout(EXPORT_TIMEOUT).build())?;
+    let client = client.join().map_err(|_| anyhow::anyhow!("the HTTP client's thread panicked"))?;
+    client.context("no HTTP client for OTLP_ENDPOINT")
 }
 
 fn context(parent: Option<TraceParent>) -> Context {

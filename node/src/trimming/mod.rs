@@ -66,6 +66,12 @@ impl Trimming {
         Ok(Self { stop, thread })
     }
 
+    /// The name of the thread if it has ended.
+    #[must_use]
+    pub fn ended_thread(&self) -> Option<&'static str> {
+        self.thread.ended()
+    }
+
     /// Appends nothing more after the round under way.
     pub fn begin_stop(&self) {
         self.stop.store(true, Ordering::Relaxed);

@@ -225,6 +225,10 @@ impl Log for EmbeddedLog {
         Ok(self.shared.ends.lock().iter().copied().map(HighWatermark).collect())
     }
 
+    fn ended_thread(&self) -> Option<&'static str> {
+        self.writer.lock().as_ref().and_then(Worker::ended)
+    }
+
     fn flush(&self, deadline: Duration) {
         self.appends.lock().take();
         if let Some(writer) = self.writer.lock().take()

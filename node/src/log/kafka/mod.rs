@@ -19,12 +19,12 @@ use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, Producer};
 use tokio::sync::oneshot;
 
 pub use self::client::RESERVED_PROPERTIES;
 use self::client::{LastProblem, client_config};
-use self::producer::{Acknowledged, Acknowledgements, acknowledgement, is_too_large, producer};
+use self::producer::{Acknowledged, PolledProducer, acknowledgement, is_too_large, producer};
 use self::reader::Reader;
 use self::statistics::Collected;
 use super::{
@@ -68,7 +68,7 @@ pub struct KafkaLog {
     settings: KafkaSettings,
     /// Made anew when it has failed for good, and when the log was replaced: another cluster gives its id and sequence
     /// numbers to others, and would acknowledge its records as duplicates of theirs.
-    producer: RwLock<ThreadedProducer<Acknowledgements>>,
+    producer: RwLock<PolledProducer>,
     /// Asks for metadata and high watermarks; reads nothing.
     queries: BaseConsumer<LastProblem>,
     statistics: Arc<Collected>,
@@ -93,7 +93,7 @@ impl KafkaLog {
         Ok(Self { settings, producer, queries, statistics, partitions, opened })
     }
 
-    fn producer(&self) -> RwLockReadGuard<'_, ThreadedProducer<Acknowledgements>> {
+    fn producer(&self) -> RwLockReadGuard<'_, PolledProducer> {
         self.producer.read()
     }
 
@@ -131,7 +131,7 @@ impl KafkaLog {
         }
     }
 
-    fn renew(&self, current: &mut ThreadedProducer<Acknowledgements>, why: &str) {
+    fn renew(&self, current: &mut PolledProducer, why: &str) {
         tracing::warn!("Kafka's producer is replaced by a new one: {why}");
         match producer(&self.settings, LastProblem::clone(self.queries.context()), &self.statistics) {
             Ok(new) => {
@@ -240,6 +240,10 @@ impl Log for KafkaLog {
             .map_err(|error| ReadError::Unavailable(error.to_string()))
     }
 
+    fn ended_thread(&self) -> Option<&'static str> {
+        self.producer().ended_thread()
+    }
+
     fn statistics(&self) -> LogStatistics {
         self.statistics.summary(u64::try_from(self.producer().in_flight_count()).unwrap_or(0))
     }
@@ -343,5 +347,17 @@ pub(super) mod tests {
         brokers.broker_down(1).expect("it goes down");
         let answer = log.append("k", Vec::new(), None).await;
         assert!(matches!(answer, Err(AppendError::Unknown(_))), "{answer:?}");
+    }
+
+    #[test]
+    fn a_producer_whose_thread_has_ended_is_named() {
+        let brokers = MockCluster::new(1).expect("brokers");
+        let log = on(&brokers);
+        assert_eq!(log.ended_thread(), None);
+        log.producer.read().stop_polling();
+        while log.ended_thread().is_none() {
+            std::thread::yield_now();
+        }
+        assert_eq!(log.ended_thread(), Some("kafka-producer"));
     }
 }

@@ -1,7 +1,9 @@
 //! The producer, and what becomes of each append: acknowledged, refused, or nobody knows.
 
+use std::ops::Deref;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
@@ -9,7 +11,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::producer::{DeliveryResult, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseProducer, DeliveryResult, ProducerContext};
 use rdkafka::statistics::Statistics;
 use tokio::sync::oneshot;
 
@@ -19,16 +21,19 @@ use super::statistics::Collected;
 use super::{KafkaSettings, QUERY_TIMEOUT, events};
 use crate::clock::LogTime;
 use crate::log::{AppendError, Appended};
+use crate::worker::Worker;
 use bitacora_protocol::Position;
 
 /// How often librdkafka tells the producer's statistics: a write that failed may wait so long for its answer, see [`super::sent`].
 const STATISTICS_INTERVAL_MS: &str = "1000";
+/// How long the thread of a producer waits for news before it looks whether to end.
+const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 
 pub(super) fn producer(
     settings: &KafkaSettings,
     problem: LastProblem,
     statistics: &Arc<Collected>,
-) -> Result<ThreadedProducer<Acknowledgements>, KafkaError> {
+) -> Result<PolledProducer, KafkaError> {
     let mut config = client_config(settings);
     config
         .set("acks", "all")
@@ -48,7 +53,59 @@ pub(super) fn producer(
         topic: settings.topic.clone(),
         sent: told.then(|| Mutex::new(Sent::new(events::clock(), longest))),
     };
-    ThreadedProducer::from_config_and_context(&config, context)
+    PolledProducer::start(BaseProducer::from_config_and_context(&config, context)?)
+}
+
+/// A producer and the thread that hands out its acknowledgements. Not rdkafka's own, of which nobody can tell whether its
+/// thread lives: without it no write would ever be answered.
+pub(super) struct PolledProducer {
+    producer: Arc<BaseProducer<Acknowledgements>>,
+    stop: Arc<AtomicBool>,
+    thread: Mutex<Option<Worker>>,
+}
+
+impl PolledProducer {
+    fn start(producer: BaseProducer<Acknowledgements>) -> Result<Self, KafkaError> {
+        let (producer, stop) = (Arc::new(producer), Arc::new(AtomicBool::new(false)));
+        let (polled, stopped) = (Arc::clone(&producer), Arc::clone(&stop));
+        let thread = Worker::spawn("kafka-producer", move || {
+            while !stopped.load(Ordering::Relaxed) {
+                polled.poll(POLL_TIMEOUT);
+            }
+        });
+        let thread = thread.map_err(|error| KafkaError::ClientCreation(error.to_string()))?;
+        Ok(Self { producer, stop, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// The name of the thread if it has ended.
+    pub fn ended_thread(&self) -> Option<&'static str> {
+        self.thread.lock().as_ref().and_then(Worker::ended)
+    }
+
+    /// Ends the thread. Whoever waits for an acknowledgement waits for ever.
+    #[cfg(test)]
+    pub fn stop_polling(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Deref for PolledProducer {
+    type Target = BaseProducer<Acknowledgements>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.producer
+    }
+}
+
+impl Drop for PolledProducer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(Err(name)) =
+            self.thread.get_mut().take().map(|thread| thread.join_until(Instant::now() + QUERY_TIMEOUT))
+        {
+            tracing::warn!("the thread '{name}' did not end in time and is left to itself");
+        }
+    }
 }
 
 pub(super) fn is_too_large(code: RDKafkaErrorCode) -> bool {

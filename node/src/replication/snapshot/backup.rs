@@ -14,6 +14,7 @@ use futures_util::StreamExt as _;
 use super::fetch::{Chain, REASON_BYTES, room_for};
 use super::{Header, Receiver};
 use crate::data_dir::DataDir;
+use crate::http_client;
 use crate::store::{Checkpoint, Store};
 use crate::{now_ms, read_text_limited};
 
@@ -98,9 +99,7 @@ fn exists(file: &Path) -> anyhow::Error {
 /// Copies the store of the node at `from`; its header and the bytes of it.
 async fn copy(from: &reqwest::Url, mut destination: Destination) -> Result<(Header, u64)> {
     let url = from.join("/snapshot").with_context(|| format!("{from} is no address of a node"))?;
-    // Nodes are in one's own network; a proxy for the rest of the world is not the way to them.
-    let client =
-        reqwest::Client::builder().no_proxy().connect_timeout(NODE_TIMEOUT).read_timeout(NODE_TIMEOUT);
+    let client = http_client::builder().connect_timeout(NODE_TIMEOUT).read_timeout(NODE_TIMEOUT);
     let response = client.build()?.get(url.clone()).send().await;
     let response = response.map_err(|error| anyhow!("no answer from {url}: {}", Chain(&error)))?;
     let status = response.status();

@@ -16,6 +16,7 @@ use tokio::runtime::Handle;
 
 use super::{Header, Receiver};
 use crate::cluster::{Membership, MembershipState};
+use crate::http_client;
 use crate::log::LogIdentity;
 use crate::read_text_limited;
 use crate::store::{Checkpoint, Incoming, Store, StoreError};
@@ -120,7 +121,7 @@ impl Fetcher {
     /// # Errors
     /// When the HTTP client can't be built.
     pub fn new(membership: Arc<dyn Membership>, own_address: String) -> anyhow::Result<Self> {
-        let http = reqwest::Client::builder()
+        let http = http_client::builder()
             .connect_timeout(MEMBER_TIMEOUT)
             .read_timeout(MEMBER_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none())

@@ -16,6 +16,7 @@ use self::replica::ReplicaMetrics;
 use self::store::StoreMetrics;
 use crate::cluster::{Membership, MembershipState};
 use crate::log::LogStatistics;
+use crate::log_lines;
 use crate::metrics::registry::{counter, declare_metrics, gauge};
 use crate::replication::progress::Progress;
 use crate::store::StoreStats;
@@ -52,6 +53,8 @@ declare_metrics! {
             counter("zookeeper_sessions_total", "ZooKeeper sessions under which this node has registered."),
         request_memory: IntGauge = gauge("request_memory_bytes", "Memory that requests and answers under way take."),
         request_memory_limit: IntGauge = gauge("request_memory_limit_bytes", "REQUEST_MEMORY."),
+        log_lines_dropped: IntCounter =
+            counter("log_lines_dropped_total", "Log lines that could not be written, or that waited for a reader in vain."),
         log: LogMetrics = LogMetrics::register(),
         store: StoreMetrics = StoreMetrics::register(),
     }
@@ -88,6 +91,7 @@ impl Gauges {
         let (used, limit) = now.request_memory;
         self.request_memory.set(used.cast_signed());
         self.request_memory_limit.set(limit.cast_signed());
+        advance(&self.log_lines_dropped, log_lines::dropped());
         self.log.fill(&now.log);
         if let Some(store) = &now.store {
             self.store.fill(store);

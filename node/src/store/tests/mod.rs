@@ -1,6 +1,5 @@
 //! Tests of the store, by what they are about; and what they have in common.
 
-pub(crate) mod copies;
 mod records;
 mod scan;
 mod sweep;
@@ -48,7 +47,7 @@ pub(super) fn entry(partition: i32, offset: i64, timestamp: i64, body: &str) -> 
     Entry::new(Position { partition, offset }, log_ms(timestamp), 0, body.as_bytes())
 }
 
-pub(crate) fn identity() -> LogIdentity {
+pub(super) fn identity() -> LogIdentity {
     LogIdentity { cluster: "c".into(), topic: "t".into(), topic_id: None }
 }
 

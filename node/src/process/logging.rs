@@ -1,0 +1,82 @@
+//! What the program says: log lines, and its last sentence. All of it is best effort, see [`crate::log_lines`].
+
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::io::IsTerminal as _;
+use std::panic::PanicHookInfo;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use tracing_subscriber::EnvFilter;
+
+use crate::log_lines::LogLines;
+use crate::settings::{LogFormat, LogSettings};
+
+/// How long the lines of a process that ends may take: a reader that reads nothing must not keep it.
+const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a thread that panics waits for its line: the process may be about to be aborted.
+const PANIC_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Where the program's words go. Clones share it.
+#[derive(Clone)]
+pub struct Output(LogLines);
+
+impl Output {
+    /// To standard error.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start() -> Result<Self> {
+        let lines = LogLines::to(std::io::stderr()).context("there is no thread for log lines")?;
+        Ok(Self(lines))
+    }
+
+    /// Sends log lines from now on, those about panics too; `level` is the default of `LOG_LEVEL`.
+    ///
+    /// # Errors
+    /// When `LOG_LEVEL` is no filter.
+    pub fn start_logging(&self, settings: &LogSettings, level: &str) -> Result<()> {
+        let level = settings.log_level.as_deref().unwrap_or(level);
+        // ZooKeeper's client logs every try to reach a server as an error; the node says what matters of it by itself.
+        let quiet = "zookeeper_async=off,hyper=warn";
+        let filter = EnvFilter::try_new(format!("{quiet},{level}"))
+            .with_context(|| format!("LOG_LEVEL '{level}' is not a filter"))?;
+        let lines = self.0.clone();
+        // Its own words about a line that failed would be printed, and a print that fails is a panic.
+        let logging = tracing_subscriber::fmt().log_internal_errors(false).with_env_filter(filter);
+        let logging = logging.with_writer(move || lines.clone()).with_ansi(std::io::stderr().is_terminal());
+        match settings.log_format {
+            LogFormat::Human => logging.with_target(false).init(),
+            LogFormat::Json => logging.json().flatten_event(true).init(),
+        }
+        let lines = self.0.clone();
+        std::panic::set_hook(Box::new(move |panic| {
+            log_panic(panic);
+            lines.flush(PANIC_TIMEOUT);
+        }));
+        Ok(())
+    }
+
+    /// Says a sentence that is no log line.
+    pub fn say(&self, sentence: &str) {
+        self.0.add(format!("{sentence}\n").as_bytes());
+    }
+
+    /// Waits for what was said, but not for long. Blocks.
+    pub fn finish(&self) {
+        self.0.flush(LAST_LINES_TIMEOUT);
+    }
+}
+
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let thread = std::thread::current();
+    let thread = thread.name().unwrap_or("unnamed");
+    let what = panic.payload_as_str().unwrap_or("no reason given");
+    let place = panic.location().map(ToString::to_string).unwrap_or_default();
+    // Made if RUST_BACKTRACE asks for it.
+    let backtrace = Backtrace::capture();
+    if backtrace.status() == BacktraceStatus::Captured {
+        tracing::error!(thread, place, "a thread panicked: {what}\n{backtrace}");
+    } else {
+        tracing::error!(thread, place, "a thread panicked: {what}");
+    }
+}

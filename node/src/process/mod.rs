@@ -1,0 +1,4 @@
+//! The process around the nodes: its words and its signals.
+
+pub mod logging;
+pub mod signals;
