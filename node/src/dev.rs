@@ -61,7 +61,7 @@ pub async fn run(settings: DevSettings, stop: impl Future<Output = ()>) -> Resul
         () = async {
             ready(&progress).await;
             show(screen(&addresses, &settings));
-            std::future::pending().await
+            std::future::pending::<()>().await;
         } => Ok(()),
         (reason, _, _) = failed => Err(anyhow!(reason)),
     };

@@ -5,13 +5,11 @@ use reqwest::ClientBuilder;
 
 /// A client to be built with timeouts. It uses no proxy, whatever `http_proxy` or `all_proxy` say: a proxy leads out of the
 /// deployment, and the members are not there.
-#[must_use]
 pub fn builder() -> ClientBuilder {
     ClientBuilder::new().no_proxy()
 }
 
 /// The same for a thread without a runtime.
-#[must_use]
 pub fn blocking_builder() -> reqwest::blocking::ClientBuilder {
     reqwest::blocking::ClientBuilder::new().no_proxy()
 }

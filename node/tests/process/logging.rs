@@ -63,7 +63,7 @@ fn a_reader_that_reads_nothing_holds_nobody_up() {
     let (reader, writer) = std::io::pipe().expect("a pipe");
     let mut full = writer.try_clone().expect("a descriptor");
     // Until the pipe is full; then until its reader has gone.
-    let filling = std::thread::spawn(move || while full.write_all(&[b'x'; 1 << 16]).is_ok() {});
+    let filling = std::thread::spawn(move || while full.write_all(&[b'x'; 4096]).is_ok() {});
     let mut node = Program::dev(1, data.path(), |it| {
         debug(it).stderr(writer);
     });
