@@ -7,7 +7,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _, pipe};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{FileTypeExt as _, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -304,44 +304,121 @@ mod streams {
     fn dev_runs_without_a_stdout() {
         let dir = tempfile::tempdir().expect("a folder");
         for (name, stream) in [("full", full as fn() -> Stdio), ("unread", unread)] {
-            let port = free_ports().to_string();
-            let mut dev = program(&["dev", "--nodes", "1", "--port", &port, "--data-dir"]);
-            let mut child = dev.arg(dir.path().join(name)).stdout(stream()).spawn().expect("it starts");
-            let started = Instant::now();
-            // The screen is written when the node is ready.
-            while !run(&mut program(&["health", "--api-port", &port])).status.success() {
-                let ended = child.try_wait().expect("a child");
-                assert!(ended.is_none() && started.elapsed() < PATIENCE, "{name}: {ended:?}");
-            }
-            ok(&run(Command::new("kill").args(["-TERM", &child.id().to_string()])));
-            let ended = child.wait_with_output().expect("it ends");
-            assert!(!stderr(&ended).contains("panicked"), "{name}: {}", stderr(&ended));
-            ok(&ended);
+            let port = free_ports(2);
+            let dev = Dev::start(dev(&dir.path().join(name), 1, port).stdout(stream()), port);
+            assert!(!dev.stop().contains("panicked"), "{name}");
         }
-    }
-
-    /// The first of two ports that nobody has.
-    fn free_ports() -> u16 {
-        for _ in 0..100 {
-            let first = TcpListener::bind("127.0.0.1:0").expect("a port");
-            let port = first.local_addr().expect("bound").port();
-            if port < u16::MAX && TcpListener::bind(("127.0.0.1", port + 1)).is_ok() {
-                return port;
-            }
-        }
-        panic!("no two ports in a row are free");
     }
 }
 
-#[test]
-fn no_proxy_is_between_a_node_and_its_tools() {
-    let source = Source::start();
-    let (proxy, file) = (format!("http://{}", address_of_nobody()), source.path("today"));
-    let port = source.address.rsplit_once(':').expect("a port").1.to_owned();
-    for mut command in [source.backup(&file), program(&["health", "--api-port", &port])] {
+/// A cluster of `dev` in a process of its own.
+struct Dev(Option<Child>);
+
+fn dev(dir: &Path, nodes: u16, port: u16) -> Command {
+    let mut command =
+        program(&["dev", "--nodes", &nodes.to_string(), "--port", &port.to_string(), "--data-dir"]);
+    command.arg(dir);
+    command
+}
+
+impl Dev {
+    /// Waits until the first node is ready.
+    fn start(command: &mut Command, port: u16) -> Self {
+        let mut dev = Self(Some(command.spawn().expect("it starts")));
+        let port = port.to_string();
+        wait_for(&mut dev, || run(&mut program(&["health", "--api-port", &port])).status.success());
+        dev
+    }
+
+    /// Ends it as an operator would; what it said on stderr.
+    fn stop(mut self) -> String {
+        let child = self.0.take().expect("it runs");
+        ok(&run(Command::new("kill").args(["-TERM", &child.id().to_string()])));
+        let ended = child.wait_with_output().expect("it ends");
+        ok(&ended);
+        stderr(&ended)
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            // A test that failed leaves no process.
+            let _ = child.kill().and_then(|()| child.wait());
+        }
+    }
+}
+
+#[track_caller]
+fn wait_for(dev: &mut Dev, condition: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        let ended = dev.0.as_mut().expect("it runs").try_wait().expect("a child");
+        assert!(ended.is_none() && started.elapsed() < PATIENCE, "{ended:?}");
+    }
+}
+
+/// The first of some ports in a row that nobody has.
+fn free_ports(count: u16) -> u16 {
+    for _ in 0..100 {
+        let first = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = first.local_addr().expect("bound").port();
+        let mut others = 1..count;
+        if port < u16::MAX - count
+            && others.all(|other| TcpListener::bind(("127.0.0.1", port + other)).is_ok())
+        {
+            return port;
+        }
+    }
+    panic!("no ports in a row are free");
+}
+
+mod proxies {
+    use super::*;
+
+    /// A command for which a proxy is set at which nobody listens.
+    fn behind_proxy(command: &mut Command) -> &mut Command {
+        let proxy = format!("http://{}", address_of_nobody());
         for name in ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"] {
             command.env(name, &proxy);
         }
-        ok(&run(command.env_remove("no_proxy").env_remove("NO_PROXY")));
+        command.env_remove("no_proxy").env_remove("NO_PROXY")
+    }
+
+    #[test]
+    fn none_is_between_a_node_and_its_tools() {
+        let source = Source::start();
+        let port = source.address.rsplit_once(':').expect("a port").1.to_owned();
+        ok(&run(behind_proxy(&mut source.backup(source.path("today")))));
+        ok(&run(behind_proxy(&mut program(&["health", "--api-port", &port]))));
+    }
+
+    #[test]
+    fn none_is_between_members() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let port = free_ports(4);
+        let second = format!("http://127.0.0.1:{}", port + 2);
+        let runtime = Runtime::new().expect("a runtime");
+        let get = |path: &str| {
+            runtime.block_on(async {
+                client().get(format!("{second}{path}")).send().await.ok()?.text().await.ok()
+            })
+        };
+        let keys: String =
+            (0..20_500).map(|n| format!("{{\"op\":\"set\",\"key\":\"k{n}\",\"value\":\"v\"}}\n")).collect();
+        let mut dev = Dev::start(behind_proxy(&mut dev(dir.path(), 2, port)), port);
+        wait_for(&mut dev, || get("/health").as_deref() == Some("OK"));
+        let written = runtime.block_on(async {
+            let batch = client().post(format!("{second}/rpc/batch")).body(keys).send();
+            batch.await.expect("an answer").text().await.expect("text")
+        });
+        assert_eq!(written.matches("\"status\":200").count(), 20_500);
+        dev.stop();
+        fs::remove_dir_all(dir.path().join(format!("node-{}", port + 2))).expect("its folder");
+        let mut dev = Dev::start(behind_proxy(&mut self::dev(dir.path(), 2, port)), port);
+        wait_for(&mut dev, || get("/health").as_deref() == Some("OK"));
+        let metrics = get("/metrics").expect("metrics");
+        assert!(metrics.contains("\nbitacora_snapshots_installed_total 1\n"), "it read the log instead");
+        dev.stop();
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use bitacora_client::{Operation, Outcome, Record, Scan, Written};
 use bitacora_program::console::{print, report, tell};
+use bitacora_program::files::same_file;
 use bitacora_protocol::record::LARGEST_VALUE_BYTES;
 use futures_util::{StreamExt as _, stream};
 
@@ -114,6 +115,12 @@ fn of_key(key: &str, failure: &Failure) -> Failure {
 /// Deletes the keys that a file lists, in its order, so many at a time; ends at the first that could not be deleted, unless it is no
 /// key that a node takes.
 async fn del_listed(api: &Api, file: &Path, format: KeyFormat, output: Option<Output>) -> Result<()> {
+    let input = if file == Path::new("-") { Path::new("/dev/stdin") } else { file };
+    if same_file(input, Path::new("/dev/stdout")) {
+        let sentence =
+            "stdout is the file of --from-file, which would grow while it is read; redirect it elsewhere";
+        return Err(Failure::new(Kind::Usage, sentence).into());
+    }
     let mut blocks = key_list::read(file, format)?;
     let (mut deleted, mut refused, mut is_read) = (0, None, true);
     while let Some(block) = blocks.recv().await {

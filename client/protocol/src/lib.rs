@@ -3,6 +3,7 @@
 //!
 //! Each format is declared once, here. Nothing in this crate talks to a network, except for [`zookeeper`]'s sessions.
 #![warn(missing_docs)]
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod avro;
 pub mod http;

@@ -1,7 +1,9 @@
 //! `del --from-file`: keys that a pipeline hands on whole, whatever is in them.
 
+use std::fs::OpenOptions;
+
 use crate::node::FakeNode;
-use crate::program::{DONE, FAILED, Folder, USAGE, run_at, run_at_with};
+use crate::program::{DONE, FAILED, Folder, USAGE, command_at, run_at, run_at_with, text};
 
 /// Keys that a pipeline of lines and words takes apart.
 const AWKWARD: [&str; 8] =
@@ -81,6 +83,20 @@ fn a_wrong_line_ends_it_with_a_sentence() {
     run_at(&node, &["del"]).code(USAGE).says("<KEY>");
     // A scan that finds nothing is no mistake.
     run_at(&node, &["del", "--from-file", "-"]).code(DONE);
+}
+
+#[test]
+fn the_list_is_not_what_stdout_goes_to() {
+    let (node, folder) = (node(), Folder::new());
+    let keys = folder.with("keys.ndjson", "\"k1\"\n");
+    for file in [keys.as_str(), "-"] {
+        let append = || OpenOptions::new().read(true).append(true).open(&keys).expect("opened");
+        let mut del = command_at(&node, &["del", "--from-file", file]);
+        let run = del.stdin(append()).stdout(append()).output().expect("it runs");
+        let told = String::from_utf8_lossy(&run.stderr).into_owned();
+        assert!(run.status.code() == Some(USAGE) && told.contains("redirect it elsewhere"), "{told}");
+    }
+    assert_eq!((text(&keys).as_str(), node.value("k1").as_deref()), ("\"k1\"\n", Some("v")));
 }
 
 #[test]
