@@ -9,10 +9,8 @@ use bitacora_node::data_dir::DataDir;
 use bitacora_node::log::embedded::EmbeddedLog;
 use bitacora_node::log::{Appended, Batch, Condition, ConditionalRecord, Log, LogTag};
 use bitacora_node::metrics::Metrics;
-use bitacora_node::replication::progress::Progress;
 use bitacora_node::replication::{self, Replica};
 use bitacora_node::store::Store;
-use bitacora_node::telemetry::Telemetry;
 use bitacora_node::trimming::{self, Trimming};
 use bitacora_protocol::NextOffset;
 use bitacora_protocol::record::{KeyValue, source, ttl};
@@ -33,18 +31,10 @@ impl Node {
     fn start(log: &Arc<EmbeddedLog>, name: &str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let store = Arc::new(Store::open(dir.path(), 1 << 20).expect("the store opens"));
-        let (progress, metrics) =
-            (Arc::new(Progress::default()), Arc::new(Metrics::new().expect("names differ")));
+        let parts = replication::Parts::alone(log.clone(), store.clone(), RETENTION).expect("names differ");
+        let (progress, metrics) = (parts.progress.clone(), parts.metrics.clone());
         let membership = Arc::new(FixedMembership::new(vec!["first".into(), "second".into()], name));
-        let replica = Replica::start(replication::Parts {
-            log: log.clone(),
-            store: store.clone(),
-            progress: progress.clone(),
-            metrics: metrics.clone(),
-            telemetry: Telemetry::off(),
-            delete_retention: RETENTION,
-            snapshots: None,
-        });
+        let replica = Replica::start(parts);
         let trimming = Trimming::start(trimming::Parts {
             log: log.clone(),
             membership,

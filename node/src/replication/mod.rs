@@ -56,6 +56,22 @@ pub struct Parts {
     pub snapshots: Option<Arc<dyn SnapshotSource>>,
 }
 
+impl Parts {
+    /// Of a replica that tells nobody what it does, and reads the log always: what tests need, and begin with.
+    ///
+    /// # Errors
+    /// When two metrics have the same name.
+    pub fn alone(
+        log: Arc<dyn Log>,
+        store: Arc<Store>,
+        delete_retention: Duration,
+    ) -> prometheus::Result<Self> {
+        let (progress, metrics) = (Arc::default(), Arc::new(Metrics::new()?));
+        let (telemetry, snapshots) = (Telemetry::off(), None);
+        Ok(Self { log, store, progress, metrics, telemetry, delete_retention, snapshots })
+    }
+}
+
 /// What the two halves tell each other.
 #[derive(Default)]
 struct Shared {

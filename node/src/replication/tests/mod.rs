@@ -18,7 +18,7 @@ use crate::log::{
     OpenError, ReadError,
 };
 use crate::store::{Change, Writer};
-use crate::telemetry::{Telemetry, TraceParent};
+use crate::telemetry::TraceParent;
 use crate::testing::damage::{damaged, damages};
 use bitacora_protocol::{HighWatermark, NextOffset, Position};
 
@@ -249,17 +249,10 @@ impl Setup {
         let log = Arc::new(Scripted { retention, refuses, ..Scripted::new(topic, cluster, range) });
         let script = log.script();
         let progress = Arc::new(Progress::new(Arc::new(clock.clone())));
-        let metrics = Arc::new(Metrics::new().expect("names differ"));
-        let (applier, watermarks) = halves(Parts {
-            log: log.clone(),
-            store: store.clone(),
-            progress: progress.clone(),
-            metrics: metrics.clone(),
-            telemetry: Telemetry::off(),
-            delete_retention: RETENTION,
-            snapshots: None,
-        })
-        .expect("the store is readable");
+        let alone = Parts::alone(log.clone(), store.clone(), RETENTION).expect("names differ");
+        let metrics = alone.metrics.clone();
+        let parts = Parts { progress: progress.clone(), ..alone };
+        let (applier, watermarks) = halves(parts).expect("the store is readable");
         Bench { store, progress, metrics, log, script, clock, applier, watermarks }
     }
 }
