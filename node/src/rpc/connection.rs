@@ -180,67 +180,63 @@ impl Connection {
             return pause;
         }
         let began = Instant::now();
-        let Self {
-            shared,
-            frames,
-            input,
-            scratch,
-            out,
-            out_memory,
-            client,
-            under_way,
-            bulk_calls,
-            answered,
-            ..
-        } = self;
         let mut used = 0;
         let pause = loop {
-            if !may_write_more(out, out_memory) {
-                break Pause::Output;
-            }
-            if under_way.len() >= MAX_UNDER_WAY || *bulk_calls >= MAX_BULK_CALLS {
-                break Pause::UnderWay;
-            }
-            let frame = match frames.next(&input[used..], scratch) {
-                Ok(Some(frame)) => frame,
-                Ok(None) => break Pause::Input,
-                Err(error) => {
-                    put_broken(error, client, out);
-                    break Pause::Broken;
-                }
-            };
-            used += frame.length;
-            let start = out.len();
-            let content = put_frame(out, frame.serial, |out| {
-                answer_frame(shared, client, frame, refuses, out, out_memory, answered)
-            });
-            match content {
-                Content::There => {}
-                Content::Waits(call) => {
-                    let prefix = out.split_off(start + FRAME_HEAD);
-                    out.truncate(start);
-                    *bulk_calls += usize::from(call.is_bulk());
-                    let memory = shared.service.memory();
-                    // What waits has the frame's bytes as well, in its record. They are there already.
-                    let held = (frame.length > LARGE_BYTES).then(|| memory.take_anyway(frame.length));
-                    let memory = memory.clone();
-                    under_way.push(call.finish(frame.serial, prefix, memory, held, began));
-                }
-                Content::Unreadable => {
-                    out.truncate(start);
-                    break Pause::Broken;
-                }
+            if let Some(pause) = self.answer_next(refuses, began, &mut used) {
+                break pause;
             }
         };
-        if used > 0 || input.is_empty() {
-            drop_answered(input, scratch, used);
-            self.partial_since = (!input.is_empty()).then_some(began);
+        if used > 0 || self.input.is_empty() {
+            drop_answered(&mut self.input, &mut self.scratch, used);
+            self.partial_since = (!self.input.is_empty()).then_some(began);
             self.frame_memory.set(0);
         } else {
             self.partial_since.get_or_insert(began);
         }
-        answered.took(began.elapsed());
+        self.answered.took(began.elapsed());
         pause
+    }
+
+    /// Answers the frame behind the first `used` bytes of the input, or begins to, and counts its bytes as used. Returns why there
+    /// is nothing left to answer for the moment, if there is not.
+    fn answer_next(&mut self, refuses: bool, began: Instant, used: &mut usize) -> Option<Pause> {
+        let Self { shared, frames, scratch, out, out_memory, client, under_way, answered, .. } = self;
+        if !may_write_more(out, out_memory) {
+            return Some(Pause::Output);
+        }
+        if under_way.len() >= MAX_UNDER_WAY || self.bulk_calls >= MAX_BULK_CALLS {
+            return Some(Pause::UnderWay);
+        }
+        let frame = match frames.next(&self.input[*used..], scratch) {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return Some(Pause::Input),
+            Err(error) => {
+                put_broken(error, client, out);
+                return Some(Pause::Broken);
+            }
+        };
+        *used += frame.length;
+        let start = out.len();
+        let content = put_frame(out, frame.serial, |out| {
+            answer_frame(shared, client, frame, refuses, out, out_memory, answered)
+        });
+        match content {
+            Content::There => None,
+            Content::Waits(call) => {
+                let prefix = out.split_off(start + FRAME_HEAD);
+                out.truncate(start);
+                self.bulk_calls += usize::from(call.is_bulk());
+                let memory = shared.service.memory().clone();
+                // What waits has the frame's bytes as well, in its record. They are there already.
+                let held = (frame.length > LARGE_BYTES).then(|| memory.take_anyway(frame.length));
+                under_way.push(call.finish(frame.serial, prefix, memory, held, began));
+                None
+            }
+            Content::Unreadable => {
+                out.truncate(start);
+                Some(Pause::Broken)
+            }
+        }
     }
 
     /// Those that are done by now leave in the same write.
