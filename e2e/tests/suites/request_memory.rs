@@ -1,22 +1,23 @@
 //! A node whose memory is limited outlives clients that would have more of it, and serves the others meanwhile.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use bitacora_protocol::rpc::{Answer as RpcAnswer, ErrorCode, Failure, Message, Request, put_frame};
-use e2e::cluster::{Node, Options};
-use e2e::http::{Answer, RawConnection, read_answer};
+use anyhow::{Context, Result, bail, ensure};
+use e2e::cluster::{Cluster, Node, Options};
 use e2e::memory_limit::MemoryLimit;
 use e2e::rpc::RpcConnection;
 use e2e::runner::{Ctx, Test};
 use e2e::{tests, wait};
-use futures_util::future::join_all;
+use futures_util::future::try_join_all;
 use hdrhistogram::Histogram;
-use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
+
+use self::greedy::{BODY, Greedy, LARGE_KEY, Load, SLOW_FRAMES, Tries};
+
+mod greedy;
 
 pub fn tests() -> Vec<Test> {
     tests![Servers: two_thousand_greedy_connections]
@@ -26,197 +27,14 @@ pub fn tests() -> Vec<Test> {
 const NODE_BYTES: u64 = 512 << 20;
 /// What the node makes of it by default: a quarter.
 const REQUEST_MEMORY: u64 = NODE_BYTES / 4;
-const HTTP_CONNECTIONS: usize = 1_000;
-const RPC_CONNECTIONS: usize = 1_000;
-/// The connections are held for so long, their opening included. The node waits longer for the end of a request
-/// (REQUEST_TIMEOUT).
-const HOLD: Duration = Duration::from_secs(20);
-/// All clients have ended so long after that.
-const END: Duration = Duration::from_secs(15);
-/// Bytes that a request has in all, and that are sent of it.
-const BODY: usize = 1_000_000;
-const SENT: usize = 990_000;
-/// Connections that are being opened at a time.
-const OPENING: usize = 64;
+/// The measuring takes ten to thirty seconds on two cores.
+const PRESSED: Duration = Duration::from_secs(120);
+/// The node waits longer for the end of a request than all of this takes.
+const REQUEST_TIMEOUT: &str = "300s";
+/// All clients have ended so long after the measuring.
+const END: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_secs(10);
-
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum Greedy {
-    /// A raw body that does not end.
-    Body,
-    /// A form that does not end.
-    Form,
-    /// A batch that is megabytes long, by a client that does not read.
-    Batch,
-    /// A frame that does not end.
-    Frame,
-}
-
-impl Greedy {
-    fn of(i: usize) -> Greedy {
-        match i {
-            _ if i >= HTTP_CONNECTIONS => Greedy::Frame,
-            _ if i.is_multiple_of(4) => Greedy::Batch,
-            _ if i % 4 == 1 => Greedy::Form,
-            _ => Greedy::Body,
-        }
-    }
-}
-
-/// What became of a greedy client.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Fate {
-    /// It was told that there is no memory for it.
-    Refused,
-    /// It was let be until the end.
-    Held,
-}
-
-/// What all greedy clients share.
-struct Load {
-    api_port: u16,
-    avro_port: u16,
-    opening: Semaphore,
-    /// True once the hold is over.
-    over: watch::Receiver<bool>,
-    frame: Vec<u8>,
-    batch: Vec<u8>,
-}
-
-impl Load {
-    fn new(node: &Node, over: watch::Receiver<bool>) -> Load {
-        let mut frame = Vec::new();
-        let key = "k".repeat(BODY);
-        put_frame(&mut frame, SERIAL, |out| Request::GetRecord { key: &key }.encode(out));
-        let line = json!({ "op": "get", "key": LARGE_KEY }).to_string() + "\n";
-        let batch = line.repeat(4 * BODY / line.len());
-        Load {
-            api_port: node.api_port,
-            avro_port: node.avro_port,
-            opening: Semaphore::new(OPENING),
-            over,
-            frame,
-            batch: batch.into_bytes(),
-        }
-    }
-
-    async fn over(&self) {
-        // An error: the test has ended, so the hold has too.
-        let _ = self.over.clone().wait_for(|over| *over).await;
-    }
-
-    async fn run(&self, i: usize) -> Result<(Greedy, Fate)> {
-        let greedy = Greedy::of(i);
-        let fate = match greedy {
-            Greedy::Body => self.request(i, "text/plain", b"").await,
-            Greedy::Form => self.request(i, "application/x-www-form-urlencoded", b"value=").await,
-            Greedy::Batch => self.batch().await,
-            Greedy::Frame => self.frame().await,
-        };
-        Ok((greedy, fate.with_context(|| format!("the greedy client {i}, {greedy:?}"))?))
-    }
-
-    async fn open(&self) -> Result<RawConnection> {
-        let _permit = self.opening.acquire().await?;
-        RawConnection::open(self.api_port).await
-    }
-
-    /// Sends a write but for its end, and looks at what comes back meanwhile.
-    async fn request(&self, i: usize, content_type: &str, begin: &[u8]) -> Result<Fate> {
-        let head = format!(
-            "POST /rpc?key=greedy-{i} HTTP/1.1\r\nhost: node\r\ncontent-type: {content_type}\r\ncontent-length: {BODY}\r\n\r\n"
-        );
-        let (mut reader, mut writer) = self.open().await?.split();
-        let send = async {
-            for part in [head.as_bytes(), begin, &self.letters()[..SENT - begin.len()]] {
-                // Who is refused is soon not read from any more.
-                if writer.write_all(part).await.is_err() {
-                    break;
-                }
-            }
-            self.over().await;
-        };
-        tokio::select! {
-            answer = read_answer(&mut reader, HOLD + END) => {
-                check_refusal(&answer?.context("closed without an answer")?)?;
-                self.over().await;
-                Ok(Fate::Refused)
-            }
-            () = send => Ok(Fate::Held),
-        }
-    }
-
-    /// Any text, of at least [`SENT`] bytes.
-    fn letters(&self) -> &[u8] {
-        &self.frame[self.frame.len() - SENT..]
-    }
-
-    async fn batch(&self) -> Result<Fate> {
-        let head = format!(
-            "POST /rpc/batch HTTP/1.1\r\nhost: node\r\ncontent-type: application/x-ndjson\r\ncontent-length: {}\r\n\r\n",
-            self.batch.len()
-        );
-        let (mut reader, mut writer) = self.open().await?.split();
-        let send = async {
-            // Who is refused is soon not read from any more.
-            let _ = writer.write_all(head.as_bytes()).await;
-            let _ = writer.write_all(&self.batch).await;
-            self.over().await;
-        };
-        tokio::select! {
-            () = send => {}
-            () = self.over() => {}
-        }
-        let mut begin = vec![0; 4096];
-        let read = tokio::time::timeout(PATIENCE, reader.read(&mut begin)).await;
-        let length = read.context("no answer to a batch")?.context("reading the answer to a batch")?;
-        begin.truncate(length);
-        if begin.starts_with(b"HTTP/1.1 200 ") {
-            return Ok(Fate::Held);
-        }
-        let answer = read_answer(&mut begin.chain(reader), PATIENCE).await?;
-        check_refusal(&answer.context("closed without an answer")?)?;
-        Ok(Fate::Refused)
-    }
-
-    async fn frame(&self) -> Result<Fate> {
-        let mut connection = {
-            let _permit = self.opening.acquire().await?;
-            RpcConnection::connect(self.avro_port).await?
-        };
-        let (begun, rest) = self.frame.split_at(SENT);
-        connection.send_bytes(begun).await?;
-        self.over().await;
-        // A refusal is told where the frame ends.
-        connection.send_bytes(rest).await?;
-        let (serial, answer) = connection.receive().await?.context("closed without an answer")?;
-        ensure!(serial == SERIAL, "the answer has the serial {serial}");
-        match RpcAnswer::decode(Message::GetRecord, &answer)? {
-            Err(Failure::Declared(error)) if error.code == ErrorCode::NotReady => {
-                check_sentence(&error.message)?;
-                Ok(Fate::Refused)
-            }
-            // Nobody has such a key, nor may have it.
-            Ok(_) | Err(Failure::Declared(_)) => Ok(Fate::Held),
-            other @ Err(_) => anyhow::bail!("an answer to a key of {BODY} bytes: {other:?}"),
-        }
-    }
-}
-
-const SERIAL: i32 = 7;
 const SMALL_KEY: &str = "known";
-const LARGE_KEY: &str = "large";
-
-fn check_refusal(answer: &Answer) -> Result<()> {
-    ensure!(answer.status == 503, "not a 503: {answer}");
-    ensure!(answer.header("retry-after") == Some("1"), "no retry-after: {answer}");
-    check_sentence(&answer.message())
-}
-
-fn check_sentence(message: &str) -> Result<()> {
-    ensure!(message.contains("REQUEST_MEMORY"), "a refusal that does not name its setting: {message}");
-    Ok(())
-}
 
 /// Reads a small record by both interfaces until it is told to end; every read must succeed. Returns how long they took, in
 /// microseconds.
@@ -246,13 +64,12 @@ fn allow_open_files() {
     setrlimit(Resource::Nofile, limit).expect("a soft limit may be raised to the hard one");
 }
 
-async fn two_thousand_greedy_connections(ctx: Ctx) -> Result<()> {
-    allow_open_files();
-    // Before the cluster, so that it is dropped after it.
-    let limit = MemoryLimit::new(NODE_BYTES);
-    let mut cluster = ctx.no_nodes(Options::new().env("CACHE_BYTES", "32MiB")).await?;
+/// A cluster of one node that may have so much memory.
+async fn limited_node(ctx: &Ctx, limit: Option<&MemoryLimit>) -> Result<Cluster> {
+    let options = Options::new().env("CACHE_BYTES", "32MiB").env("REQUEST_TIMEOUT", REQUEST_TIMEOUT);
+    let mut cluster = ctx.no_nodes(options).await?;
     let node = cluster.add().await?;
-    match &limit {
+    match limit {
         Some(limit) => {
             println!("request_memory: the node is in a control group of {} MiB", NODE_BYTES >> 20);
             node.launch_by(limit.launcher());
@@ -265,52 +82,102 @@ async fn two_thousand_greedy_connections(ctx: Ctx) -> Result<()> {
         }
     }
     node.spawn()?;
-    let node = &cluster.nodes[0];
     node.ready().await;
+    Ok(cluster)
+}
+
+/// What was seen while all clients pressed.
+struct Seen {
+    /// Connections that were open at its end.
+    open: f64,
+    /// Bytes of the budget that were taken then.
+    used: f64,
+    took: Duration,
+}
+
+/// Has all clients press until each has done so often enough, and ends them.
+async fn press(node: &Node, load: &Arc<Load>, end: watch::Sender<bool>) -> Result<Seen> {
+    let began = Instant::now();
+    let start = |i: usize| {
+        let load = load.clone();
+        let client = tokio::spawn(async move { load.run(i).await });
+        async move { client.await? }
+    };
+    let slow = (0..SLOW_FRAMES).map(start).collect::<Vec<_>>();
+    let inside = (2 * BODY * SLOW_FRAMES) as f64;
+    wait::until("the slow frames have their memory", PATIENCE, || async move {
+        reaches("bytes", node.api().metric("bitacora_request_memory_bytes").await, inside)
+    })
+    .await;
+    let mut clients = pin!(try_join_all(slow.into_iter().chain((SLOW_FRAMES..load.tries.len()).map(start))));
+    let (open, used) = tokio::select! {
+        seen = all_have_pressed(node, load) => seen?,
+        failed = &mut clients => bail!("the greedy clients end too soon: {:?}", failed.err()),
+    };
+    let took = began.elapsed();
+    end.send_replace(true);
+    tokio::time::timeout(END, clients).await.context("the greedy clients do not end")??;
+    Ok(Seen { open, used, took })
+}
+
+/// Returns how many connections are open when every client has pressed, and how many bytes of the budget are taken.
+async fn all_have_pressed(node: &Node, load: &Load) -> Result<(f64, f64)> {
+    wait::until("all clients have pressed", PRESSED, || async move {
+        let pressed = load.tries.iter().filter(|tries| tries.has_pressed()).count();
+        reaches("clients", Ok(pressed as f64), load.tries.len() as f64)
+    })
+    .await;
+    // Those that have just been refused are about to come back.
+    let nearly_all = (load.tries.len() * 19 / 20) as f64;
+    let open = wait::until("nearly all clients are there", PATIENCE, || async move {
+        reaches("connections", node.api().metric("bitacora_connections").await, nearly_all)
+    })
+    .await;
+    Ok((open, node.api().metric("bitacora_request_memory_bytes").await?))
+}
+
+/// A number, if it is so large.
+fn reaches(what: &str, seen: Result<f64>, wanted: f64) -> Result<f64, String> {
+    match seen {
+        Ok(seen) if seen >= wanted => Ok(seen),
+        Ok(seen) => Err(format!("{seen} {what} of {wanted}")),
+        Err(error) => Err(format!("{error:#}")),
+    }
+}
+
+async fn two_thousand_greedy_connections(ctx: Ctx) -> Result<()> {
+    allow_open_files();
+    // Before the cluster, so that it is dropped after it.
+    let limit = MemoryLimit::new(NODE_BYTES);
+    let cluster = limited_node(&ctx, limit.as_ref()).await?;
+    let node = &cluster.nodes[0];
     let metric = async |name: &str| node.api().metric(name).await;
     assert_eq!(metric("bitacora_request_memory_limit_bytes").await? as u64, REQUEST_MEMORY);
     node.api().set(SMALL_KEY, "value").await?.expect(200);
     node.api().set(LARGE_KEY, &"v".repeat(8_000)).await?.expect(200);
+    node.has(SMALL_KEY, Some("value")).await;
 
-    let began = Instant::now();
-    let (end_hold, over) = watch::channel(false);
+    let (end, over) = watch::channel(false);
     let load = Arc::new(Load::new(node, over));
-    let clients = (0..HTTP_CONNECTIONS + RPC_CONNECTIONS).map(|i| {
-        let load = load.clone();
-        tokio::spawn(async move { load.run(i).await })
-    });
-    let clients: Vec<_> = clients.collect();
     let end_reads = AtomicBool::new(false);
-    let greed = async {
-        tokio::time::sleep(HOLD).await;
-        let open = metric("bitacora_connections").await?;
-        end_hold.send_replace(true);
-        let ended = tokio::time::timeout(END, join_all(clients)).await;
+    let pressing = async {
+        let seen = press(node, &load, end).await;
         end_reads.store(true, Ordering::Relaxed);
-        let fates: Result<Vec<(Greedy, Fate)>> =
-            ended.context("the greedy clients do not end")?.into_iter().map(|ended| ended?).collect();
-        anyhow::Ok((fates?, open, began.elapsed()))
+        seen
     };
-    let ((fates, open, took), reads) = tokio::try_join!(greed, small_reads(node, &end_reads))?;
+    let outcome = tokio::try_join!(pressing, small_reads(node, &end_reads));
+    ensure!(node.is_running(), "the node ended ({:?}): {}", node.exit_status(), node.log_tail(10));
+    let (seen, reads) = outcome?;
 
-    let refused = |greedy| fates.iter().filter(|fate| **fate == (greedy, Fate::Refused)).count();
-    let refused = [Greedy::Body, Greedy::Form, Greedy::Batch, Greedy::Frame].map(refused);
     let peak = node.peak_resident_bytes();
-    println!(
-        "request_memory: {} connections in {:.1} s, {open} open at once, {} refused {refused:?}, {} small reads, p50 {:.1} ms, p99 {:.1} ms, peak {} MiB resident",
-        fates.len(),
-        took.as_secs_f64(),
-        refused.iter().sum::<usize>(),
-        reads.len(),
-        reads.value_at_quantile(0.5) as f64 / 1e3,
-        reads.value_at_quantile(0.99) as f64 / 1e3,
-        peak.map_or_else(|| "?".to_string(), |bytes| (bytes >> 20).to_string()),
-    );
-    // Each of them wants a megabyte or two, of a hundred and twenty-eight.
-    let total: usize = refused.iter().sum();
-    assert!(total > fates.len() / 2, "only {total} were refused: {refused:?}");
+    let refused = report(&load, &seen, &reads, peak);
+    // Each of them wants some hundreds of kilobytes up to two megabytes, of a hundred and twenty-eight.
+    let clients = load.tries.len();
+    assert!(refused > clients / 2, "only {refused} clients were refused");
+    let inside = load.count(Greedy::SlowFrame, |tries| tries.refusals() == 0 && tries.rounds() == 1);
+    assert_eq!(inside, SLOW_FRAMES, "who has memory keeps it");
+    assert!(seen.used as u64 <= REQUEST_MEMORY, "{} bytes of the budget were taken", seen.used);
     assert!(peak.is_none_or(|bytes| bytes < NODE_BYTES), "the node had {peak:?} bytes");
-    assert!(node.is_running(), "it ended: {}", node.log_tail(10));
     assert!(reads.len() > 100, "only {} small reads", reads.len());
     wait::until("the memory is given back", PATIENCE, || async {
         let used = metric("bitacora_request_memory_bytes").await.map_err(|error| format!("{error:#}"))?;
@@ -319,4 +186,24 @@ async fn two_thousand_greedy_connections(ctx: Ctx) -> Result<()> {
     .await;
     node.api().set(SMALL_KEY, &"v".repeat(BODY)).await?.expect(200);
     Ok(())
+}
+
+/// Prints the figures. Returns how many clients were refused.
+fn report(load: &Load, seen: &Seen, reads: &Histogram<u64>, peak: Option<u64>) -> usize {
+    let kinds = [Greedy::Body, Greedy::Form, Greedy::Batch, Greedy::Frame, Greedy::SlowFrame];
+    let refused = kinds.map(|greedy| load.count(greedy, |tries| tries.refusals() > 0));
+    println!(
+        "request_memory: {} connections in {:.1} s, {} open and {:.1} MiB taken at the end, {} refused {refused:?}, {} times in all, {} small reads, p50 {:.1} ms, p99 {:.1} ms, peak {} MiB resident",
+        load.tries.len(),
+        seen.took.as_secs_f64(),
+        seen.open,
+        seen.used / f64::from(1 << 20),
+        refused.iter().sum::<usize>(),
+        load.tries.iter().map(Tries::refusals).sum::<usize>(),
+        reads.len(),
+        reads.value_at_quantile(0.5) as f64 / 1e3,
+        reads.value_at_quantile(0.99) as f64 / 1e3,
+        peak.map_or_else(|| "?".to_string(), |bytes| (bytes >> 20).to_string()),
+    );
+    refused.iter().sum()
 }
