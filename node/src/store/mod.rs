@@ -143,6 +143,4 @@ impl Store {
 }
 
 #[cfg(test)]
-pub(crate) mod copy_tests;
-#[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -2,7 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::store::Store;
-use crate::store::copy_tests::{self, COPY};
+use crate::store::tests::copies::COPY;
+use crate::store::tests::identity;
 use crate::testing::damage::{damaged, damages};
 
 fn header(bytes: u64) -> Header {
@@ -187,7 +188,7 @@ fn refused_backup(header: &Header, content: &[u8], words: &str) {
 
 #[test]
 fn a_backup_that_its_header_does_not_describe_is_refused() {
-    let header = Header { identity: copy_tests::identity(), ..header(COPY.len() as u64) };
+    let header = Header { identity: identity(), ..header(COPY.len() as u64) };
     let dir = tempfile::tempdir().expect("a temporary folder");
     let (file, data) = (dir.path().join("backup"), dir.path().join("data"));
     let frames: Vec<&[u8]> = COPY.chunks(FRAME_BYTES).collect();
@@ -198,7 +199,7 @@ fn a_backup_that_its_header_does_not_describe_is_refused() {
     let restored = Store::open(&data.join("store"), 0).expect("whole").checkpoint().expect("readable");
     assert!(restored.restored && restored.next.len() == 2, "{restored:?}");
 
-    let other = LogIdentity { topic: "other".into(), ..copy_tests::identity() };
+    let other = LogIdentity { topic: "other".into(), ..identity() };
     refused_backup(&Header { identity: other, ..header.clone() }, &COPY, "its content is of another log");
     for (content, words) in [
         (&[][..], "it ends early"),

@@ -1,5 +1,6 @@
 //! Tests of the store, by what they are about; and what they have in common.
 
+pub(crate) mod copies;
 mod records;
 mod scan;
 mod sweep;
@@ -47,7 +48,7 @@ pub(super) fn entry(partition: i32, offset: i64, timestamp: i64, body: &str) -> 
     Entry::new(Position { partition, offset }, log_ms(timestamp), 0, body.as_bytes())
 }
 
-pub(super) fn identity() -> LogIdentity {
+pub(crate) fn identity() -> LogIdentity {
     LogIdentity { cluster: "c".into(), topic: "t".into(), topic_id: None }
 }
 

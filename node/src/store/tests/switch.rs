@@ -174,8 +174,8 @@ fn copy_is_of_one_moment_while_a_writer_goes_on() {
                 // Two keys that are one in every transaction.
                 let text = offset.to_string();
                 let mut changes = vec![
-                    (b"a".as_slice(), copy_tests::entry("a", P0, offset, &text).into()),
-                    (b"b".as_slice(), copy_tests::entry("b", P0, offset, &text).into()),
+                    (b"a".as_slice(), copies::entry_of("a", P0, offset, &text).into()),
+                    (b"b".as_slice(), copies::entry_of("b", P0, offset, &text).into()),
                 ];
                 source.apply(&mut changes, &[(P0, NextOffset::after(offset))]).expect("applied");
                 offset += 1;
