@@ -129,7 +129,7 @@ fn the_elected_node_trims_what_is_dead_and_all_forget_it() {
 }
 
 #[test]
-fn a_tombstone_that_came_too_late_is_repaired_by_the_elected_node() {
+fn a_late_tombstone_is_repaired_by_the_elected_node() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let log = open(&dir);
     let old = append(&log, "k", "old", ttl::FOR_EVER);

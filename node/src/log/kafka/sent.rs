@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_was_never_sent_if_nothing_was_from_before_it_until_after_it() {
+    fn a_record_was_never_sent_if_nothing_was_meanwhile() {
         let mut counters = Sent::new(0, LONGEST);
         assert!(counters.sample(1_000, sent(&[(0, 7), (1, 3)])).is_empty());
         assert_eq!(counters.failed(failed(0, 1_500, 6_500)), None);
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_producer_has_sent_nothing_and_what_has_no_partition_was_not_sent() {
+    fn no_partition_and_a_new_producer_mean_nothing_was_sent() {
         let mut counters = Sent::new(0, LONGEST);
         assert_eq!(counters.failed(failed(-1, 10, 20)), Some(("who", Verdict::NeverSent)));
         assert_eq!(counters.failed(failed(3, 10, 5_010)), None);
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn old_samples_are_forgotten_but_for_one_that_is_older_than_any_record() {
+    fn samples_older_than_any_record_are_forgotten_but_for_one() {
         let mut counters = Sent::new(0, LONGEST);
         for second in 1..=100 {
             counters.sample(second * 1_000, sent(&[(0, second as u64)]));

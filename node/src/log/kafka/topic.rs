@@ -372,7 +372,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_topic_that_gives_no_time_to_repair_or_forgets_tombstones_is_not_trimmed() {
+    fn a_topic_without_time_to_repair_or_tombstones_is_not_trimmed() {
         let settings = crate::log::kafka::tests::settings("kafka:9092");
         let good = [
             ("cleanup.policy", "compact"),
