@@ -1,12 +1,13 @@
-//! CSV: records under a header that names the fields; quoted as RFC 4180 has it.
+//! CSV: records under a header that names the fields; quoted as RFC 4180 has it. Lines end with LF, CR or both.
 
-use std::io::{self, BufWriter};
+use std::io::{self, BufWriter, Read};
 
 use anyhow::Result;
 use bitacora_client::Record;
 use bytes::Bytes;
-use csv::{ByteRecord, ReaderBuilder};
+use csv::{ByteRecord, Reader, ReaderBuilder};
 
+use super::ends::{check_quotes, line_ends};
 use super::lines::check_length;
 use super::{Entry, Line, Place, cut, expires, life};
 
@@ -36,6 +37,14 @@ pub(super) struct Columns {
     uuid: Option<usize>,
 }
 
+/// Goes in front of the bytes that are parsed: the crate passes a byte order mark at their start, which in the middle of a file is
+/// part of a key, and it passes an empty line anywhere.
+const GUARD: &[u8] = b"\n";
+
+fn reader(bytes: &[u8]) -> Reader<impl Read> {
+    ReaderBuilder::new().has_headers(false).flexible(true).from_reader(GUARD.chain(bytes))
+}
+
 /// The entries of whole records that begin at `start`.
 pub(super) fn lines(
     start: Place,
@@ -43,18 +52,29 @@ pub(super) fn lines(
     columns: &Columns,
     max_line: usize,
 ) -> io::Result<Vec<Line>> {
-    let mut reader = ReaderBuilder::new().has_headers(false).flexible(true).from_reader(&block[..]);
+    let mut reader = reader(block);
     let mut lines = Vec::new();
     let mut record = ByteRecord::new();
+    // The crate counts only the lines that end with LF.
+    let (mut line, mut counted) = (start.line, 0);
+    let without_guard = |byte: u64| (byte as usize).saturating_sub(GUARD.len());
     while reader.read_byte_record(&mut record).map_err(io::Error::other)? {
-        let to = reader.position();
-        let from = record.position().unwrap_or(to);
-        let text = block.slice(from.byte() as usize..to.byte() as usize);
+        let mut to = without_guard(reader.position().byte());
+        let mut from = record.position().map_or(to, |position| without_guard(position.byte()));
+        // Empty lines in front of it, and the LF behind its CR, are no part of it to the crate.
+        from += block[from..to].iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        to += usize::from(block[..to].ends_with(b"\r") && block[to..].starts_with(b"\n"));
+        let number = line + line_ends(&block[counted..from], true);
+        line = number + line_ends(&block[from..to], true);
+        counted = to;
+        let text = block.slice(from..to);
         let trimmed = text.trim_ascii();
-        let entry = check_length(trimmed.len(), max_line).and_then(|()| columns.entry(&record));
+        let entry = check_quotes(&text, number)
+            .and_then(|()| check_length(trimmed.len(), max_line))
+            .and_then(|()| columns.entry(&record));
         lines.push(Line {
-            number: start.line + from.line() - 1,
-            next: Place { offset: start.offset + to.byte(), line: start.line + to.line() - 1, ..start },
+            number,
+            next: Place { offset: start.offset + to as u64, line, ..start },
             text: text.slice_ref(trimmed),
             entry,
         });
@@ -62,12 +82,22 @@ pub(super) fn lines(
     Ok(lines)
 }
 
+/// A hint for a header whose names seem to be separated by something else.
+fn other_separator(header: &[u8]) -> &'static str {
+    match header {
+        header if header.contains(&b',') => "",
+        header if header.contains(&b';') => ", with semicolons where commas are expected",
+        header if header.contains(&b'\t') => ", with tabs where commas are expected",
+        _ => "",
+    }
+}
+
 impl Columns {
     /// By the header line.
     pub(super) fn of(header: &[u8]) -> Result<Self, String> {
+        check_quotes(header, 1).map_err(|wrong| format!("the CSV header: {wrong}"))?;
         let mut record = ByteRecord::new();
-        let mut reader = ReaderBuilder::new().has_headers(false).flexible(true).from_reader(header);
-        let _ = reader.read_byte_record(&mut record).map_err(|error| error.to_string())?;
+        let _ = reader(header).read_byte_record(&mut record).map_err(|error| error.to_string())?;
         let mut columns = Self { count: record.len(), ..Self::default() };
         let (mut key, mut value) = (None, None);
         for (at, name) in record.iter().enumerate() {
@@ -90,8 +120,9 @@ impl Columns {
             (Some(key), Some(value)) => Ok(Self { key, value, ..columns }),
             _ => Err(format!(
                 "a CSV file begins with a header line that names the columns key and value, for example key,value,ttl; \
-                 this one begins with '{}'",
-                cut(header.trim_ascii()).chars().take(100).collect::<String>()
+                 this one begins with '{}'{}",
+                cut(header.trim_ascii()).chars().take(100).collect::<String>(),
+                other_separator(header)
             )),
         }
     }

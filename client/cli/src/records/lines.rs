@@ -5,7 +5,8 @@ use std::io::{self, Read};
 use bytes::{Bytes, BytesMut};
 
 use super::csv::{self, Columns};
-use super::{Line, Place, SHOWN_CHARACTERS, ndjson};
+use super::ends::{Ends, LineCount, line_ends, unclosed};
+use super::{Line, Place, SHOWN_CHARACTERS, ndjson, start};
 
 /// Read at a time. Long enough that a block fills several requests.
 pub(super) const READ_BYTES: usize = 256 << 10;
@@ -13,7 +14,17 @@ pub(super) const READ_BYTES: usize = 256 << 10;
 /// Whole lines that follow each other, or one that is too long to be kept.
 enum Piece {
     Lines(Bytes),
-    TooLong { head: Bytes, length: u64, newlines: u64 },
+    TooLong(TooLong),
+}
+
+struct TooLong {
+    head: Bytes,
+    length: u64,
+    line_ends: u64,
+    /// Of CSV, if it got too long inside of quotes: ends of lines that are before them.
+    before_quotes: Option<u64>,
+    /// Those quotes are open at the end of the input.
+    is_unclosed: bool,
 }
 
 /// Splits an input into lines and parses them.
@@ -22,7 +33,7 @@ pub struct Lines<R> {
     format: Form,
     max_line: usize,
     place: Place,
-    /// Read and not given out; of it `scanned` bytes, with `quoting` after them, are no end of a line.
+    /// Read and not given out.
     buffer: BytesMut,
     ended: bool,
 }
@@ -32,40 +43,28 @@ enum Form {
     Csv(Columns),
 }
 
-/// Where a CSV reader is with respect to quotes, in which an end of line is none.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Quoting {
-    FieldStart,
-    Plain,
-    Quoted,
-    /// After a quote in a quoted field: its end, or the first of two that stand for one.
-    QuoteSeen,
-}
-
-impl Quoting {
-    fn after(self, byte: u8) -> Self {
-        match (self, byte) {
-            (Self::Quoted, b'"') => Self::QuoteSeen,
-            (Self::Quoted, _) => Self::Quoted,
-            (Self::FieldStart | Self::QuoteSeen, b'"') => Self::Quoted,
-            (_, b',' | b'\r' | b'\n') => Self::FieldStart,
-            _ => Self::Plain,
-        }
-    }
-}
-
 impl<R: Read> Lines<R> {
-    /// Begins at the start of `input`; of CSV it reads the header.
+    /// Begins at the start of `input`: passes a byte order mark, and of CSV reads the header.
     ///
-    /// The outer error is about reading, the inner one says what is wrong with the header.
+    /// The outer error is about reading, the inner one says why it is no input of this format, or what is wrong with the header.
     pub fn new(input: R, is_csv: bool, max_line: usize) -> io::Result<Result<Self, String>> {
         let (format, place) = (Form::Ndjson, Place::START);
         let mut lines = Self { input, format, max_line, place, buffer: BytesMut::new(), ended: false };
+        while !lines.ended && start::is_short(&lines.buffer) {
+            lines.read()?;
+        }
+        match start::check(&lines.buffer, is_csv) {
+            Ok(mark) => {
+                let mark = lines.buffer.split_to(mark);
+                lines.place.offset += mark.len() as u64;
+            }
+            Err(other) => return Ok(Err(other)),
+        }
         if is_csv {
             lines.format = Form::Csv(Columns::default());
             let header = match lines.piece(true)? {
                 Some(Piece::Lines(header)) => header,
-                Some(Piece::TooLong { .. }) => return Ok(Err("the header line is too long".to_owned())),
+                Some(Piece::TooLong(_)) => return Ok(Err("the header line is too long".to_owned())),
                 None => Bytes::new(),
             };
             match Columns::of(&header) {
@@ -98,33 +97,44 @@ impl<R: Read> Lines<R> {
                 self.advance(&block);
                 Ok(Some(lines))
             }
-            Some(Piece::TooLong { head, length, newlines }) => {
-                let number = self.place.line;
-                self.place =
-                    Place { offset: self.place.offset + length, line: number + newlines, ..self.place };
-                let entry =
-                    Err(format!("it has {length} bytes; a line has at most {} (--max-line)", self.max_line));
-                Ok(Some(vec![Line { number, next: self.place, text: head, entry }]))
-            }
+            Some(Piece::TooLong(too_long)) => Ok(Some(vec![self.reject(too_long)])),
         }
+    }
+
+    fn reject(&mut self, too_long: TooLong) -> Line {
+        let TooLong { head, length, line_ends, before_quotes, is_unclosed } = too_long;
+        let number = self.place.line;
+        self.place = Place { offset: self.place.offset + length, line: number + line_ends, ..self.place };
+        let mut reason = format!("it has {length} bytes; a line has at most {} (--max-line)", self.max_line);
+        match before_quotes.map(|before| number + before) {
+            Some(line) if is_unclosed => reason = format!("{}; {reason}", unclosed(line)),
+            Some(line) => {
+                reason += &format!(
+                    "; perhaps the quotes that begin in line {line} are not closed where they should be"
+                );
+            }
+            None if head.contains(&b'\r') && !self.is_csv() => reason += ndjson::RETURNS,
+            None => {}
+        }
+        Line { number, next: self.place, text: head, entry: Err(reason) }
+    }
+
+    fn is_csv(&self) -> bool {
+        matches!(self.format, Form::Csv(_))
     }
 
     fn advance(&mut self, block: &[u8]) {
         self.place.offset += block.len() as u64;
-        self.place.line += newlines(block);
+        self.place.line += line_ends(block, self.is_csv());
     }
 
     /// Whole lines, as many as are at hand, or the first alone.
     fn piece(&mut self, one: bool) -> io::Result<Option<Piece>> {
-        let is_csv = matches!(self.format, Form::Csv(_));
-        let (mut quoting, mut scanned, mut whole) = (Quoting::FieldStart, 0, 0);
+        let (mut ends, mut scanned, mut whole) = (Ends::new(self.is_csv()), 0, 0);
         loop {
             for (at, &byte) in self.buffer.iter().enumerate().skip(scanned) {
-                if is_csv {
-                    quoting = quoting.after(byte);
-                }
-                if byte == b'\n' && quoting != Quoting::Quoted {
-                    whole = at + 1;
+                if let Some(end) = ends.pass(at, byte) {
+                    whole = end;
                     if one {
                         break;
                     }
@@ -139,36 +149,35 @@ impl<R: Read> Lines<R> {
                 return Ok((!last.is_empty()).then_some(Piece::Lines(last)));
             }
             if scanned > self.max_line {
-                return self.skip(quoting, is_csv).map(Some);
+                return self.skip(ends).map(Piece::TooLong).map(Some);
             }
             self.read()?;
         }
     }
 
     /// Passes a line that is too long, of which all that was read is in the buffer.
-    fn skip(&mut self, mut quoting: Quoting, is_csv: bool) -> io::Result<Piece> {
+    fn skip(&mut self, mut ends: Ends) -> io::Result<TooLong> {
         let head = Bytes::copy_from_slice(&self.buffer[..self.buffer.len().min(4 * SHOWN_CHARACTERS)]);
-        let (mut length, mut lines) = (0, 0);
-        loop {
-            length += self.buffer.len() as u64;
-            lines += newlines(&self.buffer);
-            self.buffer.clear();
+        let before_quotes = ends.open_quotes();
+        let (mut length, mut count) = (0, LineCount::new(self.is_csv()));
+        let mut pass = |bytes: &[u8]| {
+            length += bytes.len() as u64;
+            count.pass_all(bytes);
+        };
+        let is_unclosed = loop {
+            pass(&self.buffer.split());
             self.read()?;
-            let end = self.buffer.iter().position(|&byte| {
-                if is_csv {
-                    quoting = quoting.after(byte);
-                }
-                byte == b'\n' && quoting != Quoting::Quoted
-            });
+            let end = self.buffer.iter().enumerate().find_map(|(at, byte)| ends.pass(at, *byte));
             if let Some(end) = end {
-                let last = self.buffer.split_to(end + 1);
-                let (length, newlines) = (length + last.len() as u64, lines + newlines(&last));
-                return Ok(Piece::TooLong { head, length, newlines });
+                pass(&self.buffer.split_to(end));
+                break false;
             }
             if self.ended {
-                return Ok(Piece::TooLong { head, length, newlines: lines });
+                break ends.open_quotes().is_some();
             }
-        }
+        };
+        let before_quotes = if is_unclosed { ends.open_quotes() } else { before_quotes };
+        Ok(TooLong { head, length, line_ends: count.lines, before_quotes, is_unclosed })
     }
 
     fn read(&mut self) -> io::Result<()> {
@@ -184,10 +193,6 @@ impl<R: Read> Lines<R> {
         self.ended = read? == 0;
         Ok(())
     }
-}
-
-pub(super) fn newlines(bytes: &[u8]) -> u64 {
-    bytes.iter().map(|byte| u64::from(*byte == b'\n')).sum()
 }
 
 /// Refuses a line that is longer than `--max-line`.

@@ -4,10 +4,14 @@ pub mod avro;
 #[cfg(test)]
 mod avro_tests;
 mod csv;
+mod ends;
 pub mod lines;
 mod ndjson;
+mod start;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod unusual_text_tests;
 
 use std::io::{self, Read};
 use std::path::Path;
@@ -26,6 +30,9 @@ const SHOWN_CHARACTERS: usize = 1_000;
 
 /// What the names of files have to end in, for messages.
 pub const EXTENSIONS: &str = ".csv, .avro, .ndjson, .jsonl and .json";
+
+/// What stands for stdin and stdout.
+const STREAMS: [&str; 3] = ["-", "/dev/stdin", "/dev/stdout"];
 
 /// A key to set.
 #[derive(Debug, PartialEq, Eq)]
@@ -109,7 +116,7 @@ pub enum Reader<R> {
 impl<R: Read> Reader<R> {
     /// Begins at the start of `input`; of CSV and Avro it reads the header. A longer record than `max_line` bytes is rejected.
     ///
-    /// The outer error is about reading; the inner one says what is wrong with the header.
+    /// The outer error is about reading; the inner one says why the input is none of this format, or what is wrong with the header.
     pub fn new(input: R, format: Format, max_line: usize) -> io::Result<Result<Self, String>> {
         Ok(match format {
             Format::Avro => avro::Blocks::new(input, max_line)?.map(|blocks| Self::Avro(Box::new(blocks))),
@@ -183,14 +190,14 @@ fn expires(record: &Record) -> Option<i64> {
 }
 
 impl Format {
-    /// By the name; `-` is a stream of NDJSON.
+    /// By the name; stdin and stdout are streams of NDJSON.
     pub fn of(path: &Path) -> Option<Self> {
         let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
         match extension.as_deref() {
             Some("csv") => Some(Self::Csv),
             Some("avro") => Some(Self::Avro),
             Some("ndjson" | "jsonl" | "json") => Some(Self::Ndjson),
-            _ if path == Path::new("-") => Some(Self::Ndjson),
+            _ if STREAMS.iter().any(|stream| path == Path::new(stream)) => Some(Self::Ndjson),
             _ => None,
         }
     }

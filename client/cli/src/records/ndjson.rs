@@ -4,9 +4,10 @@ use anyhow::Result;
 use bitacora_client::Record;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::lines::check_length;
-use super::{Entry, Line, Place, expires, life};
+use super::{Entry, Line, Place, expires, life, start};
 
 /// What is written.
 #[derive(Serialize)]
@@ -64,20 +65,82 @@ enum JsonTtl {
 
 pub(super) fn entry(line: &[u8]) -> Result<Entry, String> {
     if !line.starts_with(b"{") {
-        return Err("it is not a JSON object".to_owned());
+        return Err(no_object(line));
     }
-    let Json { key, value, ttl, expires, uuid } = serde_json::from_slice(line).map_err(|error| {
-        let told = error.to_string();
-        // It counts lines of its own.
-        told.rsplit_once(" at line ").map_or(told.clone(), |(what, _)| match error.column() {
-            0 => what.to_owned(),
-            column => format!("{what}, at character {column}"),
-        })
-    })?;
+    let Json { key, value, ttl, expires, uuid } =
+        serde_json::from_slice(line).map_err(|error| explain(line, &error))?;
     let ttl = ttl.map(|ttl| match ttl {
         JsonTtl::Number(number) => number.to_string(),
         JsonTtl::Text(text) => text,
     });
     let life = life(ttl.as_deref(), expires, uuid.is_some())?;
     Ok(Entry { key, value, life })
+}
+
+/// What is added if lines seem to end with CR alone.
+pub(super) const RETURNS: &str =
+    "; its lines seem to end with CR alone: convert them, for example with tr '\\r' '\\n' < FILE";
+
+/// Why a line that does not begin with `{` is refused.
+fn no_object(line: &[u8]) -> String {
+    let hint = if line.starts_with(start::BYTE_ORDER_MARK) {
+        ": it begins with a byte order mark (U+FEFF), which may stand at the start of a file only; remove it"
+    } else if line.starts_with(b"[") {
+        ", but an array: jq -c '.[]' FILE takes it apart"
+    } else if line.contains(&0) {
+        ": it has NUL bytes, as a file has that is damaged or no text"
+    } else {
+        ""
+    };
+    format!("it is not a JSON object{hint}")
+}
+
+/// Why an object can't be a key to set, in words for who wrote it.
+fn explain(line: &[u8], error: &serde_json::Error) -> String {
+    if let Err(invalid) = std::str::from_utf8(line) {
+        let at = invalid.valid_up_to() + 1;
+        return format!(
+            "it is not UTF-8, at byte {at}; convert the file, for example with iconv -f LATIN1 -t UTF-8 FILE"
+        );
+    }
+    let told = error.to_string();
+    // It counts lines of its own.
+    let what = told.rsplit_once(" at line ").map_or(told.as_str(), |(what, _)| what);
+    let place =
+        if error.column() == 0 { String::new() } else { format!(", at character {}", error.column()) };
+    if error.is_eof() {
+        return format!(
+            "{what}{place}; an object must not be broken up: jq -c . FILE writes each in one piece"
+        );
+    }
+    if what == "trailing characters" {
+        let hint =
+            if line.contains(&b'\r') { RETURNS } else { "; there must be one object and nothing else" };
+        return format!("{what} behind the object{place}{hint}");
+    }
+    if what == "key must be a string" {
+        return format!("the name of a field must be in double quotes{place}");
+    }
+    let wrong = error.is_data().then(|| wrong_field(line)).flatten();
+    wrong.map_or_else(|| format!("{what}{place}"), |(wrong, mend)| format!("{wrong}{place}{mend}"))
+}
+
+/// The field of a wrong type: what is wrong, and how to mend it.
+fn wrong_field(line: &[u8]) -> Option<(String, String)> {
+    let object: serde_json::Map<String, Value> = serde_json::from_slice(line).ok()?;
+    for name in ["key", "value"] {
+        let kind = match object.get(name) {
+            None | Some(Value::String(_)) => continue,
+            Some(Value::Null) => "null",
+            Some(Value::Bool(_)) => "true or false",
+            Some(Value::Number(_)) => "a number",
+            Some(Value::Array(_)) => "an array",
+            Some(Value::Object(_)) => "an object",
+        };
+        let mend = format!("; jq -c '.{name} |= tostring' FILE makes a text of it");
+        return Some((format!("the {name} is {kind}, expected a string"), mend));
+    }
+    let expires = object.get("expires").filter(|expires| !expires.is_null() && !expires.is_i64());
+    expires
+        .map(|expires| (format!("expires: {expires} is not a whole number of ms since 1970"), String::new()))
 }
