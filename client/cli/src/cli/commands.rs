@@ -189,20 +189,26 @@ const IMPORT: &str = "\
 NDJSON: {\"key\":\"k\",\"value\":\"v\",\"ttl\":\"30s\"} a line; 'ttl' is optional, a time with its unit. 'expires' instead of it is
 a time in ms since 1970, which 'export' writes: a record that has expired is skipped and counted. A line with a 'uuid' is a
 whole record, as 'scan --output json' and the HTTP API print them: its 'ttl' is such a time too. Other fields are ignored.
-CSV: a header line with key and value, and perhaps ttl, expires or uuid, in any order; fields as RFC 4180 quotes them.
+CSV: a header line with key and value, and perhaps ttl, expires or uuid, in any order; fields as RFC 4180 quotes them. Lines
+end with LF, CR or both. Text is UTF-8, with or without a byte order mark at its start.
 Avro: an object container file (codec null or deflate) of records with the strings key and value, and perhaps ttl, expires or
 uuid, as above; other fields are ignored. Its records are counted as lines.
 
 The last line of a key wins. What a node could not take is sent again; what it refuses is a rejected line: counted and
 written to --rejects as {\"line\",\"reason\",\"text\"}, or the first ten told on stderr. With --checkpoint an import that was
 interrupted goes on where all before was acknowledged, and one that is done is not done again.
+A pipe, a FIFO or a socket is read once, from its start to its end. Neither --rejects nor --checkpoint may be the input; both are
+tried before the first record is sent.
 
 Examples:
   bitacora import users.csv --rejects rejected.ndjson
   bitacora import big.ndjson --checkpoint big.checkpoint     run again after a failure
   bitacora --rpc old:8081 export - | bitacora --rpc new:8081 import -
+  bitacora import --format csv <(zstd -dc users.csv.zst)
+  jq -c '.[]' array.json | bitacora import -         an array's elements, one a line
 
-Exit code 6: done, but lines were rejected; 5 or 4: gave up after --retry-for; 1: the input can't be read.";
+Exit code 6: done, but lines were rejected; 5 or 4: gave up after --retry-for; 1: the input can't be read, or is
+no text of its format.";
 
 #[derive(Debug, Args)]
 pub struct Import {

@@ -2,21 +2,23 @@
 //! before all those in front of it.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Seek as _, SeekFrom, Write as _};
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use bitacora_program::console::tell;
+use bitacora_program::files::open_growing;
 use indicatif::HumanCount;
 use serde::Serialize;
 
+use super::paths::cannot_write;
 use super::{Checkpoint, Counts, Input};
 use crate::api::{Failure, Kind};
 use crate::checkpoint;
 use crate::cli::Import;
-use crate::output::per_second;
+use crate::output::{per_second, shown};
 use crate::records::{Line, Place};
 
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(1);
@@ -54,7 +56,10 @@ pub(super) struct Ledger {
 
 /// The file of rejected lines.
 struct Rejects {
+    path: PathBuf,
     file: File,
+    /// Not so a device or a FIFO, which can't be brought to disk.
+    is_regular: bool,
     /// Lines that are not written yet.
     unwritten: Vec<u8>,
     /// Of the file.
@@ -76,8 +81,8 @@ impl Ledger {
         place: Place,
     ) -> Result<Self> {
         let counts = resumed.map(|resumed| resumed.counts).unwrap_or_default();
-        let kept = resumed.map_or(0, |resumed| resumed.rejects_bytes);
-        let rejects = arguments.rejects.as_deref().map(|path| open_rejects(path, kept)).transpose()?;
+        let told = resumed.map_or(0, |resumed| resumed.rejects_bytes);
+        let rejects = arguments.rejects.as_deref().map(|path| Rejects::open(path, told)).transpose()?;
         if resumed.is_some() {
             tell(format_args!(
                 "bitacora: going on at line {}, {} before it are done",
@@ -160,7 +165,7 @@ impl Ledger {
                 unwritten.push(b'\n');
             }
             None if self.counts.rejected <= SHOWN_REJECTS => {
-                let text: String = reject.text.chars().take(80).collect();
+                let text = shown(reject.text);
                 tell(format_args!("bitacora: line {} is rejected: {}: {text}", reject.line, reject.reason));
             }
             None if self.counts.rejected == SHOWN_REJECTS + 1 => {
@@ -176,9 +181,12 @@ impl Ledger {
     /// The rejected lines first: the checkpoint tells how many of them there are.
     pub(super) fn save(&mut self) -> Result<()> {
         self.saved = Instant::now();
-        if let Some(Rejects { file, unwritten, bytes }) = &mut self.rejects {
-            let write = file.write_all(unwritten).and_then(|()| file.sync_data());
-            write.context("the file of rejected lines (--rejects) can't be written")?;
+        if let Some(Rejects { path, file, is_regular, unwritten, bytes }) = &mut self.rejects
+            && !unwritten.is_empty()
+        {
+            let written = file.write_all(unwritten);
+            let written = written.and_then(|()| if *is_regular { file.sync_data() } else { Ok(()) });
+            written.map_err(|error| cannot_write(path, "--rejects", &error))?;
             *bytes += unwritten.len() as u64;
             unwritten.clear();
         }
@@ -210,14 +218,14 @@ impl Ledger {
     }
 }
 
-/// Opens the file of rejected lines, cut to the bytes that a checkpoint tells of.
-fn open_rejects(path: &Path, kept: u64) -> Result<Rejects> {
-    let open = || {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
-        file.set_len(kept)?;
-        file.seek(SeekFrom::End(0))?;
-        Ok::<_, io::Error>(file)
-    };
-    let file = open().with_context(|| format!("{} (--rejects) can't be written", path.display()))?;
-    Ok(Rejects { file, unwritten: Vec::new(), bytes: kept })
+impl Rejects {
+    /// `told`: the bytes that a checkpoint tells of; what follows them is cut off.
+    fn open(path: &Path, told: u64) -> Result<Self> {
+        let there = fs::metadata(path).map_or(0, |there| if there.is_file() { there.len() } else { told });
+        // Whoever took the rejected lines away has them.
+        let bytes = told.min(there);
+        let opened = open_growing(path, bytes).and_then(|file| Ok((file.metadata()?.is_file(), file)));
+        let (is_regular, file) = opened.map_err(|error| cannot_write(path, "--rejects", &error))?;
+        Ok(Self { path: path.to_owned(), file, is_regular, unwritten: Vec::new(), bytes })
+    }
 }
