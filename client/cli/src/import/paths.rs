@@ -1,9 +1,11 @@
 //! What an import writes is tried before its first record is sent, and must be none of what it reads: it would destroy its input,
 //! or read what it writes.
 
+use std::fs::{self, OpenOptions};
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use bitacora_program::files::{check_writable, same_file};
 
 use crate::api::{Failure, Kind};
@@ -52,15 +54,27 @@ pub(super) fn refuse_shared(arguments: &Import) -> Result<(), Failure> {
 
 /// Refuses what can't be written. Changes nothing.
 pub(super) fn try_outputs(arguments: &Import) -> Result<()> {
-    for (path, flag) in [(&arguments.checkpoint, "--checkpoint"), (&arguments.rejects, "--rejects")] {
-        if let Some(path) = path {
-            check_writable(path).map_err(|error| cannot_write(path, flag, &error))?;
-        }
+    if let Some(path) = &arguments.checkpoint {
+        check_writable(path).map_err(|error| cannot_write(path, "--checkpoint", &error))?;
+    }
+    if let Some(path) = &arguments.rejects {
+        // It grows in its place, so it may be in a folder in which nothing new can be.
+        let tried = match fs::metadata(path) {
+            Ok(there) if there.is_file() => OpenOptions::new().write(true).open(path).map(drop),
+            _ => check_writable(path),
+        };
+        tried.map_err(|error| cannot_write(path, "--rejects", &error))?;
     }
     Ok(())
 }
 
 /// Without the error as a cause: a pipe whose reader has gone is a failure here.
-pub(super) fn cannot_write(path: &Path, flag: &str, error: &std::io::Error) -> anyhow::Error {
-    anyhow::anyhow!("{} ({flag}) can't be written: {error}", path.display())
+pub(super) fn cannot_write(path: &Path, flag: &str, error: &io::Error) -> anyhow::Error {
+    let shown = path.display();
+    match error.kind() {
+        ErrorKind::ResourceBusy => {
+            anyhow!("{shown} ({flag}) is being written by another process; give another file")
+        }
+        _ => anyhow!("{shown} ({flag}) can't be written: {error}"),
+    }
 }

@@ -9,7 +9,8 @@ use csv::{ByteRecord, Reader, ReaderBuilder};
 
 use super::ends::{check_quotes, line_ends};
 use super::lines::check_length;
-use super::{Entry, Line, Place, cut, expires, life};
+use super::{Entry, Line, Place, expires, life};
+use crate::output::shown;
 
 /// The header of what is written.
 pub(super) const HEADER: &[u8] = b"key,value,expires\n";
@@ -121,7 +122,7 @@ impl Columns {
             _ => Err(format!(
                 "a CSV file begins with a header line that names the columns key and value, for example key,value,ttl; \
                  this one begins with '{}'{}",
-                cut(header.trim_ascii()).chars().take(100).collect::<String>(),
+                shown(&String::from_utf8_lossy(header.trim_ascii())),
                 other_separator(header)
             )),
         }

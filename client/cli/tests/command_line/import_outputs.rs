@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use crate::node::FakeNode;
 use crate::program::{
     DONE, FAILED, Folder, REJECTED, Run, USAGE, command_at, finish, import_on, json_lines, ndjson, run_at,
-    text,
+    text, wait_for,
 };
 
 const INPUT: &str = "{\"key\":\"k\",\"value\":\"v\"}\nwrong\n";
@@ -167,6 +167,20 @@ mod rejects {
         import.stderr.take().expect("piped").read_to_string(&mut stderr).expect("text");
         assert_eq!(import.wait().expect("it ends").code(), Some(FAILED), "{stderr}");
         assert!(stderr.contains("(--rejects) can't be written"), "{stderr}");
+    }
+
+    #[test]
+    fn of_two_imports_at_once_are_two_files() {
+        let (node, folder) = (FakeNode::start(), Folder::new());
+        let (file, rejects) = (folder.with("in.ndjson", ndjson(10) + "wrong\n"), folder.path("r"));
+        node.hang(true);
+        let mut first =
+            command_at(&node, &["import", &file, "--rejects", &rejects]).spawn().expect("it starts");
+        wait_for("a request that hangs", || node.hanging() > 0);
+        rejecting(&node, &file, &rejects).code(FAILED).says("being written by another process");
+        first.kill().and_then(|()| first.wait()).expect("it ends");
+        node.hang(false);
+        rejecting(&node, &file, &rejects).code(REJECTED).says("10 accepted");
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod place;
 mod tests;
 mod whole;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Seek as _, SeekFrom, Write};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
@@ -117,14 +117,18 @@ pub fn write_whole(path: &Path, content: &[u8]) -> io::Result<()> {
 }
 
 /// Opens a file that grows in its place: what follows its first `kept` bytes is cut off. What is no regular file is written to as
-/// it is.
+/// it is. A regular file is this process's alone, until the answer is dropped.
 ///
 /// # Errors
-/// The system's.
+/// The system's; `ResourceBusy` if another process writes it in this way.
 pub fn open_growing(path: &Path, kept: u64) -> io::Result<File> {
     match Place::of(path)? {
         Place::File { path, .. } => {
             let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+            // Not every file system has locks.
+            if let Err(TryLockError::WouldBlock) = file.try_lock() {
+                return Err(io::ErrorKind::ResourceBusy.into());
+            }
             file.set_len(kept)?;
             file.seek(SeekFrom::End(0))?;
             Ok(file)

@@ -242,6 +242,10 @@ fn a_growing_file_is_cut_to_what_is_kept() {
     fs::write(&path, "kept and cut").expect("written");
     open_growing(&path, 4).and_then(|mut file| file.write_all(b"!")).expect("written");
     assert_eq!(read(&path), "kept!");
+    let first = open_growing(&path, 5).expect("it can be written");
+    assert_eq!(open_growing(&path, 0).expect_err("it is locked").kind(), ErrorKind::ResourceBusy);
+    drop(first);
+    assert_eq!(read(&path), "kept!");
 }
 
 #[test]
