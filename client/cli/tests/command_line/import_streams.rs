@@ -10,9 +10,9 @@ use crate::program::{
     DONE, FAILED, Folder, REJECTED, Run, USAGE, command_at, finish, import_on, ndjson, run_at, run_at_with,
 };
 
-/// More than an import reads at a time, or a pipe holds.
-const RECORDS: usize = 20_000;
-const ACCEPTED: &str = "20000 accepted, 0 rejected";
+/// More than a pipe holds.
+const RECORDS: usize = 6_000;
+const ACCEPTED: &str = "6000 accepted, 0 rejected";
 
 /// The same records in each format.
 fn files(folder: &Folder) -> [(&'static str, String); 3] {
