@@ -45,7 +45,9 @@ impl LineCount {
     }
 
     pub fn pass_all(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.pass(*byte));
+        for byte in bytes {
+            self.pass(*byte);
+        }
     }
 }
 
@@ -62,7 +64,7 @@ pub(super) struct Ends {
     is_csv: bool,
     quoting: Quoting,
     /// The last byte is a CR outside of quotes: whether the record ends there is told by the next, which may be its LF.
-    ends_before_next: bool,
+    after_return: bool,
     /// Of a CSV record so far.
     count: LineCount,
     /// Ends of lines of the record that are before the quotes of its last quoted field.
@@ -74,7 +76,7 @@ impl Ends {
         Self {
             is_csv,
             quoting: Quoting::FieldStart,
-            ends_before_next: false,
+            after_return: false,
             count: LineCount::new(is_csv),
             before_quotes: 0,
         }
@@ -85,7 +87,7 @@ impl Ends {
         if !self.is_csv {
             return (byte == b'\n').then_some(at + 1);
         }
-        if self.ends_before_next && byte != b'\n' {
+        if self.after_return && byte != b'\n' {
             *self = Self::new(true);
             let _ = self.pass(at, byte);
             return Some(at);
@@ -99,7 +101,7 @@ impl Ends {
         if self.quoting == Quoting::Quoted {
             return None;
         }
-        self.ends_before_next = byte == b'\r';
+        self.after_return = byte == b'\r';
         if byte == b'\n' {
             *self = Self::new(true);
             return Some(at + 1);

@@ -105,17 +105,17 @@ impl<R: Read> Lines<R> {
         let TooLong { head, length, line_ends, before_quotes, is_unclosed } = too_long;
         let number = self.place.line;
         self.place = Place { offset: self.place.offset + length, line: number + line_ends, ..self.place };
-        let mut reason = format!("it has {length} bytes; a line has at most {} (--max-line)", self.max_line);
-        match before_quotes.map(|before| number + before) {
-            Some(line) if is_unclosed => reason = format!("{}; {reason}", unclosed(line)),
+        let reason = format!("it has {length} bytes; a line has at most {} (--max-line)", self.max_line);
+        let reason = match before_quotes.map(|before| number + before) {
+            Some(line) if is_unclosed => format!("{}; {reason}", unclosed(line)),
             Some(line) => {
-                reason += &format!(
-                    "; perhaps the quotes that begin in line {line} are not closed where they should be"
-                );
+                format!(
+                    "{reason}; perhaps the quotes that begin in line {line} are not closed where they should be"
+                )
             }
-            None if head.contains(&b'\r') && !self.is_csv() => reason += ndjson::RETURNS,
-            None => {}
-        }
+            None if head.contains(&b'\r') && !self.is_csv() => reason + ndjson::RETURNS,
+            None => reason,
+        };
         Line { number, next: self.place, text: head, entry: Err(reason) }
     }
 

@@ -29,7 +29,7 @@ fn files(folder: &Folder) -> [(&'static str, String); 3] {
 
 /// Each line arrived once.
 #[track_caller]
-fn arrived(node: &FakeNode, run: Run, what: &str) {
+fn arrived(node: &FakeNode, run: &Run, what: &str) {
     assert!(run.code == DONE && run.stderr.contains(ACCEPTED), "{what}: {run:#?}");
     let last = format!("k{:05}", RECORDS - 1);
     assert_eq!(
@@ -62,7 +62,7 @@ fn a_fifo_is_read_once() {
         let mut import = command_at(&node, &["import", &path, "--format", format]);
         let run =
             fed(&mut import, &file, || Box::new(File::options().write(true).open(&path).expect("it reads")));
-        arrived(&node, run, format);
+        arrived(&node, &run, format);
     }
 }
 
@@ -74,7 +74,7 @@ fn stdin_is_read_once_under_each_of_its_names() {
         for name in ["-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"] {
             let node = FakeNode::start();
             let run = run_at_with(&node, &["import", name, "--format", format], &content);
-            arrived(&node, run, &format!("{format} {name}"));
+            arrived(&node, &run, &format!("{format} {name}"));
         }
     }
     let node = FakeNode::start();
@@ -91,7 +91,7 @@ fn the_output_of_a_process_is_read_once() {
         let mut shell = Command::new("bash");
         shell.args(["-c", line, env!("CARGO_BIN_EXE_bitacora"), &node.url(), format, &file]);
         shell.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        arrived(&node, finish(&mut shell, b""), format);
+        arrived(&node, &finish(&mut shell, b""), format);
     }
 }
 
@@ -117,13 +117,13 @@ fn a_socket_is_read_once() {
                 stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
             }
         });
-        arrived(&node, run, format);
+        arrived(&node, &run, format);
 
         let (node, path) = (FakeNode::start(), folder.path(&format!("{format}.socket")));
         let listener = UnixListener::bind(&path).expect("a socket");
         let mut import = command_at(&node, &["import", &path, "--format", format]);
         let run = fed(&mut import, &file, move || Box::new(listener.accept().expect("it connects").0));
-        arrived(&node, run, format);
+        arrived(&node, &run, format);
     }
 }
 
