@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow};
 use bitacora_program::files::write_whole;
@@ -29,10 +29,4 @@ pub fn write(path: &Path, state: &impl Serialize) -> Result<()> {
     let written = write_whole(path, &serde_json::to_vec(state)?);
     // Without the error as a cause: a pipe whose reader has gone is a failure here.
     written.map_err(|error| anyhow!("the checkpoint {} can't be written: {error}", path.display()))
-}
-
-pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
 }
