@@ -24,6 +24,12 @@ pub enum HttpError {
     #[error("line {number} has more than {max} bytes")]
     LineTooLarge { number: u64, max: usize },
     #[error("{0}")]
+    MediaType(String),
+    #[error(
+        "a page of {0} may not write here; a node takes writes of pages of its own origin, and of those in ALLOWED_ORIGINS"
+    )]
+    ForeignOrigin(String),
+    #[error("{0}")]
     NotImplemented(String),
     #[error(transparent)]
     Operation(#[from] OperationError),
@@ -39,6 +45,8 @@ impl HttpError {
             Self::Method { .. } => ErrorKind::MethodNotAllowed,
             Self::BodyTimeout(_) => ErrorKind::RequestTimeout,
             Self::BodyTooLarge(_) | Self::LineTooLarge { .. } => ErrorKind::TooLarge,
+            Self::MediaType(_) => ErrorKind::UnsupportedMediaType,
+            Self::ForeignOrigin(_) => ErrorKind::Forbidden,
             Self::NotImplemented(_) => ErrorKind::NotImplemented,
             Self::Operation(error) => error.kind(),
         }

@@ -6,10 +6,11 @@ use bitacora_protocol::units;
 use bytes::Buf;
 use futures_util::Stream;
 use warp::http::HeaderMap;
-use warp::http::header::{CONTENT_TYPE, HeaderName};
+use warp::http::header::HeaderName;
 
 use super::error::HttpError;
-use super::params::{Params, parse_ttl, query_params};
+use super::media::{BodyType, body_type, text_header};
+use super::params::{Params, has_field, parse_ttl, query_params};
 use super::{Limits, Notes, Outcome, answers, body};
 use crate::service::Service;
 use crate::service::reads::{Answer, LookupResult};
@@ -52,9 +53,9 @@ pub(super) async fn set(
     notes: &mut Notes,
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
 ) -> Outcome {
-    let query = query_params(query, &["key", "value", "ttl"])?;
-    let content_type = text_header(headers, &CONTENT_TYPE)?;
-    let form = content_type.is_some_and(|kind| kind.starts_with("application/x-www-form-urlencoded"));
+    let query = query_params(query, FIELDS)?;
+    let body_type = body_type(headers)?;
+    let form = body_type == BodyType::Form;
     let Limits { max_value_bytes, request_timeout } = limits;
     // A form spells a byte with up to three.
     let limit = if form { 3 * max_value_bytes + 8192 } else { max_value_bytes };
@@ -64,7 +65,7 @@ pub(super) async fn set(
         // Its fields are decoded beside it.
         memory.grow(bytes.len())?;
     }
-    let set = set_request(query, bytes, content_type.is_some(), form)?;
+    let set = set_request(query, bytes, body_type)?;
     // The record that goes into the log, and the answer: taken before the write begins, so that it is refused as a whole.
     memory.grow(2 * set.value.len())?;
     notes.key(&set.key);
@@ -81,11 +82,6 @@ pub(super) async fn delete(service: &Service, query: &str, notes: &mut Notes) ->
     let trace = notes.span.trace_parent();
     let written = notes.acknowledged(service.delete(key, trace)).await?;
     Ok((answers::written(key, "", &written, None), "ok"))
-}
-
-fn text_header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, HttpError> {
-    let text = headers.get(name).map(|value| value.to_str()).transpose();
-    text.map_err(|_| HttpError::BadRequest("a header of the request is not text".to_owned()))
 }
 
 fn check_consistency(
@@ -111,6 +107,9 @@ fn check_consistency(
     }
 }
 
+/// What a set may have in its query or form.
+const FIELDS: &[&str] = &["key", "value", "ttl"];
+
 #[derive(Debug, PartialEq, Eq)]
 struct SetRequest {
     key: String,
@@ -121,22 +120,19 @@ struct SetRequest {
 /// Puts a set together from query and body.
 ///
 /// The value is the query's, or a form's field `value`, or the body as it is. `curl -d` and its like call every body a
-/// form; so one that is not a form of `value` and perhaps `key` and `ttl` is taken as it is.
-fn set_request(
-    mut query: Params,
-    body: Vec<u8>,
-    has_content_type: bool,
-    form: bool,
-) -> Result<SetRequest, HttpError> {
+/// form; so one without any field of a set is taken as it is. One that has such a field is a form, and refused if it is no good one:
+/// it would be stored as a value that nobody meant.
+fn set_request(mut query: Params, body: Vec<u8>, body_type: BodyType) -> Result<SetRequest, HttpError> {
     let bad = HttpError::BadRequest;
     let body = String::from_utf8(body).map_err(|_| {
         bad("the body is not UTF-8, and a value is text; encode bytes, for example as base64".to_owned())
     })?;
-    let mut fields = form.then(|| form_fields(&body)).flatten();
+    let form = body_type == BodyType::Form && has_field(&body, FIELDS);
+    let mut fields = if form { Some(form_fields(&body).map_err(bad)?) } else { None };
     let raw = match fields {
         Some(_) => None,
         // Without a word about a body, an empty one was forgotten rather than meant.
-        None if body.is_empty() && (!has_content_type || query.get("value").is_some()) => None,
+        None if body.is_empty() && (body_type == BodyType::Unsaid || query.get("value").is_some()) => None,
         None => Some(body),
     };
     let mut one = |name: &str, raw: Option<String>| {
@@ -155,11 +151,10 @@ fn set_request(
     Ok(SetRequest { key, value, ttl })
 }
 
-/// The body's fields, if it is a form that sets a value.
-fn form_fields(body: &str) -> Option<Params> {
-    let fields =
-        Params::parse(body, "the form").and_then(|fields| fields.only(&["key", "value", "ttl"], "the form"));
-    fields.ok().filter(|fields| fields.get("value").is_some())
+/// The fields of a body that is a form.
+fn form_fields(body: &str) -> Result<Params, String> {
+    let fields = Params::parse(body, "the form").and_then(|fields| fields.only(FIELDS, "the form"));
+    fields.map_err(|error| format!("{error}; a raw value needs another Content-Type, such as text/plain"))
 }
 
 #[cfg(test)]
@@ -178,7 +173,7 @@ mod tests {
         ) {
             let _ = check_consistency(Some(&level), Some(&position), Some(&query));
             let set = query_params(&query, &["key", "value", "ttl"])
-                .and_then(|query| set_request(query, body.clone(), has_content_type, form));
+                .and_then(|query| set_request(query, body.clone(), body_type(has_content_type, form)));
             match set {
                 Ok(set) => {
                     prop_assert!(set.value.len() <= query.len().max(body.len()));
@@ -193,12 +188,20 @@ mod tests {
         }
     }
 
+    fn body_type(has_content_type: bool, form: bool) -> BodyType {
+        match (has_content_type, form) {
+            (_, true) => BodyType::Form,
+            (true, false) => BodyType::Other,
+            (false, false) => BodyType::Unsaid,
+        }
+    }
+
     const FORM: &str = "application/x-www-form-urlencoded";
 
     fn set(query: &str, body: &str, content_type: Option<&str>) -> Result<SetRequest, String> {
         let query = query_params(query, &["key", "value", "ttl"]).map_err(|error| error.to_string())?;
-        let form = content_type == Some(FORM);
-        set_request(query, body.into(), content_type.is_some(), form).map_err(|error| error.to_string())
+        let kind = body_type(content_type.is_some(), content_type == Some(FORM));
+        set_request(query, body.into(), kind).map_err(|error| error.to_string())
     }
 
     fn value(query: &str, body: &str, content_type: Option<&str>) -> Result<String, String> {
@@ -214,7 +217,8 @@ mod tests {
         assert_eq!(value("key=k", "a%26b", None), ok("a%26b"));
         assert_eq!(value("key=k", "", Some("text/plain")), ok(""));
         assert_eq!(value("key=k", "{\"a\":1}", Some(FORM)), ok("{\"a\":1}"), "what curl -d sends");
-        assert_eq!(value("key=k", "other=1&value=2", Some(FORM)), ok("other=1&value=2"));
+        assert_eq!(value("key=k", "other=1&more=2", Some(FORM)), ok("other=1&more=2"));
+        assert_eq!(value("key=k", "value", Some(FORM)), ok("value"), "no field without '='");
         assert_eq!(value("key=k", "value=a%26b", Some(FORM)), ok("a&b"));
         let expected = SetRequest { key: "k".into(), value: "v".into(), ttl: Some(Duration::from_secs(2)) };
         assert_eq!(set("", "key=k&value=v&ttl=2s", Some(FORM)), Ok(expected));
@@ -227,6 +231,9 @@ mod tests {
             ("key=k&value=v", "w", None),
             ("key=k&value=v", "value=w", Some(FORM)),
             ("key=k&ttl=1s", "value=v&ttl=2s", Some(FORM)),
+            ("key=k", "other=1&value=2", Some(FORM)),
+            ("key=k", "value=50% off", Some(FORM)),
+            ("key=k", "ttl=5s", Some(FORM)),
             ("key=k&value=v&ttl=0", "", None),
             ("key=k&value=v&ttl=101000d", "", None),
         ] {

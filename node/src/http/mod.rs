@@ -4,9 +4,13 @@ mod answers;
 mod batch;
 mod body;
 mod error;
+mod gate;
 mod health;
 mod keys;
+mod media;
+mod origins;
 mod params;
+mod refusals;
 mod routes;
 mod scan;
 mod server;
@@ -18,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use self::answers::Reply;
 use self::error::HttpError;
+pub use self::origins::{AllowedOrigin, Origins};
 pub use self::server::Server;
 use crate::metrics::Metrics;
 use crate::replication::snapshot::Snapshots;
@@ -35,6 +40,7 @@ pub struct Api {
     pub slow: SlowRequests,
     pub telemetry: Telemetry,
     pub limits: Limits,
+    pub origins: Origins,
 }
 
 /// What a request may cost.

@@ -8,6 +8,9 @@ use bitacora_protocol::units;
 use super::error::HttpError;
 use crate::service::writes::MAX_TTL;
 
+/// No call has as many; each is compared with those before it.
+const MAX_PARAMS: usize = 32;
+
 /// Names and values, in order.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Params(Vec<(String, String)>);
@@ -22,6 +25,9 @@ impl Params {
         for pair in text.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let name = decode(name, what)?;
+            if params.len() == MAX_PARAMS {
+                return Err(format!("{what} has more than {MAX_PARAMS} parameters"));
+            }
             if params.iter().any(|(known, _)| *known == name) {
                 return Err(format!("{what} has '{name}' twice"));
             }
@@ -74,6 +80,16 @@ pub fn parse_ttl(text: &str) -> Result<Duration, String> {
         ));
     }
     Ok(ttl)
+}
+
+/// Whether a text has one of these fields, `name=…`, also misspelt in case or encoded.
+#[must_use]
+pub fn has_field(text: &str, names: &[&str]) -> bool {
+    let longest = names.iter().map(|name| 3 * name.len()).max().unwrap_or_default();
+    text.split('&').filter_map(|pair| Some(pair.split_once('=')?.0)).any(|name| {
+        let name = (name.len() <= longest).then(|| decode(name, ""));
+        matches!(name, Some(Ok(name)) if names.iter().any(|known| known.eq_ignore_ascii_case(name.trim())))
+    })
 }
 
 fn decode(text: &str, what: &str) -> Result<String, String> {

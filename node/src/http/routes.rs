@@ -75,6 +75,16 @@ fn find(full_path: &str, method: &Method) -> Result<Call, HttpError> {
     Err(HttpError::Method { method: method.to_string(), allow: allowed.join(", ") })
 }
 
+/// The methods of a path, as `Allow` has them.
+pub fn methods(path: &str) -> Result<String, HttpError> {
+    match find(path, &Method::CONNECT) {
+        Err(HttpError::Method { allow, .. }) => Ok(allow),
+        // No path has that method.
+        Ok(_) => Ok(String::new()),
+        Err(error) => Err(error),
+    }
+}
+
 /// A request, but for its body.
 struct Request {
     id: u64,
@@ -111,7 +121,7 @@ async fn answer<B: Buf + Send + 'static>(
 ) -> Response {
     let started = Instant::now();
     let Request { id, method, path, query, headers } = request;
-    let Api { service, status: node, snapshots, metrics, slow, telemetry, limits } = api;
+    let Api { service, status: node, snapshots, metrics, slow, telemetry, limits, .. } = api;
     let call = match find(path.as_str(), &method) {
         Ok(call) => call,
         Err(error) => return error.reply(false).into_response(),
@@ -137,7 +147,7 @@ async fn answer<B: Buf + Send + 'static>(
         Call::Set => keys::set(service, *limits, &query, &headers, &mut notes, body).await,
         Call::Delete => keys::delete(service, &query, &mut notes).await,
         Call::Scan => scan::scan(service, &query, &mut notes).await,
-        Call::Batch => return batch::run(api, &query, notes, body),
+        Call::Batch => return batch::run(api, &query, &headers, notes, body),
         _ => keys::get_for_member(service, &query),
     };
     counted(metrics, slow, notes, outcome).into_response()

@@ -1,10 +1,15 @@
 //! Connections: accepted one by one within a limit, given to warp; at the end those that are busy may finish until a
 //! deadline, and are aborted then.
 
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
@@ -13,16 +18,18 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout_at;
 use tracing::Instrument as _;
+use warp::reply::{Reply as _, Response};
 
-use super::Api;
+use super::refusals::{JsonRefusals, Verbatim, VerbatimAnswer};
 use super::routes::routes;
+use super::{Api, gate};
 use crate::server::OpenConnection;
 use crate::server::socket::{Socket, accept};
 use crate::service::readiness::Readiness;
 use crate::service::slow;
 
 /// The head of a request, at most. A URI has at most 64 KiB; the rest is for headers.
-const MAX_HEAD_BYTES: usize = 96 * 1024;
+pub(super) const MAX_HEAD_BYTES: usize = 96 * 1024;
 /// What is read at a time. hyper's buffer of a connection becomes twice as large, unless a head needs more.
 const MAX_READ_BYTES: usize = 16 * 1024;
 
@@ -77,8 +84,12 @@ async fn run(
     // hyper's time for a head begins when the answer before it has left: it is the time that a connection may lie idle.
     http.timer(TokioTimer::new()).header_read_timeout(idle);
     http.max_buf_size(MAX_HEAD_BYTES);
+    // A client may close its sending half once it has sent its last request, and is still to be answered (RFC 9112, section 9.6). One
+    // that has gone altogether is noticed when it is written to.
+    http.half_close(true);
+    let api = Arc::new(api);
     let write_timeout = api.limits.request_timeout;
-    let service = warp::service(routes(Arc::new(api)));
+    let calls = TowerToHyperService::new(warp::service(routes(Arc::clone(&api))));
     let mut stopped = std::pin::pin!(stopped);
     let deadline = loop {
         let accept = async {
@@ -93,8 +104,13 @@ async fn run(
             // A node that was dropped without a stop gives them no time.
             deadline = &mut stopped => break deadline.unwrap_or_else(|_| Instant::now()),
         };
-        let service = TowerToHyperService::new(service.clone());
+        let verbatim = VerbatimAnswer::default();
         let socket = Socket::new(stream, write_timeout).with_max_read(MAX_READ_BYTES);
+        let socket = JsonRefusals::new(socket, Arc::clone(&verbatim));
+        let (api, calls) = (Arc::clone(&api), calls.clone());
+        let service = service_fn(move |request| {
+            answer(Arc::clone(&api), calls.clone(), Arc::clone(&verbatim), request)
+        });
         let connection = graceful.watch(http.serve_connection(TokioIo::new(socket), service));
         let open = OpenConnection::count(&open);
         let span = tracing::debug_span!("connection", id = slow::next_id(), interface = "http");
@@ -113,4 +129,25 @@ async fn run(
         tracing::warn!(connections = connections.len(), "HTTP requests did not end in time and are aborted");
         connections.abort_all();
     }
+}
+
+/// Answers a request that the library could read.
+async fn answer<S>(
+    api: Arc<Api>,
+    calls: S,
+    verbatim: VerbatimAnswer,
+    request: Request<Incoming>,
+) -> Result<Response, Infallible>
+where
+    S: Service<Request<Incoming>, Response = Response, Error = Infallible>,
+{
+    let (method, version, path) = (request.method(), request.version(), request.uri().path());
+    let (passed, checked) = gate::check(&api.origins, method, version, path, request.headers());
+    let mut answer = match checked {
+        Ok(()) => calls.call(request).await?,
+        Err(answered) => answered.into_response(),
+    };
+    passed.describe(&api.origins, answer.status(), answer.headers_mut());
+    verbatim.store(answer.extensions().get::<Verbatim>().is_some(), Ordering::Relaxed);
+    Ok(answer)
 }

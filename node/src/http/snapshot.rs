@@ -5,6 +5,7 @@ use warp::reply::{Reply as _, Response};
 
 use super::error::failure;
 use super::params::query_params;
+use super::refusals::Verbatim;
 use crate::replication::snapshot::Snapshots;
 use crate::replication::snapshot::serve::Refused;
 use crate::service::error::ErrorKind;
@@ -17,7 +18,9 @@ pub fn send(snapshots: &Snapshots, query: &str) -> Response {
     match snapshots.begin() {
         Ok(pieces) => {
             let pieces = stream::unfold(pieces, |mut pieces| async { Some((pieces.recv().await?, pieces)) });
-            warp::reply::stream(pieces).into_response()
+            let mut reply = warp::reply::stream(pieces).into_response();
+            reply.extensions_mut().insert(Verbatim);
+            reply
         }
         Err(refused) => {
             let kind = match refused {

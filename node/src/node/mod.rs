@@ -258,6 +258,7 @@ impl Shared {
             metrics: Arc::clone(&self.metrics),
             slow,
             telemetry: self.telemetry.clone(),
+            origins: http::Origins::new(self.settings.allowed_origins.clone()),
             limits: http::Limits {
                 max_value_bytes: self.max_value_bytes,
                 request_timeout: self.settings.request_timeout,

@@ -14,6 +14,8 @@ use crate::service::writes::{KeyError, WriteError};
 pub enum ErrorKind {
     /// The request is wrong; sent again it stays so.
     BadRequest,
+    /// The caller may not do this.
+    Forbidden,
     /// There is nothing at this path.
     NotFound,
     /// The path has no such method.
@@ -22,6 +24,8 @@ pub enum ErrorKind {
     RequestTimeout,
     /// Key, value or record is too large.
     TooLarge,
+    /// The body is of a kind that is not taken.
+    UnsupportedMediaType,
     /// A later version may have it.
     NotImplemented,
     /// The node does not know yet, or has no room; another node, or this one a moment later, can.
@@ -55,10 +59,12 @@ impl ErrorKind {
     const fn answered(self) -> ErrorAnswer {
         let (http_status, retry_after, rpc_code, outcome) = match self {
             Self::BadRequest => (400, None, ErrorCode::BadRequest, "refused"),
+            Self::Forbidden => (403, None, ErrorCode::BadRequest, "refused"),
             Self::NotFound => (404, None, ErrorCode::BadRequest, "refused"),
             Self::MethodNotAllowed => (405, None, ErrorCode::BadRequest, "refused"),
             Self::RequestTimeout => (408, None, ErrorCode::BadRequest, "refused"),
             Self::TooLarge => (413, None, ErrorCode::TooLarge, "refused"),
+            Self::UnsupportedMediaType => (415, None, ErrorCode::BadRequest, "refused"),
             Self::NotImplemented => (501, None, ErrorCode::BadRequest, "failed"),
             Self::NotReady => (503, SOON, ErrorCode::NotReady, "unavailable"),
             Self::AskAnotherNode => (503, None, ErrorCode::NotReady, "unavailable"),

@@ -8,6 +8,7 @@ use bitacora_protocol::units::{
 use clap::Args;
 
 use super::values::{otlp_endpoint, rate, request_memory, value_bytes};
+use crate::http::AllowedOrigin;
 use crate::replication::snapshot::SnapshotUse;
 use crate::service::memory;
 use crate::service::reads::PeerReads;
@@ -56,6 +57,9 @@ pub struct NodeSettings {
     /// How long a connection may lie idle, or take over the head of a request; longer than the balancer before it keeps one
     #[arg(long, env, value_name = "TIME", default_value = "2m", value_parser = positive_duration, help_heading = "Network")]
     pub idle_timeout: Duration,
+    /// Origins whose pages may write and read across origins, such as `https://app.example`, separated by ','; `*` for every one [default: none]
+    #[arg(long, env, value_name = "ORIGINS", value_delimiter = ',', help_heading = "Network")]
+    pub allowed_origins: Vec<AllowedOrigin>,
     /// How long a node that is told to stop still serves, unready, so that load balancers see it first
     #[arg(long, env, value_name = "TIME", default_value = "0s", value_parser = duration, help_heading = "Network")]
     pub drain_delay: Duration,

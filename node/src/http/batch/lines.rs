@@ -3,6 +3,9 @@
 /// A buffer above this is given back once it is mostly empty.
 const LARGE_BUFFER_BYTES: usize = 256 * 1024;
 
+/// U+FEFF in UTF-8, which some editors write in front of a text.
+pub const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// Cuts a stream of bytes into lines of a bounded length; of one that is not taken only its end is looked for.
 pub struct Lines {
     buffer: Vec<u8>,
@@ -104,7 +107,10 @@ impl Lines {
             if let Some(why) = skipped {
                 return Some(Err(why));
             }
-            let line = self.buffer[line].trim_ascii();
+            let line = &self.buffer[line];
+            // Of the body, not of its first line.
+            let mark = if self.number == 1 { BYTE_ORDER_MARK } else { b"" };
+            let line = line.strip_prefix(mark).unwrap_or(line).trim_ascii();
             if !line.is_empty() {
                 return Some(Ok(line.to_vec()));
             }
@@ -164,6 +170,11 @@ mod tests {
         }
         assert_eq!(cut(b"a\n01234567890123", 3), [Ok("a".to_owned()), Err(2)]);
         assert_eq!(cut(b"", 3), []);
+        for step in 1..8 {
+            let marked = cut("\u{feff}one\n\u{feff}two".as_bytes(), step);
+            assert_eq!(marked, [Ok("one".to_owned()), Ok("\u{feff}two".to_owned())], "in pieces of {step}");
+            assert_eq!(cut("\u{feff}".as_bytes(), step), []);
+        }
         assert_eq!(cut(b"\n \n", 3), []);
     }
 

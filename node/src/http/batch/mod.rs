@@ -17,13 +17,14 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{self, FuturesOrdered};
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use tokio::sync::mpsc;
-use warp::http::HeaderValue;
 use warp::http::header::CONTENT_TYPE;
+use warp::http::{HeaderMap, HeaderValue};
 use warp::reply::{Reply as _, Response};
 
-use self::lines::{Lines, Skipped};
+use self::lines::{BYTE_ORDER_MARK, Lines, Skipped};
 use super::answers;
 use super::error::HttpError;
+use super::media::body_type;
 use super::params::{parse_ttl, query_params};
 use super::{Api, Limits, Notes, counted};
 use crate::metrics::Metrics;
@@ -52,11 +53,14 @@ const BODY_PIECE_BYTES: usize = 128 * 1024;
 pub(super) fn run<B: Buf + Send + 'static>(
     api: &Api,
     query: &str,
+    headers: &HeaderMap,
     notes: Notes,
     body: impl Stream<Item = Result<B, warp::Error>> + Send + 'static,
 ) -> Response {
     let Api { service, metrics, slow, limits, .. } = api;
-    let memory = query_params(query, &[]).and_then(|_| Ok(service.memory().take(BASE_MEMORY_BYTES)?));
+    let memory = query_params(query, &[])
+        .and_then(|_| body_type(headers))
+        .and_then(|_| Ok(service.memory().take(BASE_MEMORY_BYTES)?));
     let memory = match memory {
         Ok(memory) => memory,
         Err(error) => return counted(metrics, slow, notes, Err(error)).into_response(),
@@ -264,7 +268,16 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
                 return self.push(Err(self.service.memory().refuse().into()), 0, None);
             }
         };
-        let parsed = serde_json::from_slice::<BatchLine<'_>>(&line).map_err(|error| json_error(&error));
+        if number == 1 && is_wide(&line) {
+            // Cut at the bytes of a line feed, none of what follows is a line.
+            self.ended = true;
+            self.lines = Lines::new(self.lines.limit());
+            let error = HttpError::BadRequest(format!("line 1: {WIDE}"));
+            return self.push(Err(error), 0, None);
+        }
+        let parsed = serde_json::from_slice::<BatchLine<'_>>(&line).map_err(|error| {
+            if line.starts_with(BYTE_ORDER_MARK) { INNER_MARK.to_owned() } else { json_error(&error) }
+        });
         let begun = parsed.and_then(|parsed| {
             let (name, operation) = operation(&parsed)?;
             let trace = self.notes.as_ref().and_then(|notes| notes.span.trace_parent());
@@ -326,6 +339,14 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
         }
         self.metrics.request("http", operation, counted, took);
     }
+}
+
+const WIDE: &str = "the batch is in UTF-16 or UTF-32; send it in UTF-8";
+const INNER_MARK: &str = "it begins with a byte order mark, which belongs to the start of a file; remove it";
+
+/// Whether text is in UTF-16 or UTF-32: by its byte order mark, or by the zero that an ASCII character has in front or behind.
+fn is_wide(text: &[u8]) -> bool {
+    matches!(text, [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [0, ..] | [_, 0, ..])
 }
 
 /// The operation of a line, and its name in the metrics.

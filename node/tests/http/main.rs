@@ -1,0 +1,132 @@
+//! What a node says to HTTP requests of every kind, on real sockets, over an embedded log.
+
+mod batches;
+mod forms;
+mod half_close;
+mod heads;
+mod origins;
+mod paths;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::sync::Arc;
+
+use bitacora_node::cluster::Address;
+use bitacora_node::data_dir::DataDir;
+use bitacora_node::log::embedded::EmbeddedLog;
+use bitacora_node::node::Node;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use self::support::{PATIENCE, ready, start};
+
+/// A node that is ready.
+struct Running {
+    node: Node,
+    address: Address,
+    _folder: TempDir,
+}
+
+impl Running {
+    async fn start(flags: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let data_dir = |name: &str| folder.path().join(name);
+        let log = EmbeddedLog::open(DataDir::open(&data_dir("log")).expect("a folder"), "topic", 4);
+        let (node, address) = start(&data_dir("node"), Arc::new(log.expect("a log")), flags).await;
+        ready(&node).await;
+        Self { node, address, _folder: folder }
+    }
+
+    async fn stop(self) {
+        self.node.stop().await;
+    }
+
+    /// Sends bytes on a connection of their own, and reads all that comes back until the node closes it.
+    async fn exchange(&self, bytes: &[u8]) -> String {
+        let mut stream = TcpStream::connect(self.address.api()).await.expect("a connection");
+        // A node that refuses may close before it has taken everything.
+        let _ = stream.write_all(bytes).await;
+        read_to_end(&mut stream).await
+    }
+
+    /// The answer to a request of one line and further header lines, with a body if it is not empty.
+    async fn ask(&self, line: &str, headers: &[&str], body: &str) -> Answer {
+        Answer::parse(&self.exchange(&request(line, headers, body.as_bytes())).await)
+    }
+
+    /// The value that the node shows of a key once it has applied everything that was written before.
+    async fn value(&self, key: &str) -> Option<String> {
+        let fence = self.ask("POST /rpc?key=fence&value=", &[], "").await;
+        let position = fence.header("bitacora-position").expect("a write has a position").to_owned();
+        let shown = async {
+            while self.ask("GET /rpc?key=fence", &[], "").await.header("bitacora-position") != Some(&position)
+            {
+            }
+        };
+        timeout(PATIENCE, shown).await.expect("the node applies what it wrote");
+        let answer = self.ask(&format!("GET /rpc?key={key}"), &[], "").await;
+        match answer.status {
+            200 => Some(answer.json()["value"].as_str().expect("text").to_owned()),
+            404 => None,
+            _ => panic!("{answer:?}"),
+        }
+    }
+}
+
+async fn read_to_end(stream: &mut TcpStream) -> String {
+    let mut text = Vec::new();
+    // A reset after the answer loses nothing that was read before it.
+    let _ = timeout(PATIENCE, stream.read_to_end(&mut text)).await.expect("the node closes in time");
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// The bytes of a request after which the node closes.
+fn request(line: &str, headers: &[&str], body: &[u8]) -> Vec<u8> {
+    let mut head = format!("{line} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n");
+    for header in headers {
+        head.push_str(header);
+        head.push_str("\r\n");
+    }
+    if !body.is_empty() {
+        head.push_str(&format!("Content-Length: {}\r\n", body.len()));
+    }
+    head.push_str("\r\n");
+    [head.as_bytes(), body].concat()
+}
+
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Answer {
+    fn parse(text: &str) -> Self {
+        let (head, body) = text.split_once("\r\n\r\n").unwrap_or((text, ""));
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default();
+        Self { status, head: head.to_owned(), body: body.to_owned() }
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().skip(1).find_map(|line| {
+            let (found, value) = line.split_once(':')?;
+            found.eq_ignore_ascii_case(name).then_some(value.trim())
+        })
+    }
+
+    fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// That this is an error of some status as all of them are: JSON with a sentence. Returns the sentence.
+    fn refusal(&self, status: u16) -> String {
+        assert_eq!(self.status, status, "{self:?}");
+        assert_eq!(self.header("content-type"), Some("application/json"), "{self:?}");
+        let sentence = self.json()["message"].as_str().expect("a sentence").to_owned();
+        assert!(sentence.len() > 10, "{self:?}");
+        sentence
+    }
+}
