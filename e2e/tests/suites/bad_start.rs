@@ -67,6 +67,7 @@ async fn a_wrong_setting_stops_the_node_and_is_named(ctx: Ctx) -> Result<()> {
         ("NODE_ADDRESS", "http://me"),
         ("ADDRESS_SOURCE", "azure"),
         ("BIND_ADDRESS", "everywhere"),
+        ("ALLOWED_ORIGINS", "https://app.example/path"),
     ];
     for (name, value) in wrong {
         let node = Node::new(&ctx, vec![(name.to_string(), value.to_string())]).await?;
