@@ -34,7 +34,7 @@ impl Running {
         let folder = tempfile::tempdir().expect("a folder");
         let data_dir = |name: &str| folder.path().join(name);
         let log = EmbeddedLog::open(DataDir::open(&data_dir("log")).expect("a folder"), "topic", 4);
-        let (node, address) = start(&data_dir("node"), Arc::new(log.expect("a log")), flags).await;
+        let (node, address) = start(&data_dir("node"), Arc::new(log.expect("a log")), flags, None).await;
         ready(&node).await;
         Self { node, address, _folder: folder }
     }
