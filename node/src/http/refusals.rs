@@ -166,7 +166,7 @@ mod tests {
             drop(stream);
         };
         let mut text = String::new();
-        let (_, read) = tokio::join!(write, far.read_to_string(&mut text));
+        let ((), read) = tokio::join!(write, far.read_to_string(&mut text));
         read.expect("text");
         text
     }

@@ -84,15 +84,12 @@ async fn read_to_end(stream: &mut TcpStream) -> String {
 
 /// The bytes of a request after which the node closes.
 fn request(line: &str, headers: &[&str], body: &[u8]) -> Vec<u8> {
-    let mut head = format!("{line} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n");
-    for header in headers {
-        head.push_str(header);
-        head.push_str("\r\n");
-    }
-    if !body.is_empty() {
-        head.push_str(&format!("Content-Length: {}\r\n", body.len()));
-    }
-    head.push_str("\r\n");
+    let length = format!("Content-Length: {}", body.len());
+    let length = (!body.is_empty()).then_some(&*length);
+    let first = format!("{line} HTTP/1.1");
+    let lines =
+        [&*first, "Host: node", "Connection: close"].into_iter().chain(headers.iter().copied()).chain(length);
+    let head = lines.chain(["", ""]).collect::<Vec<_>>().join("\r\n");
     [head.as_bytes(), body].concat()
 }
 
