@@ -9,16 +9,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::Cluster;
+use e2e::figures::median;
 use e2e::http::encode;
 use e2e::process::Process;
 use e2e::runner::{self, Ctx, Needs, Test};
 use e2e::topic::{KeyValue, Topic};
 use e2e::{ports, wait};
 use futures_util::future::try_join_all;
-use futures_util::{StreamExt, TryStreamExt, stream};
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::ClientConfig;
 use rdkafka::producer::{FutureProducer, FutureRecord};
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use warp::Filter;
@@ -76,12 +75,6 @@ impl Load {
         let last = self.latencies.len().saturating_sub(1);
         f64::from(self.latencies.get((last as f64 * part) as usize).copied().unwrap_or_default())
     }
-}
-
-fn median(values: impl IntoIterator<Item = f64>) -> f64 {
-    let mut values: Vec<_> = values.into_iter().collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Prints both sides of alternating rounds.
@@ -291,33 +284,14 @@ async fn restore(ctx: Ctx) -> Result<()> {
 }
 
 async fn fill(cluster: &Cluster) -> Result<()> {
-    let writer = cluster.topic.writer()?;
-    let writes = stream::iter(0..RESTORE_RECORDS).map(|i| {
-        let writer = &writer;
-        async move { writer.write_record(&KeyValue::new(&format!("key-{i:08}"), &value())).await }
-    });
-    writes.buffer_unordered(50_000).try_for_each(|_| async { Ok(()) }).await
+    let record = |i| KeyValue::new(&format!("key-{i:08}"), &value());
+    cluster.topic.fill(RESTORE_RECORDS, 50_000, record).await
 }
 
 /// Reads the whole topic and throws it away.
 fn consume(topic: &Topic) -> Result<Duration> {
     let start = Instant::now();
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", &topic.brokers)
-        .set("group.id", "baseline")
-        .set("enable.auto.commit", "false")
-        .create()?;
-    let mut assignment = TopicPartitionList::new();
-    for partition in 0..4 {
-        assignment.add_partition_offset(&topic.name, partition, Offset::Beginning)?;
-    }
-    consumer.assign(&assignment)?;
-    let (mut records, mut bytes) = (0, 0);
-    while records < RESTORE_RECORDS {
-        let message = consumer.poll(Duration::from_secs(30)).context("the topic ended early")??;
-        bytes += message.payload_len();
-        records += 1;
-    }
+    let bytes = topic.read_and_discard(4, RESTORE_RECORDS)?;
     ensure!(bytes > RESTORE_RECORDS * VALUE_BYTES, "the records are smaller than they should be");
     Ok(start.elapsed())
 }

@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use e2e::cluster::{Cluster, Options};
 use e2e::command_line::CommandLine;
+use e2e::figures::median;
 use e2e::process::tail;
 use e2e::runner::{self, Ctx, Needs, Test};
 use e2e::topic::{KeyValue, Topic};
 use e2e::wait;
-use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
-use rdkafka::{ClientConfig, ClientContext, Offset, TopicPartitionList};
+use rdkafka::{ClientConfig, ClientContext};
 
 const ROUNDS: usize = 3;
 const VALUE_BYTES: usize = 100;
@@ -87,12 +87,6 @@ struct Took {
     node_cpu: f64,
 }
 
-fn median(values: impl IntoIterator<Item = f64>) -> f64 {
-    let mut values: Vec<_> = values.into_iter().collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
 fn report(what: &str, [ours, theirs]: [&str; 2], rounds: &[[Took; 2]]) {
     println!(
         "\n{what}: {} records of {VALUE_BYTES} bytes, {PARTITIONS} partitions, one broker; {} rounds, alternating; medians",
@@ -144,7 +138,10 @@ async fn export(ctx: Ctx) -> Result<()> {
     for round in 0..ROUNDS {
         let ours = run(&ctx, &cluster, "export", &format!("export-{round}")).await?;
         let topic = cluster.topic.clone();
-        let theirs = tokio::task::spawn_blocking(move || measured(|| consume(&topic))).await??;
+        let theirs = tokio::task::spawn_blocking(move || {
+            measured(|| topic.read_and_discard(PARTITIONS, count()).map(drop))
+        })
+        .await??;
         rounds.push([ours, theirs]);
     }
     let lines = std::fs::read(ctx.dir.join("exported.ndjson"))?;
@@ -246,23 +243,5 @@ fn produce(topic: &Topic) -> Result<()> {
     producer.flush(PATIENCE).context("flushing")?;
     let acknowledged = acknowledged.load(Ordering::Relaxed);
     ensure!(acknowledged == count(), "{acknowledged} records were acknowledged");
-    Ok(())
-}
-
-/// Reads the whole topic and throws it away.
-fn consume(topic: &Topic) -> Result<()> {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", &topic.brokers)
-        .set("group.id", "bulk")
-        .set("enable.auto.commit", "false")
-        .create()?;
-    let mut assignment = TopicPartitionList::new();
-    for partition in 0..PARTITIONS {
-        assignment.add_partition_offset(&topic.name, partition, Offset::Beginning)?;
-    }
-    consumer.assign(&assignment)?;
-    for _ in 0..count() {
-        consumer.poll(PATIENCE).context("the topic ended early")??;
-    }
     Ok(())
 }

@@ -13,6 +13,7 @@ use bitacora_protocol::rpc::{
     put_frame,
 };
 use e2e::cluster::node_binary;
+use e2e::figures::median;
 use e2e::process::Process;
 use e2e::runner::{self, Ctx, Needs, Test};
 use e2e::{ports, wait};
@@ -206,12 +207,6 @@ struct Round {
     p50: f64,
     p99: f64,
     cpu_per_million: f64,
-}
-
-fn median(values: impl IntoIterator<Item = f64>) -> f64 {
-    let mut values: Vec<_> = values.into_iter().collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 async fn round(protocol: &str, port: u16, connections: usize, server: u32) -> Result<Round> {

@@ -6,6 +6,7 @@ pub mod backends;
 pub mod cluster;
 pub mod command_line;
 pub mod deployment;
+pub mod figures;
 pub mod history;
 pub mod http;
 pub mod java;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use apache_avro::types::Value as Avro;
 use apache_avro::{Schema, from_avro_datum, to_avro_datum};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use rdkafka::admin::{
     AdminClient, AdminOptions, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
 };
@@ -295,6 +296,38 @@ impl Topic {
             anyhow::Ok(offsets.collect())
         };
         tokio::task::spawn_blocking(ask).await.context("the consumer panicked")?
+    }
+
+    /// Reads so many records from its beginning, as a bare consumer does, and keeps none. Returns the bytes of their values.
+    /// Blocks.
+    pub fn read_and_discard(&self, partitions: i32, records: usize) -> Result<usize> {
+        const RECORD_PATIENCE: Duration = Duration::from_secs(120);
+        let consumer: BaseConsumer =
+            self.config().set("group.id", "bare-consumer").set("enable.auto.commit", "false").create()?;
+        let mut assignment = TopicPartitionList::new();
+        for partition in 0..partitions {
+            assignment.add_partition_offset(&self.name, partition, Offset::Beginning)?;
+        }
+        consumer.assign(&assignment)?;
+        let mut bytes = 0;
+        for _ in 0..records {
+            let message = consumer.poll(RECORD_PATIENCE).context("the topic ended early")??;
+            bytes += message.payload_len();
+        }
+        Ok(bytes)
+    }
+
+    /// Writes so many records, with up to `under_way` of them not yet acknowledged.
+    pub async fn fill(
+        &self,
+        count: usize,
+        under_way: usize,
+        record: impl Fn(usize) -> KeyValue,
+    ) -> Result<()> {
+        let writer = self.writer()?;
+        let (writer, record) = (&writer, &record);
+        let writes = stream::iter(0..count).map(|i| async move { writer.write_record(&record(i)).await });
+        writes.buffer_unordered(under_way).try_for_each(|_| async { Ok(()) }).await
     }
 
     /// A producer as another program would have it, with Java's partitioner.

@@ -95,6 +95,18 @@ async fn writes_fail_in_time_and_reads_go_on(ctx: Ctx) -> Result<()> {
     broker.remove().await
 }
 
+/// Waits until each node answers a write so.
+async fn writes_are_answered(cluster: &Cluster, status: u16, value: &str) {
+    for node in &cluster.nodes {
+        let api = node.api();
+        wait::until(&format!("a write is answered with {status}"), START, || async {
+            let answer = api.set("probe", value).await.map_err(|error| format!("{error:#}"))?;
+            if answer.status == status { Ok(()) } else { Err(answer.to_string()) }
+        })
+        .await;
+    }
+}
+
 async fn acknowledged_by_a_failing_broker_is_there(ctx: Ctx) -> Result<()> {
     let (broker, proxy) = ctx.own_broker_and_proxy().await?;
     let options = Options::new()
@@ -124,27 +136,13 @@ async fn acknowledged_by_a_failing_broker_is_there(ctx: Ctx) -> Result<()> {
                 "frozen" => broker.pause().await?,
                 _ => broker.stop().await?,
             }
-            for node in &cluster.nodes {
-                let api = node.api();
-                wait::until("a write fails in time", START, || async {
-                    let answer = api.set("probe", fault).await.map_err(|error| format!("{error:#}"))?;
-                    if answer.status == 503 { Ok(()) } else { Err(answer.to_string()) }
-                })
-                .await;
-            }
+            writes_are_answered(&cluster, 503, fault).await;
             match fault {
                 "slow" => proxy.mend(),
                 "frozen" => broker.resume().await?,
                 _ => broker.start().await?,
             }
-            for node in &cluster.nodes {
-                let api = node.api();
-                wait::until("writes succeed again", START, || async {
-                    let answer = api.set("probe", fault).await.map_err(|error| format!("{error:#}"))?;
-                    if answer.status == 200 { Ok(()) } else { Err(answer.to_string()) }
-                })
-                .await;
-            }
+            writes_are_answered(&cluster, 200, fault).await;
             done.store(true, Ordering::Relaxed);
             anyhow::Ok(())
         };

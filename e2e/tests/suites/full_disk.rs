@@ -221,15 +221,8 @@ async fn a_start_on_a_full_disk_says_so_or_serves(ctx: Ctx) -> Result<()> {
 const MANY: usize = 24_000;
 
 async fn fill_the_log(cluster: &Cluster) -> Result<()> {
-    let writer = cluster.topic.writer()?;
-    stream::iter(0..MANY)
-        .map(|i| {
-            let writer = &writer;
-            async move { writer.write_record(&KeyValue::new(&format!("key-{i}"), &value(i, 500))).await }
-        })
-        .buffer_unordered(5_000)
-        .try_for_each(|_| async { Ok(()) })
-        .await
+    let record = |i| KeyValue::new(&format!("key-{i}"), &value(i, 500));
+    cluster.topic.fill(MANY, 5_000, record).await
 }
 
 async fn a_full_disk_leaves_no_part_of_a_snapshot(ctx: Ctx) -> Result<()> {

@@ -9,7 +9,6 @@ use e2e::http::encode;
 use e2e::runner::{Ctx, Test};
 use e2e::topic::KeyValue;
 use e2e::{tests, wait};
-use futures_util::{StreamExt, TryStreamExt, stream};
 use reqwest::Method;
 
 pub fn tests() -> Vec<Test> {
@@ -54,15 +53,8 @@ async fn a_node_that_restores_answers_by_its_peers(ctx: Ctx) -> Result<()> {
     // From the log, so that there is something to answer for.
     let options = Options::new().env("EXTERNAL_REQUEST_TIMEOUT", "3000").env("SNAPSHOT", "never");
     let mut cluster = ctx.cluster_with(2, options).await?;
-    let writer = cluster.topic.writer()?;
-    stream::iter(0..RECORDS)
-        .map(|i| {
-            let writer = &writer;
-            async move { writer.write_record(&KeyValue::new(&format!("key-{i}"), &format!("value {i}"))).await }
-        })
-        .buffer_unordered(20_000)
-        .try_for_each(|_| async { Ok(()) })
-        .await?;
+    let record = |i| KeyValue::new(&format!("key-{i}"), &format!("value {i}"));
+    cluster.topic.fill(RECORDS, 20_000, record).await?;
     for node in &cluster.nodes {
         wait::until("all records are applied", Duration::from_secs(60), || async {
             let status = node.api().status().await.map_err(|error| format!("{error:#}"))?;

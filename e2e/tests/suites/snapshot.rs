@@ -9,7 +9,6 @@ use e2e::cluster::{Cluster, Node, Options, START, node_binary};
 use e2e::runner::{Ctx, Test};
 use e2e::topic::KeyValue;
 use e2e::{ports, tests, wait};
-use futures_util::{StreamExt, TryStreamExt, stream};
 use reqwest::Method;
 use warp::Filter;
 
@@ -26,15 +25,8 @@ pub fn tests() -> Vec<Test> {
 const RECORDS: usize = 30_000;
 
 async fn fill(cluster: &Cluster) -> Result<()> {
-    let writer = cluster.topic.writer()?;
-    stream::iter(0..RECORDS)
-        .map(|i| {
-            let writer = &writer;
-            async move { writer.write_record(&KeyValue::new(&format!("key-{i}"), &format!("value {i}"))).await }
-        })
-        .buffer_unordered(10_000)
-        .try_for_each(|_| async { Ok(()) })
-        .await
+    let record = |i| KeyValue::new(&format!("key-{i}"), &format!("value {i}"));
+    cluster.topic.fill(RECORDS, 10_000, record).await
 }
 
 async fn holds_all(node: &Node) -> Result<()> {

@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn properties_come_from_text_and_files_and_spare_what_must_not_change() {
+    fn properties_of_text_and_files_never_touch_correctness() {
         assert_eq!(property("ssl.ca.location = /a=b"), Ok(("ssl.ca.location".into(), "/a=b".into())));
         assert!(property("acks=0").expect_err("reserved").contains("'acks'"));
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
