@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_for_memory_of_an_older_member_is_told_by_two_headers() {
+    fn an_older_members_refusal_for_memory_is_told_by_two_headers() {
         let refusal = |headers: &[_]| head(StatusCode::SERVICE_UNAVAILABLE, headers);
         let (position, retry) = ((POSITION_HEADER, "1:5"), ("retry-after", "1"));
         assert_eq!(refusal(&[position, retry]), Ok(Head::Whole(PeerAnswer::OutOfMemory)));

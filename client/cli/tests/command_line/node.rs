@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
@@ -22,6 +22,7 @@ pub struct FakeNode {
 struct Shared {
     state: Mutex<State>,
     healed: Condvar,
+    left: Condvar,
 }
 
 #[derive(Default)]
@@ -41,6 +42,8 @@ struct State {
     /// Keys whose next write in a batch fails.
     flaky: HashSet<String>,
     flaky_often: bool,
+    /// Connections that are served.
+    clients: usize,
 }
 
 struct Asked {
@@ -58,8 +61,8 @@ impl FakeNode {
         let serving = Arc::clone(&shared);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let shared = Arc::clone(&serving);
-                std::thread::spawn(move || serve(&stream, &shared, address));
+                let client = Client::new(Arc::clone(&serving));
+                std::thread::spawn(move || serve(&stream, &client.0, address));
             }
         });
         Self { address, shared }
@@ -122,7 +125,23 @@ impl FakeNode {
     }
 
     pub fn break_after(&self, requests: u64) {
+        self.wait_until_alone();
         self.state().break_after = Some(requests);
+    }
+
+    /// Waits until all that clients have sent before they ended is answered or dropped: a write of theirs is not to be taken for
+    /// one of the next run.
+    fn wait_until_alone(&self) {
+        // Connections are accepted in turn: when this one ends, every earlier one is counted.
+        let mut last = TcpStream::connect(self.address).expect("it listens");
+        last.shutdown(Shutdown::Write).expect("it is open");
+        assert_eq!(last.read(&mut [0]).expect("it ends"), 0);
+        let (alone, _) = self
+            .shared
+            .left
+            .wait_timeout_while(self.state(), Duration::from_secs(30), |state| state.clients > 0)
+            .expect("no thread panicked");
+        assert_eq!(alone.clients, 0, "clients are still there");
     }
 
     pub fn hang(&self, hang: bool) {
@@ -145,6 +164,23 @@ impl FakeNode {
     /// Every third write in a batch fails.
     pub fn flaky_often(&self) {
         self.state().flaky_often = true;
+    }
+}
+
+/// Counts a connection while it is served.
+struct Client(Arc<Shared>);
+
+impl Client {
+    fn new(shared: Arc<Shared>) -> Self {
+        shared.state.lock().expect("no thread panicked").clients += 1;
+        Self(shared)
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.0.state.lock().expect("no thread panicked").clients -= 1;
+        self.0.left.notify_all();
     }
 }
 
