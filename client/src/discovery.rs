@@ -78,9 +78,11 @@ impl RegisteredNodes {
         self.looks.send_if_modified(|last| {
             let changed = *last != look;
             if changed {
-                match &look {
-                    Ok(()) => tracing::debug!("ZooKeeper answers"),
-                    Err(reason) => tracing::warn!(reason, "going on with the nodes last known"),
+                match (&*last, &look) {
+                    (_, Ok(())) => tracing::debug!("ZooKeeper answers"),
+                    (Ok(()), Err(reason)) => tracing::warn!(reason, "going on with the nodes last known"),
+                    // Once is enough, however often the reason changes.
+                    (Err(_), Err(reason)) => tracing::debug!(reason, "ZooKeeper is still away"),
                 }
                 *last = look;
             }

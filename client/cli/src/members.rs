@@ -5,12 +5,11 @@ use std::time::Duration;
 use anyhow::Result;
 use bitacora_program::console::{print, tell};
 use bitacora_protocol::http::{ComponentState, PartitionStatus, Status};
-use bitacora_protocol::zookeeper::{SERVERS, list_members};
+use bitacora_protocol::zookeeper::{ConnectString, SERVERS, list_members};
 use futures_util::{StreamExt as _, stream};
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::time::timeout;
 
 use crate::api::{Failure, Kind};
 use crate::cli::{self, Connection, Output, http_node};
@@ -69,7 +68,7 @@ pub async fn members(connection: &Connection, output: Option<Output>) -> Result<
             }
         }
     }
-    one_answered(&answers)
+    one_answered(&answers, connection)
 }
 
 pub async fn status(connection: &Connection, arguments: &cli::Status, output: Option<Output>) -> Result<()> {
@@ -105,7 +104,7 @@ pub async fn status(connection: &Connection, arguments: &cli::Status, output: Op
         first = false;
     }
     if arguments.nodes.is_empty() {
-        return one_answered(&answers);
+        return one_answered(&answers, connection);
     }
     // Who names nodes wants to know of each.
     match answers.into_iter().find_map(|answer| answer.status.err()) {
@@ -114,36 +113,57 @@ pub async fn status(connection: &Connection, arguments: &cli::Status, output: Op
     }
 }
 
-fn one_answered(answers: &[Answer]) -> Result<()> {
+/// Fails if nobody answered, and then blames who was asked.
+fn one_answered(answers: &[Answer], connection: &Connection) -> Result<()> {
     if answers.iter().any(|answer| answer.status.is_ok()) {
         return Ok(());
     }
-    let sentence = match answers {
-        [] => "ZooKeeper knows no node; none is ready, or the chroot is another one".to_owned(),
-        [only] => only.status.as_ref().err().map(ToString::to_string).unwrap_or_default(),
-        all => format!("none of {} members answers over HTTP", all.len()),
+    let first = answers.iter().find_map(|answer| Some((&answer.name, answer.status.as_ref().err()?)));
+    let sentence = match (asked_zookeeper(connection), first) {
+        (Some(zookeeper), None) => format!(
+            "{} names no node below {}{SERVERS}: none is ready, or the chroot is another one",
+            at(zookeeper),
+            zookeeper.chroot()
+        ),
+        (Some(zookeeper), Some((name, failure))) => format!(
+            "no member that {} names answers over HTTP (of {}); {name}: {failure}",
+            at(zookeeper),
+            answers.len()
+        ),
+        (None, None) => format!(
+            "no node can be asked over HTTP: a node's HTTP port is taken to be one below its RPC port ({}): if it is \
+             not, give --http",
+            connection.rpc_or_default().join(",")
+        ),
+        (None, Some((_, failure))) if answers.len() == 1 => failure.to_string(),
+        (None, Some((name, failure))) => {
+            format!(
+                "none of the {} nodes that were asked answers over HTTP; {name}: {failure}",
+                answers.len()
+            )
+        }
     };
     Err(Failure::new(Kind::Unavailable, sentence).into())
 }
 
+/// ZooKeeper, if it is what says who the members are.
+fn asked_zookeeper(connection: &Connection) -> Option<&ConnectString> {
+    connection.zookeeper.as_ref().filter(|_| connection.http.is_empty())
+}
+
+fn at(zookeeper: &ConnectString) -> String {
+    format!("ZooKeeper at {} (--zookeeper)", zookeeper.hosts().join(","))
+}
+
 /// Finds the members and asks each.
 async fn ask_all(connection: &Connection) -> Result<Vec<Answer>, Failure> {
-    if connection.http.is_empty()
-        && let Some(zookeeper) = &connection.zookeeper
-    {
+    if let Some(zookeeper) = asked_zookeeper(connection) {
         let http = Http::new(&[], connection.timeout)?;
         let session_timeout = connection.timeout.max(SHORTEST_SESSION_TIMEOUT);
-        let names = match timeout(connection.timeout, list_members(zookeeper, session_timeout, SERVERS)).await
-        {
-            Ok(names) => names,
-            Err(_) => Err("no answer in time".to_owned()),
-        };
+        let names = list_members(zookeeper, session_timeout, connection.timeout, SERVERS).await;
         let names = names.map_err(|reason| {
-            let hosts = zookeeper.hosts().join(",");
-            Failure::new(
-                Kind::Unavailable,
-                format!("ZooKeeper at {hosts} (--zookeeper) can't say who the members are: {reason}"),
-            )
+            let sentence = format!("{} can't say who the members are: {reason}", at(zookeeper));
+            Failure::new(Kind::Unavailable, sentence)
         })?;
         return Ok(ask(
             &http,

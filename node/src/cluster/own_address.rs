@@ -1,9 +1,14 @@
 //! The address that the others reach this machine by, found out from its routes.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use bitacora_protocol::zookeeper::ConnectString;
 use tokio::net::UdpSocket;
+use tokio::time::timeout;
+
+/// How long a name may take to be resolved.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The address that a node which listens on `listening` is reached by: that one, or the one that this machine has towards
 /// ZooKeeper, which is how the others are reached too.
@@ -42,10 +47,10 @@ async fn route_address(zookeeper: &ConnectString) -> IpAddr {
     localhost
 }
 
-/// Connecting a UDP socket sends nothing; it only chooses a route.
+/// Connecting a UDP socket sends nothing; it only chooses a route. All addresses of a name are tried.
 async fn address_towards(host: &str) -> Option<IpAddr> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await.ok()?;
-    socket.connect(host).await.ok()?;
+    timeout(RESOLVE_TIMEOUT, socket.connect(host)).await.ok()?.ok()?;
     socket.local_addr().ok().map(|address| address.ip())
 }
 

@@ -1,6 +1,10 @@
 //! How members are known: the znodes that nodes register, ZooKeeper's connect string, and sessions with its servers.
 
+mod relay;
+mod servers;
 mod session;
+#[cfg(test)]
+mod session_tests;
 
 use std::str::FromStr;
 

@@ -1,24 +1,24 @@
 //! Sessions with ZooKeeper, and the one loop in which nodes and clients follow what it holds.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use zookeeper_async::{WatchedEvent, Watcher, ZkError, ZkResult, ZooKeeper};
 
+use super::relay::{Link, Relay};
+use super::servers::{Resolver, Servers, system_resolver};
 use super::{ConnectString, host_port};
 
 /// ZooKeeper is looked at this often, if no event asks for it earlier.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long closing a session may take; it expires by itself if that is not enough.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// The pause after the first try to open a session that failed, and the longest one; chance makes each up to twice as long.
-const SHORTEST_OPENING_PAUSE: Duration = Duration::from_millis(150);
-const LONGEST_OPENING_PAUSE: Duration = Duration::from_secs(1);
-/// How long ZooKeeper's own client waits between two tries to reach a server.
+/// How long ZooKeeper's client may take to reach the relay, which is on this machine.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long it waits between two tries to.
 const CLIENT_RECONNECT_PAUSE: Duration = Duration::from_millis(300);
 
 /// What [`follow`] calls.
@@ -37,11 +37,12 @@ pub trait Follower: Send {
 }
 
 /// Keeps a session with ZooKeeper and looks at it once a second, and whenever an event arrives or `wake` is notified, until
-/// `stop` completes. Then the session is closed, which removes its ephemeral znodes; a session that is merely dropped would
+/// `stop` completes. Then the session is closed, which removes its ephemeral znodes; a session that is merely lost would
 /// keep them until it expires.
 ///
 /// Lost connections and expired sessions mend themselves by the same steps: ZooKeeper's client opens a new session, and the
-/// next look finds what is missing.
+/// next look finds what is missing. All addresses of all hosts are tried, in an order of chance and with growing pauses, and
+/// names are resolved again whenever none of them gives a session.
 pub async fn follow(
     connect: &ConnectString,
     session_timeout: Duration,
@@ -49,33 +50,62 @@ pub async fn follow(
     stop: impl Future<Output = ()>,
     follower: &mut impl Follower,
 ) {
+    follow_resolved_by(system_resolver(), connect, session_timeout, wake, stop, follower).await;
+}
+
+pub(super) async fn follow_resolved_by(
+    resolver: Resolver,
+    connect: &ConnectString,
+    session_timeout: Duration,
+    wake: Arc<Notify>,
+    stop: impl Future<Output = ()>,
+    follower: &mut impl Follower,
+) {
     let mut stop = std::pin::pin!(stop);
-    let zookeeper = tokio::select! {
+    let mut session = tokio::select! {
         biased;
         () = &mut stop => return,
-        zookeeper = open_session_patiently(connect, session_timeout, &wake, follower) => zookeeper,
+        session = open_session_patiently(&resolver, connect, session_timeout, &wake, follower) => session,
     };
     let patience = session_timeout.max(LOOK_INTERVAL);
     loop {
-        let looked = tokio::select! {
+        tokio::select! {
             biased;
             () = &mut stop => break,
-            looked = timeout(patience, follower.look(&zookeeper)) => looked,
-        };
-        match looked {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => follower.disconnected(error.to_string()),
-            Err(_) => follower.disconnected("no answer in time".to_owned()),
+            () = look(&mut session, patience, follower) => {}
         }
         // What happened meanwhile makes this return at once.
         tokio::select! {
             biased;
             () = &mut stop => break,
             _ = timeout(LOOK_INTERVAL, wake.notified()) => {}
+            () = session.relay().changed() => {}
+        }
+        if session.relay().has_ended() {
+            session = tokio::select! {
+                biased;
+                () = &mut stop => return,
+                session = open_session_patiently(&resolver, connect, session_timeout, &wake, follower) => session,
+            };
         }
     }
-    let closed = timeout(CLOSE_TIMEOUT, zookeeper.close()).await;
-    tracing::debug!(?closed, "left ZooKeeper");
+    session.close().await;
+}
+
+/// Has the follower look, once there is a session, or tells it why there is none.
+async fn look(session: &mut Session, patience: Duration, follower: &mut impl Follower) {
+    let _ = timeout(LOOK_INTERVAL, session.relay().tried()).await;
+    // One that moves to another server is back within that time, and nobody needs to hear of it.
+    let grace = if session.was_open { LOOK_INTERVAL } else { Duration::ZERO };
+    if timeout(grace, session.relay().opened()).await.is_err() {
+        return follower.disconnected(session.problem("no answer yet"));
+    }
+    session.was_open = true;
+    match timeout(patience, follower.look(session.zookeeper())).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => follower.disconnected(session.problem(&format!("{error} in an answer"))),
+        Err(_) => follower.disconnected(session.problem("no answer in time")),
+    }
 }
 
 /// The names of the znodes in `folder` that are `host:port`, sorted; none if there is no such folder. With `watch`, the session
@@ -101,83 +131,125 @@ pub async fn members(zookeeper: &ZooKeeper, folder: &str, watch: bool) -> ZkResu
     Ok(members)
 }
 
-/// [`members`] of `folder` below the chroot, in a session of its own.
+/// [`members`] of `folder` below the chroot, in a session of its own. Tries until `patience` is over.
 ///
 /// # Errors
-/// Says why ZooKeeper did not answer, after `session_timeout` at the latest if no server can be reached.
+/// Says why ZooKeeper did not answer, with the hosts that were tried.
 pub async fn list_members(
     connect: &ConnectString,
     session_timeout: Duration,
+    patience: Duration,
     folder: &str,
 ) -> Result<Vec<String>, String> {
-    let zookeeper = open_session(connect, session_timeout, &Arc::default()).await?;
+    let mut session = Session::open(&system_resolver(), connect, session_timeout, &Arc::default()).await?;
     let folder = format!("{}{folder}", connect.chroot());
-    let names = timeout(session_timeout, members(&zookeeper, &folder, false)).await;
-    let _ = timeout(CLOSE_TIMEOUT, zookeeper.close()).await;
-    names.map_err(|_| "no answer in time".to_owned())?.map_err(|error| error.to_string())
+    let listed = timeout(patience, async {
+        session.relay().opened().await;
+        members(session.zookeeper(), &folder, false).await
+    });
+    let names = match listed.await {
+        Ok(names) => names.map_err(|error| session.problem(&format!("{error} in an answer"))),
+        Err(_) => Err(session.problem("no answer in time")),
+    };
+    session.close().await;
+    names
 }
 
-/// Tries until a session is open, with pauses that grow and differ between processes, so that those that lost ZooKeeper
-/// together don't all come back in the same moment.
+/// Tries until there is a session's client. That fails only where this machine itself has no port or no time for it.
 async fn open_session_patiently(
+    resolver: &Resolver,
     connect: &ConnectString,
     session_timeout: Duration,
     wake: &Arc<Notify>,
     follower: &mut impl Follower,
-) -> ZooKeeper {
-    let pauses = ExponentialBuilder::default()
-        .with_min_delay(SHORTEST_OPENING_PAUSE)
-        .with_max_delay(LONGEST_OPENING_PAUSE)
-        .with_jitter()
-        .without_max_times();
-    let mut pauses = pauses.build();
+) -> Session {
     loop {
-        match open_session(connect, session_timeout, wake).await {
-            Ok(zookeeper) => return zookeeper,
+        match Session::open(resolver, connect, session_timeout, wake).await {
+            Ok(session) => return session,
             Err(reason) => follower.disconnected(reason),
         }
-        tokio::time::sleep(pauses.next().unwrap_or(LONGEST_OPENING_PAUSE)).await;
+        sleep(LOOK_INTERVAL).await;
     }
 }
 
-/// Opens a session with the servers of a connect string. `wake` is notified of every event of the session and of its
-/// watches. The session lives until it is closed, even if what is returned is dropped. The error says which server could not be
-/// resolved, or that none answered within the session timeout.
-async fn open_session(
-    connect: &ConnectString,
-    session_timeout: Duration,
-    wake: &Arc<Notify>,
-) -> Result<ZooKeeper, String> {
-    // ZooKeeper's client resolves names once and fails if a single one is unknown; so it gets addresses, of those that
-    // are known.
-    let mut addresses: Vec<SocketAddr> = Vec::new();
-    let mut unresolved = String::new();
-    for host in connect.hosts() {
-        match tokio::net::lookup_host(host).await {
-            Ok(found) => addresses.extend(found.take(1)),
-            Err(error) => unresolved = format!("{host}: {error}"),
+/// ZooKeeper's client, and the relay through which it reaches the servers. One that is dropped is closed in the background.
+struct Session {
+    parts: Option<(ZooKeeper, Relay)>,
+    hosts: String,
+    was_open: bool,
+}
+
+impl Session {
+    /// Begins to open a session with the servers of a connect string, without waiting for one. `wake` is notified of every
+    /// event of the session and of its watches.
+    async fn open(
+        resolver: &Resolver,
+        connect: &ConnectString,
+        session_timeout: Duration,
+        wake: &Arc<Notify>,
+    ) -> Result<Self, String> {
+        let relay = Relay::start(Servers::new(connect.hosts(), Arc::clone(resolver)))
+            .await
+            .map_err(|error| format!("no port of this machine's own for ZooKeeper's client: {error}"))?;
+        let address = relay.address.to_string();
+        let connecting = ZooKeeper::connect_with_retry_time(
+            &address,
+            session_timeout,
+            Wake(Arc::clone(wake)),
+            CLIENT_RECONNECT_PAUSE,
+        );
+        let zookeeper = match timeout(OPEN_TIMEOUT, connecting).await {
+            Ok(opened) => opened.map_err(|error| error.to_string())?,
+            Err(_) => return Err("ZooKeeper's client does not reach this machine's own port".to_owned()),
+        };
+        let wake = Arc::clone(wake);
+        zookeeper.add_listener(move |_| wake.notify_one());
+        let hosts = connect.hosts().join(",");
+        Ok(Self { parts: Some((zookeeper, relay)), hosts, was_open: false })
+    }
+
+    fn zookeeper(&self) -> &ZooKeeper {
+        &self.parts().0
+    }
+
+    fn relay(&mut self) -> &mut Relay {
+        &mut self.parts.as_mut().expect("only closing takes them").1
+    }
+
+    fn parts(&self) -> &(ZooKeeper, Relay) {
+        self.parts.as_ref().expect("only closing takes them")
+    }
+
+    /// Why there is no session; `otherwise` if there is one, or no reason yet.
+    fn problem(&self, otherwise: &str) -> String {
+        match self.parts().1.link() {
+            Link::Down(problem) => problem,
+            Link::Opening | Link::Open => format!("{otherwise} from {}", self.hosts),
         }
     }
-    if addresses.is_empty() {
-        return Err(unresolved);
-    }
-    let addresses = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-    let connecting = ZooKeeper::connect_with_retry_time(
-        &addresses,
-        session_timeout,
-        Wake(Arc::clone(wake)),
-        CLIENT_RECONNECT_PAUSE,
-    );
-    // It tries for ever by itself, without telling; a try of ours ends, so that it can be told.
-    match timeout(session_timeout, connecting).await {
-        Ok(Ok(zookeeper)) => {
-            let wake = Arc::clone(wake);
-            zookeeper.add_listener(move |_| wake.notify_one());
-            Ok(zookeeper)
+
+    async fn close(mut self) {
+        if let Some(parts) = self.parts.take() {
+            close(parts).await;
         }
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("no answer from {}", connect.hosts().join(","))),
     }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Some(parts) = self.parts.take()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            // Otherwise the client would go on trying to connect for as long as the process lives.
+            runtime.spawn(close(parts));
+        }
+    }
+}
+
+async fn close((zookeeper, relay): (ZooKeeper, Relay)) {
+    let closed = timeout(CLOSE_TIMEOUT, zookeeper.close()).await;
+    relay.close().await;
+    tracing::debug!(?closed, "left ZooKeeper");
 }
 
 /// Wakes on every event of a session and of its watches.
