@@ -10,7 +10,7 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use bitacora_protocol::rpc::Request;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::connection::{Connection, Failure, Reply};
 use crate::types::{NodeState, NodeStatus};
@@ -21,6 +21,10 @@ const MAX_FAILURES_IN_A_ROW: u32 = 3;
 /// all at once.
 const SHORTEST_EJECTION: Duration = Duration::from_millis(100);
 const LONGEST_EJECTION: Duration = Duration::from_secs(5);
+/// The pause before the next connection after one that was of no use, and the longest one; chance makes each up to twice as
+/// long. It is there for the last node, which gets calls even while it is ejected.
+const SHORTEST_OPENING_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_OPENING_PAUSE: Duration = Duration::from_millis(250);
 /// A node that has been healthy for longer than this is out for a short time again.
 const FORGIVEN_AFTER: Duration = Duration::from_secs(10);
 
@@ -39,6 +43,16 @@ pub(crate) struct Node {
     failures_in_a_row: AtomicU32,
     ejected: AtomicBool,
     health: Mutex<Health>,
+    opening: Mutex<Opening>,
+    /// Whether that pauses.
+    opening_failed: AtomicBool,
+}
+
+/// When the next connection may be opened.
+struct Opening {
+    not_before: Instant,
+    /// Connections since the last answer that could not be made or broke.
+    pauses: ExponentialBackoff,
 }
 
 struct Health {
@@ -134,10 +148,12 @@ impl Node {
             health: Mutex::new(Health {
                 reason: String::new(),
                 ejections: 0,
-                pauses: ejection_pauses(),
+                pauses: pauses(SHORTEST_EJECTION, LONGEST_EJECTION),
                 healthy_since: Instant::now(),
                 is_probed: false,
             }),
+            opening: Mutex::new(Opening::new()),
+            opening_failed: AtomicBool::new(false),
         }
     }
 
@@ -180,7 +196,12 @@ impl Node {
             Ok(_) => self.succeeded(),
             Err(Failure::Lost { reason, .. }) => self.lost(&connection, reason),
             // It was idle, and a node may close that; but not again and again.
-            Err(Failure::Gone(reason)) => self.refused(reason),
+            Err(Failure::Gone(reason)) => {
+                if self.forget(&connection) {
+                    self.pause_opening();
+                }
+                self.refused(reason);
+            }
             // What an answer says is for the caller to judge.
             Err(_) => {}
         }
@@ -205,13 +226,18 @@ impl Node {
     }
 
     async fn open(self: Arc<Self>, link: usize) {
+        let not_before = self.opening.lock().not_before;
+        sleep_until(not_before).await;
         let opened = match timeout(self.connect_timeout, Connection::open(&self.address)).await {
             Ok(opened) => opened.map(Arc::new),
             Err(_) => Err(format!("no connection within {:?}", self.connect_timeout)),
         };
         match &opened {
             Ok(_) => self.restore(),
-            Err(reason) => self.eject(reason),
+            Err(reason) => {
+                self.pause_opening();
+                self.eject(reason);
+            }
         }
         let now = opened.as_ref().map_or(Link::Idle, |connection| Link::Open(Arc::clone(connection)));
         let before = std::mem::replace(&mut *self.links[link].lock(), now);
@@ -227,23 +253,39 @@ impl Node {
         if self.failures_in_a_row.load(Ordering::Relaxed) > 0 {
             self.failures_in_a_row.store(0, Ordering::Relaxed);
         }
+        if self.opening_failed.load(Ordering::Relaxed) {
+            self.opening_failed.store(false, Ordering::Relaxed);
+            *self.opening.lock() = Opening::new();
+        }
         self.restore();
     }
 
     /// A connection broke while it was used. Only the first of its calls that says so counts.
     fn lost(self: &Arc<Self>, connection: &Arc<Connection>, reason: &str) {
-        let was_ours = self.links.iter().any(|link| {
+        if self.forget(connection) {
+            self.pause_opening();
+            self.retire();
+            self.eject(reason);
+        }
+    }
+
+    /// Whether the connection was in use still.
+    fn forget(&self, connection: &Arc<Connection>) -> bool {
+        self.links.iter().any(|link| {
             let mut link = link.lock();
             let is_it = matches!(&*link, Link::Open(open) if Arc::ptr_eq(open, connection));
             if is_it {
                 *link = Link::Idle;
             }
             is_it
-        });
-        if was_ours {
-            self.retire();
-            self.eject(reason);
-        }
+        })
+    }
+
+    /// A connection was of no use; the next one has to wait.
+    fn pause_opening(&self) {
+        let mut opening = self.opening.lock();
+        opening.not_before = Instant::now() + opening.pauses.next().unwrap_or(LONGEST_OPENING_PAUSE);
+        self.opening_failed.store(true, Ordering::Relaxed);
     }
 
     /// It answered that it can't.
@@ -283,7 +325,7 @@ impl Node {
         }
         if health.healthy_since.elapsed() > FORGIVEN_AFTER {
             health.ejections = 0;
-            health.pauses = ejection_pauses();
+            health.pauses = pauses(SHORTEST_EJECTION, LONGEST_EJECTION);
         }
         tracing::warn!(node = self.address, reason, "ejected");
         if std::mem::replace(&mut health.is_probed, true) {
@@ -312,10 +354,16 @@ impl Health {
     }
 }
 
-fn ejection_pauses() -> ExponentialBackoff {
+impl Opening {
+    fn new() -> Self {
+        Self { not_before: Instant::now(), pauses: pauses(SHORTEST_OPENING_PAUSE, LONGEST_OPENING_PAUSE) }
+    }
+}
+
+fn pauses(shortest: Duration, longest: Duration) -> ExponentialBackoff {
     ExponentialBuilder::default()
-        .with_min_delay(SHORTEST_EJECTION)
-        .with_max_delay(LONGEST_EJECTION)
+        .with_min_delay(shortest)
+        .with_max_delay(longest)
         .with_jitter()
         .without_max_times()
         .build()

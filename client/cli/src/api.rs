@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bitacora_client::{Client, Error, Operation, Outcome, Record, Scan, ScanPage, Written};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -73,7 +72,7 @@ impl From<Error> for Failure {
 async fn one_listens(nodes: &[String], connection: &Connection) -> Result<(), Failure> {
     let mut last = String::new();
     for node in nodes {
-        match timeout(connection.timeout, TcpStream::connect(node)).await {
+        match timeout(connection.timeout, bitacora_protocol::connect(node)).await {
             Ok(Ok(_)) => return Ok(()),
             Ok(Err(error)) => last = format!("{node}: {error}"),
             Err(_) => last = format!("{node}: no answer"),

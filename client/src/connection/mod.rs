@@ -10,10 +10,10 @@ mod reply;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bitacora_protocol::connect;
 use bitacora_protocol::rpc::{self, ForeignProtocol, Message, Request, put_frame};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 
@@ -84,7 +84,7 @@ enum Slot {
 impl Connection {
     /// Connects and shakes hands. The caller bounds the time.
     pub(crate) async fn open(address: &str) -> Result<Self, String> {
-        let mut socket = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+        let mut socket = connect(address).await.map_err(|error| error.to_string())?;
         socket.set_nodelay(true).map_err(|error| error.to_string())?;
         let foreign = handshake(&mut socket).await?;
         let shared = Arc::new(Shared::new(foreign));

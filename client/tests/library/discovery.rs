@@ -69,3 +69,33 @@ async fn without_a_node_in_zookeeper_there_is_no_client() {
     let error = build(connect).await.expect_err("ZooKeeper is not there");
     assert!(matches!(&error, Error::NoNode { last: Some(_) }), "{error}");
 }
+
+#[tokio::test]
+async fn a_zookeeper_without_a_quorum_is_not_stormed() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("it is bound").to_string();
+    let connect = address.parse().expect("it is a connect string");
+    let building = tokio::spawn(Client::builder().zookeeper(connect).deadline(5 * PATIENCE).build());
+    let (mut accepted, start) = (0, Instant::now());
+    while accepted < 5 {
+        drop(listener.accept().await.expect("it listens"));
+        accepted += 1;
+    }
+    // Between them 150, 300, 600 and 1200 ms at least.
+    let took = start.elapsed();
+    assert!(took >= Duration::from_millis(2250), "{accepted} connections in {took:?}");
+    building.abort();
+}
+
+#[tokio::test]
+async fn the_error_names_zookeepers_host() {
+    let zookeeper = FakeZooKeeper::start(None).await;
+    let connect = zookeeper.connect();
+    let address = zookeeper.kill().await;
+    let error =
+        Client::builder().zookeeper(connect).deadline(5 * SHORT).build().await.expect_err("nobody is there");
+    assert!(
+        matches!(&error, Error::NoNode { last: Some(last) } if last.contains("ZooKeeper") && last.contains(&address)),
+        "{error}"
+    );
+}

@@ -194,3 +194,26 @@ async fn node_failures_under_load_fail_no_read() {
     println!("hanging: a read took {pause:?} at most");
     assert!(pause >= DEADLINE / 4 && pause < DEADLINE / 2, "{pause:?}");
 }
+
+#[tokio::test]
+async fn the_last_node_is_not_stormed_when_it_closes_connections() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("it is bound").to_string();
+    let client = Client::builder().nodes([address]).deadline(PATIENCE).build().await.expect("settings");
+    let calls: Vec<_> = (0..200)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.get("k").await })
+        })
+        .collect();
+    let start = Instant::now();
+    for _ in 0..12 {
+        drop(listener.accept().await.expect("it listens"));
+    }
+    // 5, 10, 20, 40, 80, 160 and then 250 ms at least; the last may be made at once with the one before, on another link.
+    let took = start.elapsed();
+    assert!(took >= Duration::from_millis(500), "12 connections in {took:?}");
+    for call in calls {
+        call.abort();
+    }
+}

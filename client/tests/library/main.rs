@@ -25,6 +25,7 @@ use futures_util::future::{join_all, poll_immediate};
 use futures_util::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use support::{FakeNode, Greeting, Reaction, Store};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use zookeeper::FakeZooKeeper;
 

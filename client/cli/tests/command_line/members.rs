@@ -33,3 +33,45 @@ fn members_and_status_are_the_nodes_own_words() {
     assert_eq!(at(&["status", "-o", "raw"]).stdout, format!("{}\t0\t6\t10\t3\n", node.name()));
     at(&["status", &node.name(), &dead]).code(UNAVAILABLE);
 }
+
+mod members_blames_who_was_asked {
+    use std::net::TcpListener;
+
+    use crate::program::{UNAVAILABLE, run};
+
+    /// Accepts connections and closes them, as a ZooKeeper without a quorum does.
+    fn closes_connections() -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("it is bound").to_string();
+        std::thread::spawn(move || listener.incoming().for_each(drop));
+        address
+    }
+
+    #[test]
+    fn zookeeper_with_host_and_reason() {
+        let address = closes_connections();
+        let said = run(&["--zookeeper", &format!("{address}/chroot"), "--timeout", "2s", "members"])
+            .code(UNAVAILABLE);
+        said.says(&format!("ZooKeeper at {address} (--zookeeper)")).says("quorum");
+    }
+
+    #[test]
+    fn zookeeper_for_other_commands_too() {
+        let address = closes_connections();
+        let said = run(&["--zookeeper", &address, "--timeout", "2s", "get", "k"]).code(UNAVAILABLE);
+        said.says("ZooKeeper").says(&address).says("quorum");
+    }
+
+    #[test]
+    fn nodes_without_a_word_of_zookeeper() {
+        // There is no port one below.
+        let said = run(&["--rpc", "127.0.0.1:1", "members"]).code(UNAVAILABLE);
+        assert!(!said.stderr.contains("ZooKeeper"), "{said:?}");
+        said.says("127.0.0.1:1").says("--http");
+        let (one, other) = (closes_connections(), closes_connections());
+        let both = format!("http://{one},http://{other}");
+        let said = run(&["--http", &both, "members"]).code(UNAVAILABLE);
+        assert!(!said.stderr.contains("ZooKeeper"), "{said:?}");
+        said.says("none of the 2 nodes").says(&one);
+    }
+}
