@@ -36,6 +36,7 @@ mod tracing;
 mod trimming;
 mod truncated_log;
 mod unusual_records;
+mod zookeeper_servers;
 
 use e2e::runner::Test;
 
@@ -46,6 +47,7 @@ pub fn all() -> Vec<Test> {
         monitoring_live::tests(),
         compose::tests(),
         ecs::tests(),
+        zookeeper_servers::tests(),
         full_disk::tests(),
         machine::tests(),
         real_data::tests(),
