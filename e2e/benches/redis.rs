@@ -258,7 +258,7 @@ fn cpu_seconds(pid: u32) -> Result<f64> {
 
 async fn fill_node(port: u16) -> Result<()> {
     let url = |path: &str| format!("http://127.0.0.1:{port}{path}");
-    let client = reqwest::Client::new();
+    let client = reqwest::Client::builder().no_proxy().build()?;
     for start in (0..KEYS).step_by(10_000) {
         let body: String = (start..start + 10_000)
             .map(|number| {

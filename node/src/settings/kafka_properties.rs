@@ -42,7 +42,8 @@ fn property(text: &str) -> Result<(String, String), String> {
             .to_owned()
     } else if let Some(variable) = value.strip_prefix('$') {
         // Unnamed in the error: a secret that happens to begin with '$' looks the same.
-        std::env::var(variable).map_err(|_| {
+        // An empty one counts as unset, as for the settings.
+        std::env::var(variable).ok().filter(|value| !value.is_empty()).ok_or_else(|| {
             format!("the variable of '{name}' is not set (a value that begins with '$' has to come from a file: @FILE)")
         })?
     } else {

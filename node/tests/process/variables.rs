@@ -42,6 +42,16 @@ fn empty_ones_count_as_unset_for_every_command() {
     assert!(!stderr(&ended).contains("a value is required"), "{}", stderr(&ended));
 }
 
+#[test]
+fn an_empty_one_that_a_property_names_counts_as_unset() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut serve = command(&["serve"]);
+    serve.env("KAFKA_PROPERTIES", "sasl.password=$PASSWORD").env("PASSWORD", "");
+    let ended = output(serve.env("DATA_DIR", folder.path()).env("BIND_ADDRESS", "127.0.0.9"));
+    assert_eq!(ended.status.code(), Some(1), "{}", stderr(&ended));
+    assert!(stderr(&ended).contains("the variable of 'sasl.password' is not set"), "{}", stderr(&ended));
+}
+
 /// A Service named `api` gives every pod of its namespace `API_PORT=tcp://…`.
 #[test]
 fn a_service_link_of_kubernetes_is_refused_with_its_origin() {

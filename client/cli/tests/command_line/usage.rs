@@ -62,6 +62,18 @@ fn no_node_is_told_at_once() {
     run(&["--zookeeper", &address, "--timeout", "300ms", "members"]).code(UNAVAILABLE).says("ZooKeeper");
 }
 
+/// Compose makes a variable that nobody set empty: `${BITACORA_RPC:-}`.
+#[test]
+fn empty_variables_count_as_unset() {
+    let node = FakeNode::start();
+    node.set("k", "v");
+    let mut command = command(&["--http", &node.url(), "get", "k"]);
+    for name in ["RPC", "ZOOKEEPER", "HTTP", "TIMEOUT", "OUTPUT", "LOG_LEVEL"] {
+        command.env(format!("BITACORA_{name}"), "");
+    }
+    assert_eq!(finish(&mut command, b"").code(DONE).stdout, "v\n");
+}
+
 #[test]
 fn variables_are_settings_too_and_a_flag_wins() {
     let node = FakeNode::start();
