@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::net::TcpListener;
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -17,6 +18,9 @@ pub const NOT_FOUND: i32 = 3;
 pub const UNCLEAR: i32 = 4;
 pub const UNAVAILABLE: i32 = 5;
 pub const REJECTED: i32 = 6;
+
+/// A run that takes longer is killed: it waits for something that never comes.
+const LONGEST_RUN: Duration = Duration::from_secs(120);
 
 /// What a run came to.
 #[derive(Debug)]
@@ -86,7 +90,15 @@ pub fn finish(command: &mut Command, stdin: &[u8]) -> Run {
     std::thread::scope(|scope| {
         // It may end without having read all.
         scope.spawn(move || pipe.map(|mut pipe| pipe.write_all(stdin)));
+        let (ended, end) = mpsc::channel::<()>();
+        let id = child.id().to_string();
+        scope.spawn(move || {
+            if end.recv_timeout(LONGEST_RUN) == Err(RecvTimeoutError::Timeout) {
+                let _ = Command::new("kill").args(["-KILL", &id]).status();
+            }
+        });
         let output = child.wait_with_output().expect("the program ends");
+        drop(ended);
         Run {
             code: output.status.code().unwrap_or(-1),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
