@@ -2,12 +2,11 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek as _, SeekFrom};
-use std::os::unix::fs::{FileExt as _, FileTypeExt as _};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use bitacora_program::files::same_file;
 use md5::{Digest as _, Md5};
 use serde::{Deserialize, Serialize};
 
@@ -96,7 +95,8 @@ fn stream(path: &Path) -> Result<Box<dyn Read + Send>> {
             return Ok(Box::new(File::open(path)?));
         }
         // A socket has no name to be opened by: it is the one that stdin is, or one that somebody listens on.
-        if same_file(path, Path::new("/dev/stdin")) {
+        let stdin = fs::metadata("/dev/stdin")?;
+        if (metadata.dev(), metadata.ino()) == (stdin.dev(), stdin.ino()) {
             return Ok(Box::new(io::stdin()));
         }
         Ok(Box::new(UnixStream::connect(path)?))
