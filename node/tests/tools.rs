@@ -415,7 +415,7 @@ mod proxies {
         });
         assert_eq!(written.matches("\"status\":200").count(), 20_500);
         dev.stop();
-        fs::remove_dir_all(dir.path().join(format!("node-{}", port + 2))).expect("its folder");
+        fs::remove_dir_all(dir.path().join("node2")).expect("its folder");
         let mut dev = Dev::start(behind_proxy(&mut self::dev(dir.path(), 2, port)), port);
         wait_for(&mut dev, || get("/health").is_some());
         let metrics = get("/metrics").expect("metrics");
