@@ -163,13 +163,12 @@ pub fn part_of(path: &Path) -> io::Result<std::path::PathBuf> {
 }
 
 /// Whether two paths lead to the same thing, so that writing to the one would change what is read from the other: the same device
-/// and inode, or the same name if nothing is there yet. Terminals, other devices and sockets take and give bytes that are not the
-/// same, so they don't count. What stdin and stdout are is told by `/dev/stdin` and `/dev/stdout`.
+/// and inode, or the same name if nothing is there yet. Terminals and other devices take and give bytes that are not the same, so
+/// they don't count. What stdin and stdout are is told by `/dev/stdin` and `/dev/stdout`.
 #[must_use]
 pub fn same_file(one: &Path, other: &Path) -> bool {
     if let (Ok(one), Ok(other)) = (fs::metadata(one), fs::metadata(other)) {
-        let both_ways = one.file_type().is_char_device() || one.file_type().is_socket();
-        return !both_ways && (one.dev(), one.ino()) == (other.dev(), other.ino());
+        return !one.file_type().is_char_device() && (one.dev(), one.ino()) == (other.dev(), other.ino());
     }
     match (Place::of(one), Place::of(other)) {
         (Ok(Place::File { path: one, .. }), Ok(Place::File { path: other, .. })) => one == other,
