@@ -144,6 +144,8 @@ fn context(parent: Option<TraceParent>) -> Context {
 /// that is not traced carries next to nothing.
 pub struct RequestSpan(Option<Box<Span>>);
 
+const _: () = assert!(size_of::<RequestSpan>() == size_of::<usize>());
+
 impl RequestSpan {
     /// No span.
     #[must_use]
