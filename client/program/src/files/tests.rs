@@ -233,6 +233,9 @@ fn a_path_is_tried_without_a_change() {
     assert_eq!((read(&path).as_str(), names(dir.path()).len()), ("old", 1));
     let missing = check_writable(&dir.path().join("none/out")).expect_err("no folder");
     assert_eq!(missing.kind(), ErrorKind::NotFound);
+    // Nothing new can be in this folder, and the name that was tried there is nobody's business.
+    let refused = check_writable(Path::new("/proc/out")).expect_err("no file can be made there");
+    assert!(!refused.to_string().contains(".part"), "{refused}");
 }
 
 #[test]

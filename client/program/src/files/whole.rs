@@ -114,9 +114,16 @@ fn temporary(target: &Path, mode: u32) -> io::Result<(File, TempPath)> {
         .suffix(".part")
         .permissions(Permissions::from_mode(mode))
         .tempfile_in(target.parent().unwrap_or(Path::new("/")))
-        // The error would name the temporary file, which nobody has heard of.
-        .map_err(|error| error.raw_os_error().map_or(error, io::Error::from_raw_os_error))?;
+        .map_err(without_path)?;
     Ok(temporary.into_parts())
+}
+
+/// The error names the temporary file, which nobody has heard of, behind what the system said.
+fn without_path(error: io::Error) -> io::Error {
+    match error.to_string().split_once(" at path ") {
+        Some((told, _)) => io::Error::new(error.kind(), told),
+        None => error,
+    }
 }
 
 /// Makes a file what the one is that it replaces; one that this process may not write is not replaced.
