@@ -167,19 +167,28 @@ impl Peers {
             if let Some(asking) = all.get(&asked) {
                 asking.clone()
             } else {
-                let (inner, owned) = (Arc::clone(&self.0), asked.clone());
+                let question = Question { inner: Arc::clone(&self.0), asked: asked.clone() };
                 // On a task of its own, so that it ends, and is forgotten, also when every caller has gone away.
-                let task = tokio::spawn(async move {
-                    let answer = inner.ask_all(&owned.1, log).await;
-                    inner.asking.lock().remove(&owned);
-                    answer
-                });
+                let task = tokio::spawn(async move { question.inner.ask_all(&question.asked.1, log).await });
                 let asking = async move { task.await.unwrap_or(PeerAnswer::Unknown) }.boxed().shared();
                 all.insert(asked, asking.clone());
                 asking
             }
         };
         asking.await
+    }
+}
+
+/// A question to the members that is under way. It is forgotten when it ends, by a panic too: else its key would never be asked
+/// for again.
+struct Question {
+    inner: Arc<Inner>,
+    asked: (LogTag, String),
+}
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        self.inner.asking.lock().remove(&self.asked);
     }
 }
 
@@ -348,6 +357,56 @@ mod tests {
     use super::*;
 
     const LOG: LogTag = LogTag(0xab);
+
+    /// Members that nobody can be told of.
+    #[derive(Default)]
+    struct Panicking {
+        asked: std::sync::atomic::AtomicUsize,
+    }
+
+    impl Membership for Panicking {
+        fn members(&self) -> Arc<[String]> {
+            self.asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            panic!("as the test wants it")
+        }
+
+        fn state(&self) -> crate::cluster::MembershipState {
+            crate::cluster::MembershipState::Fixed
+        }
+
+        fn registered(&self) -> bool {
+            false
+        }
+
+        fn sessions(&self) -> u64 {
+            0
+        }
+
+        fn announce(&self) {}
+
+        fn is_elected_trimmer(&self) -> bool {
+            false
+        }
+
+        fn leave(&self) -> BoxFuture<'_, ()> {
+            Box::pin(std::future::ready(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_question_that_panicked_is_asked_again() {
+        let (membership, metrics) = (Arc::new(Panicking::default()), Metrics::new().expect("metrics"));
+        let memory = Memory::new(1 << 20, metrics.request_memory_refusals.clone());
+        let members = Arc::clone(&membership) as Arc<dyn Membership>;
+        let progress = Arc::<Progress>::default();
+        let second = Duration::from_secs(1);
+        let peers = Peers::new(members, progress, "me:1".into(), second, 1, memory, Arc::new(metrics));
+        let peers = peers.expect("a client");
+        for time in 1..=2 {
+            assert_eq!(peers.ask("k", LOG).await, PeerAnswer::Unknown);
+            assert_eq!(membership.asked.load(std::sync::atomic::Ordering::Relaxed), time);
+        }
+    }
 
     fn head(status: StatusCode, headers: &[(&'static str, &'static str)]) -> Result<Head, String> {
         let headers = headers
