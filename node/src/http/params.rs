@@ -162,10 +162,26 @@ mod tests {
     }
 
     #[test]
+    fn a_field_is_found_by_its_name_and_equals_sign() {
+        let has = |text: &str| has_field(text, &["key", "value"]);
+        for text in ["key=", "a&value=1", "VALUE=1", "%6bey=x", "+key=1", "x=1&&key=2"] {
+            assert!(has(text), "{text}");
+        }
+        for text in ["", "key", "value%3D1", "keys=1", "a=key", "{\"key\":\"a=b\"}", "%zz=1", "50% off"] {
+            assert!(!has(text), "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_broken_is_refused() {
         for text in ["%", "%2", "%zz", "a%2", "%ff", "%C3", "%+1", "%é"] {
             assert!(value(text).is_err(), "{text:?} was accepted");
         }
+        let many = |count: usize| (0..count).map(|i| format!("{i}=&")).collect::<String>();
+        assert!(Params::parse(&many(MAX_PARAMS), "the query").is_ok());
+        assert!(
+            Params::parse(&many(MAX_PARAMS + 1), "the query").expect_err("many").contains("more than 32")
+        );
         assert!(Params::parse("a=1&a=2", "the query").expect_err("twice").contains("'a' twice"));
         let unknown =
             Params::parse("kye=1", "the query").and_then(|params| params.only(&["key"], "the query"));

@@ -192,7 +192,7 @@ whole record, as 'scan --output json' and the HTTP API print them: its 'ttl' is 
 CSV: a header line with key and value, and perhaps ttl, expires or uuid, in any order; fields as RFC 4180 quotes them. Lines
 end with LF, CR or both. Text is UTF-8, with or without a byte order mark at its start.
 Avro: an object container file (codec null or deflate) of records with the strings key and value, and perhaps ttl, expires or
-uuid, as above; other fields are ignored. Its records are counted as lines.
+uuid, as above (a ttl that is a number has no unit there: ms); other fields are ignored. Its records are counted as lines.
 
 The last line of a key wins. What a node could not take is sent again; what it refuses is a rejected line: counted and
 written to --rejects as {\"line\",\"reason\",\"text\"}, or the first ten told on stderr. With --checkpoint an import that was
