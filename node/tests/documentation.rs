@@ -132,3 +132,28 @@ fn every_simulated_mistake_is_explained() {
     explained.sort_unstable();
     assert_eq!(explained, mistakes);
 }
+
+/// `just test` names each test there is, as Cargo has no way to leave some out: none is forgotten but those that take minutes.
+#[test]
+fn the_fast_tier_has_every_test_but_the_slow_ones() {
+    const SLOW: [&str; 2] = ["e2e", "simulation"];
+    let manifest = read(Path::new("Cargo.toml"));
+    let (_, members) = manifest.split_once("\nmembers = [").expect("the workspace's members");
+    let (members, _) = members.split_once(']').expect("their end");
+    let mut tests: Vec<String> = Vec::new();
+    for member in members.split(',').map(|member| member.trim().trim_matches('"')) {
+        let Ok(entries) = std::fs::read_dir(root().join(member).join("tests")) else { continue };
+        for path in entries.map(|entry| entry.expect("readable").path()) {
+            let is_test = path.join("main.rs").exists() || path.extension().is_some_and(|end| end == "rs");
+            tests.extend(is_test.then(|| path.file_stem().expect("a name").to_string_lossy().into_owned()));
+        }
+    }
+    tests.retain(|test| !SLOW.contains(&test.as_str()));
+    let recipes = read(Path::new("justfile"));
+    let (_, recipe) = recipes.split_once("\ntest *ARGS:\n").expect("the recipe");
+    let words = recipe.lines().next().expect("its line").split("--test ").skip(1);
+    let mut named: Vec<&str> = words.filter_map(|word| word.split_whitespace().next()).collect();
+    tests.sort_unstable();
+    named.sort_unstable();
+    assert_eq!(named, tests, "on the left: what `just test` names; on the right: what there is");
+}

@@ -8,8 +8,10 @@ mod support;
 
 use std::sync::Arc;
 
+use bitacora_node::cluster::Address;
 use bitacora_node::data_dir::DataDir;
 use bitacora_node::log::embedded::EmbeddedLog;
+use bitacora_node::node::Node;
 use bitacora_protocol::rpc::{Operation, Request, put_frame};
 
 use self::otlp::Collector;
@@ -34,16 +36,32 @@ async fn set(address: &str, key: &str, traceparent: Option<&str>) {
     assert_eq!(answer.status(), 200, "{key}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_set_is_followed_into_the_apply_of_every_node() {
-    let dir = tempfile::tempdir().expect("a folder");
+/// Two nodes on one log, which send their spans to a collector.
+struct Pair {
+    collector: Collector,
+    one: Node,
+    address: Address,
+    two: Node,
+    other: Address,
+    _folder: tempfile::TempDir,
+}
+
+async fn pair() -> Pair {
+    let folder = tempfile::tempdir().expect("a folder");
     let collector = Collector::start().await;
-    let (log, endpoint) = (log(dir.path()), collector.endpoint());
+    let (log, endpoint) = (log(folder.path()), collector.endpoint());
     let flags = ["--otlp-endpoint", &endpoint];
-    let (one, address) = start(&dir.path().join("one"), Arc::<EmbeddedLog>::clone(&log), &flags, None).await;
-    let (two, other) = start(&dir.path().join("two"), log, &flags, None).await;
+    let (one, address) =
+        start(&folder.path().join("one"), Arc::<EmbeddedLog>::clone(&log), &flags, None).await;
+    let (two, other) = start(&folder.path().join("two"), log, &flags, None).await;
     ready(&one).await;
     ready(&two).await;
+    Pair { collector, one, address, two, other, _folder: folder }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_set_is_followed_into_the_apply_of_every_node() {
+    let Pair { collector, one, address, two, other, _folder } = pair().await;
     let traceparent = format!("00-{TRACE}-{CALLER}-01");
     set(&address.api(), "traced", Some(&traceparent)).await;
 
@@ -62,14 +80,7 @@ async fn a_set_is_followed_into_the_apply_of_every_node() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_over_rpc_is_followed_into_the_apply_of_every_node() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let collector = Collector::start().await;
-    let (log, endpoint) = (log(dir.path()), collector.endpoint());
-    let flags = ["--otlp-endpoint", &endpoint];
-    let (one, address) = start(&dir.path().join("one"), Arc::<EmbeddedLog>::clone(&log), &flags, None).await;
-    let (two, other) = start(&dir.path().join("two"), log, &flags, None).await;
-    ready(&one).await;
-    ready(&two).await;
+    let Pair { collector, one, address, two, other, _folder } = pair().await;
     let mut calls = Vec::new();
     put_first_call(&mut calls, 1, &Request::SetValue { key: "k", value: "v" });
     put_frame(&mut calls, 2, |out| Request::Batch(vec![Operation::Delete { key: "l" }]).encode(out));
