@@ -73,13 +73,16 @@ pub struct SmallDisk {
 const SUPERVISOR: &str = r#"
 while :; do
     while [ -e /tmp/off ]; do sleep 0.1; done
-    bitacora-node serve &
+    if [ -n "$LOG_FILE" ]; then bitacora-node serve 2>> "$LOG_FILE" & else bitacora-node serve & fi
     echo $! > /tmp/pid
     wait $!
     echo "supervisor: ended with $?"
     sleep 1
 done
 "#;
+
+/// A disk of its own for log lines, if `LOG_FILE` leads there.
+const LOG_BYTES: u64 = 64 << 10;
 
 /// How long its container may take to do something.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -107,6 +110,7 @@ impl SmallDisk {
         options.extend([
             "--network=host".to_string(),
             format!("--tmpfs=/data:size={bytes},uid=10001,gid=10001"),
+            format!("--tmpfs=/log:size={LOG_BYTES},uid=10001,gid=10001"),
             "--no-healthcheck".to_string(),
             "--entrypoint=sh".to_string(),
         ]);
@@ -143,6 +147,25 @@ impl SmallDisk {
 
     pub async fn make_room(&self) -> Result<()> {
         self.sh("rm /data/ballast").await.map(drop)
+    }
+
+    /// Has something else take all of its disk for log lines.
+    pub async fn fill_log(&self) -> Result<()> {
+        self.sh("cat /dev/zero > /log/ballast 2>/dev/null; test -e /log/ballast").await.map(drop)
+    }
+
+    pub async fn make_room_for_log(&self) -> Result<()> {
+        self.sh("rm /log/ballast").await.map(drop)
+    }
+
+    /// Has it write a log line: SIGUSR1 is told and ignored.
+    pub async fn have_it_log(&self) -> Result<()> {
+        self.sh("kill -USR1 $(cat /tmp/pid)").await.map(drop)
+    }
+
+    /// What is in a file of its own.
+    pub async fn text_of(&self, file: &str) -> Result<String> {
+        self.container.exec(&["cat", file]).await
     }
 
     /// All files and folders on its disk, sorted.

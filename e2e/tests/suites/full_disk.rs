@@ -16,7 +16,7 @@ use super::resync::recreate;
 pub fn tests() -> Vec<Test> {
     tests![
         Deployment: a_full_disk_stops_only_what_must_be_written, a_start_on_a_full_disk_says_so_or_serves,
-            a_full_disk_leaves_no_part_of_a_snapshot,
+            a_full_disk_leaves_no_part_of_a_snapshot, a_full_log_volume_costs_log_lines_only,
             no_room_for_a_new_store_keeps_the_old_one
     ]
 }
@@ -292,4 +292,35 @@ async fn no_room_for_a_new_store_keeps_the_old_one(ctx: Ctx) -> Result<()> {
     equal(&good, &small.api, 50).await;
     ensure!(small.ends().await?.is_empty(), "{}", small.log().await?);
     has_one_store(&small).await
+}
+
+async fn a_full_log_volume_costs_log_lines_only(ctx: Ctx) -> Result<()> {
+    let cluster = ctx.cluster_with(1, Options::new()).await?;
+    let env = [("LOG_FILE", "/log/node.log"), ("LOG_LEVEL", "debug")];
+    let small = SmallDisk::new(&cluster, 32 * MIB, &env).await?;
+    small.fill_log().await?;
+    // The second run begins on the full volume; the first was killed.
+    for (prefix, ends) in [("first", &[][..]), ("second", &[137])] {
+        small.turn_on().await?;
+        small.status_is("caught up", is_caught_up).await?;
+        write(&small.api, prefix, 20, 1_000).await?;
+        small.status_is("caught up again", is_caught_up).await?;
+        reads(&small.api, prefix, 20, 1_000).await?;
+        small.api.call(Method::GET, "/health/live").await?.expect(200);
+        let dropped = small.api.metric("bitacora_log_lines_dropped_total").await?;
+        ensure!(dropped > 0.0, "no line was dropped");
+        println!("full_log: {dropped} lines dropped, the node serves and takes writes");
+        ensure!(small.ends().await? == ends, "it ended: {}", small.log().await?);
+        if ends.is_empty() {
+            small.turn_off().await?;
+        }
+    }
+    small.make_room_for_log().await?;
+    wait::until("there are lines again", START, || async {
+        small.have_it_log().await.map_err(|error| format!("{error:#}"))?;
+        let text = small.text_of("/log/node.log").await.map_err(|error| format!("{error:#}"))?;
+        if text.contains("SIGUSR1") { Ok(()) } else { Err("none".to_owned()) }
+    })
+    .await;
+    Ok(())
 }
