@@ -1,7 +1,7 @@
 //! What the nodes, the client library and the command line of Bitacora agree on: the record and its encoding, positions in the
 //! log, the Avro RPC, the HTTP API's headers, the znodes of the members, and how times and sizes are written.
 //!
-//! Each format is declared once, here. Nothing in this crate talks to a network, except for [`connect`] and [`zookeeper`]'s sessions.
+//! Each format is declared once, here. Nothing in this crate talks to a network, except for [`connect()`] and [`zookeeper`]'s sessions.
 #![warn(missing_docs)]
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
