@@ -93,8 +93,9 @@ fn check_consistency(
         let parsed: Result<bitacora_protocol::Position, _> = text.parse();
         parsed.map_err(|error| HttpError::BadRequest(error.to_string()))?;
     }
+    // The one time of the API whose unit is known without being written: ms, as clients have always given it.
     if let Some(text) = timeout {
-        units::duration(text).map_err(|error| HttpError::BadRequest(format!("timeout: {error}")))?;
+        units::duration_or_ms(text).map_err(|error| HttpError::BadRequest(format!("timeout: {error}")))?;
     }
     match level.unwrap_or("eventual") {
         "eventual" => Ok(()),

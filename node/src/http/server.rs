@@ -78,15 +78,7 @@ async fn run(
     let permits = Arc::new(Semaphore::new(max_connections as usize));
     let mut connections = JoinSet::new();
     let graceful = GracefulShutdown::new();
-    let mut http = http1::Builder::new();
-    // Not `pipeline_flush`: it holds back an answer while unread bytes of the client's are in the buffer, also the answer
-    // that closes the connection.
-    // hyper's time for a head begins when the answer before it has left: it is the time that a connection may lie idle.
-    http.timer(TokioTimer::new()).header_read_timeout(idle);
-    http.max_buf_size(MAX_HEAD_BYTES);
-    // A client may close its sending half once it has sent its last request, and is still to be answered (RFC 9112, section 9.6). One
-    // that has gone altogether is noticed when it is written to.
-    http.half_close(true);
+    let http = settings_of_connections(idle);
     let api = Arc::new(api);
     let write_timeout = api.limits.request_timeout;
     let calls = TowerToHyperService::new(warp::service(routes(Arc::clone(&api))));
@@ -129,6 +121,20 @@ async fn run(
         tracing::warn!(connections = connections.len(), "HTTP requests did not end in time and are aborted");
         connections.abort_all();
     }
+}
+
+/// How the HTTP library serves a connection.
+fn settings_of_connections(idle: Duration) -> http1::Builder {
+    let mut http = http1::Builder::new();
+    // Not `pipeline_flush`: it holds back an answer while unread bytes of the client's are in the buffer, also the answer
+    // that closes the connection.
+    // hyper's time for a head begins when the answer before it has left: it is the time that a connection may lie idle.
+    http.timer(TokioTimer::new()).header_read_timeout(idle);
+    http.max_buf_size(MAX_HEAD_BYTES);
+    // A client may close its sending half once it has sent its last request, and is still to be answered (RFC 9112, section 9.6). One
+    // that has gone altogether is noticed when it is written to.
+    http.half_close(true);
+    http
 }
 
 /// Answers a request that the library could read.

@@ -73,12 +73,17 @@ async fn a_time_needs_its_unit_in_every_call() {
         ("POST /rpc?key=k&value=v&ttl=60", &[][..], ""),
         ("POST /rpc?key=k", &[form], "value=v&ttl=60"),
         ("POST /rpc?key=k&ttl=60", &["Content-Type: text/plain"], "v"),
-        ("GET /rpc?key=k&timeout=60", &[], ""),
     ] {
         let sentence = running.ask(line, headers, body).await.refusal(400);
         assert!(sentence.contains("write 60s or 60ms"), "{line}: {sentence}");
     }
     assert_eq!(running.value("k").await, None);
     assert_eq!(running.ask("POST /rpc?key=k&value=v&ttl=60s", &[], "").await.status, 200);
+    let sentence = running.ask("GET /rpc?key=k&timeout=soon", &[], "").await.refusal(400);
+    assert!(sentence.contains("or a number of ms"), "{sentence}");
+    for timeout in ["60", "60ms"] {
+        let answer = running.ask(&format!("GET /rpc?key=none&timeout={timeout}"), &[], "").await;
+        assert_eq!(answer.status, 404, "{timeout}");
+    }
     running.stop().await;
 }
