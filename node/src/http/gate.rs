@@ -26,7 +26,8 @@ pub fn check(
 ) -> (Passed, Result<(), Reply>) {
     let passed =
         Passed { readable_by: origins.readable_by(headers), cache_control: cache_control(method, headers) };
-    let checked = check_host(version, headers).and_then(|()| origins.check(method, headers));
+    let checked =
+        check_path(path).and_then(|()| check_host(version, headers)).and_then(|()| origins.check(method, headers));
     let answered = match checked {
         Err(error) => Err(error.reply(false)),
         Ok(()) => match origins.preflight(method, headers, || routes::methods(path)) {
@@ -48,6 +49,16 @@ impl Passed {
 }
 
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+
+/// A proxy is asked for a host and a port instead (`CONNECT host:443`, RFC 9112, section 3.2.3), and warp panics when it looks for a
+/// path there.
+fn check_path(path: &str) -> Result<(), HttpError> {
+    if path.is_empty() {
+        let text = "the request names no path, as those to a proxy do (CONNECT); a node is no proxy";
+        return Err(HttpError::BadRequest(text.to_owned()));
+    }
+    Ok(())
+}
 
 /// A request names one host (RFC 9112, section 3.2): what is in between may send it elsewhere than it was meant to go otherwise.
 fn check_host(version: Version, headers: &HeaderMap) -> Result<(), HttpError> {
