@@ -26,8 +26,9 @@ pub fn check(
 ) -> (Passed, Result<(), Reply>) {
     let passed =
         Passed { readable_by: origins.readable_by(headers), cache_control: cache_control(method, headers) };
-    let checked =
-        check_path(path).and_then(|()| check_host(version, headers)).and_then(|()| origins.check(method, headers));
+    let checked = check_path(path)
+        .and_then(|()| check_host(version, headers))
+        .and_then(|()| origins.check(method, headers));
     let answered = match checked {
         Err(error) => Err(error.reply(false)),
         Ok(()) => match origins.preflight(method, headers, || routes::methods(path)) {

@@ -33,8 +33,16 @@ fn wrong_heads() -> Vec<(&'static str, Vec<u8>, u16)> {
         ("bad chunks", text(&format!("{post}Transfer-Encoding: chunked\r\n\r\nzz\r\nab\r\n")), 400),
         ("bytes that are no HTTP", [&[0x16, 3, 1, 0, 200][..], &[7; 200]].concat(), 400),
         // What proxies are asked.
-        ("a host and a port to connect to", text("CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\nConnection: close\r\n\r\n"), 400),
-        ("a host and a port for a path", text("GET a:80 HTTP/1.1\r\nHost: a:80\r\nConnection: close\r\n\r\n"), 400),
+        (
+            "a host and a port to connect to",
+            text("CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\nConnection: close\r\n\r\n"),
+            400,
+        ),
+        (
+            "a host and a port for a path",
+            text("GET a:80 HTTP/1.1\r\nHost: a:80\r\nConnection: close\r\n\r\n"),
+            400,
+        ),
         ("no host", text("GET /health/live HTTP/1.1\r\nConnection: close\r\n\r\n"), 400),
         (
             "two hosts",
