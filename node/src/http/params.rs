@@ -10,6 +10,8 @@ use crate::service::writes::MAX_TTL;
 
 /// No call has as many; each is compared with those before it.
 const MAX_PARAMS: usize = 32;
+/// What some editors and shells write in front of a text.
+const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// Names and values, in order.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -40,6 +42,10 @@ impl Params {
     /// When there is a name that is not among `known`: a misspelt parameter must not be ignored.
     pub fn only(self, known: &[&str], what: &str) -> Result<Self, String> {
         match self.0.iter().find(|(name, _)| !known.contains(&name.as_str())) {
+            // Nobody sees it in the sentence below.
+            Some((name, _)) if name.starts_with(BYTE_ORDER_MARK) => {
+                Err(format!("{what} begins with a byte order mark (U+FEFF); remove it"))
+            }
             Some((name, _)) => {
                 Err(format!("{what} has an unknown parameter '{name}'; known here: {}", known.join(", ")))
             }
@@ -82,14 +88,19 @@ pub fn parse_ttl(text: &str) -> Result<Duration, String> {
     Ok(ttl)
 }
 
-/// Whether a text has one of these fields, `name=…`, also misspelt in case or encoded.
+/// Whether a text has one of these fields, `name=…`, also misspelt in case, encoded, or behind a byte order mark.
 #[must_use]
 pub fn has_field(text: &str, names: &[&str]) -> bool {
     let longest = names.iter().map(|name| 3 * name.len()).max().unwrap_or_default();
     text.split('&').filter_map(|pair| Some(pair.split_once('=')?.0)).any(|name| {
         let name = (name.len() <= longest).then(|| decode(name, ""));
-        matches!(name, Some(Ok(name)) if names.iter().any(|known| known.eq_ignore_ascii_case(name.trim())))
+        matches!(name, Some(Ok(name)) if names.iter().any(|known| known.eq_ignore_ascii_case(bare(&name))))
     })
+}
+
+/// A name without what is put around it by mistake.
+fn bare(name: &str) -> &str {
+    name.trim_matches(|c: char| c.is_whitespace() || c == BYTE_ORDER_MARK)
 }
 
 fn decode(text: &str, what: &str) -> Result<String, String> {
@@ -164,7 +175,7 @@ mod tests {
     #[test]
     fn a_field_is_found_by_its_name_and_equals_sign() {
         let has = |text: &str| has_field(text, &["key", "value"]);
-        for text in ["key=", "a&value=1", "VALUE=1", "%6bey=x", "+key=1", "x=1&&key=2"] {
+        for text in ["key=", "a&value=1", "VALUE=1", "%6bey=x", "+key=1", "x=1&&key=2", "\u{feff}value=1"] {
             assert!(has(text), "{text}");
         }
         for text in ["", "key", "value%3D1", "keys=1", "a=key", "{\"key\":\"a=b\"}", "%zz=1", "50% off"] {
@@ -186,5 +197,8 @@ mod tests {
         let unknown =
             Params::parse("kye=1", "the query").and_then(|params| params.only(&["key"], "the query"));
         assert!(unknown.expect_err("unknown").contains("'kye'"));
+        let marked =
+            Params::parse("\u{feff}key=1", "the form").and_then(|params| params.only(&["key"], "the form"));
+        assert!(marked.expect_err("unknown").contains("U+FEFF"));
     }
 }
