@@ -124,7 +124,7 @@ async fn del_listed(api: &Api, file: &Path, format: KeyFormat, output: Option<Ou
         return Err(Failure::new(Kind::Usage, sentence).into());
     }
     let mut blocks = key_list::read(file, format)?;
-    let (mut deleted, mut refused, mut is_read) = (0, None, true);
+    let (mut deleted, mut refused, mut is_read) = (0, Refused::default(), true);
     while let Some(block) = blocks.recv().await {
         let ended = |error: anyhow::Error| {
             error.context(format!("ended early; {deleted} keys before it are deleted"))
@@ -139,7 +139,7 @@ async fn del_listed(api: &Api, file: &Path, format: KeyFormat, output: Option<Ou
                 Ok(Outcome::Written(position)) => written.push((operation.key(), position)),
                 Ok(Outcome::Read(_)) => {}
                 Err(failure) if failure.kind == Kind::Refused => {
-                    refused = Some(of_key(operation.key(), &failure));
+                    refused.add(of_key(operation.key(), &failure));
                 }
                 Err(failure) => failed = Some(of_key(operation.key(), &failure)),
             }
@@ -150,7 +150,34 @@ async fn del_listed(api: &Api, file: &Path, format: KeyFormat, output: Option<Ou
             return Err(stopped(deleted, &failure).into());
         }
     }
-    refused.map_or(Ok(()), |failure| Err(failure.into()))
+    refused.tell(deleted)
+}
+
+/// Listed keys that no node takes.
+#[derive(Default)]
+struct Refused {
+    count: usize,
+    first: Option<Failure>,
+}
+
+impl Refused {
+    fn add(&mut self, failure: Failure) {
+        self.count += 1;
+        self.first.get_or_insert(failure);
+    }
+
+    fn tell(self, deleted: usize) -> Result<()> {
+        let Self { count, first } = self;
+        match first {
+            None => Ok(()),
+            Some(first) if count == 1 => Err(first.into()),
+            Some(first) => {
+                let sentence =
+                    format!("{count} keys are refused, the first: {first}; {deleted} keys are deleted");
+                Err(Failure::new(first.kind, sentence).into())
+            }
+        }
+    }
 }
 
 fn stopped(deleted: usize, failure: &Failure) -> Failure {

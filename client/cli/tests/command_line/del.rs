@@ -86,6 +86,15 @@ fn a_wrong_line_ends_it_with_a_sentence() {
 }
 
 #[test]
+fn keys_that_no_node_takes_are_counted() {
+    let node = node();
+    let input = "\"\"\n\" \"\n\"k1\"\n\"\"\n";
+    let run = run_at_with(&node, &["del", "--from-file", "-"], input.as_bytes()).code(FAILED);
+    run.says("3 keys are refused").says("1 keys are deleted");
+    assert_eq!(node.value("k1"), None);
+}
+
+#[test]
 fn the_list_is_not_what_stdout_goes_to() {
     let (node, folder) = (node(), Folder::new());
     let keys = folder.with("keys.ndjson", "\"k1\"\n");

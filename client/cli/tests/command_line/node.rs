@@ -313,6 +313,9 @@ impl State {
     }
 
     fn delete(&mut self, key: &str) -> Value {
+        if key.trim().is_empty() {
+            return json!({"message": "the key is missing or blank", "status": 400});
+        }
         self.offset += 1;
         self.records.remove(key);
         json!({"key": key, "value": "", "timestamp": 1, "source": 3, "ttl": -1, "uuid": "u", "status": 200, "position": format!("0:{}", self.offset)})

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
-use tokio::time::{sleep, timeout};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
 
 /// The pause after the first round in which no address gave a session, and the longest one; chance makes each up to twice
 /// as long, so that those that lost ZooKeeper together don't all come back in the same moment.
@@ -21,6 +22,8 @@ pub(super) const PAUSE_IN_ROUND: Duration = Duration::from_millis(50);
 const FORGIVEN_AFTER: Duration = Duration::from_secs(10);
 /// How long a name may take to be resolved.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the other names may take when one is resolved.
+const RESOLVE_REST_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Finds the addresses of a `host:port`.
 pub(super) type Resolver = Arc<dyn Fn(&str) -> Resolving + Send + Sync>;
@@ -129,6 +132,10 @@ impl Servers {
         is_known.then(|| self.problems.values().map(String::as_str).collect::<Vec<_>>().join("; "))
     }
 
+    fn tell(&mut self, host: &str, problem: &str) {
+        self.problems.insert(host.to_owned(), format!("{host}: {problem}"));
+    }
+
     fn pause(&mut self) {
         self.next_pause = if self.untried.is_empty() {
             self.pauses.next().unwrap_or(LONGEST_PAUSE)
@@ -137,23 +144,42 @@ impl Servers {
         };
     }
 
+    /// All names at once. When one has an address, those that take long are not waited for much longer: they are asked again for
+    /// the next round.
     async fn resolve(&mut self) -> Vec<Server> {
-        let mut found = BTreeSet::new();
+        let mut names = JoinSet::new();
         for host in &self.hosts {
-            let resolved = match timeout(RESOLVE_TIMEOUT, (self.resolver)(host)).await {
-                Ok(Ok(addresses)) if addresses.is_empty() => Err("it has no address".to_owned()),
-                Ok(Ok(addresses)) => Ok(addresses),
-                Ok(Err(error)) => Err(error.to_string()),
-                Err(_) => Err(format!("its name was not resolved within {RESOLVE_TIMEOUT:?}")),
+            let (host, resolving) = (host.clone(), (self.resolver)(host));
+            names.spawn(async move { (host, resolving.await) });
+        }
+        let mut unresolved: BTreeSet<_> = self.hosts.iter().cloned().collect();
+        let mut found = BTreeSet::new();
+        let mut wait = Box::pin(sleep(RESOLVE_TIMEOUT));
+        loop {
+            let (host, resolved) = tokio::select! {
+                biased;
+                name = names.join_next() => match name {
+                    Some(Ok(name)) => name,
+                    // Of one whose resolver failed nothing is known.
+                    Some(Err(_)) => continue,
+                    None => break,
+                },
+                () = &mut wait => break,
             };
+            unresolved.remove(&host);
             match resolved {
+                Ok(addresses) if addresses.is_empty() => self.tell(&host, "it has no address"),
                 Ok(addresses) => {
+                    if found.is_empty() {
+                        wait = Box::pin(sleep(RESOLVE_REST_TIMEOUT));
+                    }
                     found.extend(addresses.into_iter().map(|address| Server { host: host.clone(), address }));
                 }
-                Err(problem) => {
-                    self.problems.insert(host.clone(), format!("{host}: {problem}"));
-                }
+                Err(error) => self.tell(&host, &error.to_string()),
             }
+        }
+        for host in unresolved {
+            self.tell(&host, "its name was not resolved in time");
         }
         let mut found: Vec<_> = found.into_iter().collect();
         // Not every node on the first server.

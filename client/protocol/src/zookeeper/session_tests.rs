@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use zookeeper_async::{ZkResult, ZooKeeper};
 
-use super::servers::Resolver;
+use super::servers::{Outcome, Resolver, Servers};
 use super::session::follow_resolved_by;
 use super::{ConnectString, Follower};
 
@@ -312,6 +313,41 @@ mod addresses {
         let mut following = Following::start("zk:2181", names.resolver());
         following.answered().await;
         following.stop().await;
+    }
+
+    /// Counts when it is dropped.
+    struct GivenUp(Arc<AtomicUsize>);
+
+    impl Drop for GivenUp {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn names_that_are_never_resolved_delay_no_other() {
+        let (address, given_up) = (nobody().await, Arc::new(AtomicUsize::new(0)));
+        let counted = Arc::clone(&given_up);
+        let resolver: Resolver = Arc::new(move |host| {
+            if host == "known:2181" {
+                assert_eq!(counted.load(Ordering::Relaxed), 0, "it is asked for when others are given up");
+                return Box::pin(async move { Ok(vec![address]) });
+            }
+            let given_up = GivenUp(Arc::clone(&counted));
+            Box::pin(async move {
+                let _given_up = given_up;
+                std::future::pending().await
+            })
+        });
+        let hosts = ["hangs:2181", "hangs-too:2181", "known:2181"].map(str::to_owned);
+        let mut servers = Servers::new(&hosts, resolver);
+        let server = servers.next().await.expect("one has an address");
+        assert_eq!(server.address, address);
+        servers.ended(&server, Outcome::NoSession("closed".to_owned()));
+        let problems = servers.problems().expect("none is left");
+        for host in ["hangs:2181", "hangs-too:2181"] {
+            assert!(problems.contains(&format!("{host}: its name was not resolved in time")), "{problems}");
+        }
     }
 
     /// By chance, not all begin with the first.
