@@ -96,6 +96,7 @@ fn take_over_folders(root: &Path) -> Result<()> {
 fn address(first: u16, index: u16) -> Result<Address> {
     let port = |offset: u32| {
         u16::try_from(u32::from(first) + offset)
+            .ok()
             .context("--port and --nodes lead to ports above 65535; choose a lower --port")
     };
     let (api_port, avro_port) = (port(2 * u32::from(index))?, port(2 * u32::from(index) + 1)?);

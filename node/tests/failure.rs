@@ -121,5 +121,5 @@ async fn an_ended_thread_of_the_log_is_noticed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thread_of_the_replica_that_panicked_is_noticed() {
-    fails(|log| log.panics.store(true, Ordering::Relaxed), "the watermarks's thread panicked").await;
+    fails(|log| log.panics.store(true, Ordering::Relaxed), "the thread 'watermarks' panicked").await;
 }

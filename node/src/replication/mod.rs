@@ -160,7 +160,7 @@ pub(crate) struct PanicReport<'a> {
 impl Drop for PanicReport<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let reason = format!("the {}'s thread panicked; restart the node", self.thread);
+            let reason = format!("the thread '{}' panicked; restart the node", self.thread);
             self.progress.fail(reason);
         }
     }
