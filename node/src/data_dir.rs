@@ -25,19 +25,19 @@ impl DataDir {
     pub fn open(path: &Path) -> Result<Self> {
         let shown = path.display();
         fs::create_dir_all(path).with_context(|| {
-            format!("the data folder {shown} can't be created; choose another with --data-dir (DATA_DIR)")
+            format!("the data folder {shown} can't be created; choose another with --data-dir")
         })?;
         let lock_path = path.join(LOCK);
         let mut lock =
             OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).with_context(|| {
-                format!("the data folder {shown} can't be written; mend its owner or choose another with --data-dir (DATA_DIR)")
+                format!("the data folder {shown} can't be written; mend its owner or choose another with --data-dir")
             })?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let owner = fs::read_to_string(&lock_path).unwrap_or_default();
                 bail!(
-                    "the data folder {shown} is in use by another process ({}); stop it or choose another folder with --data-dir (DATA_DIR)",
+                    "the data folder {shown} is in use by another process ({}); stop it or choose another folder with --data-dir",
                     owner.trim()
                 );
             }

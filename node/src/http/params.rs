@@ -46,6 +46,9 @@ impl Params {
             Some((name, _)) if name.starts_with(BYTE_ORDER_MARK) => {
                 Err(format!("{what} begins with a byte order mark (U+FEFF); remove it"))
             }
+            Some((name, _)) if known.is_empty() => {
+                Err(format!("{what} has a parameter '{name}'; there is none here"))
+            }
             Some((name, _)) => {
                 Err(format!("{what} has an unknown parameter '{name}'; known here: {}", known.join(", ")))
             }

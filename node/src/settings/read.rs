@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use bitacora_program::console;
 use bitacora_program::environment::without_empty_variables;
-use clap::error::{ContextKind, ContextValue};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, CommandFactory as _, FromArgMatches as _};
 
 use super::Cli;
@@ -45,6 +45,10 @@ struct Setting {
 
 impl Setting {
     fn blamed_by(error: &clap::Error) -> Option<Self> {
+        // Of one that the command does not have, another command's variable would be told.
+        if error.kind() == ErrorKind::UnknownArgument {
+            return None;
+        }
         let ContextValue::String(argument) = error.get(ContextKind::InvalidArg)? else { return None };
         let flag = argument.strip_prefix("--")?.split([' ', '=', '[']).next()?;
         let command = Cli::command();

@@ -5,11 +5,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::values::node_url;
+
 #[derive(Debug, Clone, Args)]
 #[command(after_help = BACKUP_EXAMPLES)]
 pub struct BackupSettings {
     /// The node whose store is copied; it goes on serving [default: the one on this machine]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = node_url)]
     pub from: Option<reqwest::Url>,
     #[command(flatten)]
     pub node: OwnNode,

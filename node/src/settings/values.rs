@@ -21,6 +21,11 @@ pub fn topic(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+pub fn node_url(text: &str) -> Result<reqwest::Url, String> {
+    let url = reqwest::Url::parse(text).ok().filter(|url| url.scheme() == "http" && url.has_host());
+    url.ok_or_else(|| "it must be a URL such as http://node-2:8080".to_owned())
+}
+
 pub fn otlp_endpoint(text: &str) -> Result<String, String> {
     match reqwest::Url::parse(text) {
         Ok(url) if url.scheme() == "http" && url.has_host() => Ok(text.to_owned()),

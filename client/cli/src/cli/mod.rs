@@ -12,6 +12,7 @@ use bitacora_protocol::units::positive_duration;
 use bitacora_protocol::zookeeper::ConnectString;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
+use bitacora_program::log_filter::log_filter;
 use reqwest::Url;
 
 pub use commands::{
@@ -31,7 +32,7 @@ pub struct Cli {
     #[arg(long, short, global = true, env = "BITACORA_OUTPUT", value_name = "FORMAT", help_heading = GLOBAL)]
     pub output: Option<Output>,
     /// What the program itself tells on stderr of connections and retries: off, error, warn, info, debug, or a filter
-    #[arg(long, global = true, env = "BITACORA_LOG_LEVEL", value_name = "FILTER", default_value = "off", help_heading = GLOBAL)]
+    #[arg(long, global = true, env = "BITACORA_LOG_LEVEL", value_name = "FILTER", value_parser = log_filter, default_value = "off", help_heading = GLOBAL)]
     pub log_level: String,
     #[command(subcommand)]
     pub command: Command,

@@ -26,6 +26,9 @@ pub struct Frame<'a> {
 /// Bytes that can't become a frame. The stream can't be read on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
+    /// An HTTP server's answer.
+    #[error("what answers there speaks HTTP, not Avro RPC; a node's port for Avro RPC is by default the one above that for HTTP")]
+    Http,
     /// There is no sense in the bytes.
     #[error("these are no frames of Avro RPC: a count or a length of {0}")]
     Negative(i32),
@@ -94,6 +97,9 @@ impl FrameReader {
             Some(header) => header,
             None => {
                 let Some((serial, count)) = int(input, 0).zip(int(input, 4)) else { return Ok(None) };
+                if input.starts_with(b"HTTP/1.") {
+                    return Err(FrameError::Http);
+                }
                 if count < 0 {
                     return Err(FrameError::Negative(count));
                 }
@@ -290,6 +296,7 @@ mod tests {
             |bytes: &[u8]| FrameReader::new(LIMITS).next(bytes, &mut Vec::new()).map(|frame| frame.is_some());
         let header =
             |serial: i32, count: i32, length: i32| [serial, count, length].map(i32::to_be_bytes).concat();
+        assert_eq!(next(b"HTTP/1.1 400 Bad Request\r\n"), Err(FrameError::Http));
         assert_eq!(next(&header(1, -1, 0)), Err(FrameError::Negative(-1)));
         assert_eq!(next(&header(1, 21, 0)), Err(FrameError::TooManyBuffers { count: 21, max: 20 }));
         assert_eq!(next(&header(1, 1, -5)), Err(FrameError::Negative(-5)));
