@@ -25,7 +25,9 @@ mod tests {
 
     #[test]
     fn a_misspelt_level_is_refused() {
-        for good in ["info", "WARN", "info,bitacora_node=debug", "off, hyper=trace", "[request{id=1,a=2}]=debug"] {
+        for good in
+            ["info", "WARN", "info,bitacora_node=debug", "off, hyper=trace", "[request{id=1,a=2}]=debug"]
+        {
             assert_eq!(log_filter(good), Ok(good.to_owned()));
         }
         for wrong in ["wran", "", "info,", "bitacora_node", "info,debg"] {

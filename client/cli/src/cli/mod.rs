@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use bitacora_program::console::{StdoutError, tell};
 use bitacora_program::environment::without_empty_variables;
+use bitacora_program::log_filter::log_filter;
 use bitacora_protocol::units::positive_duration;
 use bitacora_protocol::zookeeper::ConnectString;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, ValueEnum};
-use bitacora_program::log_filter::log_filter;
 use reqwest::Url;
 
 pub use commands::{

@@ -27,7 +27,9 @@ pub struct Frame<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     /// An HTTP server's answer.
-    #[error("what answers there speaks HTTP, not Avro RPC; a node's port for Avro RPC is by default the one above that for HTTP")]
+    #[error(
+        "what answers there speaks HTTP, not Avro RPC; a node's port for Avro RPC is by default the one above that for HTTP"
+    )]
     Http,
     /// There is no sense in the bytes.
     #[error("these are no frames of Avro RPC: a count or a length of {0}")]
