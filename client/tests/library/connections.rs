@@ -125,7 +125,7 @@ async fn handshakes_with_other_protocols() {
 
     for (greeting, reason) in [
         (Greeting::Refuse, "refuses"),
-        (Greeting::Bytes(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "a frame of"),
+        (Greeting::Bytes(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "speaks HTTP"),
         (Greeting::Bytes(&[0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 9]), "handshake"),
     ] {
         node.greeting(greeting);
