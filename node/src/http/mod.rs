@@ -27,7 +27,7 @@ pub use self::server::Server;
 use crate::metrics::Metrics;
 use crate::replication::snapshot::Snapshots;
 use crate::service::Service;
-use crate::service::slow::{self, SlowRequests, Waits};
+use crate::service::slow::{self, KeyHash, SlowRequests, Waits};
 use crate::service::status::NodeStatus;
 use crate::telemetry::{RequestSpan, Telemetry};
 
@@ -61,7 +61,7 @@ struct Notes {
     operation: &'static str,
     started: Instant,
     /// For the line about a slow request.
-    key: Option<Box<str>>,
+    key: Option<KeyHash>,
     waits: Waits,
     span: RequestSpan,
 }
@@ -72,7 +72,7 @@ impl Notes {
     }
 
     fn key(&mut self, key: &str) {
-        self.key = Some(key.into());
+        self.key = Some(KeyHash::of(key));
     }
 
     /// Waits for a body, and notes how long.
@@ -97,7 +97,7 @@ impl Notes {
         let took = started.elapsed();
         metrics.request("http", operation, outcome, took);
         let took = if operation == "batch" { waits.operations } else { took };
-        let (interface, key) = ("http", key.as_deref());
+        let interface = "http";
         slow.log(&slow::FinishedRequest { id, interface, operation, outcome, key, took, waits: &waits });
         span.end(outcome);
     }

@@ -17,6 +17,7 @@ use super::report::{AnsweredCalls, WaitedCall, operation_name};
 use super::{Shared, answers};
 use crate::service::error::{ErrorKind, OperationError};
 use crate::service::memory::{Memory, Permit, SMALL_ANSWER_BYTES};
+use crate::service::slow::KeyHash;
 use crate::service::{Begun, Done, Outcome, Service};
 use crate::telemetry::{RequestSpan, TraceParent};
 
@@ -44,7 +45,7 @@ pub struct WaitingCall {
 
 /// What it waits for.
 enum Work {
-    Operation { key: Box<str>, outcome: BoxFuture<'static, Outcome> },
+    Operation { key: KeyHash, outcome: BoxFuture<'static, Outcome> },
     Bulk(BulkCall),
 }
 
@@ -165,7 +166,7 @@ fn begin(
             Begin::Answered(answers::put_outcome(message, &outcome, out))
         }
         // The bytes of the call are gone when it is answered.
-        Begun::Later(outcome) => Begin::Waits(Work::Operation { key: operation.key().into(), outcome }),
+        Begun::Later(outcome) => Begin::Waits(Work::Operation { key: KeyHash::of(operation.key()), outcome }),
     }
 }
 

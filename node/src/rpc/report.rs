@@ -5,7 +5,7 @@ use std::time::Duration;
 use bitacora_protocol::rpc::Message;
 
 use crate::metrics::Metrics;
-use crate::service::slow::{self, SlowRequests, Waits};
+use crate::service::slow::{self, KeyHash, SlowRequests, Waits};
 
 /// What was answered since the last report: metrics are too dear to be moved for each call by itself.
 #[derive(Default)]
@@ -21,7 +21,7 @@ pub struct WaitedCall {
     pub serial: i32,
     pub message: Message,
     /// `None` for a batch or a scan.
-    pub key: Option<Box<str>>,
+    pub key: Option<KeyHash>,
     /// The `outcome` label of the metrics.
     pub outcome: &'static str,
     pub took: Duration,
@@ -67,7 +67,7 @@ impl AnsweredCalls {
         for WaitedCall { serial, message, key, outcome, took } in self.waited.drain(..) {
             let operation = operation_name(message);
             metrics.request(interface, operation, outcome, took);
-            let (id, key) = (u64::from(serial.cast_unsigned()), key.as_deref());
+            let id = u64::from(serial.cast_unsigned());
             let waits = waits(message, took);
             slow.log(&slow::FinishedRequest { id, interface, operation, outcome, key, took, waits: &waits });
         }

@@ -46,15 +46,28 @@ pub struct FinishedRequest<'a> {
     pub operation: &'static str,
     /// The `outcome` label of the metrics.
     pub outcome: &'static str,
-    /// `None` if it has none, or it is not known any more. Only a hash of it is logged.
-    pub key: Option<&'a str>,
+    /// `None` if it has none, or it is not known any more.
+    pub key: Option<KeyHash>,
     pub took: Duration,
     pub waits: &'a Waits,
 }
 
-/// What the log says instead of a key, which may be nobody else's business: XXH3 of its bytes, 64 bits.
-fn key_hash(key: &str) -> u64 {
-    xxh3_64(key.as_bytes())
+/// What the log says instead of a key, which may be nobody else's business: XXH3 of its bytes, 64 bits. It is cheaper than a copy of
+/// the key, and as small for every key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyHash(u64);
+
+impl KeyHash {
+    #[must_use]
+    pub fn of(key: &str) -> Self {
+        Self(xxh3_64(key.as_bytes()))
+    }
+}
+
+impl fmt::Display for KeyHash {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{:016x}", self.0)
+    }
 }
 
 impl SlowRequests {
@@ -76,7 +89,7 @@ impl SlowRequests {
             return;
         }
         let FinishedRequest { id, interface, operation, outcome, took, waits, .. } = request;
-        let key_hash = request.key.map(|key| format!("{:016x}", key_hash(key)));
+        let key_hash = request.key.map(|key| key.to_string());
         let took_ms = took.as_millis() as u64;
         tracing::warn!(
             id,
