@@ -7,6 +7,7 @@
 
 mod avro;
 mod connect;
+mod consistency;
 pub mod http;
 mod position;
 pub mod record;
@@ -17,5 +18,8 @@ pub mod zookeeper;
 
 pub use avro::DecodeError;
 pub use connect::connect;
+pub use consistency::{
+    Consistency, ReadOptions, SessionPosition, SessionPositionError, Visible, WriteCondition, WriteOptions,
+};
 pub use position::{HighWatermark, NextOffset, Position, PositionError, partition_of};
 pub use schema::parse_schema;

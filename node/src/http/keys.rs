@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use bitacora_protocol::units;
+use bitacora_protocol::{ReadOptions, WriteOptions, units};
 use bytes::Buf;
 use futures_util::Stream;
 use warp::http::HeaderMap;
@@ -26,7 +26,7 @@ pub(super) async fn get(service: &Service, query: &str, headers: &HeaderMap, not
     check_consistency(params.get("consistency"), position, params.get("timeout"))?;
     notes.key(key);
     let asked = Instant::now();
-    let answer = service.get(key).await;
+    let answer = service.get(key, &ReadOptions::default()).await;
     // What this node knows itself it answers from its store; anything else took the other members.
     match &answer {
         Ok(Answer { found: LookupResult::Local(_), .. }) => notes.waits.store = asked.elapsed(),
@@ -70,7 +70,9 @@ pub(super) async fn set(
     memory.grow(2 * set.value.len())?;
     notes.key(&set.key);
     let trace = notes.span.trace_parent();
-    let written = notes.acknowledged(service.set(&set.key, &set.value, set.ttl, trace)).await?;
+    let written = notes
+        .acknowledged(service.set(&set.key, &set.value, set.ttl, &WriteOptions::default(), trace))
+        .await?;
     Ok((answers::written(&set.key, &set.value, &written, Some(memory)), "ok"))
 }
 
@@ -80,7 +82,7 @@ pub(super) async fn delete(service: &Service, query: &str, notes: &mut Notes) ->
     let key = params.get("key").unwrap_or_default();
     notes.key(key);
     let trace = notes.span.trace_parent();
-    let written = notes.acknowledged(service.delete(key, trace)).await?;
+    let written = notes.acknowledged(service.delete(key, &WriteOptions::default(), trace)).await?;
     Ok((answers::written(key, "", &written, None), "ok"))
 }
 

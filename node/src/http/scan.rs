@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use bitacora_protocol::ReadOptions;
 use bitacora_protocol::http::{PositionedRecord, ScanPage};
 use bitacora_protocol::rpc::ScanRequest;
 use warp::http::StatusCode;
@@ -28,7 +29,8 @@ pub(super) async fn scan(service: &Service, query: &str, notes: &mut Notes) -> O
     };
     let (prefix, start, end, cursor) = (text("prefix"), text("start"), text("end"), text("cursor"));
     let asked = Instant::now();
-    let page = service.scan(&ScanRequest { prefix, start, end, limit, cursor }).await;
+    let page =
+        service.scan(&ScanRequest { prefix, start, end, limit, cursor }, &ReadOptions::default()).await;
     notes.waits.store = asked.elapsed();
     let page = page?;
     Ok((reply(page), "ok"))

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use bitacora_protocol::ReadOptions;
 use bitacora_protocol::rpc::{
-    ErrorCode, Failure, ForeignProtocol, Frame, HandshakeRequest, Message, Operation, Request, RequestError,
+    self, ErrorCode, Failure, ForeignProtocol, Frame, HandshakeRequest, Message, Request, RequestError,
 };
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all};
@@ -17,6 +18,7 @@ use super::report::{AnsweredCalls, WaitedCall, operation_name};
 use super::{Shared, answers};
 use crate::service::error::{ErrorKind, OperationError};
 use crate::service::memory::{Memory, Permit, SMALL_ANSWER_BYTES};
+use crate::service::operation::Operation;
 use crate::service::slow::KeyHash;
 use crate::service::{Begun, Done, Outcome, Service};
 use crate::telemetry::{RequestSpan, TraceParent};
@@ -173,10 +175,10 @@ fn begin(
 /// The operation of a call; `None` for a batch or a scan.
 fn operation<'a>(request: &Request<'a>) -> Option<Operation<'a>> {
     match *request {
-        Request::GetValue { key } | Request::GetRecord { key } => Some(Operation::Get { key }),
-        Request::SetValue { key, value } => Some(Operation::Set { key, value, ttl: 0 }),
-        Request::SetRecord { key, value, ttl } => Some(Operation::Set { key, value, ttl }),
-        Request::Delete { key } | Request::DeleteRecord { key } => Some(Operation::Delete { key }),
+        Request::GetValue { key } | Request::GetRecord { key } => Some(Operation::get(key)),
+        Request::SetValue { key, value } => Some(Operation::set(key, value, 0)),
+        Request::SetRecord { key, value, ttl } => Some(Operation::set(key, value, ttl)),
+        Request::Delete { key } | Request::DeleteRecord { key } => Some(Operation::delete(key)),
         Request::Batch(_) | Request::Scan(_) => None,
     }
 }
@@ -282,13 +284,15 @@ impl BulkCall {
                 answers::put_batch(&results.await, content);
                 "ok"
             }
-            Ok(Some(Request::Scan(scan))) => match self.shared.service.scan(&scan).await {
-                Ok(page) => {
-                    answers::put_page(&page, content);
-                    "ok"
+            Ok(Some(Request::Scan(scan))) => {
+                match self.shared.service.scan(&scan, &ReadOptions::default()).await {
+                    Ok(page) => {
+                        answers::put_page(&page, content);
+                        "ok"
+                    }
+                    Err(error) => answers::put_error(message, &error, content),
                 }
-                Err(error) => answers::put_error(message, &error, content),
-            },
+            }
             _ => "failed",
         }
     }
@@ -297,7 +301,7 @@ impl BulkCall {
 /// Begins all operations of a batch in their order. A read whose answer finds no memory fails alone.
 fn begin_all(
     service: &Service,
-    operations: &[Operation<'_>],
+    operations: &[rpc::Operation<'_>],
     trace: Option<TraceParent>,
     memory: &mut Permit,
 ) -> impl Future<Output = Vec<Outcome>> + Send + use<> {
@@ -308,7 +312,7 @@ fn begin_all(
             if bytes > MAX_BATCH_ANSWER_BYTES {
                 return std::future::ready(Err(OperationError::BatchTooLarge)).boxed();
             }
-            match service.begin(*operation, trace) {
+            match service.begin((*operation).into(), trace) {
                 Begun::Done(outcome) => std::future::ready(counted(outcome, &mut bytes, memory)).boxed(),
                 Begun::Later(outcome) => outcome,
             }

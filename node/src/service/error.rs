@@ -121,6 +121,8 @@ pub enum OperationError {
     Ttl(i64),
     #[error("the answers of this batch have more bytes than fit into one; ask for this key again")]
     BatchTooLarge,
+    #[error("{0} are not there yet")]
+    NotBuilt(&'static str),
     #[error(transparent)]
     Get(#[from] GetError),
     #[error(transparent)]
@@ -141,6 +143,7 @@ impl OperationError {
             | Self::Scan(
                 ScanError::Limit(_) | ScanError::TooLong(..) | ScanError::NoCursor | ScanError::ForeignCursor,
             ) => ErrorKind::BadRequest,
+            Self::NotBuilt(_) => ErrorKind::NotImplemented,
             Self::BatchTooLarge
             | Self::Write(WriteError::ValueTooLarge { .. } | WriteError::Log(AppendError::TooLarge(_))) => {
                 ErrorKind::TooLarge

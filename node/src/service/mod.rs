@@ -2,6 +2,7 @@
 
 pub mod error;
 pub mod memory;
+pub mod operation;
 pub mod peers;
 pub mod readiness;
 pub mod reads;
@@ -14,13 +15,15 @@ pub mod writes;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bitacora_protocol::rpc::{Operation, ScanRequest};
+use bitacora_protocol::rpc::ScanRequest;
+use bitacora_protocol::{ReadOptions, WriteOptions};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use crate::log::LogTag;
 use crate::service::error::OperationError;
 use crate::service::memory::Memory;
+use crate::service::operation::Operation;
 use crate::service::reads::{Answer, Reads};
 use crate::service::scans::{Page, Scans};
 use crate::service::writes::{MAX_TTL, Writes, Written, check_key};
@@ -78,12 +81,13 @@ impl Service {
         self.writes.close();
     }
 
-    /// The newest record of a key that this node, or else the cluster, knows.
+    /// The newest record of a key that this node, or else the cluster, knows, as consistent as asked for.
     ///
     /// # Errors
     /// When the key can be none, the store fails, or the node can't know.
-    pub async fn get(&self, key: &str) -> Result<Answer, OperationError> {
+    pub async fn get(&self, key: &str, read: &ReadOptions<'_>) -> Result<Answer, OperationError> {
         check_key(key)?;
+        check_read(read)?;
         Ok(self.reads.get(key).await?)
     }
 
@@ -107,9 +111,12 @@ impl Service {
         key: &str,
         value: &str,
         live: Option<Duration>,
+        write: &WriteOptions<'_>,
         trace: Option<TraceParent>,
     ) -> impl Future<Output = Result<Written, OperationError>> + Send + use<> {
-        let begun = check_key(key).map(|()| self.writes.set(key, value, live, trace));
+        let begun = check_key(key).map_err(OperationError::from);
+        let begun = begun.and_then(|()| check_write(write));
+        let begun = begun.map(|()| self.writes.set(key, value, live, trace));
         async move { Ok(begun?.await?) }
     }
 
@@ -120,9 +127,11 @@ impl Service {
     pub fn delete(
         &self,
         key: &str,
+        write: &WriteOptions<'_>,
         trace: Option<TraceParent>,
     ) -> impl Future<Output = Result<Written, OperationError>> + Send + use<> {
-        let begun = check_key(key).map(|()| self.writes.delete(key, trace));
+        let begun = check_key(key).map_err(OperationError::from);
+        let begun = begun.and_then(|()| check_write(write)).map(|()| self.writes.delete(key, trace));
         async move { Ok(begun?.await?) }
     }
 
@@ -130,7 +139,8 @@ impl Service {
     ///
     /// # Errors
     /// When the request is wrong, the node does not know all keys yet or has no memory for a page, or the store fails.
-    pub async fn scan(&self, scan: &ScanRequest<'_>) -> Result<Page, OperationError> {
+    pub async fn scan(&self, scan: &ScanRequest<'_>, read: &ReadOptions<'_>) -> Result<Page, OperationError> {
+        check_read(read)?;
         Ok(self.scans.page(scan, &self.memory).await?)
     }
 
@@ -140,8 +150,11 @@ impl Service {
         if let Err(error) = check_key(operation.key()) {
             return Begun::Done(Err(error.into()));
         }
+        if let Err(error) = check_options(&operation) {
+            return Begun::Done(Err(error));
+        }
         match operation {
-            Operation::Get { key } => match self.reads.at_once(key) {
+            Operation::Get { key, .. } => match self.reads.at_once(key) {
                 Ok(Some(answer)) => Begun::Done(Ok(Done::Read(answer))),
                 Err(error) => Begun::Done(Err(error.into())),
                 Ok(None) => {
@@ -149,16 +162,31 @@ impl Service {
                     Begun::Later(async move { Ok(Done::Read(reads.get(&key).await?)) }.boxed())
                 }
             },
-            Operation::Set { key, value, ttl } => {
+            Operation::Set { key, value, ttl, .. } => {
                 let live = u64::try_from(ttl).ok().map(Duration::from_millis).filter(|live| *live <= MAX_TTL);
                 let Some(live) = live else { return Begun::Done(Err(OperationError::Ttl(ttl))) };
                 let written = self.writes.set(key, value, (ttl > 0).then_some(live), trace);
                 Begun::Later(async move { Ok(Done::Written(written.await?)) }.boxed())
             }
-            Operation::Delete { key } => {
+            Operation::Delete { key, .. } => {
                 let written = self.writes.delete(key, trace);
                 Begun::Later(async move { Ok(Done::Written(written.await?)) }.boxed())
             }
         }
     }
+}
+
+fn check_options(operation: &Operation<'_>) -> Result<(), OperationError> {
+    match operation {
+        Operation::Get { read, .. } => check_read(read),
+        Operation::Set { write, .. } | Operation::Delete { write, .. } => check_write(write),
+    }
+}
+
+fn check_read(read: &ReadOptions<'_>) -> Result<(), OperationError> {
+    if read.is_eventual() { Ok(()) } else { Err(OperationError::NotBuilt("reads other than eventual ones")) }
+}
+
+fn check_write(write: &WriteOptions<'_>) -> Result<(), OperationError> {
+    if write.is_plain() { Ok(()) } else { Err(OperationError::NotBuilt("conditional and visible writes")) }
 }

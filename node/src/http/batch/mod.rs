@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bitacora_protocol::http::BatchLine;
-use bitacora_protocol::rpc::Operation;
 use bytes::{Buf, Bytes};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, FuturesOrdered};
@@ -29,6 +28,7 @@ use super::params::{parse_ttl, query_params};
 use super::{Api, Limits, Notes, counted};
 use crate::metrics::Metrics;
 use crate::service::memory::Permit;
+use crate::service::operation::Operation;
 use crate::service::slow::SlowRequests;
 use crate::service::writes::{KeyError, MAX_KEY_BYTES};
 use crate::service::{Begun, Done, Outcome, Service};
@@ -352,14 +352,14 @@ fn is_wide(text: &[u8]) -> bool {
 /// The operation of a line, and its name in the metrics.
 fn operation<'a>(line: &'a BatchLine<'_>) -> Result<(&'static str, Operation<'a>), String> {
     Ok(match line {
-        BatchLine::Get { key } => ("get", Operation::Get { key }),
-        BatchLine::Delete { key } => ("delete", Operation::Delete { key }),
+        BatchLine::Get { key } => ("get", Operation::get(key)),
+        BatchLine::Delete { key } => ("delete", Operation::delete(key)),
         BatchLine::Set { key, value, ttl } => {
             let live = match ttl {
                 None => 0,
                 Some(text) => parse_ttl(text)?.as_millis() as i64,
             };
-            ("set", Operation::Set { key, value, ttl: live })
+            ("set", Operation::set(key, value, live))
         }
     })
 }
