@@ -9,12 +9,14 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::batch_line::BatchLine;
+pub use self::batch_line::{BatchLine, LineWriteOptions};
 use crate::Position;
 use crate::rpc::ServedFrom;
 
 /// Header of every answer about a key: the position `P:O` that the answer reflects.
 pub const POSITION_HEADER: &str = "bitacora-position";
+/// Header of a write: its record's uuid, by which a repeated call is known.
+pub const IDEMPOTENCY_KEY_HEADER: &str = "idempotency-key";
 /// Header of every answer to a read of a key: where it came from, a [`ServedFrom::name`].
 pub const SOURCE_HEADER: &str = "bitacora-source";
 /// Header of an answer that a record decided: its write timestamp in ms since the epoch. A 404 with it means
@@ -35,6 +37,28 @@ pub struct Message<'a> {
     /// Of a write that was answered 503: whether it may still take effect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub may_take_effect: Option<bool>,
+}
+
+/// The body of a 412: the condition of a write did not hold, and nothing was written. `R` is the writer's or the reader's type of a
+/// record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConditionFailed<'a, R> {
+    /// What the key is instead, as a sentence for the client.
+    pub message: Cow<'a, str>,
+    /// The key's record; `None` if it has none, or none that is live.
+    pub current: Option<R>,
+}
+
+/// A result line of a batch: a write whose condition did not hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConditionFailedLine<'a, R> {
+    /// 412.
+    pub status: u16,
+    /// Of the current record or delete marker, or how far the key's partition is applied.
+    pub position: Position,
+    /// What the key is instead, and its record.
+    #[serde(flatten)]
+    pub failed: ConditionFailed<'a, R>,
 }
 
 /// A result line of a batch: a record that was read. `R` is the writer's or the reader's type of a record.
@@ -233,11 +257,11 @@ mod tests {
 
     #[test]
     fn batch_lines() {
-        let line = BatchLine::Set { key: "k".into(), value: "v".into(), ttl: Some("5ms".into()) };
+        let line = BatchLine::Set { key: "k".into(), value: "v".into(), ttl: Some("5ms".into()), write: LineWriteOptions::default() };
         let text = r#"{"op":"set","key":"k","value":"v","ttl":"5ms"}"#;
         written(&line, text);
         assert_eq!(serde_json::from_str::<BatchLine<'_>>(text).expect("it was written so"), line);
-        written(&BatchLine::Delete { key: "k".into() }, r#"{"op":"delete","key":"k"}"#);
+        written(&BatchLine::Delete { key: "k".into(), write: LineWriteOptions::default() }, r#"{"op":"delete","key":"k"}"#);
         let text = r#"{"op":"get","key":"k","value":"v"}"#;
         assert!(serde_json::from_str::<BatchLine<'_>>(text).is_err(), "an unknown field is refused");
     }

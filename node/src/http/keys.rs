@@ -8,6 +8,7 @@ use futures_util::Stream;
 use warp::http::HeaderMap;
 use warp::http::header::HeaderName;
 
+use super::conditions::{idempotency_key, write_condition};
 use super::error::HttpError;
 use super::media::{BodyType, body_type, text_header};
 use super::params::{Params, has_field, parse_ttl, query_params};
@@ -54,6 +55,7 @@ pub(super) async fn set(
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
 ) -> Outcome {
     let query = query_params(query, FIELDS)?;
+    let write = write_options(headers)?;
     let body_type = body_type(headers)?;
     let form = body_type == BodyType::Form;
     let Limits { max_value_bytes, request_timeout } = limits;
@@ -70,20 +72,30 @@ pub(super) async fn set(
     memory.grow(2 * set.value.len())?;
     notes.key(&set.key);
     let trace = notes.span.trace_parent();
-    let written = notes
-        .acknowledged(service.set(&set.key, &set.value, set.ttl, &WriteOptions::default(), trace))
-        .await?;
+    let written = notes.acknowledged(service.set(&set.key, &set.value, set.ttl, &write, trace)).await?;
     Ok((answers::written(&set.key, &set.value, &written, Some(memory)), "ok"))
 }
 
 /// `DELETE /rpc?key=`
-pub(super) async fn delete(service: &Service, query: &str, notes: &mut Notes) -> Outcome {
+pub(super) async fn delete(
+    service: &Service,
+    query: &str,
+    headers: &HeaderMap,
+    notes: &mut Notes,
+) -> Outcome {
     let params = query_params(query, &["key"])?;
+    let write = write_options(headers)?;
     let key = params.get("key").unwrap_or_default();
     notes.key(key);
     let trace = notes.span.trace_parent();
-    let written = notes.acknowledged(service.delete(key, &WriteOptions::default(), trace)).await?;
+    let written = notes.acknowledged(service.delete(key, &write, trace)).await?;
     Ok((answers::written(key, "", &written, None), "ok"))
+}
+
+/// What the headers of a write ask of it.
+fn write_options(headers: &HeaderMap) -> Result<WriteOptions<'_>, HttpError> {
+    let (condition, uuid) = (write_condition(headers)?, idempotency_key(headers)?);
+    Ok(WriteOptions { condition, uuid, ..WriteOptions::default() })
 }
 
 fn check_consistency(

@@ -3,6 +3,7 @@
 mod answers;
 mod batch;
 mod body;
+mod conditions;
 mod error;
 mod gate;
 mod health;

@@ -145,7 +145,7 @@ async fn answer<B: Buf + Send + 'static>(
     let outcome = match call {
         Call::Get => keys::get(service, &query, &headers, &mut notes).await,
         Call::Set => keys::set(service, *limits, &query, &headers, &mut notes, body).await,
-        Call::Delete => keys::delete(service, &query, &mut notes).await,
+        Call::Delete => keys::delete(service, &query, &headers, &mut notes).await,
         Call::Scan => scan::scan(service, &query, &mut notes).await,
         Call::Batch => return batch::run(api, &query, &headers, notes, body),
         _ => keys::get_for_member(service, &query),

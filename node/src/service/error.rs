@@ -22,11 +22,15 @@ pub enum ErrorKind {
     MethodNotAllowed,
     /// The request did not arrive in time.
     RequestTimeout,
+    /// The key is not where a conditional write can be decided; it can be once it was written on no condition.
+    Conflict,
+    /// The condition of the write did not hold; nothing was written.
+    ConditionFailed,
     /// Key, value or record is too large.
     TooLarge,
     /// The body is of a kind that is not taken.
     UnsupportedMediaType,
-    /// A later version may have it.
+    /// The cluster as it is does not have it.
     NotImplemented,
     /// The node does not know yet, or has no room; another node, or this one a moment later, can.
     NotReady,
@@ -63,6 +67,8 @@ impl ErrorKind {
             Self::NotFound => (404, None, ErrorCode::BadRequest, "refused"),
             Self::MethodNotAllowed => (405, None, ErrorCode::BadRequest, "refused"),
             Self::RequestTimeout => (408, None, ErrorCode::BadRequest, "refused"),
+            Self::Conflict => (409, None, ErrorCode::BadRequest, "refused"),
+            Self::ConditionFailed => (412, None, ErrorCode::BadRequest, "not_met"),
             Self::TooLarge => (413, None, ErrorCode::TooLarge, "refused"),
             Self::UnsupportedMediaType => (415, None, ErrorCode::BadRequest, "refused"),
             Self::NotImplemented => (501, None, ErrorCode::BadRequest, "failed"),
@@ -123,6 +129,8 @@ pub enum OperationError {
     BatchTooLarge,
     #[error("{0} are not there yet")]
     NotBuilt(&'static str),
+    #[error("'{0}' is no UUID; the uuid of a write is one, such as 9b2c8f1e-5a57-4a0c-8f29-3f4b7d5f8a61")]
+    Uuid(String),
     #[error(transparent)]
     Get(#[from] GetError),
     #[error(transparent)]
@@ -139,6 +147,7 @@ impl OperationError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Key(_)
+            | Self::Uuid(_)
             | Self::Ttl(_)
             | Self::Scan(
                 ScanError::Limit(_) | ScanError::TooLong(..) | ScanError::NoCursor | ScanError::ForeignCursor,

@@ -56,16 +56,19 @@ pub enum KeyError {
     Blank,
     #[error("the key has {0} bytes; a key has at most {MAX_KEY_BYTES}")]
     TooLong(usize),
+    #[error("the key begins with U+0000; such keys are the nodes' own")]
+    Reserved,
 }
 
 /// Whether a text can be a key.
 ///
 /// # Errors
-/// When it is blank or too long.
+/// When it is blank, too long, or one that nodes keep for themselves.
 pub fn check_key(key: &str) -> Result<(), KeyError> {
     match key.len() {
         _ if key.trim().is_empty() => Err(KeyError::Blank),
         length if length > MAX_KEY_BYTES => Err(KeyError::TooLong(length)),
+        _ if key.starts_with('\0') => Err(KeyError::Reserved),
         _ => Ok(()),
     }
 }

@@ -30,12 +30,33 @@ pub enum BatchLine<'a> {
         /// How long it lives, as [`duration`](crate::units::duration) reads it; for ever without it.
         #[serde(skip_serializing_if = "Option::is_none")]
         ttl: Option<Cow<'a, str>>,
+        /// What else is asked of it.
+        #[serde(flatten)]
+        write: LineWriteOptions<'a>,
     },
     /// Deletes a key.
     Delete {
         /// The key.
         key: Cow<'a, str>,
+        /// What else is asked of it.
+        #[serde(flatten)]
+        write: LineWriteOptions<'a>,
     },
+}
+
+/// What a line may ask of a write beyond the plain one; nothing by default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LineWriteOptions<'a> {
+    /// The version that the key must have, `P:O`, or `*` for any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub if_match: Option<Cow<'a, str>>,
+    /// Whether there must be no such key.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub if_absent: bool,
+    /// The record's uuid, by which a repeated line is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uuid: Option<Cow<'a, str>>,
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for BatchLine<'a> {
@@ -55,6 +76,7 @@ enum Found<'a> {
     Text(Cow<'a, str>),
     Number(String),
     Null,
+    Flag(bool),
     Other(&'static str),
     Operation(BatchLine<'a>),
 }
@@ -65,6 +87,7 @@ impl Found<'_> {
             Self::Text(_) => "a string".to_owned(),
             Self::Number(number) => format!("the number {}", cut(number)),
             Self::Null => "null".to_owned(),
+            Self::Flag(flag) => flag.to_string(),
             Self::Other(what) => (*what).to_owned(),
             Self::Operation(_) => "an object".to_owned(),
         }
@@ -122,7 +145,7 @@ impl<'de> Visitor<'de> for FoundVisitor {
     }
 
     fn visit_bool<E: Error>(self, value: bool) -> Result<Self::Value, E> {
-        Ok(Found::Other(if value { "true" } else { "false" }))
+        Ok(Found::Flag(value))
     }
 
     fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
@@ -149,40 +172,67 @@ struct Fields<'a> {
     key: Option<Cow<'a, str>>,
     value: Option<Cow<'a, str>>,
     ttl: Option<Cow<'a, str>>,
+    if_match: Option<Cow<'a, str>>,
+    if_absent: Option<bool>,
+    uuid: Option<Cow<'a, str>>,
 }
+
+/// Where the value of a field goes.
+enum Slot<'f, 'a> {
+    Text(&'f mut Option<Cow<'a, str>>),
+    Flag(&'f mut Option<bool>),
+}
+
+/// Fields for which null is as good as nothing.
+const OPTIONAL: [&str; 4] = ["ttl", "ifMatch", "ifAbsent", "uuid"];
 
 impl<'a> Fields<'a> {
     fn read<A: MapAccess<'a>>(mut object: A) -> Result<Self, A::Error> {
         let mut fields = Self::default();
         while let Some(Name(name)) = object.next_key()? {
-            let slot = match &*name {
-                "op" => &mut fields.op,
-                "key" => &mut fields.key,
-                "value" => &mut fields.value,
-                "ttl" => &mut fields.ttl,
-                other => {
-                    let other = cut(other);
-                    return Err(A::Error::custom(format_args!(
-                        "there is no field '{other}'; a get and a delete have op and key, a set has value and perhaps ttl as well"
-                    )));
-                }
+            let Some(slot) = fields.slot(&name) else {
+                let other = cut(&name);
+                return Err(A::Error::custom(format_args!(
+                    "there is no field '{other}'; a get and a delete have op and key, a set has value and perhaps ttl as well, \
+                     and each of these writes may have ifMatch or ifAbsent, and uuid"
+                )));
             };
-            if slot.is_some() {
-                return Err(A::Error::custom(format_args!("the field '{name}' is given twice")));
+            let twice = || A::Error::custom(format_args!("the field '{name}' is given twice"));
+            match slot {
+                Slot::Text(Some(_)) | Slot::Flag(Some(_)) => return Err(twice()),
+                _ => {}
             }
             let FieldValue(found) = object.next_value()?;
-            *slot = match found {
-                Found::Text(text) => Some(text),
+            match (slot, found) {
+                (Slot::Text(slot), Found::Text(text)) => *slot = Some(text),
+                (Slot::Flag(slot), Found::Flag(flag)) => *slot = Some(flag),
                 // As if it were left out.
-                Found::Null if &*name == "ttl" => None,
-                found => return Err(A::Error::custom(not_a_string(&name, &found))),
-            };
+                (_, Found::Null) if OPTIONAL.contains(&&*name) => {}
+                (Slot::Text(_), found) => return Err(A::Error::custom(not_a_string(&name, &found))),
+                (Slot::Flag(_), found) => {
+                    let what = found.described();
+                    return Err(A::Error::custom(format_args!("the field '{name}' is {what}; it is true or false")));
+                }
+            }
         }
         Ok(fields)
     }
 
+    fn slot(&mut self, name: &str) -> Option<Slot<'_, 'a>> {
+        Some(match name {
+            "op" => Slot::Text(&mut self.op),
+            "key" => Slot::Text(&mut self.key),
+            "value" => Slot::Text(&mut self.value),
+            "ttl" => Slot::Text(&mut self.ttl),
+            "ifMatch" => Slot::Text(&mut self.if_match),
+            "ifAbsent" => Slot::Flag(&mut self.if_absent),
+            "uuid" => Slot::Text(&mut self.uuid),
+            _ => return None,
+        })
+    }
+
     fn operation<E: Error>(self) -> Result<BatchLine<'a>, E> {
-        let Self { op, key, value, ttl } = self;
+        let Self { op, key, value, ttl, if_match, if_absent, uuid } = self;
         let missing = |what: &str| E::custom(format_args!("the field {what}"));
         let op = op.ok_or_else(|| missing("'op' is missing; it is get, set or delete"))?;
         if !matches!(&*op, "get" | "set" | "delete") {
@@ -193,13 +243,19 @@ impl<'a> Fields<'a> {
         if &*op == "set" {
             let value = value
                 .ok_or_else(|| missing("'value' is missing; a set needs one, \"\" for an empty value"))?;
-            return Ok(BatchLine::Set { key, value, ttl });
+            let write = LineWriteOptions { if_match, if_absent: if_absent == Some(true), uuid };
+            return Ok(BatchLine::Set { key, value, ttl, write });
         }
         let extra = value.map(|_| "value").or(ttl.map(|_| "ttl"));
         if let Some(extra) = extra {
             return Err(E::custom(format_args!("a {op} has no field '{extra}'; a set has")));
         }
-        Ok(if &*op == "get" { BatchLine::Get { key } } else { BatchLine::Delete { key } })
+        let condition = if_match.as_ref().map(|_| "ifMatch").or(if_absent.map(|_| "ifAbsent"));
+        if let Some(extra) = condition.or(uuid.as_ref().map(|_| "uuid")).filter(|_| &*op == "get") {
+            return Err(E::custom(format_args!("a get has no field '{extra}'; a write may have it")));
+        }
+        let write = LineWriteOptions { if_match, if_absent: if_absent == Some(true), uuid };
+        Ok(if &*op == "get" { BatchLine::Get { key } } else { BatchLine::Delete { key, write } })
     }
 }
 
@@ -239,13 +295,30 @@ mod tests {
     #[test]
     fn operations_are_read_and_borrow_what_they_can() {
         let set = read(r#"{"ttl":"5s","value":"v\n","key":"k","op":"set"}"#).expect("a set");
-        assert_eq!(set, BatchLine::Set { key: "k".into(), value: "v\n".into(), ttl: Some("5s".into()) });
+        assert_eq!(set, BatchLine::Set { key: "k".into(), value: "v\n".into(), ttl: Some("5s".into()), write: LineWriteOptions::default() });
         let BatchLine::Set { key, value, .. } = set else { panic!("a set") };
         assert!(matches!((key, value), (Cow::Borrowed(_), Cow::Owned(_))));
-        let set = BatchLine::Set { key: "k".into(), value: "".into(), ttl: None };
+        let write = LineWriteOptions::default();
+        let set = BatchLine::Set { key: "k".into(), value: "".into(), ttl: None, write: write.clone() };
         assert_eq!(read(r#"{"op":"set","key":"k","value":"","ttl":null}"#), Ok(set));
         assert_eq!(read(r#"{"op":"get","key":"k"}"#), Ok(BatchLine::Get { key: "k".into() }));
-        assert_eq!(read(r#"{"key":"k","op":"delete"}"#), Ok(BatchLine::Delete { key: "k".into() }));
+        assert_eq!(read(r#"{"key":"k","op":"delete"}"#), Ok(BatchLine::Delete { key: "k".into(), write }));
+    }
+
+    #[test]
+    fn conditions_and_uuids_of_writes_are_read() {
+        fn options(line: &str) -> LineWriteOptions<'_> {
+            match read(line).expect(line) {
+                BatchLine::Set { write, .. } | BatchLine::Delete { write, .. } => write,
+                BatchLine::Get { .. } => panic!("a write: {line}"),
+            }
+        }
+        let all = options(r#"{"op":"delete","key":"k","ifMatch":"0:7","uuid":"u","ifAbsent":false}"#);
+        let expected = LineWriteOptions { if_match: Some("0:7".into()), if_absent: false, uuid: Some("u".into()) };
+        assert_eq!(all, expected);
+        assert!(options(r#"{"op":"set","key":"k","value":"","ifAbsent":true}"#).if_absent);
+        let none = options(r#"{"op":"set","key":"k","value":"","ifAbsent":null,"ifMatch":null,"uuid":null}"#);
+        assert_eq!(none, LineWriteOptions::default());
     }
 
     #[test]
@@ -267,6 +340,12 @@ mod tests {
             (r#"{"op":"delete","key":"k","ttl":"1s"}"#, "a delete has no field 'ttl'"),
             (r#"{"op":"set","key":"k","value":"v","tll":"1s"}"#, "there is no field 'tll'"),
             (r#"{"op":"set","key":"k","key":"l","value":"v"}"#, "'key' is given twice"),
+            (r#"{"op":"get","key":"k","ifMatch":"0:1"}"#, "a get has no field 'ifMatch'"),
+            (r#"{"op":"get","key":"k","ifAbsent":false}"#, "a get has no field 'ifAbsent'"),
+            (r#"{"op":"get","key":"k","uuid":"u"}"#, "a get has no field 'uuid'"),
+            (r#"{"op":"delete","key":"k","ifAbsent":"true"}"#, "'ifAbsent' is a string; it is true or false"),
+            (r#"{"op":"delete","key":"k","ifMatch":true}"#, "'ifMatch' is true, not a string"),
+            (r#"{"op":"delete","key":"k","ifAbsent":true,"ifAbsent":true}"#, "'ifAbsent' is given twice"),
             (r#"[{"op":"get","key":"k"}]"#, "it is a list; an operation is a JSON object such as"),
             ("7", "it is the number 7"),
             (r#""get""#, "it is a string"),

@@ -10,7 +10,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bitacora_protocol::http::BatchLine;
+use bitacora_protocol::http::{BatchLine, LineWriteOptions};
+use bitacora_protocol::{WriteCondition, WriteOptions};
 use bytes::{Buf, Bytes};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, FuturesOrdered};
@@ -22,6 +23,7 @@ use warp::reply::{Reply as _, Response};
 
 use self::lines::{BYTE_ORDER_MARK, Lines, Skipped};
 use super::answers;
+use super::conditions::{no_condition, version_condition};
 use super::error::HttpError;
 use super::media::body_type;
 use super::params::{parse_ttl, query_params};
@@ -60,7 +62,8 @@ pub(super) fn run<B: Buf + Send + 'static>(
     let Api { service, metrics, slow, limits, .. } = api;
     let memory = query_params(query, &[])
         .and_then(|_| body_type(headers))
-        .and_then(|_| Ok(service.memory().take(BASE_MEMORY_BYTES)?));
+        .and_then(|_| no_condition(headers, "a condition and a uuid of a batch's write are fields of its line: ifMatch, ifAbsent, uuid"))
+        .and_then(|()| Ok(service.memory().take(BASE_MEMORY_BYTES)?));
     let memory = match memory {
         Ok(memory) => memory,
         Err(error) => return counted(metrics, slow, notes, Err(error)).into_response(),
@@ -282,7 +285,7 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
             let (name, operation) = operation(&parsed)?;
             let trace = self.notes.as_ref().and_then(|notes| notes.span.trace_parent());
             let begun = self.service.begin(operation, trace);
-            let (BatchLine::Get { key } | BatchLine::Set { key, .. } | BatchLine::Delete { key }) = parsed;
+            let (BatchLine::Get { key } | BatchLine::Set { key, .. } | BatchLine::Delete { key, .. }) = parsed;
             Ok((name, key.into_owned(), begun))
         });
         match begun {
@@ -353,15 +356,33 @@ fn is_wide(text: &[u8]) -> bool {
 fn operation<'a>(line: &'a BatchLine<'_>) -> Result<(&'static str, Operation<'a>), String> {
     Ok(match line {
         BatchLine::Get { key } => ("get", Operation::get(key)),
-        BatchLine::Delete { key } => ("delete", Operation::delete(key)),
-        BatchLine::Set { key, value, ttl } => {
+        BatchLine::Delete { key, write } => ("delete", Operation::Delete { key, write: write_options(write)? }),
+        BatchLine::Set { key, value, ttl, write } => {
             let live = match ttl {
                 None => 0,
                 Some(text) => parse_ttl(text)?.as_millis() as i64,
             };
-            ("set", Operation::set(key, value, live))
+            ("set", Operation::Set { key, value, ttl: live, write: write_options(write)? })
         }
     })
+}
+
+/// What a line asks of a write.
+fn write_options<'a>(line: &'a LineWriteOptions<'_>) -> Result<WriteOptions<'a>, String> {
+    let condition = match (line.if_match.as_deref(), line.if_absent) {
+        (None, false) => WriteCondition::None,
+        (None, true) => WriteCondition::Absent,
+        (Some("*"), false) => WriteCondition::Present,
+        (Some(version), false) => {
+            version_condition(version).map_err(|error| format!("ifMatch: {error}, or * for any"))?
+        }
+        (Some(_), true) => return Err("ifMatch and ifAbsent contradict each other; give one".to_owned()),
+    };
+    let uuid = line.uuid.as_deref();
+    if uuid == Some("") {
+        return Err("the field 'uuid' is empty; leave it out".to_owned());
+    }
+    Ok(WriteOptions { condition, uuid: uuid.unwrap_or_default(), ..WriteOptions::default() })
 }
 
 /// The parser's words, without its own line number, which is always 1.
@@ -387,7 +408,7 @@ mod tests {
             let line = serde_json::json!({ "op": "set", "key": key, "value": value, "ttl": format!("{ms}ms") }).to_string();
             let whole: BatchLine<'_> = serde_json::from_str(&line).expect("a line");
             let expected =
-                BatchLine::Set { key: key.into(), value: value.into(), ttl: Some(format!("{ms}ms").into()) };
+                BatchLine::Set { key: key.into(), value: value.into(), ttl: Some(format!("{ms}ms").into()), write: LineWriteOptions::default() };
             prop_assert_eq!(whole, expected);
             if let Err(error) = serde_json::from_slice::<BatchLine<'_>>(&damaged(line.as_bytes(), &damages)) {
                 prop_assert!(json_error(&error).contains("(column "));
