@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bitacora_client::{Operation, Outcome, Position, Record, Scan, ScanPage, ServedFrom, Written};
 use bitacora_protocol::http::{
-    self as api, BatchLine, FailedLine, LineWriteOptions, Message, POSITION_HEADER, PositionedRecord, ReadLine, SOURCE_HEADER,
-    WrittenLine,
+    self as api, BatchLine, FailedLine, LineWriteOptions, Message, POSITION_HEADER, PositionedRecord,
+    ReadLine, SOURCE_HEADER, WrittenLine,
 };
 use bitacora_protocol::record::OwnedKeyValue;
 use reqwest::header::HeaderMap;
@@ -71,9 +71,16 @@ impl Http {
                 Operation::Get { key } => BatchLine::Get { key: key.into() },
                 Operation::Set { key, value, ttl } => {
                     let ttl = ttl.map(|ttl| in_ms(ttl).into());
-                    BatchLine::Set { key: key.into(), value: value.into(), ttl, write: LineWriteOptions::default() }
+                    BatchLine::Set {
+                        key: key.into(),
+                        value: value.into(),
+                        ttl,
+                        write: LineWriteOptions::default(),
+                    }
                 }
-                Operation::Delete { key } => BatchLine::Delete { key: key.into(), write: LineWriteOptions::default() },
+                Operation::Delete { key } => {
+                    BatchLine::Delete { key: key.into(), write: LineWriteOptions::default() }
+                }
             };
             serde_json::to_writer(&mut lines, &line)
                 .map_err(|error| Failure::new(Kind::Failed, error.to_string()))?;

@@ -257,11 +257,19 @@ mod tests {
 
     #[test]
     fn batch_lines() {
-        let line = BatchLine::Set { key: "k".into(), value: "v".into(), ttl: Some("5ms".into()), write: LineWriteOptions::default() };
+        let line = BatchLine::Set {
+            key: "k".into(),
+            value: "v".into(),
+            ttl: Some("5ms".into()),
+            write: LineWriteOptions::default(),
+        };
         let text = r#"{"op":"set","key":"k","value":"v","ttl":"5ms"}"#;
         written(&line, text);
         assert_eq!(serde_json::from_str::<BatchLine<'_>>(text).expect("it was written so"), line);
-        written(&BatchLine::Delete { key: "k".into(), write: LineWriteOptions::default() }, r#"{"op":"delete","key":"k"}"#);
+        written(
+            &BatchLine::Delete { key: "k".into(), write: LineWriteOptions::default() },
+            r#"{"op":"delete","key":"k"}"#,
+        );
         let text = r#"{"op":"get","key":"k","value":"v"}"#;
         assert!(serde_json::from_str::<BatchLine<'_>>(text).is_err(), "an unknown field is refused");
     }

@@ -60,13 +60,18 @@ pub fn if_match(text: &str) -> Result<WriteCondition, String> {
         return Ok(WriteCondition::Present);
     }
     if text.starts_with("W/") {
-        return Err("a weak ETag never matches on a write; send it as it was answered, \"P:O\" without W/".to_owned());
+        return Err(
+            "a weak ETag never matches on a write; send it as it was answered, \"P:O\" without W/".to_owned()
+        );
     }
     if text.contains(',') {
         return Err("a list of ETags is not taken; give the one that the key must have".to_owned());
     }
     let Some(version) = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')) else {
-        return Err(format!("{} is no ETag; it is written with its quotes, such as \"2:1047\", or is *", shown(text)));
+        return Err(format!(
+            "{} is no ETag; it is written with its quotes, such as \"2:1047\", or is *",
+            shown(text)
+        ));
     };
     version_condition(version)
 }
@@ -76,9 +81,13 @@ pub fn if_match(text: &str) -> Result<WriteCondition, String> {
 /// # Errors
 /// When the text is none as it is answered; says how it is written.
 pub fn version_condition(text: &str) -> Result<WriteCondition, String> {
-    let version = text.parse().ok().filter(|version: &Position| version.offset >= 0 && version.to_string() == text);
+    let version =
+        text.parse().ok().filter(|version: &Position| version.offset >= 0 && version.to_string() == text);
     let wrong = || {
-        format!("{} is no version of a key; it is the position of its record, partition:offset, such as 2:1047", shown(text))
+        format!(
+            "{} is no version of a key; it is the position of its record, partition:offset, such as 2:1047",
+            shown(text)
+        )
     };
     Ok(WriteCondition::Version(version.ok_or_else(wrong)?))
 }

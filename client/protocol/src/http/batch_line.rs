@@ -211,7 +211,9 @@ impl<'a> Fields<'a> {
                 (Slot::Text(_), found) => return Err(A::Error::custom(not_a_string(&name, &found))),
                 (Slot::Flag(_), found) => {
                     let what = found.described();
-                    return Err(A::Error::custom(format_args!("the field '{name}' is {what}; it is true or false")));
+                    return Err(A::Error::custom(format_args!(
+                        "the field '{name}' is {what}; it is true or false"
+                    )));
                 }
             }
         }
@@ -295,7 +297,15 @@ mod tests {
     #[test]
     fn operations_are_read_and_borrow_what_they_can() {
         let set = read(r#"{"ttl":"5s","value":"v\n","key":"k","op":"set"}"#).expect("a set");
-        assert_eq!(set, BatchLine::Set { key: "k".into(), value: "v\n".into(), ttl: Some("5s".into()), write: LineWriteOptions::default() });
+        assert_eq!(
+            set,
+            BatchLine::Set {
+                key: "k".into(),
+                value: "v\n".into(),
+                ttl: Some("5s".into()),
+                write: LineWriteOptions::default()
+            }
+        );
         let BatchLine::Set { key, value, .. } = set else { panic!("a set") };
         assert!(matches!((key, value), (Cow::Borrowed(_), Cow::Owned(_))));
         let write = LineWriteOptions::default();
@@ -314,7 +324,8 @@ mod tests {
             }
         }
         let all = options(r#"{"op":"delete","key":"k","ifMatch":"0:7","uuid":"u","ifAbsent":false}"#);
-        let expected = LineWriteOptions { if_match: Some("0:7".into()), if_absent: false, uuid: Some("u".into()) };
+        let expected =
+            LineWriteOptions { if_match: Some("0:7".into()), if_absent: false, uuid: Some("u".into()) };
         assert_eq!(all, expected);
         assert!(options(r#"{"op":"set","key":"k","value":"","ifAbsent":true}"#).if_absent);
         let none = options(r#"{"op":"set","key":"k","value":"","ifAbsent":null,"ifMatch":null,"uuid":null}"#);

@@ -62,7 +62,12 @@ pub(super) fn run<B: Buf + Send + 'static>(
     let Api { service, metrics, slow, limits, .. } = api;
     let memory = query_params(query, &[])
         .and_then(|_| body_type(headers))
-        .and_then(|_| no_condition(headers, "a condition and a uuid of a batch's write are fields of its line: ifMatch, ifAbsent, uuid"))
+        .and_then(|_| {
+            no_condition(
+                headers,
+                "a condition and a uuid of a batch's write are fields of its line: ifMatch, ifAbsent, uuid",
+            )
+        })
         .and_then(|()| Ok(service.memory().take(BASE_MEMORY_BYTES)?));
     let memory = match memory {
         Ok(memory) => memory,
@@ -285,7 +290,8 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
             let (name, operation) = operation(&parsed)?;
             let trace = self.notes.as_ref().and_then(|notes| notes.span.trace_parent());
             let begun = self.service.begin(operation, trace);
-            let (BatchLine::Get { key } | BatchLine::Set { key, .. } | BatchLine::Delete { key, .. }) = parsed;
+            let (BatchLine::Get { key } | BatchLine::Set { key, .. } | BatchLine::Delete { key, .. }) =
+                parsed;
             Ok((name, key.into_owned(), begun))
         });
         match begun {
@@ -356,7 +362,9 @@ fn is_wide(text: &[u8]) -> bool {
 fn operation<'a>(line: &'a BatchLine<'_>) -> Result<(&'static str, Operation<'a>), String> {
     Ok(match line {
         BatchLine::Get { key } => ("get", Operation::get(key)),
-        BatchLine::Delete { key, write } => ("delete", Operation::Delete { key, write: write_options(write)? }),
+        BatchLine::Delete { key, write } => {
+            ("delete", Operation::Delete { key, write: write_options(write)? })
+        }
         BatchLine::Set { key, value, ttl, write } => {
             let live = match ttl {
                 None => 0,
