@@ -50,6 +50,7 @@ pub async fn run(settings: DevSettings, stop: impl Future<Output = ()>) -> Resul
             listener,
             rpc_listener,
             address,
+            original_nodes: false,
             settings: settings.node.clone(),
         })?);
     }

@@ -63,6 +63,7 @@ pub async fn run(settings: ServeSettings, stop: impl Future<Output = ()>) -> Res
         listener,
         rpc_listener,
         address,
+        original_nodes: settings.original_nodes,
         settings: settings.node,
     })?;
     let outcome = tokio::select! {

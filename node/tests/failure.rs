@@ -11,9 +11,8 @@ use std::time::Duration;
 use bitacora_node::data_dir::DataDir;
 use bitacora_node::log::embedded::EmbeddedLog;
 use bitacora_node::log::{
-    AppendError, Appended, ConditionalRecord, Log, LogInfo, LogReader, OpenError, ReadError,
+    AppendError, Appended, Log, LogInfo, LogReader, NewRecord, OpenError, ReadError,
 };
-use bitacora_node::telemetry::TraceParent;
 use bitacora_protocol::{HighWatermark, NextOffset};
 use futures_util::future::BoxFuture;
 
@@ -47,20 +46,8 @@ impl Log for EndingLog {
         self.log.open(answered)
     }
 
-    fn append(
-        &self,
-        key: &str,
-        value: Vec<u8>,
-        trace: Option<TraceParent>,
-    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        self.log.append(key, value, trace)
-    }
-
-    fn append_conditional(
-        &self,
-        record: ConditionalRecord,
-    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        self.log.append_conditional(record)
+    fn append_record(&self, record: NewRecord) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        self.log.append_record(record)
     }
 
     fn check_trimming(&self) -> Result<(), String> {

@@ -59,6 +59,7 @@ async fn start_with(flags: &[&str], other: Option<String>) -> Running {
         listener,
         rpc_listener,
         address,
+        original_nodes: false,
         settings: settings.node,
     })
     .expect("it starts");

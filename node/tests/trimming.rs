@@ -7,7 +7,7 @@ use bitacora_node::clock::LogTime;
 use bitacora_node::cluster::fixed::FixedMembership;
 use bitacora_node::data_dir::DataDir;
 use bitacora_node::log::embedded::EmbeddedLog;
-use bitacora_node::log::{Appended, Batch, Condition, ConditionalRecord, Log, LogTag};
+use bitacora_node::log::{Appended, Batch, Condition, Log, LogTag, NewRecord};
 use bitacora_node::metrics::Metrics;
 use bitacora_node::replication::{self, Replica};
 use bitacora_node::store::Store;
@@ -42,6 +42,7 @@ impl Node {
             progress,
             metrics: metrics.clone(),
             retention: RETENTION,
+            original_nodes: false,
         });
         let (replica, trimming) = (replica.expect("starts"), trimming.expect("starts"));
         Self { store, metrics, replica: Some(replica), trimming: Some(trimming), _dir: dir }
@@ -136,9 +137,8 @@ fn a_late_tombstone_is_repaired_by_the_elected_node() {
     let new = append(&log, "k", "new", ttl::FOR_EVER);
     let condition =
         Condition::Trim { offset: old.position.offset, until: LogTime::MAX, log: LogTag::default() };
-    let late =
-        ConditionalRecord { partition: old.position.partition, key: b"k".to_vec(), value: None, condition };
-    let late = futures_executor::block_on(log.append_conditional(late)).expect("acknowledged");
+    let late = NewRecord::conditional(old.position.partition, b"k".to_vec(), None, condition);
+    let late = futures_executor::block_on(log.append_record(late)).expect("acknowledged");
     let second = Node::start(&log, "second");
     // A store that was just built is built twice where a tombstone may have been missed.
     second.wait("it has read the tombstone", |node| node.metrics.records_void.get() == 2);
@@ -151,7 +151,7 @@ fn a_late_tombstone_is_repaired_by_the_elected_node() {
     }
     let (offset, timestamp) = (new.position.offset, new.timestamp);
     let until = late.timestamp + Duration::from_mins(1);
-    let repair = Condition::Repair { offset, timestamp, until, log: LogTag::default() };
+    let repair = Condition::Repair { offset, timestamp, until, log: LogTag::default(), reach: None };
     assert_eq!(conditions(&log, "k")[2], Some(condition));
     let mut repairs = conditions(&log, "k").split_off(3);
     repairs.dedup();

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::Condition;
+use super::{Condition, Level};
 use crate::clock::LogTime;
 use crate::telemetry::TraceParent;
 use bitacora_protocol::{NextOffset, Position};
@@ -46,6 +46,7 @@ struct RawRecord {
     key: Option<Range<usize>>,
     value: Option<Range<usize>>,
     condition: Option<Condition>,
+    level: Option<Level>,
     epoch: Option<i32>,
 }
 
@@ -61,6 +62,8 @@ pub struct LogRecord<'a> {
     pub value: Option<&'a [u8]>,
     /// `None` for a write.
     pub condition: Option<Condition>,
+    /// What its header says of the partition's level, whatever its key is.
+    pub level: Option<Level>,
     /// Of the leader under which it was appended, if that is known.
     pub epoch: Option<i32>,
 }
@@ -86,8 +89,8 @@ impl Batch {
     pub fn push(&mut self, record: LogRecord<'_>) {
         let key = record.key.map(|key| self.copy(key));
         let value = record.value.map(|value| self.copy(value));
-        let LogRecord { position, timestamp, condition, epoch, .. } = record;
-        self.records.push(RawRecord { position, timestamp, key, value, condition, epoch });
+        let LogRecord { position, timestamp, condition, level, epoch, .. } = record;
+        self.records.push(RawRecord { position, timestamp, key, value, condition, level, epoch });
         self.note(PartitionRead {
             partition: position.partition,
             next: NextOffset::after(position.offset),
@@ -160,6 +163,7 @@ impl Batch {
             key: raw.key.clone().map(|range| &self.bytes[range]),
             value: raw.value.clone().map(|range| &self.bytes[range]),
             condition: raw.condition,
+            level: raw.level,
             epoch: raw.epoch,
         })
     }

@@ -9,6 +9,8 @@ mod condition;
 pub mod embedded;
 mod identity;
 pub mod kafka;
+mod level;
+mod record;
 mod statistics;
 
 use std::ops::Range;
@@ -17,8 +19,10 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 pub use self::batch::{Batch, LogRecord, PartitionRead};
-pub use self::condition::{Condition, ConditionalRecord};
+pub use self::condition::{Condition, Expected};
 pub use self::identity::{LogIdentity, LogTag};
+pub use self::level::{Level, is_reserved};
+pub use self::record::NewRecord;
 pub use self::statistics::{BrokerStatistics, ClientStatistics, LogStatistics, Queue};
 use crate::clock::LogTime;
 use crate::telemetry::TraceParent;
@@ -44,33 +48,40 @@ pub trait Log: Send + Sync + 'static {
     /// [`OpenError`] tells a failure that may pass from one that an operator must mend.
     fn open(&self, answered: &dyn Fn()) -> Result<LogInfo, OpenError>;
 
-    /// Appends a record. `key` is not empty, `value` is an encoded record; `trace` is of which trace the write is a part,
-    /// and the record's readers find it again in [`Batch::traced`]. The record takes its place among this caller's appends
-    /// at once; the future completes when it is acknowledged, and need not be polled for it to happen.
+    /// Appends a record. It takes its place among this caller's appends at once; the future completes when it is acknowledged, and
+    /// need not be polled for it to happen.
     ///
     /// # Errors
     /// [`AppendError`] says whether the record may still appear in the log.
+    fn append_record(&self, record: NewRecord) -> BoxFuture<'static, Result<Appended, AppendError>>;
+
+    /// Appends a plain write. `key` is not empty, `value` is an encoded record; `trace` is of which trace the write is a part,
+    /// and the record's readers find it again in [`Batch::traced`].
+    ///
+    /// # Errors
+    /// As [`Log::append_record`].
     fn append(
         &self,
         key: &str,
         value: Vec<u8>,
         trace: Option<TraceParent>,
-    ) -> BoxFuture<'static, Result<Appended, AppendError>>;
-
-    /// Appends a record with a condition to its partition, whichever the key's is now.
-    ///
-    /// # Errors
-    /// As [`Log::append`].
-    fn append_conditional(
-        &self,
-        record: ConditionalRecord,
-    ) -> BoxFuture<'static, Result<Appended, AppendError>>;
+    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        self.append_record(NewRecord { key: key.into(), value: Some(value), trace, ..NewRecord::default() })
+    }
 
     /// Whether the log keeps what trimming rests on. Blocks, for seconds at most.
     ///
     /// # Errors
     /// Why the topic is not fit for it, or that it did not answer.
     fn check_trimming(&self) -> Result<(), String>;
+
+    /// Whether the log keeps what conditional writes rest on. Blocks, for seconds at most.
+    ///
+    /// # Errors
+    /// Why the topic is not fit for it and how to mend that, or that it did not answer.
+    fn check_conditional_writes(&self) -> Result<(), String> {
+        self.check_trimming()
+    }
 
     /// Starts to read every partition at its next offset; `from[p]` is partition p's, and `epochs[p]` that of the leader
     /// under which the record before it was appended, where that is known: see [`ReadError::OutOfRange`].
@@ -141,6 +152,8 @@ pub struct LogInfo {
     pub identity: LogIdentity,
     /// Per partition: where the log starts (inclusive) and its high watermark (exclusive).
     pub partitions: Vec<Range<i64>>,
+    /// How long a record is safe from compaction, be it removed or a reason to remove those before it; zero if that is not known.
+    pub compaction_lag: Duration,
 }
 
 impl LogInfo {

@@ -16,6 +16,7 @@ use crate::data_dir::DataDir;
 use crate::http;
 use crate::log::Log;
 use crate::metrics::Metrics;
+use crate::replication::decisions::Decisions;
 use crate::replication::progress::{Phase, Progress};
 use crate::replication::snapshot::{Fetcher, SnapshotSource, SnapshotUse, Snapshots};
 use crate::replication::{self, Replica};
@@ -48,6 +49,8 @@ pub struct Parts {
     /// For the Avro RPC.
     pub rpc_listener: TcpListener,
     pub address: Address,
+    /// Whether nodes of the original system read the topic, too: they stop at tombstones, and don't know conditional records.
+    pub original_nodes: bool,
     pub settings: NodeSettings,
 }
 
@@ -78,11 +81,14 @@ struct Shared {
     store: Arc<Store>,
     progress: Arc<Progress>,
     metrics: Arc<Metrics>,
+    /// Told by the replica, waited for by who sends conditional writes.
+    decisions: Arc<Decisions>,
     telemetry: Telemetry,
     memory: Memory,
     /// `host:API_PORT`
     address: String,
     max_value_bytes: usize,
+    original_nodes: bool,
     settings: NodeSettings,
 }
 
@@ -92,8 +98,9 @@ impl Node {
     /// # Errors
     /// When the store can't be opened; the text names the folder.
     pub fn start(parts: Parts) -> Result<Self> {
-        let Parts { log, membership, data_dir, listener, rpc_listener, address, settings } = parts;
-        let shared = Shared::new(log, membership, &data_dir, address.api(), settings)?;
+        let Parts { log, membership, data_dir, listener, rpc_listener, address, original_nodes, settings } =
+            parts;
+        let shared = Shared::new(log, membership, &data_dir, address.api(), original_nodes, settings)?;
         let service = Arc::new(shared.service()?);
         let readiness = Arc::new(Readiness::new(Arc::clone(&shared.progress)));
         let slow = SlowRequests::new(shared.settings.slow_request);
@@ -181,6 +188,7 @@ impl Shared {
         membership: Arc<dyn Membership>,
         data_dir: &DataDir,
         address: String,
+        original_nodes: bool,
         settings: NodeSettings,
     ) -> Result<Self> {
         let metrics = Arc::new(Metrics::new()?);
@@ -202,10 +210,12 @@ impl Shared {
             store,
             progress,
             metrics,
+            decisions: Arc::default(),
             telemetry,
             memory,
             address,
             max_value_bytes,
+            original_nodes,
             settings,
         })
     }
@@ -287,6 +297,7 @@ impl Shared {
             store: Arc::clone(&self.store),
             progress: Arc::clone(&self.progress),
             metrics: Arc::clone(&self.metrics),
+            decisions: Arc::clone(&self.decisions),
             telemetry: self.telemetry.clone(),
             delete_retention: self.settings.delete_retention,
             snapshots,
@@ -301,6 +312,7 @@ impl Shared {
             progress: Arc::clone(&self.progress),
             metrics: Arc::clone(&self.metrics),
             retention: self.settings.delete_retention,
+            original_nodes: self.original_nodes,
         })?)
     }
 }

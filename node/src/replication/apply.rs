@@ -77,7 +77,7 @@ pub(super) fn decode<'a>(
         Some(Condition::Repair { offset, timestamp, .. }) => {
             (Position { offset: earlier(offset)?, ..at }, timestamp)
         }
-        Some(Condition::Trim { .. } | Condition::Unreadable) => {
+        Some(Condition::Trim { .. } | Condition::Attempt { .. } | Condition::Unreadable) => {
             return Err("its header makes no sense".to_owned());
         }
     };

@@ -10,6 +10,7 @@ pub mod age;
 mod applier;
 mod apply;
 mod compatibility;
+pub mod decisions;
 mod freeze;
 pub mod log_ends;
 pub mod progress;
@@ -30,6 +31,7 @@ pub use self::apply::apply;
 pub use self::watermarks::Watermarks;
 use crate::log::{Log, LogIdentity};
 use crate::metrics::Metrics;
+use crate::replication::decisions::Decisions;
 use crate::replication::progress::Progress;
 use crate::replication::snapshot::SnapshotSource;
 use crate::store::{Checkpoint, Store, StoreError};
@@ -48,6 +50,8 @@ pub struct Parts {
     pub store: Arc<Store>,
     pub progress: Arc<Progress>,
     pub metrics: Arc<Metrics>,
+    /// Is told what became of conditional writes.
+    pub decisions: Arc<Decisions>,
     /// Is told which records were applied.
     pub telemetry: Telemetry,
     /// How long other writers' tombstones are remembered.
@@ -67,8 +71,8 @@ impl Parts {
         delete_retention: Duration,
     ) -> prometheus::Result<Self> {
         let (progress, metrics) = (Arc::default(), Arc::new(Metrics::new()?));
-        let (telemetry, snapshots) = (Telemetry::off(), None);
-        Ok(Self { log, store, progress, metrics, telemetry, delete_retention, snapshots })
+        let (decisions, telemetry, snapshots) = (Arc::default(), Telemetry::off(), None);
+        Ok(Self { log, store, progress, metrics, decisions, telemetry, delete_retention, snapshots })
     }
 }
 

@@ -198,7 +198,7 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::log::{ConditionalRecord, LogInfo, LogReader, OpenError, ReadError};
+    use crate::log::{LogInfo, LogReader, NewRecord, OpenError, ReadError};
     use bitacora_protocol::{HighWatermark, NextOffset, Position};
 
     /// A log that acknowledges when it is told to.
@@ -214,22 +214,10 @@ mod tests {
             Err(OpenError::Refused("not for reading".to_owned()))
         }
 
-        fn append(
-            &self,
-            _: &str,
-            _: Vec<u8>,
-            _: Option<TraceParent>,
-        ) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        fn append_record(&self, _: NewRecord) -> BoxFuture<'static, Result<Appended, AppendError>> {
             let (done, acknowledged) = oneshot::channel();
             self.0.lock().expect("no test panicked").push(done);
             Box::pin(async move { acknowledged.await.expect("every append is settled") })
-        }
-
-        fn append_conditional(
-            &self,
-            _: ConditionalRecord,
-        ) -> BoxFuture<'static, Result<Appended, AppendError>> {
-            Box::pin(async { Err(AppendError::NotTaken("no conditional records".to_owned())) })
         }
 
         fn check_trimming(&self) -> Result<(), String> {

@@ -22,6 +22,23 @@ pub struct Applied {
     pub void: usize,
 }
 
+/// What became of a conditional write when its turn came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    InEffect,
+    Void,
+    /// This node could not judge it: what it holds of the key may not be what the log says, or may not have been.
+    Unknown,
+}
+
+/// A conditional write of the log, and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decided {
+    /// The record that it would write, or wrote.
+    pub entry: Entry,
+    pub decision: Decision,
+}
+
 impl Applied {
     fn count(&mut self, outcome: Outcome) {
         match outcome {

@@ -25,7 +25,7 @@ use std::sync::{Arc, Weak};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
-pub use self::apply::Applied;
+pub use self::apply::{Applied, Decided, Decision};
 pub use self::copy::{Incoming, StoreCopy};
 pub use self::entry::{Entry, State};
 pub use self::environment::{DATA_FILE, FORMAT};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::GRACE_FOR_ELECTED_TRIMMER;
 use crate::clock::LogTime;
-use crate::log::{Condition, ConditionalRecord, LogTag};
+use crate::log::{Condition, LogTag, NewRecord};
 use crate::replication::progress::AppliedUntil;
 use crate::store::{NeededRepair, Store, StoreError, TrimQuery, Trimmable};
 use bitacora_protocol::Position;
@@ -38,7 +38,7 @@ impl Trimmer {
     ///
     /// # Errors
     /// When the store fails.
-    pub fn repairs(&self, void_since: LogTime) -> Result<Vec<ConditionalRecord>, StoreError> {
+    pub fn repairs(&self, void_since: LogTime) -> Result<Vec<NewRecord>, StoreError> {
         let (log, needed) = self.store.needed_repairs(MAX_RECORDS_PER_ROUND)?;
         let needed = needed.into_iter().filter(|needed| needed.pending.timestamp <= void_since);
         Ok(needed.map(|needed| self.repair(log, needed)).collect())
@@ -48,7 +48,7 @@ impl Trimmer {
         &self,
         log: LogTag,
         NeededRepair { key, pending, entry, replaced_at }: NeededRepair,
-    ) -> ConditionalRecord {
+    ) -> NewRecord {
         let until = pending.timestamp + self.window;
         let Some(entry) = entry else {
             // A trim of all that was before: what had said so is behind in compaction now.
@@ -60,10 +60,10 @@ impl Trimmer {
             // It need not be said again.
             return trim(key, entry.position(), until, log);
         }
-        let condition = Condition::Repair { offset, timestamp: entry.timestamp(), until, log };
+        let condition = Condition::Repair { offset, timestamp: entry.timestamp(), until, log, reach: None };
         // The repair of a tombstone is a tombstone again.
         let value = entry.has_record().then(|| entry.record_bytes().to_vec());
-        ConditionalRecord { partition, key, value, condition }
+        NewRecord::conditional(partition, key, value, condition)
     }
 
     /// Whether the next look begins with the first key.
@@ -75,7 +75,7 @@ impl Trimmer {
     ///
     /// # Errors
     /// When the store fails.
-    pub fn trims(&mut self, applied: AppliedUntil) -> Result<(Vec<ConditionalRecord>, bool), StoreError> {
+    pub fn trims(&mut self, applied: AppliedUntil) -> Result<(Vec<NewRecord>, bool), StoreError> {
         let query = TrimQuery {
             after: &self.after,
             dead_until: applied.time - self.retention,
@@ -96,6 +96,6 @@ fn trim(
     Position { partition, offset }: Position,
     until: LogTime,
     log: LogTag,
-) -> ConditionalRecord {
-    ConditionalRecord { partition, key, value: None, condition: Condition::Trim { offset, until, log } }
+) -> NewRecord {
+    NewRecord::conditional(partition, key, None, Condition::Trim { offset, until, log })
 }

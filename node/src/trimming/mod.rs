@@ -16,7 +16,7 @@ use futures_util::future::join_all;
 use self::decision::Trimmer;
 use crate::clock::{Clock, LogTime, Moment};
 use crate::cluster::Membership;
-use crate::log::{ConditionalRecord, Log};
+use crate::log::{Log, NewRecord};
 use crate::metrics::Metrics;
 use crate::replication::PanicReport;
 use crate::replication::progress::Progress;
@@ -39,6 +39,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// How long a record stays after it died.
     pub retention: Duration,
+    /// Whether nodes of the original system read the topic, too: nothing is appended then.
+    pub original_nodes: bool,
 }
 
 /// The thread that trims when this node is elected to.
@@ -112,12 +114,14 @@ impl Upkeep {
     pub fn step(&mut self) {
         let elected = self.parts.membership.is_elected_trimmer();
         // What others have done already need not be done again.
-        if self.parts.progress.caught_up()
+        if !self.parts.original_nodes
+            && self.parts.progress.caught_up()
             && let Err(error) = self.append_what_is_due(elected)
         {
             tracing::error!(%error, "the log could not be trimmed");
         }
-        self.parts.metrics.trimmer.set((elected && self.refused.is_none()).into());
+        let trims = elected && self.refused.is_none() && !self.parts.original_nodes;
+        self.parts.metrics.trimmer.set(trims.into());
     }
 
     fn append_what_is_due(&mut self, elected: bool) -> Result<(), StoreError> {
@@ -163,9 +167,9 @@ impl Upkeep {
     }
 
     /// Appends records together and waits for their acknowledgements. Returns how many there were.
-    fn append(&self, records: Vec<ConditionalRecord>) -> u64 {
+    fn append(&self, records: Vec<NewRecord>) -> u64 {
         let appends: Vec<_> =
-            records.into_iter().map(|record| self.parts.log.append_conditional(record)).collect();
+            records.into_iter().map(|record| self.parts.log.append_record(record)).collect();
         let mut acknowledged = 0;
         for outcome in futures_executor::block_on(join_all(appends)) {
             match outcome {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bitacora_node::clock::{LogTime, WallTime};
 use bitacora_node::cluster::Membership;
-use bitacora_node::log::{Condition, ConditionalRecord, Log};
+use bitacora_node::log::{Condition, Log, NewRecord};
 use bitacora_node::metrics::Metrics;
 use bitacora_node::replication::progress::Progress;
 use bitacora_node::replication::{self, Applier, Watermarks};
@@ -121,6 +121,7 @@ impl Member {
             store: Arc::clone(&store),
             progress: Arc::clone(&progress),
             metrics: Arc::clone(&metrics),
+            decisions: Arc::default(),
             telemetry: Telemetry::off(),
             delete_retention: retention,
             snapshots: Some(Arc::new(self.view.clone())),
@@ -133,6 +134,7 @@ impl Member {
             progress: Arc::clone(&progress),
             metrics,
             retention,
+            original_nodes: false,
         });
         let peer =
             Peer { store: Arc::clone(&store), progress: Arc::clone(&progress), reads: Arc::clone(&reads) };
@@ -233,7 +235,7 @@ impl Member {
                         key.as_bytes().to_vec(),
                         Condition::Trim { offset, until: LogTime::MAX, log: world.identity().tag() },
                     );
-                    world.send_conditional(ConditionalRecord { partition, key, value: None, condition }, 0);
+                    world.send_conditional(NewRecord::conditional(partition, key, None, condition), 0);
                 }
             }
         }

@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use bitacora_node::clock::{LogTime, WallTime};
 use bitacora_node::log::{
-    AppendError, Appended, Batch, Condition, ConditionalRecord, Log, LogIdentity, LogInfo, LogReader,
-    LogRecord, LogTag, OpenError, ReadError,
+    AppendError, Appended, Batch, Condition, Log, LogIdentity, LogInfo, LogReader, LogRecord, LogTag,
+    NewRecord, OpenError, ReadError,
 };
 use bitacora_node::store::NeededRepair;
-use bitacora_node::telemetry::TraceParent;
 use bitacora_protocol::record::KeyValue;
 use bitacora_protocol::{HighWatermark, NextOffset, Position};
 use futures_util::future::{BoxFuture, FutureExt as _, ready};
@@ -19,7 +18,7 @@ use futures_util::future::{BoxFuture, FutureExt as _, ready};
 use crate::cluster::{Crashed, NodeView};
 use crate::mistake::Mistake;
 use crate::note;
-use crate::world::{Crash, DELAY, LONG, Partition, RETENTION, Record, World};
+use crate::world::{Crash, DELAY, LAG, LONG, Partition, RETENTION, Record, World};
 
 pub struct SimulatedLog {
     pub view: NodeView,
@@ -56,26 +55,18 @@ impl Log for SimulatedLog {
         *opened = identity;
         self.partitions.store(known, Ordering::Relaxed);
         let partitions = world.log[..known].iter().map(|log| log.start..log.end).collect();
-        Ok(LogInfo { identity: world.identity(), partitions })
+        let compaction_lag = Duration::from_millis(LAG.unsigned_abs());
+        Ok(LogInfo { identity: world.identity(), partitions, compaction_lag })
     }
 
-    fn append(
-        &self,
-        _: &str,
-        _: Vec<u8>,
-        _: Option<TraceParent>,
-    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        unreachable!("writers have their own way")
-    }
-
-    fn append_conditional(
-        &self,
-        record: ConditionalRecord,
-    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
+    fn append_record(&self, record: NewRecord) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        let (Some(partition), Some(_)) = (record.partition, record.condition) else {
+            unreachable!("writers have their own way")
+        };
         let world = &mut *self.view.call();
         let (who, undisturbed) = (self.view.who, world.nodes[self.view.who].undisturbed);
         match record.condition {
-            Condition::Repair { .. } => world.counts.repairs += 1,
+            Some(Condition::Repair { .. }) => world.counts.repairs += 1,
             _ => world.counts.trims += 1,
         }
         let unknown = ready(Err(AppendError::Unknown("nobody acknowledged it".to_owned()))).boxed();
@@ -83,7 +74,7 @@ impl Log for SimulatedLog {
             let store = self.view.cluster.peer(who).expect("it runs").store;
             let (_, needed) = store.needed_repairs(usize::MAX).expect("readable");
             let of_this = |needed: &NeededRepair| {
-                needed.key == record.key && needed.pending.position.partition == record.partition
+                needed.key == record.key && needed.pending.position.partition == partition
             };
             needed.into_iter().find(of_this)
         };
@@ -112,7 +103,6 @@ impl Log for SimulatedLog {
             let delay = world.random.between(0, LONG);
             world.send_conditional(record.clone(), delay);
         }
-        let partition = record.partition;
         world.send_conditional(record, delay);
         if delay > 0 {
             return unknown;
@@ -279,6 +269,7 @@ pub fn read(mistake: Option<Mistake>, partition: i32, record: &Record) -> LogRec
         key: Some(record.key.as_bytes()).filter(|_| !forgotten),
         value: record.value.as_deref(),
         condition,
+        level: None,
         epoch: Some(record.epoch).filter(|_| mistake != Some(Mistake::LeaderEpochsNotRemembered)),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bitacora_node::log::{Condition, ConditionalRecord, LogIdentity};
+use bitacora_node::log::{Condition, LogIdentity, NewRecord};
 use bitacora_node::store::Checkpoint;
 use bitacora_protocol::record::{KeyValue, ttl};
 use bitacora_protocol::{NextOffset, Position};
@@ -302,18 +302,19 @@ impl World {
     }
 
     /// What a trimmer sends is on its way for so long. Now and then somebody writes the key meanwhile.
-    pub fn send_conditional(&mut self, record: ConditionalRecord, delay: i64) {
+    pub fn send_conditional(&mut self, record: NewRecord, delay: i64) {
+        let NewRecord { partition: Some(partition), key, value, condition, .. } = record else {
+            unreachable!("it has a condition, and so a partition")
+        };
         if delay > 0 && self.random.one_in(2) {
             self.counts.writes += 1;
             let text = self.value();
-            let value = Some(encode(known(&record.key), &text, ttl::FOR_EVER));
+            let value = Some(encode(known(&key), &text, ttl::FOR_EVER));
             let due = self.now + self.random.between(0, delay.min(DELAY));
-            let (partition, key) = (record.partition, known(&record.key));
-            self.sent.push(Sent { due, partition, key, value, condition: None });
+            self.sent.push(Sent { due, partition, key: known(&key), value, condition: None });
         }
-        let ConditionalRecord { partition, key, value, condition } = record;
         let (due, key) = (self.now + delay, known(&key));
-        self.sent.push(Sent { due, partition, key, value, condition: Some(condition) });
+        self.sent.push(Sent { due, partition, key, value, condition });
         self.pass(0);
     }
 }

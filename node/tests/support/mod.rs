@@ -31,6 +31,7 @@ pub async fn start(dir: &Path, log: Arc<dyn Log>, flags: &[&str], other: Option<
         listener,
         rpc_listener,
         address: address.clone(),
+        original_nodes: false,
         settings: settings(flags),
     });
     (node.expect("it starts"), address)

@@ -18,17 +18,15 @@ use heed::{Database, Env, EnvFlags};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
-use self::compaction::compact;
+use self::compaction::{COMPACTION_LAG, compact};
 use self::reader::Reader;
 use self::records::{encode, end_of, record_key};
 use super::{
-    AppendError, Appended, Condition, ConditionalRecord, Log, LogIdentity, LogInfo, LogReader, OpenError,
-    ReadError,
+    AppendError, Appended, Log, LogIdentity, LogInfo, LogReader, NewRecord, OpenError, ReadError,
 };
 use crate::clock::LogTime;
 use crate::data_dir::DataDir;
 use crate::lmdb;
-use crate::telemetry::TraceParent;
 use crate::worker::Worker;
 use bitacora_protocol::{HighWatermark, NextOffset, Position, partition_of};
 
@@ -45,8 +43,7 @@ pub struct EmbeddedLog {
 
 struct Shared {
     env: Env,
-    /// Partition (u32) and offset (u64), both big-endian → timestamp (i64), kind (u8), key length (u24), what the
-    /// kind adds (i64s), the trace's 25 bytes if the kind says that there is one, key, value.
+    /// Partition (u32) and offset (u64), both big-endian → what [`records`] says.
     records: Database<Bytes, Bytes>,
     identity: LogIdentity,
     /// Exclusive ends of what is committed, per partition.
@@ -57,13 +54,7 @@ struct Shared {
 }
 
 struct Append {
-    /// `None`: the key's own.
-    partition: Option<i32>,
-    key: Vec<u8>,
-    value: Vec<u8>,
-    tombstone: bool,
-    condition: Option<Condition>,
-    trace: Option<TraceParent>,
+    record: NewRecord,
     done: oneshot::Sender<Result<Appended, AppendError>>,
 }
 
@@ -160,9 +151,10 @@ fn commit(shared: &Shared, group: &[Append]) -> heed::Result<Vec<Appended>> {
     let mut txn = shared.env.write_txn()?;
     let mut value = Vec::new();
     for append in group {
-        let partition = append.partition.unwrap_or_else(|| partition_of(&append.key, ends.len()));
+        let Append { record, .. } = append;
+        let partition = record.partition.unwrap_or_else(|| partition_of(&record.key, ends.len()));
         let end = &mut ends[partition as usize];
-        encode(append, timestamp, &mut value);
+        encode(record, timestamp, &mut value);
         shared.records.put(&mut txn, &record_key(partition as u32, *end), &value)?;
         appended.push(Appended { position: Position { partition, offset: *end }, timestamp });
         *end += 1;
@@ -185,28 +177,29 @@ impl Log for EmbeddedLog {
 
     fn open(&self, _: &dyn Fn()) -> Result<LogInfo, OpenError> {
         let partitions = self.shared.ends.lock().iter().map(|end| 0..*end).collect();
-        Ok(LogInfo { identity: self.shared.identity.clone(), partitions })
+        let identity = self.shared.identity.clone();
+        Ok(LogInfo { identity, partitions, compaction_lag: COMPACTION_LAG })
     }
 
-    fn append(
-        &self,
-        key: &str,
-        value: Vec<u8>,
-        trace: Option<TraceParent>,
-    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        self.send(None, key.into(), Some(value), None, trace)
-    }
-
-    fn append_conditional(
-        &self,
-        record: ConditionalRecord,
-    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        let ConditionalRecord { partition, key, value, condition } = record;
-        if usize::try_from(partition).map_or(true, |partition| partition >= self.shared.ends.lock().len()) {
+    fn append_record(&self, record: NewRecord) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        let partitions = self.shared.ends.lock().len();
+        let unknown =
+            record.partition.filter(|of| usize::try_from(*of).map_or(true, |of| of >= partitions));
+        if let Some(partition) = unknown {
             let reason = format!("there is no partition {partition}");
             return Box::pin(std::future::ready(Err(AppendError::NotTaken(reason))));
         }
-        self.send(Some(partition), key, value, Some(condition), None)
+        let (done, answer) = oneshot::channel();
+        let sent = match &*self.appends.lock() {
+            Some(queue) => {
+                queue.try_send(Append { record, done }).map_err(|_| "too many writes are waiting")
+            }
+            None => Err("the log is closing"),
+        };
+        Box::pin(async move {
+            sent.map_err(|reason| AppendError::NotTaken(reason.into()))?;
+            answer.await.unwrap_or_else(|_| Err(AppendError::Unknown("the log's writer ended".into())))
+        })
     }
 
     fn delete_retention(&self) -> Option<Duration> {
@@ -241,33 +234,11 @@ impl Log for EmbeddedLog {
     }
 }
 
-impl EmbeddedLog {
-    fn send(
-        &self,
-        partition: Option<i32>,
-        key: Vec<u8>,
-        value: Option<Vec<u8>>,
-        condition: Option<Condition>,
-        trace: Option<TraceParent>,
-    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        let (done, answer) = oneshot::channel();
-        let tombstone = value.is_none();
-        let value = value.unwrap_or_default();
-        let append = Append { partition, key, value, tombstone, condition, trace, done };
-        let sent = match &*self.appends.lock() {
-            Some(queue) => queue.try_send(append).map_err(|_| "too many writes are waiting"),
-            None => Err("the log is closing"),
-        };
-        Box::pin(async move {
-            sent.map_err(|reason| AppendError::NotTaken(reason.into()))?;
-            answer.await.unwrap_or_else(|_| Err(AppendError::Unknown("the log's writer ended".into())))
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::{Batch, LogTag};
+    use super::super::{Batch, Condition, Expected, Level, LogTag};
+    use crate::clock::WallTime;
+    use crate::telemetry::TraceParent;
     use super::compaction::{COMPACTION_LAG, TOMBSTONE_RETENTION};
     use super::*;
     use std::path::Path;
@@ -322,7 +293,7 @@ mod tests {
         log.append("k", b"one".to_vec(), None).await.expect("acknowledged");
         let of = LogTag::default();
         let at = LogTime::from_ms;
-        let repair = Condition::Repair { offset: 0, timestamp: at(7), until: at(8), log: of };
+        let repair = Condition::Repair { offset: 0, timestamp: at(7), until: at(8), log: of, reach: None };
         let conditional = [
             (Condition::Trim { offset: 0, until: at(9), log: of }, None),
             (repair, None),
@@ -332,12 +303,12 @@ mod tests {
         let partition = 1 - partition_of(b"k", 2);
         let mut positions = Vec::new();
         for (condition, value) in conditional.clone() {
-            let record = ConditionalRecord { partition, key: b"k".to_vec(), value, condition };
-            positions.push(log.append_conditional(record).await.expect("acknowledged").position);
+            let record = NewRecord::conditional(partition, b"k".to_vec(), value, condition);
+            positions.push(log.append_record(record).await.expect("acknowledged").position);
         }
         assert_eq!(positions, [0, 1, 2].map(|offset| Position { partition, offset }));
-        let nowhere = ConditionalRecord { partition: 2, key: b"k".to_vec(), value: None, condition: repair };
-        assert!(matches!(log.append_conditional(nowhere).await, Err(AppendError::NotTaken(_))));
+        let nowhere = NewRecord::conditional(2, b"k".to_vec(), None, repair);
+        assert!(matches!(log.append_record(nowhere).await, Err(AppendError::NotTaken(_))));
         drop(log);
 
         let log = open(dir.path());
@@ -359,8 +330,8 @@ mod tests {
         // A tombstone goes in the end, unless it is a partition's last record.
         for key in [b"k", b"l"] {
             let condition = Condition::Trim { offset: 1, until: at(9), log: LogTag::default() };
-            let record = ConditionalRecord { partition, key: key.to_vec(), value: None, condition };
-            log.append_conditional(record).await.expect("acknowledged");
+            let record = NewRecord::conditional(partition, key.to_vec(), None, condition);
+            log.append_record(record).await.expect("acknowledged");
         }
         compact_at(COMPACTION_LAG);
         assert_eq!(read(&log).len(), 2);
@@ -383,6 +354,49 @@ mod tests {
         drop(open(dir.path()));
         let again = EmbeddedLog::open(DataDir::open(dir.path()).expect("free"), "t", 3);
         assert!(again.err().expect("refused").to_string().contains("has 2 partitions, not 3"));
+    }
+
+    #[tokio::test]
+    async fn whatever_a_header_says_is_read_back() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (log, tag, until) = (open(dir.path()), LogTag::default(), LogTime::from_ms(9));
+        let trace = TraceParent::parse(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+        let value = || Some(b"v".to_vec());
+        let repair = |reach| Condition::Repair { offset: 1, timestamp: until, until, log: tag, reach };
+        let attempt = |expected| Condition::Attempt { expected, until, log: tag };
+        let conditional = |value, condition| NewRecord::conditional(0, b"k".to_vec(), value, condition);
+        let mut records: Vec<_> = [Expected::Live(7), Expected::Dead(8), Expected::Nothing]
+            .into_iter()
+            .map(|expected| conditional(value(), attempt(expected)))
+            .collect();
+        records.extend([
+            conditional(value(), repair(None)),
+            conditional(value(), repair(Some(2))),
+            conditional(None, repair(Some(2))),
+            conditional(None, Condition::Trim { offset: 1, until, log: tag }),
+            NewRecord { trace, ..conditional(value(), attempt(Expected::Live(7))) },
+            NewRecord::level(0, Level::CONDITIONAL_WRITES, WallTime::from_ms(5)),
+            NewRecord::reserved(0, "\0barrier", WallTime::from_ms(5)),
+            NewRecord { partition: Some(0), key: b"k".to_vec(), trace, ..NewRecord::default() },
+        ]);
+        for record in &records {
+            log.append_record(record.clone()).await.expect("acknowledged");
+        }
+        let mut batch = Batch::default();
+        let mut reader = log.reader(&[NextOffset(0), NextOffset(0)], &[]).expect("readable");
+        reader.poll(Duration::ZERO, &mut batch).expect("readable");
+        let read: Vec<_> = batch
+            .records()
+            .map(|record| NewRecord {
+                partition: Some(record.position.partition),
+                key: record.key.expect("it has one").to_vec(),
+                value: record.value.map(<[u8]>::to_vec),
+                condition: record.condition,
+                level: record.level,
+                trace: batch.traced().iter().find(|(at, _)| *at == record.position).map(|(_, trace)| *trace),
+            })
+            .collect();
+        assert_eq!(read, records);
     }
 
     #[tokio::test]

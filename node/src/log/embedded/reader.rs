@@ -54,6 +54,7 @@ impl Reader {
                     key: Some(record.key),
                     value: record.value,
                     condition: record.condition,
+                    level: record.level,
                     epoch: None,
                 });
                 *next = NextOffset::after(offset);

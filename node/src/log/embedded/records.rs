@@ -5,9 +5,8 @@ use std::ops::Bound;
 use heed::types::Bytes;
 use heed::{Database, RoTxn};
 
-use super::Append;
 use crate::clock::LogTime;
-use crate::log::{Condition, LogTag};
+use crate::log::{Condition, Expected, Level, LogTag, NewRecord};
 use crate::telemetry::TraceParent;
 
 pub(super) fn end_of(
@@ -38,26 +37,49 @@ pub(super) fn offset_of(key: &[u8]) -> Option<i64> {
     key.get(4..12).and_then(|bytes| bytes.try_into().ok()).map(i64::from_be_bytes)
 }
 
-/// The bytes of a record that is appended at `timestamp`; `value` holds nothing else afterwards.
-pub(super) fn encode(append: &Append, timestamp: LogTime, value: &mut Vec<u8>) {
+/// The bytes of a record that is appended at `timestamp`; `value` holds nothing else afterwards: timestamp (i64), kind (u8), key length
+/// (u24), what the kind adds (i64s), the trace's 25 bytes if the kind says that there is one, key, value. All numbers are big-endian.
+pub(super) fn encode(record: &NewRecord, timestamp: LogTime, value: &mut Vec<u8>) {
     value.clear();
     value.extend(timestamp.ms().to_be_bytes());
-    let (kind, added): (u32, &[i64]) = match append.condition {
-        None => (PLAIN, &[]),
-        // Its one topic never changes, and has no id.
-        Some(Condition::Trim { offset, until, .. }) => (TRIM, &[offset, until.ms()]),
-        Some(Condition::Repair { offset, timestamp, until, .. }) => (
-            if append.tombstone { REPAIRED_TOMBSTONE } else { REPAIR },
-            &[offset, timestamp.ms(), until.ms()],
-        ),
-        Some(Condition::Unreadable) => (TRIM, &[-1, i64::MAX]),
-    };
-    let traced = if append.trace.is_some() { TRACED } else { 0 };
-    value.extend(((kind | traced) << 24 | append.key.len() as u32).to_be_bytes());
-    value.extend(added.iter().flat_map(|number| number.to_be_bytes()));
-    value.extend(append.trace.iter().flat_map(|trace| trace.to_bytes()));
-    value.extend(&append.key);
-    value.extend(&append.value);
+    let (kind, added, count) = kind_of(record);
+    let traced = if record.trace.is_some() { TRACED } else { 0 };
+    value.extend(((kind | traced) << 24 | record.key.len() as u32).to_be_bytes());
+    value.extend(added[..count].iter().flat_map(|number| number.to_be_bytes()));
+    value.extend(record.trace.iter().flat_map(|trace| trace.to_bytes()));
+    value.extend(&record.key);
+    value.extend(record.value.iter().flatten());
+}
+
+/// The kind of a record, and the numbers that it adds: the first so many of these.
+fn kind_of(record: &NewRecord) -> (u32, [i64; 4], usize) {
+    let is_tombstone = record.value.is_none();
+    // Its one topic never changes, and has no id.
+    match (record.condition, record.level) {
+        (None, None) if is_tombstone => (TOMBSTONE, [0; 4], 0),
+        (None, None) => (PLAIN, [0; 4], 0),
+        (None, Some(level)) => (LEVEL, [level.0.into(), 0, 0, 0], 1),
+        (Some(Condition::Trim { offset, until, .. }), _) => (TRIM, [offset, until.ms(), 0, 0], 2),
+        (Some(Condition::Repair { offset, timestamp, until, reach, .. }), _) => {
+            let kind = match (reach, is_tombstone) {
+                (None, false) => REPAIR,
+                (None, true) => REPAIRED_TOMBSTONE,
+                (Some(_), false) => REACHING_REPAIR,
+                (Some(_), true) => REACHING_REPAIRED_TOMBSTONE,
+            };
+            let numbers = [offset, timestamp.ms(), until.ms(), reach.unwrap_or_default()];
+            (kind, numbers, 3 + usize::from(reach.is_some()))
+        }
+        (Some(Condition::Attempt { expected, until, .. }), _) => {
+            let kind = match expected {
+                Expected::Live(_) => EXPECTS_LIVE,
+                Expected::Dead(_) => EXPECTS_DEAD,
+                Expected::Nothing => EXPECTS_NOTHING,
+            };
+            (kind, [expected.offset().unwrap_or_default(), until.ms(), 0, 0], 2)
+        }
+        (Some(Condition::Unreadable), _) => (TRIM, [-1, i64::MAX, 0, 0], 2),
+    }
 }
 
 pub(super) struct Stored<'a> {
@@ -66,6 +88,7 @@ pub(super) struct Stored<'a> {
     /// `None` for a tombstone.
     pub value: Option<&'a [u8]>,
     pub condition: Option<Condition>,
+    pub level: Option<Level>,
     pub trace: Option<TraceParent>,
 }
 
@@ -76,41 +99,64 @@ const PLAIN: u32 = 0;
 const TRIM: u32 = 1;
 const REPAIR: u32 = 2;
 const REPAIRED_TOMBSTONE: u32 = 3;
+const REACHING_REPAIR: u32 = 4;
+const REACHING_REPAIRED_TOMBSTONE: u32 = 5;
+const EXPECTS_LIVE: u32 = 6;
+const EXPECTS_DEAD: u32 = 7;
+const EXPECTS_NOTHING: u32 = 8;
+const LEVEL: u32 = 9;
+const TOMBSTONE: u32 = 10;
 
 pub(super) fn parse(bytes: &[u8]) -> Option<Stored<'_>> {
     let (timestamp, rest) =
         bytes.split_first_chunk().map(|(ms, rest)| (LogTime::from_ms(i64::from_be_bytes(*ms)), rest))?;
-    let (length, rest) = rest.split_first_chunk()?;
-    let number = |rest: &mut &[u8]| {
-        let (number, left) = rest.split_first_chunk()?;
-        *rest = left;
-        Some(i64::from_be_bytes(*number))
-    };
-    let (kind_and_length, mut rest) = (u32::from_be_bytes(*length), rest);
+    let (length, mut rest) = rest.split_first_chunk()?;
+    let kind_and_length = u32::from_be_bytes(*length);
     let kind = kind_and_length >> 24 & !TRACED;
-    let log = LogTag::default();
-    let condition = match kind {
-        PLAIN => None,
-        TRIM => Some(Condition::Trim {
-            offset: number(&mut rest)?,
-            until: LogTime::from_ms(number(&mut rest)?),
-            log,
-        }),
-        REPAIR | REPAIRED_TOMBSTONE => {
-            let (offset, timestamp, until) = (number(&mut rest)?, number(&mut rest)?, number(&mut rest)?);
-            let (timestamp, until) = (LogTime::from_ms(timestamp), LogTime::from_ms(until));
-            Some(Condition::Repair { offset, timestamp, until, log })
-        }
-        _ => return None,
-    };
+    let (condition, level) = parse_added(kind, &mut rest)?;
     let mut trace = None;
     if kind_and_length >> 24 & TRACED != 0 {
         let (bytes, left) = rest.split_first_chunk()?;
         (trace, rest) = (TraceParent::from_bytes(bytes), left);
     }
     let (key, value) = rest.split_at_checked((kind_and_length & 0x00ff_ffff) as usize)?;
-    let value = Some(value).filter(|_| !matches!(kind, TRIM | REPAIRED_TOMBSTONE));
-    Some(Stored { timestamp, key, value, condition, trace })
+    let is_tombstone =
+        matches!(kind, TRIM | REPAIRED_TOMBSTONE | REACHING_REPAIRED_TOMBSTONE | TOMBSTONE);
+    let value = Some(value).filter(|_| !is_tombstone);
+    Some(Stored { timestamp, key, value, condition, level, trace })
+}
+
+/// What a kind adds, taken off the front of `rest`; `None` if there is no such kind, or too little.
+fn parse_added(kind: u32, rest: &mut &[u8]) -> Option<(Option<Condition>, Option<Level>)> {
+    let mut number = || {
+        let (number, left) = rest.split_first_chunk()?;
+        *rest = left;
+        Some(i64::from_be_bytes(*number))
+    };
+    let log = LogTag::default();
+    let condition = match kind {
+        PLAIN | TOMBSTONE => return Some((None, None)),
+        LEVEL => return Some((None, Some(Level(number()?.try_into().ok()?)))),
+        TRIM => Condition::Trim { offset: number()?, until: LogTime::from_ms(number()?), log },
+        REPAIR | REPAIRED_TOMBSTONE | REACHING_REPAIR | REACHING_REPAIRED_TOMBSTONE => {
+            let (offset, timestamp, until) = (number()?, number()?, number()?);
+            let (timestamp, until) = (LogTime::from_ms(timestamp), LogTime::from_ms(until));
+            let reaching = matches!(kind, REACHING_REPAIR | REACHING_REPAIRED_TOMBSTONE);
+            let reach = if reaching { Some(number()?) } else { None };
+            Condition::Repair { offset, timestamp, until, log, reach }
+        }
+        EXPECTS_LIVE | EXPECTS_DEAD | EXPECTS_NOTHING => {
+            let (offset, until) = (number()?, LogTime::from_ms(number()?));
+            let expected = match kind {
+                EXPECTS_LIVE => Expected::Live(offset),
+                EXPECTS_DEAD => Expected::Dead(offset),
+                _ => Expected::Nothing,
+            };
+            Condition::Attempt { expected, until, log }
+        }
+        _ => return None,
+    };
+    Some((Some(condition), None))
 }
 
 #[cfg(test)]
@@ -124,7 +170,7 @@ mod tests {
         fn any_stored_bytes_are_a_record_or_none(
             bytes: Vec<u8>,
             at: Vec<u8>,
-            kind in prop_oneof![0..6_u8, 0x80..0x86_u8],
+            kind in prop_oneof![0..12_u8, 0x80..0x8c_u8],
             length in 0..20_u8,
         ) {
             let header = [&[0; 8][..], &[kind, 0, 0, length], &bytes].concat();

@@ -15,7 +15,7 @@ use sys::rd_kafka_resp_err_t as Code;
 
 use super::client::LastProblem;
 use crate::clock::LogTime;
-use crate::log::{Batch, Condition, LogRecord};
+use crate::log::{Batch, Condition, Level, LogRecord};
 use crate::telemetry::TraceParent;
 use bitacora_protocol::{NextOffset, Position};
 
@@ -134,6 +134,7 @@ unsafe fn fetched(event: *mut sys::rd_kafka_event_t, batch: &mut Batch) -> Event
                 key: bytes(message.key, message.key_len),
                 value: bytes(message.payload, message.len),
                 condition: headers.and_then(|headers| condition(headers)),
+                level: headers.and_then(|headers| level(headers)),
                 epoch: Some(sys::rd_kafka_message_leader_epoch(message)).filter(|epoch| *epoch >= 0),
             });
         }
@@ -180,12 +181,24 @@ unsafe fn header<'a>(headers: *mut sys::rd_kafka_headers_t, name: &CStr) -> Opti
 ///
 /// SAFETY: the message of the headers is alive.
 unsafe fn condition(headers: *mut sys::rd_kafka_headers_t) -> Option<Condition> {
-    let conditions = [(Condition::TRIM, c"bitacora-trim"), (Condition::REPAIR, c"bitacora-repair")];
+    let conditions = [
+        (Condition::TRIM, c"bitacora-trim"),
+        (Condition::REPAIR, c"bitacora-repair"),
+        (Condition::ATTEMPT, c"bitacora-attempt"),
+    ];
     conditions.into_iter().find_map(|(name, c_name)| {
         // SAFETY: as promised.
         let value = unsafe { header(headers, c_name) }?;
         Some(Condition::from_header(name, value))
     })
+}
+
+/// The level that the headers tell, if they do.
+///
+/// SAFETY: the message of the headers is alive.
+unsafe fn level(headers: *mut sys::rd_kafka_headers_t) -> Option<Level> {
+    // SAFETY: as promised.
+    Level::from_header(unsafe { header(headers, c"bitacora-level") }?)
 }
 
 /// The trace in the headers, if there is one.

@@ -28,8 +28,8 @@ use self::producer::{Acknowledged, PolledProducer, acknowledgement, is_too_large
 use self::reader::Reader;
 use self::statistics::Collected;
 use super::{
-    AppendError, Appended, Condition, ConditionalRecord, Log, LogIdentity, LogInfo, LogReader, LogStatistics,
-    OpenError, ReadError,
+    AppendError, Appended, Condition, Level, Log, LogIdentity, LogInfo, LogReader, LogStatistics, NewRecord, OpenError,
+    ReadError,
 };
 use crate::clock::LogTime;
 use crate::telemetry::TraceParent;
@@ -97,21 +97,15 @@ impl KafkaLog {
         self.producer.read()
     }
 
-    fn send(
-        &self,
-        key: &[u8],
-        value: Option<&[u8]>,
-        conditional: Option<(i32, Condition)>,
-        trace: Option<TraceParent>,
-    ) -> Result<oneshot::Receiver<Acknowledged>, AppendError> {
+    fn send(&self, record: &NewRecord) -> Result<oneshot::Receiver<Acknowledged>, AppendError> {
         if self.partitions.load(Ordering::Relaxed) == 0 {
             // A broker may create a topic that is written to, and not compacted at that.
             return Err(AppendError::NotTaken("the topic is not known yet".to_owned()));
         }
-        let sent = match self.try_send(key, value, conditional, trace) {
+        let sent = match self.try_send(record) {
             Err(KafkaError::MessageProduction(RDKafkaErrorCode::Fatal)) => {
                 self.renew_failed_producer();
-                self.try_send(key, value, conditional, trace)
+                self.try_send(record)
             }
             sent => sent,
         };
@@ -146,27 +140,28 @@ impl KafkaLog {
         }
     }
 
-    fn try_send(
-        &self,
-        key: &[u8],
-        value: Option<&[u8]>,
-        conditional: Option<(i32, Condition)>,
-        trace: Option<TraceParent>,
-    ) -> Result<oneshot::Receiver<Acknowledged>, KafkaError> {
+    fn try_send(&self, new: &NewRecord) -> Result<oneshot::Receiver<Acknowledged>, KafkaError> {
         let (done, acknowledged) = oneshot::channel();
         let mut record = BaseRecord::<[u8], [u8], _>::with_opaque_to(&self.settings.topic, Box::new(done));
-        record = record.key(key);
-        record.payload = value;
-        if let Some((partition, condition)) = conditional {
-            let (name, value) = condition.header();
-            let header = Header { key: name, value: Some(&value) };
-            record = record.partition(partition).headers(OwnedHeaders::new().insert(header));
-        } else if let Some(trace) = trace {
-            let header = Header { key: TraceParent::HEADER, value: Some(&trace.to_string()) };
-            record = record.headers(OwnedHeaders::new().insert(header));
-        }
+        record = record.key(&new.key);
+        record.payload = new.value.as_deref();
+        record.partition = new.partition;
+        record.headers = headers(new);
         self.producer().send(record).map(|()| acknowledged).map_err(|(error, _)| error)
     }
+}
+
+/// `None` if there are none, which is the rule.
+fn headers(record: &NewRecord) -> Option<OwnedHeaders> {
+    let condition = record.condition.map(Condition::header);
+    let level = record.level.map(|level| (Level::HEADER, level.to_string()));
+    let trace = record.trace.map(|trace| (TraceParent::HEADER, trace.to_string()));
+    let mut headers = None;
+    for (key, value) in [condition, level, trace].into_iter().flatten() {
+        let header = Header { key, value: Some(&value) };
+        headers = Some(headers.unwrap_or_else(OwnedHeaders::new).insert(header));
+    }
+    headers
 }
 
 impl Log for KafkaLog {
@@ -205,25 +200,20 @@ impl Log for KafkaLog {
         Ok(info)
     }
 
-    fn append(
-        &self,
-        key: &str,
-        value: Vec<u8>,
-        trace: Option<TraceParent>,
-    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        acknowledgement(self.send(key.as_bytes(), Some(&value), None, trace))
-    }
-
-    fn append_conditional(
-        &self,
-        record: ConditionalRecord,
-    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        let ConditionalRecord { partition, key, value, condition } = record;
-        acknowledgement(self.send(&key, value.as_deref(), Some((partition, condition)), None))
+    fn append_record(&self, record: NewRecord) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        acknowledgement(self.send(&record))
     }
 
     fn check_trimming(&self) -> Result<(), String> {
         topic::check_trimming(&self.queries, &self.settings, self.partitions.load(Ordering::Relaxed))
+    }
+
+    fn check_conditional_writes(&self) -> Result<(), String> {
+        topic::check_conditional_writes(
+            &self.queries,
+            &self.settings,
+            self.partitions.load(Ordering::Relaxed),
+        )
     }
 
     fn reader(&self, from: &[NextOffset], epochs: &[Option<i32>]) -> Result<Box<dyn LogReader>, ReadError> {

@@ -44,7 +44,7 @@ pub(super) fn open(
         }
     };
     answered();
-    check(settings)?;
+    let compaction_lag = check(settings)?;
     answered();
     let Described { topic_id, .. } = events::describe(queries, &settings.topic, QUERY_TIMEOUT)
         .map_err(|error| unavailable("did not describe the topic", &error))?;
@@ -65,6 +65,7 @@ pub(super) fn open(
     Ok(LogInfo {
         identity,
         partitions: starts.into_iter().zip(ends).map(|(start, end)| start..end).collect(),
+        compaction_lag,
     })
 }
 
@@ -222,6 +223,25 @@ pub(super) fn check_trimming(
     settings: &KafkaSettings,
     read: usize,
 ) -> Result<(), String> {
+    meets(&config_if_all_is_read(queries, settings, read)?, settings, &trimming_needs(settings))
+}
+
+/// Whether the topic keeps what conditional writes rest on: as [`check_trimming`], but for tombstones. `read` is the number of partitions
+/// that this node reads: the key's record may be in another.
+pub(super) fn check_conditional_writes(
+    queries: &BaseConsumer<LastProblem>,
+    settings: &KafkaSettings,
+    read: usize,
+) -> Result<(), String> {
+    meets(&config_if_all_is_read(queries, settings, read)?, settings, &conditional_write_needs(settings))
+}
+
+/// The topic's settings, if this node reads all of it.
+fn config_if_all_is_read(
+    queries: &BaseConsumer<LastProblem>,
+    settings: &KafkaSettings,
+    read: usize,
+) -> Result<Config, String> {
     let topic = &settings.topic;
     match partitions(queries, topic) {
         Ok(Some(found)) if read == found => {}
@@ -233,40 +253,73 @@ pub(super) fn check_trimming(
         Ok(None) => return Err(format!("the topic '{topic}' is missing")),
         Err(error) => return Err(format!("the topic '{topic}' can't be checked yet: {error}")),
     }
-    let config = config(settings).map_err(|error| error.to_string())?;
-    trimmable(&config, settings)
+    config(settings).map_err(|error| error.to_string())
 }
 
-fn trimmable(config: &Config, settings: &KafkaSettings) -> Result<(), String> {
-    let KafkaSettings { topic, brokers, .. } = settings;
-    let value = |name: &str| config.get(name).map(String::as_str).unwrap_or_default();
-    let lag = settings.min_compaction_lag.min(MIN_LAG).as_millis();
-    let retention = settings.delete_retention.as_millis();
-    // One that does not say so is taken to have none.
-    let below = |name: &str, least: u128| value(name).parse().map_or(true, |ms: u128| ms < least);
-    let (name, wanted, why) = if value("cleanup.policy") != "compact" {
-        ("cleanup.policy", "compact".to_owned(), "Kafka must only remove what a newer record replaces")
-    } else if value("message.timestamp.type") != "LogAppendTime" {
-        (
-            "message.timestamp.type",
-            "LogAppendTime".to_owned(),
-            "writers' clocks don't tell how old a record is",
-        )
-    } else if below("min.compaction.lag.ms", lag) {
-        ("min.compaction.lag.ms", lag.to_string(), "a write must not be compacted away before it is repaired")
-    } else if below("delete.retention.ms", retention) {
-        ("delete.retention.ms", retention.to_string(), "every node must see a tombstone before it goes")
-    } else {
-        return Ok(());
+/// What something needs of a setting of the topic.
+struct Need {
+    name: &'static str,
+    value: Needed,
+    why: &'static str,
+}
+
+enum Needed {
+    Exactly(&'static str),
+    /// So many ms.
+    AtLeast(u128),
+}
+
+fn conditional_write_needs(settings: &KafkaSettings) -> [Need; 3] {
+    [
+        Need {
+            name: "cleanup.policy",
+            value: Needed::Exactly("compact"),
+            why: "Kafka must only remove what a newer record replaces",
+        },
+        Need {
+            name: "message.timestamp.type",
+            value: Needed::Exactly("LogAppendTime"),
+            why: "writers' clocks don't tell how old a record is",
+        },
+        Need {
+            name: "min.compaction.lag.ms",
+            value: Needed::AtLeast(settings.min_compaction_lag.min(MIN_LAG).as_millis()),
+            why: "a write must not be compacted away before it is repaired",
+        },
+    ]
+}
+
+fn trimming_needs(settings: &KafkaSettings) -> [Need; 4] {
+    let [policy, timestamps, lag] = conditional_write_needs(settings);
+    let retention = Need {
+        name: "delete.retention.ms",
+        value: Needed::AtLeast(settings.delete_retention.as_millis()),
+        why: "every node must see a tombstone before it goes",
     };
-    Err(format!(
-        "the topic '{topic}' has {name}={}, and {why}; mend it:\n  kafka-configs.sh --bootstrap-server {brokers} --alter --entity-type topics --entity-name {topic} --add-config {name}={wanted}",
-        value(name)
-    ))
+    [policy, timestamps, lag, retention]
 }
 
-/// Refuses a topic that would lose keys.
-fn check(settings: &KafkaSettings) -> Result<(), OpenError> {
+/// Whether the topic's settings are what is needed; what is not, and how to mend it.
+fn meets(config: &Config, settings: &KafkaSettings, needs: &[Need]) -> Result<(), String> {
+    let KafkaSettings { topic, brokers, .. } = settings;
+    for Need { name, value, why } in needs {
+        let found = config.get(*name).map(String::as_str).unwrap_or_default();
+        let (met, wanted) = match value {
+            Needed::Exactly(wanted) => (found == *wanted, (*wanted).to_owned()),
+            // One that does not say so is taken to have none.
+            Needed::AtLeast(ms) => (found.parse().is_ok_and(|found: u128| found >= *ms), ms.to_string()),
+        };
+        if !met {
+            return Err(format!(
+                "the topic '{topic}' has {name}={found}, and {why}; mend it:\n  kafka-configs.sh --bootstrap-server {brokers} --alter --entity-type topics --entity-name {topic} --add-config {name}={wanted}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a topic that would lose keys. Returns how long its records are safe from compaction.
+fn check(settings: &KafkaSettings) -> Result<Duration, OpenError> {
     let KafkaSettings { topic, brokers, .. } = settings;
     let config = config(settings)?;
     let value = |name: &str| config.get(name).cloned().unwrap_or_default();
@@ -301,7 +354,8 @@ fn check(settings: &KafkaSettings) -> Result<(), OpenError> {
             settings.max_record_bytes
         );
     }
-    Ok(())
+    // One that does not say so is taken to have none.
+    Ok(Duration::from_millis(value("min.compaction.lag.ms").parse().unwrap_or_default()))
 }
 
 fn admin(settings: &KafkaSettings) -> Result<AdminClient<LastProblem>, OpenError> {
@@ -383,6 +437,8 @@ mod tests {
         let config = |changed: &[(&str, &str)]| -> Config {
             good.iter().chain(changed).map(|(name, value)| ((*name).into(), (*value).into())).collect()
         };
+        let trimmable =
+            |config: &Config, settings: &KafkaSettings| meets(config, settings, &trimming_needs(settings));
         assert_eq!(trimmable(&config(&[]), &settings), Ok(()));
         for (name, value, wanted) in [
             ("cleanup.policy", "compact,delete", "compact"),
@@ -397,5 +453,33 @@ mod tests {
         }
         let short = KafkaSettings { min_compaction_lag: Duration::from_secs(1), ..settings };
         assert_eq!(trimmable(&config(&[("min.compaction.lag.ms", "1000")]), &short), Ok(()));
+    }
+
+    #[test]
+    fn a_topic_without_time_to_repair_takes_no_conditional_writes() {
+        let settings = crate::log::kafka::tests::settings("kafka:9092");
+        let good = [
+            ("cleanup.policy", "compact"),
+            ("message.timestamp.type", "LogAppendTime"),
+            ("min.compaction.lag.ms", "600000"),
+            // Tombstones don't matter.
+            ("delete.retention.ms", "1"),
+        ];
+        let check = |changed: &[(&str, &str)]| {
+            let config: Config =
+                good.iter().chain(changed).map(|(name, value)| ((*name).into(), (*value).into())).collect();
+            meets(&config, &settings, &conditional_write_needs(&settings))
+        };
+        assert_eq!(check(&[]), Ok(()));
+        for (name, value) in [
+            ("cleanup.policy", "compact,delete"),
+            ("message.timestamp.type", "CreateTime"),
+            ("min.compaction.lag.ms", "599999"),
+            ("min.compaction.lag.ms", ""),
+        ] {
+            let error = check(&[(name, value)]).expect_err(name);
+            assert!(error.contains(&format!("{name}={value}, and ")), "{error}");
+            assert!(error.contains("mend it:") && error.contains("--add-config"), "{error}");
+        }
     }
 }

@@ -14,11 +14,10 @@ use super::*;
 use crate::clock::manual::ManualClock;
 use crate::clock::{Clock as _, LogTime, WallTime};
 use crate::log::{
-    AppendError, Appended, Batch, Condition, ConditionalRecord, LogInfo, LogReader, LogRecord, LogTag,
-    OpenError, ReadError,
+    AppendError, Appended, Batch, Condition, LogInfo, LogReader, LogRecord, LogTag, NewRecord, OpenError,
+    ReadError,
 };
 use crate::store::{Change, Writer};
-use crate::telemetry::TraceParent;
 use crate::testing::damage::{damaged, damages};
 use bitacora_protocol::{HighWatermark, NextOffset, Position};
 
@@ -142,19 +141,11 @@ impl Log for Scripted {
         if let Some(reason) = self.refuses {
             return Err(OpenError::Refused(reason.to_owned()));
         }
-        Ok(LogInfo { identity: self.identity(), partitions: vec![self.range.lock().clone()] })
+        let partitions = vec![self.range.lock().clone()];
+        Ok(LogInfo { identity: self.identity(), partitions, compaction_lag: Duration::from_hours(1) })
     }
 
-    fn append(
-        &self,
-        _: &str,
-        _: Vec<u8>,
-        _: Option<TraceParent>,
-    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        unreachable!("these tests only read")
-    }
-
-    fn append_conditional(&self, _: ConditionalRecord) -> BoxFuture<'static, Result<Appended, AppendError>> {
+    fn append_record(&self, _: NewRecord) -> BoxFuture<'static, Result<Appended, AppendError>> {
         unreachable!("these tests only read")
     }
 
@@ -190,7 +181,7 @@ impl LogReader for ScriptedReader {
     fn poll(&mut self, _: Duration, batch: &mut Batch) -> Result<(), ReadError> {
         let mut push = |offset, timestamp, key: Option<&[u8]>, value: Option<&[u8]>, condition| {
             let (position, timestamp) = (Position { partition: 0, offset }, log_ms(timestamp));
-            batch.push(LogRecord { position, timestamp, key, value, condition, epoch: None });
+            batch.push(LogRecord { position, timestamp, key, value, condition, level: None, epoch: None });
         };
         match self.0.0.lock().pop_front() {
             Some(Step::Record { offset, key, value }) => {

@@ -46,7 +46,7 @@ fn conditional_records_are_counted_by_their_effect() {
         4,
         "m",
         Some("again"),
-        Condition::Repair { offset: 3, timestamp: log_ms(77), until: log_ms(i64::MAX), log: LOG },
+        Condition::Repair { offset: 3, timestamp: log_ms(77), until: log_ms(i64::MAX), log: LOG, reach: None },
     );
     // Each would be a tombstone or a write if its condition were overlooked.
     bench.append_conditional(5, "l", None, Condition::Unreadable);
@@ -55,7 +55,7 @@ fn conditional_records_are_counted_by_their_effect() {
         7,
         "l",
         Some("w"),
-        Condition::Repair { offset: 7, timestamp: log_ms(0), until: log_ms(i64::MAX), log: LOG },
+        Condition::Repair { offset: 7, timestamp: log_ms(0), until: log_ms(i64::MAX), log: LOG, reach: None },
     );
     bench.append_conditional(
         8,
@@ -69,7 +69,7 @@ fn conditional_records_are_counted_by_their_effect() {
         10,
         "k",
         Some("w"),
-        Condition::Repair { offset: 0, timestamp: log_ms(0), until: log_ms(0), log: LOG },
+        Condition::Repair { offset: 0, timestamp: log_ms(0), until: log_ms(0), log: LOG, reach: None },
     );
     bench.until_applied(10);
     assert_eq!((bench.value("k"), bench.value("l").as_deref()), (None, Some("v")));
@@ -92,13 +92,14 @@ fn a_trim_or_repair_of_another_topic_has_no_effect() {
             key: Some(b"k"),
             value,
             condition: Some(condition),
+            level: None,
             epoch: None,
         };
         decode(&record, 100, log).expect("it is whole").1
     };
     for offset in [3, 99] {
         let trim = Condition::Trim { offset, until: log_ms(5), log: there };
-        let repair = Condition::Repair { offset, timestamp: log_ms(5), until: log_ms(5), log: there };
+        let repair = Condition::Repair { offset, timestamp: log_ms(5), until: log_ms(5), log: there, reach: None };
         for change in [decoded(trim, None, here), decoded(repair, Some(&value), here)] {
             assert!(matches!(change, Change::NoEffect { by: Writer::Trimmer, .. }), "{change:?}");
         }
@@ -107,7 +108,7 @@ fn a_trim_or_repair_of_another_topic_has_no_effect() {
     for (log, of) in [(here, here), (LOG, here), (here, LOG)] {
         let trim = Condition::Trim { offset: 3, until: log_ms(5), log: of };
         assert!(matches!(decoded(trim, None, log), Change::Trim { .. }));
-        let repair = Condition::Repair { offset: 3, timestamp: log_ms(5), until: log_ms(5), log: of };
+        let repair = Condition::Repair { offset: 3, timestamp: log_ms(5), until: log_ms(5), log: of, reach: None };
         assert!(matches!(decoded(repair, Some(&value), log), Change::Repair { .. }));
     }
 }
@@ -131,7 +132,7 @@ proptest! {
         let at = Position { partition: 3, offset };
         let condition = match kind {
             0 => Some(Condition::Trim { offset: named, until, log: LOG }),
-            1 => Some(Condition::Repair { offset: named, timestamp, until, log: LOG }),
+            1 => Some(Condition::Repair { offset: named, timestamp, until, log: LOG, reach: None }),
             2 => Some(Condition::Unreadable),
             _ => None,
         };
@@ -139,7 +140,7 @@ proptest! {
         KeyValue { key: "key", value: &text, timestamp: timestamp.ms(), source: 3, ttl, uuid: "u" }.encode(&mut encoded);
         let damaged = damaged(&encoded, &damages);
         for value in [value.as_deref(), Some(encoded.as_slice()), Some(&damaged)] {
-            let record = LogRecord { position: at, timestamp, key: key.as_deref(), value, condition, epoch: None };
+            let record = LogRecord { position: at, timestamp, key: key.as_deref(), value, condition, level: None, epoch: None };
             match decode(&record, MAX_KEY, LOG) {
                 Ok((found, change)) => {
                     prop_assert!(!found.is_empty() && found.len() <= MAX_KEY && std::str::from_utf8(found).is_ok());
@@ -169,7 +170,7 @@ proptest! {
                 }
             }
         }
-        let record = LogRecord { position: at, timestamp, key: Some(b"key"), value: Some(&encoded), condition: None, epoch: None };
+        let record = LogRecord { position: at, timestamp, key: Some(b"key"), value: Some(&encoded), condition: None, level: None, epoch: None };
         let (_, change) = decode(&record, MAX_KEY, LOG).expect("it is whole");
         let Change::Write(entry) = change else { panic!("it is a write") };
         let found = (entry.record_bytes(), entry.ttl(), entry.timestamp());

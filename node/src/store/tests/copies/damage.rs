@@ -119,7 +119,7 @@ proptest! {
                 ends[*partition as usize] += 1 + number.rem_euclid(3);
                 let condition = match timestamp.rem_euclid(8) {
                     0 => Some(Condition::Trim { offset: *number, until: log_ms(number.saturating_mul(100)), log: LogTag::default() }),
-                    1 => Some(Condition::Repair { offset: *number, timestamp: log_ms(*timestamp), until: log_ms(number.saturating_mul(100)), log: LogTag::default() }),
+                    1 => Some(Condition::Repair { offset: *number, timestamp: log_ms(*timestamp), until: log_ms(number.saturating_mul(100)), log: LogTag::default(), reach: Some(*number) }),
                     2 => Some(Condition::Unreadable),
                     _ => None,
                 };
@@ -129,7 +129,7 @@ proptest! {
                     _ => Some(key.as_bytes()),
                 };
                 let position = Position { partition: *partition, offset };
-                batch.push(LogRecord { position, timestamp: log_ms(*timestamp), key, value: value.as_deref(), condition, epoch: None });
+                batch.push(LogRecord { position, timestamp: log_ms(*timestamp), key, value: value.as_deref(), condition, level: None, epoch: None });
             }
             crate::replication::apply(&store, &batch, LogTag::default()).expect("applied");
             store.sweep(log_ms(part[0].2), Duration::from_millis(50), (part[0].0 % 2 == 0).then_some(log_ms(part[0].2))).expect("swept");
