@@ -10,9 +10,7 @@ use std::time::Duration;
 
 use bitacora_node::data_dir::DataDir;
 use bitacora_node::log::embedded::EmbeddedLog;
-use bitacora_node::log::{
-    AppendError, Appended, Log, LogInfo, LogReader, NewRecord, OpenError, ReadError,
-};
+use bitacora_node::log::{AppendError, Appended, Log, LogInfo, LogReader, NewRecord, OpenError, ReadError};
 use bitacora_protocol::{HighWatermark, NextOffset};
 use futures_util::future::BoxFuture;
 

@@ -33,8 +33,15 @@ impl NewRecord {
     #[must_use]
     pub fn reserved(partition: i32, key: &str, now: WallTime) -> Self {
         let mut value = Vec::new();
-        KeyValue { key, value: "", timestamp: now.ms(), source: source::PRODUCER, ttl: ttl::DELETED, uuid: "" }
-            .encode(&mut value);
+        KeyValue {
+            key,
+            value: "",
+            timestamp: now.ms(),
+            source: source::PRODUCER,
+            ttl: ttl::DELETED,
+            uuid: "",
+        }
+        .encode(&mut value);
         Self { partition: Some(partition), key: key.into(), value: Some(value), ..Self::default() }
     }
 

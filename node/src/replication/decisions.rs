@@ -144,8 +144,8 @@ mod tests {
         Decided { entry: Entry::new(position, LogTime::from_ms(1), 0, &bytes), decision }
     }
 
-    fn at(offset: i64) -> Option<Position> {
-        Some(Position { partition: 0, offset })
+    fn at(offset: i64) -> Position {
+        Position { partition: 0, offset }
     }
 
     #[test]
@@ -153,8 +153,8 @@ mod tests {
         let decisions = Arc::<Decisions>::default();
         let mut waiting = decisions.wait_for(b"k", "u");
         decisions.tell(&[decided("k", "u", 5, Decision::InEffect)]);
-        let found = waiting.decided(at(5)).now_or_never().expect("it was told");
-        assert_eq!((found.entry.position(), found.decision), (at(5).expect("known"), Decision::InEffect));
+        let found = waiting.decided(Some(at(5))).now_or_never().expect("it was told");
+        assert_eq!((found.entry.position(), found.decision), (at(5), Decision::InEffect));
     }
 
     #[test]
@@ -166,7 +166,7 @@ mod tests {
             decided("l", "u", 6, Decision::InEffect),
             decided("k", "u", 7, Decision::Void),
         ]);
-        assert!(waiting.decided(at(8)).now_or_never().is_none());
+        assert!(waiting.decided(Some(at(8))).now_or_never().is_none());
         assert_eq!(waiting.told(), [decided("k", "u", 7, Decision::Void)]);
         let any = waiting.decided(None).now_or_never().expect("whichever it is");
         assert_eq!(any.decision, Decision::Void);
@@ -178,7 +178,7 @@ mod tests {
         let (mut waiting, mut second) = (decisions.wait_for(b"k", "u"), decisions.wait_for(b"k", "u"));
         decisions.tell(&[decided("k", "u", 5, Decision::InEffect), decided("k", "u", 6, Decision::Void)]);
         for waiting in [&mut waiting, &mut second] {
-            let found = waiting.decided(at(6)).now_or_never().expect("it was told");
+            let found = waiting.decided(Some(at(6))).now_or_never().expect("it was told");
             assert_eq!(found.entry.position().offset, 5);
         }
     }
@@ -190,7 +190,7 @@ mod tests {
         let other = decisions.wait_for(b"k", "u");
         drop(other);
         let teller = Arc::clone(&decisions);
-        let waiter = tokio::spawn(async move { waiting.decided(at(5)).await.decision });
+        let waiter = tokio::spawn(async move { waiting.decided(Some(at(5))).await.decision });
         tokio::task::yield_now().await;
         teller.tell(&[decided("k", "u", 5, Decision::Unknown)]);
         assert_eq!(waiter.await.expect("no panic"), Decision::Unknown);

@@ -91,11 +91,6 @@ impl Trimmer {
     }
 }
 
-fn trim(
-    key: Vec<u8>,
-    Position { partition, offset }: Position,
-    until: LogTime,
-    log: LogTag,
-) -> NewRecord {
+fn trim(key: Vec<u8>, Position { partition, offset }: Position, until: LogTime, log: LogTag) -> NewRecord {
     NewRecord::conditional(partition, key, None, Condition::Trim { offset, until, log })
 }

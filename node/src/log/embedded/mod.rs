@@ -21,9 +21,7 @@ use tokio::sync::oneshot;
 use self::compaction::{COMPACTION_LAG, compact};
 use self::reader::Reader;
 use self::records::{encode, end_of, record_key};
-use super::{
-    AppendError, Appended, Log, LogIdentity, LogInfo, LogReader, NewRecord, OpenError, ReadError,
-};
+use super::{AppendError, Appended, Log, LogIdentity, LogInfo, LogReader, NewRecord, OpenError, ReadError};
 use crate::clock::LogTime;
 use crate::data_dir::DataDir;
 use crate::lmdb;
@@ -183,17 +181,14 @@ impl Log for EmbeddedLog {
 
     fn append_record(&self, record: NewRecord) -> BoxFuture<'static, Result<Appended, AppendError>> {
         let partitions = self.shared.ends.lock().len();
-        let unknown =
-            record.partition.filter(|of| usize::try_from(*of).map_or(true, |of| of >= partitions));
+        let unknown = record.partition.filter(|of| usize::try_from(*of).map_or(true, |of| of >= partitions));
         if let Some(partition) = unknown {
             let reason = format!("there is no partition {partition}");
             return Box::pin(std::future::ready(Err(AppendError::NotTaken(reason))));
         }
         let (done, answer) = oneshot::channel();
         let sent = match &*self.appends.lock() {
-            Some(queue) => {
-                queue.try_send(Append { record, done }).map_err(|_| "too many writes are waiting")
-            }
+            Some(queue) => queue.try_send(Append { record, done }).map_err(|_| "too many writes are waiting"),
             None => Err("the log is closing"),
         };
         Box::pin(async move {
@@ -237,10 +232,10 @@ impl Log for EmbeddedLog {
 #[cfg(test)]
 mod tests {
     use super::super::{Batch, Condition, Expected, Level, LogTag};
-    use crate::clock::WallTime;
-    use crate::telemetry::TraceParent;
     use super::compaction::{COMPACTION_LAG, TOMBSTONE_RETENTION};
     use super::*;
+    use crate::clock::WallTime;
+    use crate::telemetry::TraceParent;
     use std::path::Path;
 
     fn open(dir: &Path) -> EmbeddedLog {

@@ -120,8 +120,7 @@ pub(super) fn parse(bytes: &[u8]) -> Option<Stored<'_>> {
         (trace, rest) = (TraceParent::from_bytes(bytes), left);
     }
     let (key, value) = rest.split_at_checked((kind_and_length & 0x00ff_ffff) as usize)?;
-    let is_tombstone =
-        matches!(kind, TRIM | REPAIRED_TOMBSTONE | REACHING_REPAIRED_TOMBSTONE | TOMBSTONE);
+    let is_tombstone = matches!(kind, TRIM | REPAIRED_TOMBSTONE | REACHING_REPAIRED_TOMBSTONE | TOMBSTONE);
     let value = Some(value).filter(|_| !is_tombstone);
     Some(Stored { timestamp, key, value, condition, level, trace })
 }

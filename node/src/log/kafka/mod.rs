@@ -28,8 +28,8 @@ use self::producer::{Acknowledged, PolledProducer, acknowledgement, is_too_large
 use self::reader::Reader;
 use self::statistics::Collected;
 use super::{
-    AppendError, Appended, Condition, Level, Log, LogIdentity, LogInfo, LogReader, LogStatistics, NewRecord, OpenError,
-    ReadError,
+    AppendError, Appended, Condition, Level, Log, LogIdentity, LogInfo, LogReader, LogStatistics, NewRecord,
+    OpenError, ReadError,
 };
 use crate::clock::LogTime;
 use crate::telemetry::TraceParent;

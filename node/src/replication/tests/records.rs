@@ -46,7 +46,13 @@ fn conditional_records_are_counted_by_their_effect() {
         4,
         "m",
         Some("again"),
-        Condition::Repair { offset: 3, timestamp: log_ms(77), until: log_ms(i64::MAX), log: LOG, reach: None },
+        Condition::Repair {
+            offset: 3,
+            timestamp: log_ms(77),
+            until: log_ms(i64::MAX),
+            log: LOG,
+            reach: None,
+        },
     );
     // Each would be a tombstone or a write if its condition were overlooked.
     bench.append_conditional(5, "l", None, Condition::Unreadable);
@@ -99,7 +105,8 @@ fn a_trim_or_repair_of_another_topic_has_no_effect() {
     };
     for offset in [3, 99] {
         let trim = Condition::Trim { offset, until: log_ms(5), log: there };
-        let repair = Condition::Repair { offset, timestamp: log_ms(5), until: log_ms(5), log: there, reach: None };
+        let repair =
+            Condition::Repair { offset, timestamp: log_ms(5), until: log_ms(5), log: there, reach: None };
         for change in [decoded(trim, None, here), decoded(repair, Some(&value), here)] {
             assert!(matches!(change, Change::NoEffect { by: Writer::Trimmer, .. }), "{change:?}");
         }
@@ -108,7 +115,8 @@ fn a_trim_or_repair_of_another_topic_has_no_effect() {
     for (log, of) in [(here, here), (LOG, here), (here, LOG)] {
         let trim = Condition::Trim { offset: 3, until: log_ms(5), log: of };
         assert!(matches!(decoded(trim, None, log), Change::Trim { .. }));
-        let repair = Condition::Repair { offset: 3, timestamp: log_ms(5), until: log_ms(5), log: of, reach: None };
+        let repair =
+            Condition::Repair { offset: 3, timestamp: log_ms(5), until: log_ms(5), log: of, reach: None };
         assert!(matches!(decoded(repair, Some(&value), log), Change::Repair { .. }));
     }
 }
