@@ -5,6 +5,7 @@ pub mod aws;
 pub mod backends;
 pub mod cluster;
 pub mod command_line;
+pub mod consistency;
 pub mod deployment;
 pub mod figures;
 pub mod history;

@@ -9,6 +9,7 @@ mod client;
 mod client_failover;
 mod command_line;
 mod compose;
+mod consistency_checks;
 mod crash;
 mod dev;
 mod ecs;
@@ -82,6 +83,7 @@ pub fn all() -> Vec<Test> {
         shutdown::tests(),
         dev::tests(),
         back_ends::tests(),
+        consistency_checks::tests(),
     ]
     .into_iter()
     .flatten()
