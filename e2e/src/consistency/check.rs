@@ -62,7 +62,10 @@ impl fmt::Display for Report {
             self.repeated
         )?;
         let [acknowledged, unclear, held] = self.increments;
-        writeln!(out, "  counters: {held} in all, {acknowledged} increments acknowledged, {unclear} unclear")?;
+        writeln!(
+            out,
+            "  counters: {held} in all, {acknowledged} increments acknowledged, {unclear} unclear"
+        )?;
         write!(out, "  (done, 412, refused, unclear)")?;
         for (kind, [done, failed, refused, unclear]) in &self.kinds {
             write!(out, " {kind} ({done}, {failed}, {refused}, {unclear})")?;
@@ -179,7 +182,8 @@ fn writes_are_in_effect_once(history: &[Operation], effects: &Effects, report: &
         let before = seen.insert((&logged.key, &logged.uuid), logged);
         let of = by_uuid.get(logged.uuid.as_str()).copied();
         let of = of.or_else(|| by_value.get(logged.value.as_deref()?).copied());
-        let Some(of) = of.filter(|of| of.key == logged.key && of.write().is_some_and(|w| w.0 == logged.value.as_deref()))
+        let Some(of) = of
+            .filter(|of| of.key == logged.key && of.write().is_some_and(|w| w.0 == logged.value.as_deref()))
         else {
             let left = nameless.get_mut(logged.key.as_str()).filter(|left| **left > 0);
             match left.filter(|_| logged.value.is_none()) {
@@ -242,9 +246,7 @@ fn ends(node: usize, held: &BTreeMap<String, Final>, effects: &Effects) -> Vec<S
     let wrong = held.iter().filter_map(|(key, held)| {
         let last = effects.of_key(key).next_back();
         let same = match last {
-            Some(last) if last.value.is_some() => {
-                held.position == last.position && held.value == last.value
-            }
+            Some(last) if last.value.is_some() => held.position == last.position && held.value == last.value,
             // A marker may have been trimmed.
             Some(last) => held.value.is_none() && held.position.offset >= last.position.offset,
             None => held.value.is_none(),

@@ -4,7 +4,7 @@
 //! What is not asked to be linearizable (eventual and session reads) is left out, but tells what unclear writes became: a value
 //! that somebody has seen was written, at the version that was shown. An unclear write of a value that nobody has seen
 //! is left out: whatever order there is with it, there is one without it. Unclear deletes can't be seen so; they may take
-//! effect at any moment after they began, or never.
+//! effect at any moment after they began, or never. That needs clients that expect no version that nobody has seen.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -36,9 +36,18 @@ enum Need {
 
 #[derive(Debug, Clone)]
 enum Event {
-    Write { version: i64, value: Option<usize>, need: Need },
-    Shown { version: i64, value: usize },
-    Missing { at_least: i64 },
+    Write {
+        version: i64,
+        value: Option<usize>,
+        need: Need,
+    },
+    Shown {
+        version: i64,
+        value: usize,
+    },
+    Missing {
+        at_least: i64,
+    },
     /// What can't have been answered in any state.
     Never,
 }
@@ -236,9 +245,12 @@ fn place(written: &Written, result: &mut Result) -> Vec<Timed<Event>> {
     };
     // An idempotent producer may send a plain write once more while it is under way; never after its acknowledgement.
     let once = condition != Condition::None;
-    let late = acknowledged.is_some_and(|version| seen.last_key_value().is_some_and(|(last, _)| *last > version));
+    let late =
+        acknowledged.is_some_and(|version| seen.last_key_value().is_some_and(|(last, _)| *last > version));
     if seen.len() > 1 && (once || late) {
-        result.violations.push(format!("in effect more than once: at the offsets {:?}: {operation}", seen.keys()));
+        result
+            .violations
+            .push(format!("in effect more than once: at the offsets {:?}: {operation}", seen.keys()));
     }
     result.repeated += seen.len().saturating_sub(1);
     let event = |(version, known): (&i64, &Moment)| Timed {
@@ -275,15 +287,17 @@ fn event(operation: &Operation, values: &Values) -> Event {
         },
         (Call::Read(_), Outcome::Missing { position, .. }) => Event::Missing { at_least: position.offset },
         // The condition must not hold where the answer is true.
-        (Call::Write { condition, .. }, Outcome::Failed { current, position }) => match (condition, current) {
-            (Condition::None, _) | (Condition::Absent, None) => Event::Never,
-            (Condition::Version(version), Some(found)) if *version == found.version => Event::Never,
-            (_, Some(found)) => match number(&found.value) {
-                Some(value) => Event::Shown { version: found.version.offset, value },
-                None => Event::Never,
-            },
-            (Condition::Version(_), None) => Event::Missing { at_least: position.offset },
-        },
+        (Call::Write { condition, .. }, Outcome::Failed { current, position }) => {
+            match (condition, current) {
+                (Condition::None, _) | (Condition::Absent, None) => Event::Never,
+                (Condition::Version(version), Some(found)) if *version == found.version => Event::Never,
+                (_, Some(found)) => match number(&found.value) {
+                    Some(value) => Event::Shown { version: found.version.offset, value },
+                    None => Event::Never,
+                },
+                (Condition::Version(_), None) => Event::Missing { at_least: position.offset },
+            }
+        }
         _ => Event::Never,
     }
 }

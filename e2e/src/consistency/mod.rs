@@ -10,6 +10,7 @@ pub mod client;
 pub mod effects;
 pub mod linearizable;
 pub mod order;
+pub mod run;
 pub mod search;
 pub mod workload;
 

@@ -16,6 +16,8 @@ use crate::http::Position;
 
 /// How often an increment is tried before its client does something else.
 const INCREMENT_TRIES: usize = 8;
+/// So many offsets on, the log has nothing yet.
+const NOT_YET: i64 = 1 << 40;
 
 #[derive(Debug, Clone)]
 pub struct Workload {
@@ -165,7 +167,7 @@ impl User<'_> {
         }
     }
 
-    /// Writes over what it saw last, or sees first; now and then over a version that never was.
+    /// Writes over what it saw last, or sees first; now and then what is not there yet.
     async fn compare_and(&mut self, key: &str, sets: bool) -> Result<Outcome> {
         if !self.known.contains_key(key) || self.rng.bool() {
             let levels = [Level::Eventual, Level::Session, self.workload.strong];
@@ -176,7 +178,7 @@ impl User<'_> {
             None => Condition::Absent,
             Some(found) if self.rng.usize(0..20) == 0 => {
                 let Position { partition, offset } = found.version;
-                Condition::Version(Position { partition, offset: (offset - 1).max(0) })
+                Condition::Version(Position { partition, offset: offset + NOT_YET })
             }
             Some(found) => Condition::Version(found.version),
         };

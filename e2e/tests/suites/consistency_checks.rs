@@ -93,7 +93,10 @@ fn logged(offset: i64, value: Option<&str>, attempt: Option<&str>) -> Record {
         timestamp: offset,
         key: Some(KEY.into()),
         value: Some(record.to_avro()),
-        headers: attempt.iter().map(|text| ("bitacora-attempt".to_owned(), text.as_bytes().to_vec())).collect(),
+        headers: attempt
+            .iter()
+            .map(|text| ("bitacora-attempt".to_owned(), text.as_bytes().to_vec()))
+            .collect(),
     }
 }
 
@@ -152,76 +155,116 @@ async fn a_right_history_is_well(_: Ctx) -> Result<()> {
 /// What clients saw alone shows these; each with the sentence that it must lead to.
 async fn each_wrong_history_is_seen(_: Ctx) -> Result<()> {
     let wrong: Vec<(&str, &str, Vec<Operation>)> = vec![
-        ("a stale read", "not linearizable", vec![
-            operation(0, 1, set("a"), done(1)),
-            operation(2, 3, set("b"), done(2)),
-            operation(4, 5, STRONG, found(1, "a")),
-        ]),
-        ("a read that goes back behind another client's", "not linearizable", vec![
-            operation(0, 1, set("a"), done(1)),
-            operation(2, 20, set("b"), unclear()),
-            operation(4, 5, STRONG, found(2, "b")),
-            operation(6, 7, STRONG, found(1, "a")),
-        ]),
-        ("a lost update", "not linearizable", vec![
-            operation(0, 1, set("a"), done(1)),
-            operation(2, 8, cas(1, "b"), done(2)),
-            operation(2, 8, cas(1, "c"), done(3)),
-        ]),
-        ("an acknowledged write that vanished", "not linearizable", vec![
-            operation(0, 1, set("a"), done(1)),
-            operation(4, 5, STRONG, missing(3)),
-        ]),
-        ("two creates", "not linearizable", vec![
-            operation(0, 9, create("a"), done(1)),
-            operation(0, 9, create("b"), done(2)),
-        ]),
-        ("a deleted key that came back", "not linearizable", vec![
-            operation(0, 1, set("a"), done(1)),
-            operation(2, 3, delete(), done(2)),
-            operation(4, 5, STRONG, found(1, "a")),
-        ]),
-        ("a double effect", "in effect more than once", vec![
-            operation(0, 1, set("a"), done(1)),
-            operation(2, 9, cas(1, "b"), done(2)),
-            operation(10, 11, STRONG, found(5, "b")),
-        ]),
-        ("an acknowledged set that took effect again", "in effect more than once", vec![
-            operation(0, 1, set("a"), done(1)),
-            operation(2, 3, STRONG, found(2, "a")),
-        ]),
-        ("a read from the future", "read before it was written", vec![
-            operation(0, 1, STRONG, found(1, "a")),
-            operation(2, 3, set("a"), done(1)),
-        ]),
+        (
+            "a stale read",
+            "not linearizable",
+            vec![
+                operation(0, 1, set("a"), done(1)),
+                operation(2, 3, set("b"), done(2)),
+                operation(4, 5, STRONG, found(1, "a")),
+            ],
+        ),
+        (
+            "a read that goes back behind another client's",
+            "not linearizable",
+            vec![
+                operation(0, 1, set("a"), done(1)),
+                operation(2, 20, set("b"), unclear()),
+                operation(4, 5, STRONG, found(2, "b")),
+                operation(6, 7, STRONG, found(1, "a")),
+            ],
+        ),
+        (
+            "a lost update",
+            "not linearizable",
+            vec![
+                operation(0, 1, set("a"), done(1)),
+                operation(2, 8, cas(1, "b"), done(2)),
+                operation(2, 8, cas(1, "c"), done(3)),
+            ],
+        ),
+        (
+            "an acknowledged write that vanished",
+            "not linearizable",
+            vec![operation(0, 1, set("a"), done(1)), operation(4, 5, STRONG, missing(3))],
+        ),
+        (
+            "two creates",
+            "not linearizable",
+            vec![operation(0, 9, create("a"), done(1)), operation(0, 9, create("b"), done(2))],
+        ),
+        (
+            "a deleted key that came back",
+            "not linearizable",
+            vec![
+                operation(0, 1, set("a"), done(1)),
+                operation(2, 3, delete(), done(2)),
+                operation(4, 5, STRONG, found(1, "a")),
+            ],
+        ),
+        (
+            "a double effect",
+            "in effect more than once",
+            vec![
+                operation(0, 1, set("a"), done(1)),
+                operation(2, 9, cas(1, "b"), done(2)),
+                operation(10, 11, STRONG, found(5, "b")),
+            ],
+        ),
+        (
+            "an acknowledged set that took effect again",
+            "in effect more than once",
+            vec![operation(0, 1, set("a"), done(1)), operation(2, 3, STRONG, found(2, "a"))],
+        ),
+        (
+            "a read from the future",
+            "read before it was written",
+            vec![operation(0, 1, STRONG, found(1, "a")), operation(2, 3, set("a"), done(1))],
+        ),
         ("a read of what nobody wrote", "nobody wrote", vec![operation(0, 1, STRONG, found(1, "a"))]),
-        ("a read of a failed write", "read although it had no effect", vec![
-            operation(0, 1, set("a"), done(1)),
-            operation(2, 3, cas(0, "b"), failed(1, Some("a"))),
-            operation(4, 5, Call::Read(Level::Eventual), found(2, "b")),
-        ]),
-        ("a 412 of a create where nothing is", "not linearizable", vec![
-            operation(0, 1, create("a"), failed(0, None)),
-        ]),
-        ("a 412 whose condition holds", "not linearizable", vec![
-            operation(0, 1, set("a"), done(1)),
-            operation(2, 3, cas(1, "b"), failed(1, Some("a"))),
-        ]),
-        ("a 412 from a stale copy", "not linearizable", vec![
-            operation(0, 1, set("a"), done(1)),
-            operation(2, 3, delete(), done(2)),
-            operation(4, 5, create("b"), failed(1, Some("a"))),
-        ]),
-        ("versions against the order of time", "not linearizable", vec![
-            operation(0, 1, set("a"), done(5)),
-            operation(2, 3, set("b"), done(4)),
-        ]),
-        ("a node that went back", "a node went back", vec![
-            operation(0, 1, set("a"), done(1)),
-            operation(0, 9, set("b"), done(2)),
-            operation(2, 3, Call::Read(Level::Eventual), found(2, "b")),
-            operation(4, 5, Call::Read(Level::Eventual), found(1, "a")),
-        ]),
+        (
+            "a read of a failed write",
+            "read although it had no effect",
+            vec![
+                operation(0, 1, set("a"), done(1)),
+                operation(2, 3, cas(0, "b"), failed(1, Some("a"))),
+                operation(4, 5, Call::Read(Level::Eventual), found(2, "b")),
+            ],
+        ),
+        (
+            "a 412 of a create where nothing is",
+            "not linearizable",
+            vec![operation(0, 1, create("a"), failed(0, None))],
+        ),
+        (
+            "a 412 whose condition holds",
+            "not linearizable",
+            vec![operation(0, 1, set("a"), done(1)), operation(2, 3, cas(1, "b"), failed(1, Some("a")))],
+        ),
+        (
+            "a 412 from a stale copy",
+            "not linearizable",
+            vec![
+                operation(0, 1, set("a"), done(1)),
+                operation(2, 3, delete(), done(2)),
+                operation(4, 5, create("b"), failed(1, Some("a"))),
+            ],
+        ),
+        (
+            "versions against the order of time",
+            "not linearizable",
+            vec![operation(0, 1, set("a"), done(5)), operation(2, 3, set("b"), done(4))],
+        ),
+        (
+            "a node that went back",
+            "a node went back",
+            vec![
+                operation(0, 1, set("a"), done(1)),
+                operation(0, 9, set("b"), done(2)),
+                operation(2, 3, Call::Read(Level::Eventual), found(2, "b")),
+                operation(4, 5, Call::Read(Level::Eventual), found(1, "a")),
+            ],
+        ),
     ];
     for (what, sentence, history) in wrong {
         let found = check_all(&history, Vec::new(), &[]).with_context(|| what.to_owned())?;
@@ -261,7 +304,9 @@ async fn each_wrong_log_is_seen(_: Ctx) -> Result<()> {
         ensure!(report.violations_of(sentence) > 0, "{index}: {sentence}: not seen: {report}");
     }
     let name = format!("{}0", check::COUNTER);
-    for (values, sentence) in [(["1 a", "2 b"], None), (["1 a", "1 b"], Some("the counter")), (["1 a", "3 b"], Some("the counter"))] {
+    for (values, sentence) in
+        [(["1 a", "2 b"], None), (["1 a", "1 b"], Some("the counter")), (["1 a", "3 b"], Some("the counter"))]
+    {
         let mut history =
             vec![operation(0, 1, create(values[0]), done(1)), operation(2, 3, cas(1, values[1]), done(2))];
         history.iter_mut().for_each(|operation| operation.key = name.clone());
@@ -293,7 +338,10 @@ async fn an_unclear_write_may_take_effect_late_or_never(_: Ctx) -> Result<()> {
         with(vec![operation(4, 5, cas(1, "c"), done(3))]),
         with(vec![operation(4, 5, cas(1, "c"), failed(2, Some("b")))]),
         // Only an eventual read shows that it took effect.
-        with(vec![operation(4, 5, set("c"), done(3)), operation(6, 7, Call::Read(Level::Eventual), found(2, "b"))]),
+        with(vec![
+            operation(4, 5, set("c"), done(3)),
+            operation(6, 7, Call::Read(Level::Eventual), found(2, "b")),
+        ]),
         vec![
             operation(0, 1, set("a"), done(1)),
             operation(2, 3, delete(), unclear()),
@@ -339,7 +387,8 @@ async fn an_unclear_write_may_take_effect_late_or_never(_: Ctx) -> Result<()> {
 /// by up to `overlap` of them.
 fn random_history(rng: &mut Rng, calls: usize, overlap: u64) -> Vec<Operation> {
     let (mut version, mut value): (i64, Option<String>) = (-1, None);
-    let mut versions = vec![0];
+    // Until there is one, a version is expected that never comes.
+    let mut versions = vec![1 << 40];
     let mut history = Vec::new();
     for number in 0..calls {
         let moment = (number as u64 + overlap) * 10;
@@ -365,9 +414,14 @@ fn random_history(rng: &mut Rng, calls: usize, overlap: u64) -> Vec<Operation> {
                 let lost = rng.usize(0..8) == 0;
                 if holds && !(lost && rng.bool()) {
                     version += rng.i64(1..3);
-                    versions.push(version);
                     value.clone_from(written);
-                    if lost { unclear() } else { done(version) }
+                    if lost {
+                        unclear()
+                    } else {
+                        // Nobody expects a version that nobody has seen.
+                        versions.push(version);
+                        done(version)
+                    }
                 } else if lost {
                     unclear()
                 } else {
@@ -399,7 +453,8 @@ fn tries_everything(left: &[&Operation], least: i64, version: Option<i64>, value
             return false;
         }
         let rest = [&left[..index], &left[index + 1..]].concat();
-        let is_version = |other: i64| version.map_or(value.is_some() && other > least, |version| version == other);
+        let is_version =
+            |other: i64| version.map_or(value.is_some() && other > least, |version| version == other);
         let shows = |position: Position, shown: Option<&str>| match shown {
             Some(shown) => value == Some(shown) && is_version(position.offset),
             None => value.is_none() && position.offset >= least,
@@ -419,10 +474,13 @@ fn tries_everything(left: &[&Operation], least: i64, version: Option<i64>, value
                 shows(position, shown) && tries_everything(&rest, least, known, value)
             }
             (Some((written, condition)), Outcome::Done(now)) => {
-                now.offset > least && holds(condition) && tries_everything(&rest, now.offset, Some(now.offset), written)
+                now.offset > least
+                    && holds(condition)
+                    && tries_everything(&rest, now.offset, Some(now.offset), written)
             }
             (Some((written, condition)), Outcome::Unclear(_)) => {
-                let least = if let Condition::Version(expected) = condition { expected.offset } else { least };
+                let least =
+                    if let Condition::Version(expected) = condition { expected.offset } else { least };
                 holds(condition) && tries_everything(&rest, least, None, written)
             }
             (Some((_, condition)), Outcome::Failed { current, position }) => {
@@ -445,35 +503,37 @@ async fn the_search_agrees_with_one_that_tries_everything(_: Ctx) -> Result<()> 
     let (mut well, mut ill) = (0, 0);
     for seed in 0..6_000 {
         let mut rng = Rng::with_seed(seed);
-        let calls = rng.usize(2..9);
-        let mut history = random_history(&mut rng, calls, 3);
-        if seed % 2 == 1 {
-            // An answer of another call, a later beginning or an earlier end.
+        let calls = rng.usize(3..9);
+        let overlap = rng.u64(1..4);
+        let mut history = random_history(&mut rng, calls, overlap);
+        // An answer of another call, a later beginning or an earlier end.
+        for _ in 0..seed % 4 {
             let (one, other) = (rng.usize(0..calls), rng.usize(0..calls));
-            match rng.usize(0..3) {
-                0 if history[one].write().is_none() && history[other].write().is_none() => {
+            match rng.usize(0..4) {
+                0 => history[one].began = history[one].ended,
+                1 => history[one].ended = history[one].began,
+                _ if history[one].write().is_none() && history[other].write().is_none() => {
                     history[one].outcome = history[other].outcome.clone();
                 }
-                1 => history[one].began = history[one].ended,
-                _ => history[one].ended = history[one].began,
+                _ => {}
             }
         }
-        // A value that was shown must be of a write that began before; the search is not about that.
         let right = linearizable(&history);
         let left: Vec<_> = history.iter().collect();
         let expected = tries_everything(&left, -1, Some(-1), None);
         ensure!(right == expected, "seed {seed}: {right}, and by trying everything {expected}: {history:#?}");
         *(if right { &mut well } else { &mut ill }) += 1;
     }
-    ensure!(well > 1_000 && ill > 500, "{well} right, {ill} wrong");
+    ensure!(well > 1_000 && ill > 300, "{well} right, {ill} wrong");
     Ok(())
 }
 
 async fn a_long_history_is_decided_and_one_stale_read_in_it_seen(_: Ctx) -> Result<()> {
-    for seed in 0..20 {
+    for seed in 0..5 {
         let mut rng = Rng::with_seed(seed);
         let mut history = random_history(&mut rng, 5_000, 12);
-        ensure!(linearizable(&history), "seed {seed}");
+        let found = linearizable::check(&history, &[Level::Strong]).violations;
+        ensure!(found.is_empty(), "seed {seed}: {found:?}");
         // A late read shows what an early one showed.
         let reads: Vec<usize> =
             (0..history.len()).filter(|i| matches!(history[*i].outcome, Outcome::Found(_))).collect();
