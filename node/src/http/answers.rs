@@ -4,13 +4,15 @@ use bitacora_protocol::Position;
 use bitacora_protocol::http::{
     LOG_HEADER, Message, OUT_OF_MEMORY_HEADER, POSITION_HEADER, SOURCE_HEADER, TIMESTAMP_HEADER,
 };
+use bitacora_protocol::record::ttl::DELETED;
 use bitacora_protocol::record::{KeyValue, source};
 use bytes::Bytes;
 use serde::Serialize;
-use warp::http::header::{CONTENT_TYPE, HeaderValue};
+use warp::http::header::{CONTENT_TYPE, ETAG, HeaderValue};
 use warp::http::{Response, StatusCode};
 
 use super::error::HttpError;
+use super::etag::{self, Tags};
 use crate::log::LogTag;
 use crate::service::memory::{Memory, OutOfMemory, Permit};
 use crate::service::reads::Answer;
@@ -73,12 +75,17 @@ pub fn respond(status: StatusCode, content_type: &'static str, body: Bytes) -> R
     reply
 }
 
-/// The answer to a read of a key.
+/// The answer to a read of a key, whose reader has the records of these tags already.
 ///
 /// # Errors
 /// When it is a large record and there is no memory for it.
-pub fn read(key: &str, answer: &Answer, memory: &Memory) -> Result<Reply, OutOfMemory> {
+pub fn read(key: &str, answer: &Answer, known: Option<&Tags>, memory: &Memory) -> Result<Reply, OutOfMemory> {
     let mut reply = match answer.record() {
+        Some(_) if known.is_some_and(|tags| tags.name(answer.position)) => {
+            let mut reply = Response::new(Bytes::new());
+            *reply.status_mut() = StatusCode::NOT_MODIFIED;
+            reply
+        }
         Some(record) => {
             let permit = memory.take_for_answer(record.value.len())?;
             let body = serde_json::to_vec(&record).unwrap_or_default();
@@ -93,6 +100,9 @@ pub fn read(key: &str, answer: &Answer, memory: &Memory) -> Result<Reply, OutOfM
     };
     let from = HeaderValue::from_static(answer.from.name());
     reply.headers_mut().insert(SOURCE_HEADER, from);
+    if matches!(reply.status(), StatusCode::OK | StatusCode::NOT_MODIFIED) {
+        tag(&mut reply, answer.position);
+    }
     describe(&mut reply, answer.position, answer.timestamp());
     Ok(reply)
 }
@@ -102,7 +112,7 @@ pub fn read(key: &str, answer: &Answer, memory: &Memory) -> Result<Reply, OutOfM
 /// A refusal for want of memory has a header of its own, and those of the record that it is of: by these older nodes tell it from
 /// a refusal of a node that does not know.
 pub fn read_for_member(key: &str, answer: &Answer, log: LogTag, memory: &Memory) -> (Reply, &'static str) {
-    let (mut reply, outcome) = match read(key, answer, memory) {
+    let (mut reply, outcome) = match read(key, answer, None, memory) {
         Ok(reply) => (reply, answer.outcome()),
         Err(error) => {
             let error = HttpError::from(error);
@@ -133,7 +143,18 @@ pub fn written(key: &str, value: &str, written: &Written, memory: Option<Permit>
     let record = KeyValue { key, value, timestamp, source: source::PRODUCER, ttl: *ttl, uuid };
     let mut reply = counted_json(StatusCode::OK, &record, memory);
     describe(&mut reply, appended.position, Some(timestamp));
+    // A delete leaves no record.
+    if *ttl != DELETED {
+        tag(&mut reply, appended.position);
+    }
     reply
+}
+
+/// Names the record's version.
+fn tag(reply: &mut Reply, position: Position) {
+    if let Ok(value) = HeaderValue::try_from(etag::of(position)) {
+        reply.headers_mut().insert(ETAG, value);
+    }
 }
 
 fn describe(reply: &mut Reply, position: Position, timestamp: Option<i64>) {
@@ -174,9 +195,9 @@ mod tests {
     #[test]
     fn an_answer_is_small_by_its_encoded_length() {
         let bytes = SMALL_ANSWER_BYTES / 2;
-        assert!(read("k", &answer("v".repeat(bytes)), &spent()).is_ok());
-        assert!(read("k", &answer("\u{1}".repeat(bytes)), &spent()).is_err());
-        assert!(read("k", &answer("v".repeat(2 * SMALL_ANSWER_BYTES)), &spent()).is_err());
+        assert!(read("k", &answer("v".repeat(bytes)), None, &spent()).is_ok());
+        assert!(read("k", &answer("\u{1}".repeat(bytes)), None, &spent()).is_err());
+        assert!(read("k", &answer("v".repeat(2 * SMALL_ANSWER_BYTES)), None, &spent()).is_err());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Everything that can go wrong with an HTTP request. What it is answered with is decided by its kind:
 //! [`ErrorKind`].
 
+use bitacora_protocol::http::POSITION_HEADER;
 use warp::http::StatusCode;
 use warp::http::header::{ALLOW, HeaderValue, RETRY_AFTER};
 
@@ -58,6 +59,12 @@ impl HttpError {
         let kind = self.kind();
         let may_take_effect = if write { kind.may_take_effect() } else { None };
         let mut reply = failure(kind, &self.to_string(), may_take_effect);
+        if let Self::Operation(error) = self
+            && let Some(applied) = error.applied().filter(|applied| !applied.is_empty())
+            && let Ok(position) = HeaderValue::try_from(applied)
+        {
+            reply.headers_mut().insert(POSITION_HEADER, position);
+        }
         if let Self::Method { allow, .. } = self
             && let Ok(allow) = HeaderValue::try_from(allow)
         {

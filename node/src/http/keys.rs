@@ -2,46 +2,46 @@
 
 use std::time::{Duration, Instant};
 
-use bitacora_protocol::{ReadOptions, WriteOptions, units};
+use bitacora_protocol::WriteOptions;
 use bytes::Buf;
 use futures_util::Stream;
 use warp::http::HeaderMap;
-use warp::http::header::HeaderName;
 
 use super::conditions::{idempotency_key, write_condition};
 use super::error::HttpError;
-use super::media::{BodyType, body_type, text_header};
+use super::media::{BodyType, body_type};
+use super::options::read_options;
 use super::params::{Params, has_field, parse_ttl, query_params};
-use super::{Limits, Notes, Outcome, answers, body};
+use super::{Limits, Notes, Outcome, answers, body, etag};
 use crate::service::Service;
 use crate::service::reads::{Answer, LookupResult};
 use crate::service::writes::check_key;
 
 /// `GET /rpc?key=`
 pub(super) async fn get(service: &Service, query: &str, headers: &HeaderMap, notes: &mut Notes) -> Outcome {
-    let params = query_params(query, &["key", "consistency", "position", "timeout"])?;
+    let params = query_params(query, READ_FIELDS)?;
     let key = params.get("key").unwrap_or_default();
     check_key(key).map_err(crate::service::error::OperationError::from)?;
-    let position = text_header(headers, &HeaderName::from_static(bitacora_protocol::http::POSITION_HEADER))?;
-    let position = params.get("position").or(position);
-    check_consistency(params.get("consistency"), position, params.get("timeout"))?;
+    let read = read_options(&params, headers)?;
+    let known = etag::if_none_match(headers)?;
     notes.key(key);
     let asked = Instant::now();
-    let answer = service.get(key, &ReadOptions::default()).await;
+    let answer = service.get(key, &read).await;
     // What this node knows itself it answers from its store; anything else took the other members.
     match &answer {
         Ok(Answer { found: LookupResult::Local(_), .. }) => notes.waits.store = asked.elapsed(),
         _ => notes.waits.peers = asked.elapsed(),
     }
     let answer = answer?;
-    Ok((answers::read(key, &answer, service.memory())?, answer.outcome()))
+    Ok((answers::read(key, &answer, known.as_ref(), service.memory())?, answer.outcome()))
 }
 
 /// `GET /rpc/cluster?key=`: what another member asks.
-pub fn get_for_member(service: &Service, query: &str) -> Outcome {
-    let params = query_params(query, &["key"])?;
+pub(super) async fn get_for_member(service: &Service, query: &str, headers: &HeaderMap) -> Outcome {
+    let params = query_params(query, READ_FIELDS)?;
     let key = params.get("key").unwrap_or_default();
-    let (answer, log) = service.get_local(key)?;
+    let read = read_options(&params, headers)?;
+    let (answer, log) = service.get_local(key, &read).await?;
     Ok(answers::read_for_member(key, &answer, log, service.memory()))
 }
 
@@ -98,30 +98,8 @@ fn write_options(headers: &HeaderMap) -> Result<WriteOptions<'_>, HttpError> {
     Ok(WriteOptions { condition, uuid, ..WriteOptions::default() })
 }
 
-fn check_consistency(
-    level: Option<&str>,
-    position: Option<&str>,
-    timeout: Option<&str>,
-) -> Result<(), HttpError> {
-    if let Some(text) = position {
-        let parsed: Result<bitacora_protocol::Position, _> = text.parse();
-        parsed.map_err(|error| HttpError::BadRequest(error.to_string()))?;
-    }
-    // The one time of the API whose unit is known without being written: ms, as clients have always given it.
-    if let Some(text) = timeout {
-        units::duration_or_ms(text).map_err(|error| HttpError::BadRequest(format!("timeout: {error}")))?;
-    }
-    match level.unwrap_or("eventual") {
-        "eventual" => Ok(()),
-        level @ ("session" | "strong") => {
-            Err(HttpError::NotImplemented(format!("consistency={level} is not there yet; eventual is")))
-        }
-        other => {
-            Err(HttpError::BadRequest(format!("consistency={other} is none of eventual, session, strong")))
-        }
-    }
-}
-
+/// What a read may have in its query.
+const READ_FIELDS: &[&str] = &["key", "consistency", "position", "timeout", "max_staleness"];
 /// What a set may have in its query or form.
 const FIELDS: &[&str] = &["key", "value", "ttl"];
 
@@ -184,9 +162,8 @@ mod tests {
         fn any_query_and_body_are_a_set_or_a_sentence(
             query in "(key=[a-c]{0,2}|value=[a-c]{0,2}|ttl=[0-9smhdx-]{0,5}|[a-z%&=+]{0,6})(&(value=x|ttl=[0-9]{1,22}[smhd]?))?",
             body in prop_oneof![any::<Vec<u8>>(), "(key=k&)?value=[a-z%+]{0,4}(&ttl=[0-9]{1,3})?".prop_map(String::into_bytes)],
-            has_content_type: bool, form: bool, level in "eventual|session|.{0,9}", position in ".{0,9}",
+            has_content_type: bool, form: bool,
         ) {
-            let _ = check_consistency(Some(&level), Some(&position), Some(&query));
             let set = query_params(&query, &["key", "value", "ttl"])
                 .and_then(|query| set_request(query, body.clone(), body_type(has_content_type, form)));
             match set {

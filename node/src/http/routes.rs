@@ -146,9 +146,9 @@ async fn answer<B: Buf + Send + 'static>(
         Call::Get => keys::get(service, &query, &headers, &mut notes).await,
         Call::Set => keys::set(service, *limits, &query, &headers, &mut notes, body).await,
         Call::Delete => keys::delete(service, &query, &headers, &mut notes).await,
-        Call::Scan => scan::scan(service, &query, &mut notes).await,
+        Call::Scan => scan::scan(service, &query, &headers, &mut notes).await,
         Call::Batch => return batch::run(api, &query, &headers, notes, body),
-        _ => keys::get_for_member(service, &query),
+        _ => keys::get_for_member(service, &query, &headers).await,
     };
     counted(metrics, slow, notes, outcome).into_response()
 }

@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use bitacora_protocol::ReadOptions;
 use bitacora_protocol::http::{PositionedRecord, ScanPage};
 use bitacora_protocol::rpc::ScanRequest;
-use warp::http::StatusCode;
+use warp::http::{HeaderMap, StatusCode};
 
 use super::answers::{self, Reply};
 use super::error::HttpError;
+use super::options::read_options;
 use super::params::query_params;
 use super::{Notes, Outcome};
 use crate::service::Service;
@@ -16,10 +16,23 @@ use crate::service::scans::Page;
 
 /// Records in a page of a scan that asks for no number.
 const DEFAULT_LIMIT: i32 = 100;
+/// What a scan may have in its query.
+const FIELDS: &[&str] = &[
+    "prefix",
+    "start",
+    "end",
+    "limit",
+    "cursor",
+    "consistency",
+    "position",
+    "timeout",
+    "max_staleness",
+];
 
 /// Answers with a page.
-pub(super) async fn scan(service: &Service, query: &str, notes: &mut Notes) -> Outcome {
-    let params = query_params(query, &["prefix", "start", "end", "limit", "cursor"])?;
+pub(super) async fn scan(service: &Service, query: &str, headers: &HeaderMap, notes: &mut Notes) -> Outcome {
+    let params = query_params(query, FIELDS)?;
+    let read = read_options(&params, headers)?;
     let text = |name| params.get(name).unwrap_or_default();
     let limit = match params.get("limit") {
         None => DEFAULT_LIMIT,
@@ -29,8 +42,7 @@ pub(super) async fn scan(service: &Service, query: &str, notes: &mut Notes) -> O
     };
     let (prefix, start, end, cursor) = (text("prefix"), text("start"), text("end"), text("cursor"));
     let asked = Instant::now();
-    let page =
-        service.scan(&ScanRequest { prefix, start, end, limit, cursor }, &ReadOptions::default()).await;
+    let page = service.scan(&ScanRequest { prefix, start, end, limit, cursor }, &read).await;
     notes.waits.store = asked.elapsed();
     let page = page?;
     Ok((reply(page), "ok"))

@@ -17,6 +17,9 @@ const REQUEST_OUTCOMES: [(&str, &[&str]); 3] = [
     ("delete", &["ok", "refused", "unavailable", "failed"]),
 ];
 const APPEND_OUTCOMES: [&str; 4] = ["acknowledged", "not_taken", "unknown", "too_large"];
+const BARRIER_OUTCOMES: [&str; 2] = ["acknowledged", "failed"];
+const READ_LEVELS: [&str; 4] = ["eventual", "session", "latest", "strong"];
+const READ_WAIT_OUTCOMES: [&str; 5] = ["reached", "timed_out", "unavailable", "refused", "cancelled"];
 const PEER_OUTCOMES: [&str; 6] = ["found", "gone", "no_memory", "missing", "timeout", "no_answer"];
 
 /// 10 µs to 5 s.
@@ -56,6 +59,23 @@ declare_metrics! {
             "peer_read_duration_seconds",
             "Time until the other members had settled a miss, or had been given up.",
             &SECONDS,
+        ),
+        pub barriers: IntCounterVec = counters(
+            "barriers_total",
+            "Barriers of strong reads that were appended to a partition, by what came of it.",
+            &["outcome"],
+        ),
+        pub read_waits: IntCounterVec = counters(
+            "read_waits_total",
+            "Reads that had to see more than what the node holds, by what came of the wait.",
+            &["level", "outcome"],
+        ),
+        pub read_waits_under_way: IntGauge =
+            gauge("read_waits_under_way", "Reads that wait for what they must see."),
+        pub read_wait_seconds: HistogramVec = histograms(
+            "read_wait_duration_seconds",
+            "Time that a read waited for what it must see, whatever came of it.",
+            &["level"],
         ),
         pub connections: IntGaugeVec = gauges("connections", "Open connections.", &["interface"]),
         pub connections_limit: IntGauge = gauge("connections_limit", "MAX_CONNECTIONS, of each interface."),
@@ -114,6 +134,15 @@ impl Metrics {
         }
         for outcome in APPEND_OUTCOMES {
             self.appends.with_label_values(&[outcome]);
+        }
+        for outcome in BARRIER_OUTCOMES {
+            self.barriers.with_label_values(&[outcome]);
+        }
+        for level in READ_LEVELS {
+            self.read_wait_seconds.with_label_values(&[level]);
+            for outcome in READ_WAIT_OUTCOMES {
+                self.read_waits.with_label_values(&[level, outcome]);
+            }
         }
         for outcome in PEER_OUTCOMES {
             self.peer_reads.with_label_values(&[outcome]);

@@ -22,6 +22,7 @@ use crate::replication::snapshot::{Fetcher, SnapshotSource, SnapshotUse, Snapsho
 use crate::replication::{self, Replica};
 use crate::rpc;
 use crate::service::Service;
+use crate::service::consistency::ConsistentReads;
 use crate::service::memory::Memory;
 use crate::service::peers::Peers;
 use crate::service::readiness::Readiness;
@@ -236,6 +237,12 @@ impl Shared {
             Arc::new(reads),
             Writes::new(Arc::clone(&self.log), self.max_value_bytes, Arc::clone(&self.metrics)),
             Scans::new(Arc::clone(&self.store), Arc::clone(&self.progress)),
+            ConsistentReads::new(
+                Arc::clone(&self.log),
+                Arc::clone(&self.progress),
+                self.memory.clone(),
+                Arc::clone(&self.metrics),
+            ),
             self.memory.clone(),
         ))
     }

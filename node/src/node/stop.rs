@@ -72,6 +72,7 @@ impl Node {
             service,
             store,
             readiness,
+            progress,
             telemetry,
             data_dir,
             ..
@@ -80,6 +81,8 @@ impl Node {
         announcer.abort();
         leave_cluster(&*membership, times).await;
         times.log_step("finishing requests");
+        // What they wait for may come later than the stop may last.
+        progress.end_waits();
         tokio::join!(http.stop(times.requests), rpc.stop(times.requests));
         times.log_step("refusing writes");
         // It waits for a write that is being handed to the log, which may block.

@@ -42,8 +42,32 @@ struct Partition {
     read_from: NextOffset,
     next: NextOffset,
     high_watermark: Option<HighWatermark>,
-    /// High watermarks that are not reached yet, and when each was asked for; in order.
-    unreached: VecDeque<(HighWatermark, Moment)>,
+    /// High watermarks that are not reached yet, in order.
+    unreached: VecDeque<Unreached>,
+    /// When the latest of those that are reached was asked for.
+    complete: Option<Asked>,
+}
+
+struct Unreached {
+    end: HighWatermark,
+    /// When it was first the answer.
+    first: Moment,
+    last: Asked,
+}
+
+/// When a question was put.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    at: Moment,
+    wall: WallTime,
+}
+
+impl Asked {
+    /// How long ago that was, by the clock that says more.
+    fn age(self, now: Moment, wall: WallTime) -> Duration {
+        let by_wall = u64::try_from(wall.ms_since(self.wall)).unwrap_or(0);
+        now.since(self.at).max(Duration::from_millis(by_wall))
+    }
 }
 
 impl LogEnds {
@@ -78,7 +102,7 @@ impl LogEnds {
         }
         self.answered = Some(question);
         for (partition, learnt) in self.partitions.iter_mut().zip(high_watermarks) {
-            partition.learn_high_watermark(*learnt, question.asked_at);
+            partition.learn_high_watermark(*learnt, question.asked());
         }
     }
 
@@ -101,6 +125,28 @@ impl LogEnds {
 
     fn has_reached_high_watermarks(&self) -> bool {
         !self.partitions.is_empty() && self.partitions.iter().all(Partition::has_reached_high_watermark)
+    }
+
+    /// How many partitions there are.
+    pub fn len(&self) -> usize {
+        self.partitions.len()
+    }
+
+    /// The next offset to apply of a partition; `None` if there is no such.
+    pub fn next_offset(&self, partition: i32) -> Option<NextOffset> {
+        usize::try_from(partition).ok().and_then(|index| self.partitions.get(index)).map(|known| known.next)
+    }
+
+    /// How long ago the high watermark of a partition was asked for that has been reached: everything that had been appended by
+    /// then is applied. Of `None`, of the partition of which that is longest ago. `None` if no such is known.
+    pub fn staleness(&self, partition: Option<i32>, now: Moment, wall: WallTime) -> Option<Duration> {
+        let age = |known: &Partition| known.complete.map(|asked| asked.age(now, wall));
+        match partition {
+            Some(partition) => {
+                usize::try_from(partition).ok().and_then(|index| self.partitions.get(index)).and_then(age)
+            }
+            None => self.partitions.iter().map(age).collect::<Option<Vec<_>>>()?.into_iter().max(),
+        }
     }
 
     /// Per partition, the next offset to apply.
@@ -146,6 +192,10 @@ impl LogEnds {
 }
 
 impl Question {
+    fn asked(&self) -> Asked {
+        Asked { at: self.asked_at, wall: self.asked_at_wall }
+    }
+
     fn is_fresh(&self, now: Moment, wall: WallTime) -> bool {
         now.since(self.asked_at) <= HIGH_WATERMARK_MAX_AGE
             && wall.ms_since(self.asked_at_wall) <= HIGH_WATERMARK_MAX_AGE.as_millis() as i64
@@ -154,14 +204,21 @@ impl Question {
 
 impl Partition {
     fn new(next: NextOffset) -> Self {
-        Self { read_from: next, next, high_watermark: None, unreached: VecDeque::new() }
+        Self { read_from: next, next, high_watermark: None, unreached: VecDeque::new(), complete: None }
     }
 
-    fn learn_high_watermark(&mut self, end: HighWatermark, asked_at: Moment) {
+    fn learn_high_watermark(&mut self, end: HighWatermark, asked: Asked) {
         self.high_watermark = Some(end);
-        let newest = self.unreached.back().map_or(HighWatermark(self.next.0), |(newest, _)| *newest);
+        if self.next.lag(end) == 0 {
+            self.complete = Some(asked);
+        }
+        let newest = self.unreached.back().map_or(HighWatermark(self.next.0), |newest| newest.end);
         if end > newest {
-            self.unreached.push_back((end, asked_at));
+            self.unreached.push_back(Unreached { end, first: asked.at, last: asked });
+        } else if let Some(newest) = self.unreached.back_mut()
+            && newest.end == end
+        {
+            newest.last = asked;
         }
         if self.unreached.len() > MAX_REMEMBERED_HIGH_WATERMARKS {
             let mut index = 0..;
@@ -171,8 +228,8 @@ impl Partition {
 
     fn note_applied(&mut self, next: NextOffset) {
         self.next = next;
-        while self.unreached.front().is_some_and(|(end, _)| next.lag(*end) == 0) {
-            self.unreached.pop_front();
+        while let Some(reached) = self.unreached.pop_front_if(|unreached| next.lag(unreached.end) == 0) {
+            self.complete = Some(reached.last);
         }
     }
 
@@ -182,7 +239,7 @@ impl Partition {
 
     fn lag_seconds(&self, now: Moment) -> Option<f64> {
         self.high_watermark?;
-        Some(self.unreached.front().map_or(0.0, |(_, asked_at)| now.since(*asked_at).as_secs_f64()))
+        Some(self.unreached.front().map_or(0.0, |unreached| now.since(unreached.first).as_secs_f64()))
     }
 }
 
@@ -294,5 +351,30 @@ mod tests {
         assert!((lag(&ends) - 1_000.0).abs() < 0.1, "the first is remembered: {}", lag(&ends));
         apply(&mut ends, 0, 10_000);
         assert!(lag(&ends) < f64::EPSILON);
+    }
+
+    #[test]
+    fn staleness_is_the_age_of_the_last_question_that_is_reached() {
+        let mut ends = started_at(&[0, 0]);
+        let staleness = |ends: &LogEnds, partition| {
+            ends.staleness(partition, at(10), WALL).map(|age| age.as_secs())
+        };
+        assert_eq!(staleness(&ends, Some(0)), None, "nothing is known yet");
+        learn(&mut ends, &[0, 2], at(1));
+        assert_eq!((staleness(&ends, Some(0)), staleness(&ends, Some(1))), (Some(9), None));
+        assert_eq!(staleness(&ends, None), None, "one partition is not known");
+        learn(&mut ends, &[0, 2], at(3));
+        learn(&mut ends, &[4, 4], at(5));
+        apply(&mut ends, 1, 2);
+        assert_eq!(staleness(&ends, Some(1)), Some(7), "the later of two questions with this answer");
+        assert_eq!(staleness(&ends, None), Some(7), "the older partition");
+        apply(&mut ends, 0, 4);
+        apply(&mut ends, 1, 4);
+        assert_eq!(staleness(&ends, None), Some(5));
+        assert_eq!(staleness(&ends, Some(2)), None);
+        let suspended = ends.staleness(None, at(10), WALL + Duration::from_secs(60));
+        assert_eq!(suspended, Some(Duration::from_secs(60)), "by the clock that says more");
+        ends.restart(&[NextOffset(4), NextOffset(4)]);
+        assert_eq!(staleness(&ends, None), None, "another store");
     }
 }

@@ -18,6 +18,7 @@ mod reading;
 mod resync;
 pub mod snapshot;
 pub mod state;
+mod waiters;
 mod watermarks;
 
 use std::sync::Arc;

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use bitacora_protocol::http::{PartitionStatus, RestoreStatus};
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, timeout_at};
 
 use crate::clock::{Clock, LogTime, Moment, SystemClock, past_by_both_clocks};
 use crate::log::PartitionRead;
@@ -17,6 +18,8 @@ use crate::replication::freeze::FreezeDetector;
 use crate::replication::log_ends::{LogEnds, Question};
 pub use crate::replication::state::Phase;
 use crate::replication::state::{Event, RefusedEvent, ReplicaState, StoreState};
+pub use crate::replication::waiters::WaitError;
+use crate::replication::waiters::{Ticket, Waiters, Woken};
 use bitacora_protocol::{HighWatermark, NextOffset, Position};
 
 /// The replica's thread shows a sign of life several times a second. One that has shown none for this long is stuck:
@@ -25,6 +28,8 @@ pub(crate) const MAX_SILENCE: Duration = Duration::from_secs(30);
 /// How long the reads of a store from an earlier run wait for the log to say whether it is its own. A log that is away
 /// must not hold them up for ever.
 const EARLIER_STORE_WAIT: Duration = Duration::from_secs(1);
+/// A log that has told no high watermark for so long does not answer; it is asked several times a second.
+const LOG_SILENCE: Duration = Duration::from_secs(2);
 
 pub struct Progress {
     clock: Arc<dyn Clock>,
@@ -48,6 +53,11 @@ struct Inner {
     first_caught_up_after: Option<Duration>,
     /// When the replica's thread last showed that it goes on.
     sign_of_life: Moment,
+    waiters: Waiters,
+    /// Counts the stores that were read: another number is another store.
+    store_number: u64,
+    /// When the log last told its high watermarks.
+    log_answered: Option<Moment>,
 }
 
 /// Until when everything that was appended has been applied.
@@ -57,6 +67,32 @@ pub struct AppliedUntil {
     pub time: LogTime,
     /// By the log's.
     pub log_time: LogTime,
+}
+
+impl Inner {
+    /// Whether the store that is read is the one that is written, and answers reads.
+    fn serves(&self) -> bool {
+        *self.state.store() == StoreState::Serving
+    }
+
+    /// What was known of positions is of another store.
+    fn replace_store(&mut self) -> Woken {
+        self.store_number += 1;
+        self.waiters.all(WaitError::StoreReplaced)
+    }
+}
+
+/// Somebody who waits for a position, until this is dropped.
+struct PositionWait {
+    progress: Arc<Progress>,
+    ticket: Ticket,
+    told: oneshot::Receiver<Result<(), WaitError>>,
+}
+
+impl Drop for PositionWait {
+    fn drop(&mut self) {
+        self.progress.lock().waiters.remove(self.ticket);
+    }
 }
 
 impl Default for Progress {
@@ -77,6 +113,9 @@ impl Progress {
             reading_since: started,
             first_caught_up_after: None,
             sign_of_life: started,
+            waiters: Waiters::default(),
+            store_number: 0,
+            log_answered: None,
         };
         Self {
             clock,
@@ -138,10 +177,18 @@ impl Progress {
     /// offsets on.
     pub(crate) fn begin_reading(&self, next: &[NextOffset], event: Event) -> Result<(), RefusedEvent> {
         let mut inner = self.lock();
+        // The same store, in which the offsets mean what they did, and each key lies where it lay.
+        let resumed = event == Event::ReadingResumed && next.len() == inner.ends.len();
         self.change_state(&mut inner, event)?;
         inner.ends.restart(next);
         inner.reading_since = self.clock.now();
+        inner.log_answered = None;
+        let mut woken = if resumed { Waiters::nobody() } else { inner.replace_store() };
+        for (partition, next) in (0..).zip(next) {
+            inner.waiters.passed(partition, *next, &mut woken);
+        }
         drop(inner);
+        woken.tell();
         self.wake_waiting();
         Ok(())
     }
@@ -162,12 +209,17 @@ impl Progress {
     /// either clock; from then on the store answers no reads, and this says so until it was emptied.
     pub(crate) fn detect_freeze(&self) -> bool {
         let (now, wall, mut inner) = (self.clock.now(), self.clock.wall(), self.lock());
+        let mut woken = Waiters::nobody();
         if self.freeze.has_stood_still(now, wall) {
             // Possible in any state. Before reads may trust that the process runs.
             let _ = self.change_state(&mut inner, Event::ProcessFroze);
+            woken = inner.replace_store();
         }
         self.freeze.note_running(now, wall);
-        *inner.state.store() == StoreState::Frozen
+        let frozen = *inner.state.store() == StoreState::Frozen;
+        drop(inner);
+        woken.tell();
+        frozen
     }
 
     /// The log does not answer: the store of an earlier run does, if there is one.
@@ -192,7 +244,12 @@ impl Progress {
         let mut inner = self.lock();
         inner.sign_of_life = self.clock.now();
         inner.ends.note_applied(read);
+        let mut woken = Waiters::nobody();
+        for PartitionRead { partition, next, .. } in read {
+            inner.waiters.passed(*partition, *next, &mut woken);
+        }
         drop(inner);
+        woken.tell();
         self.wake_waiting();
     }
 
@@ -226,17 +283,88 @@ impl Progress {
 
     /// What it answered, a high watermark for each partition.
     pub(crate) fn learn_high_watermarks(&self, high_watermarks: &[HighWatermark], question: Question) {
-        self.lock().ends.learn_high_watermarks(high_watermarks, question);
+        let mut inner = self.lock();
+        inner.log_answered = Some(self.clock.now());
+        inner.ends.learn_high_watermarks(high_watermarks, question);
+        drop(inner);
         self.wake_waiting();
     }
 
     /// What it answered says nothing of this log any more.
     pub(crate) fn forget_high_watermarks(&self) {
-        self.lock().ends.forget_high_watermarks();
+        let mut inner = self.lock();
+        inner.log_answered = None;
+        inner.ends.forget_high_watermarks();
+        drop(inner);
         self.wake_waiting();
     }
 
+    /// Ends all waits for a position, and refuses new ones: the node stops.
+    pub(crate) fn end_waits(&self) {
+        let woken = self.lock().waiters.stop();
+        woken.tell();
+    }
+
     // Asked by everybody.
+
+    /// Waits until this node has applied a position in the store that it reads, no longer than until `deadline`. Who drops this
+    /// waits no more.
+    ///
+    /// # Errors
+    /// When that will not come, or has not come in time.
+    pub async fn applied(self: &Arc<Self>, position: Position, deadline: Instant) -> Result<(), WaitError> {
+        let Some(mut wait) = self.begin_wait(position)? else { return Ok(()) };
+        match timeout_at(deadline, &mut wait.told).await {
+            Ok(told) => told.unwrap_or(Err(WaitError::Stopping)),
+            Err(_) => Err(WaitError::NotInTime),
+        }
+    }
+
+    /// `None` if the position is applied already.
+    fn begin_wait(self: &Arc<Self>, position: Position) -> Result<Option<PositionWait>, WaitError> {
+        let mut inner = self.lock();
+        if !inner.serves() {
+            return Err(WaitError::NotServing);
+        }
+        let partition = position.partition;
+        let next = inner.ends.next_offset(partition);
+        let partitions = inner.ends.len();
+        let next = next.ok_or(WaitError::NoSuchPartition { partition, partitions })?;
+        if position.offset < next.0 {
+            return Ok(None);
+        }
+        let (ticket, told) = inner.waiters.add(position)?;
+        Ok(Some(PositionWait { progress: Arc::clone(self), ticket, told }))
+    }
+
+    /// Waits for a position that have not ended.
+    #[must_use]
+    pub fn waits(&self) -> usize {
+        self.lock().waiters.len()
+    }
+
+    /// Which store is read, if what it holds is what was applied: an answer that was read while this stayed the same is of one
+    /// store. `None` while the store is restored, or built anew beside the one that is read.
+    #[must_use]
+    pub fn store_number(&self) -> Option<u64> {
+        let inner = self.lock();
+        (inner.serves() && self.restored()).then_some(inner.store_number)
+    }
+
+    /// Whether the log is read and has told its high watermarks within the last two seconds.
+    #[must_use]
+    pub fn log_answers(&self) -> bool {
+        let inner = self.lock();
+        *inner.state.phase() == Phase::Reading
+            && inner.log_answered.is_some_and(|at| self.time_since(at) <= LOG_SILENCE)
+    }
+
+    /// How long ago everything that had been appended to a partition by then is surely applied, as far as high watermarks tell;
+    /// of `None`, to every partition. `None` if that is not known.
+    #[must_use]
+    pub fn staleness(&self, partition: Option<i32>) -> Option<Duration> {
+        self.lock().ends.staleness(partition, self.clock.now(), self.clock.wall())
+    }
 
     /// What is certainly past: both this machine's clock and the log's have come as far. `None` until
     /// something was read from the log.
@@ -321,6 +449,18 @@ impl Progress {
     #[must_use]
     pub fn next_offsets(&self) -> Vec<NextOffset> {
         self.lock().ends.next_offsets()
+    }
+
+    /// How many partitions the topic has, as far as this node knows.
+    #[must_use]
+    pub fn partition_count(&self) -> usize {
+        self.lock().ends.len()
+    }
+
+    /// The next offset to apply of a partition; `None` if the topic has no such.
+    #[must_use]
+    pub fn next_offset(&self, partition: i32) -> Option<NextOffset> {
+        self.lock().ends.next_offset(partition)
     }
 
     /// How far the partition of a key is applied.

@@ -4,6 +4,7 @@
 use bitacora_protocol::rpc::{ErrorCode, RequestError};
 
 use crate::log::AppendError;
+use crate::service::consistency::ConsistencyError;
 use crate::service::memory::OutOfMemory;
 use crate::service::reads::GetError;
 use crate::service::scans::ScanError;
@@ -139,9 +140,21 @@ pub enum OperationError {
     Scan(#[from] ScanError),
     #[error(transparent)]
     Memory(#[from] OutOfMemory),
+    #[error(transparent)]
+    Consistency(#[from] ConsistencyError),
 }
 
 impl OperationError {
+    /// Of a read that this node could not answer as consistently as was wanted: how far the node is, a set of positions as
+    /// text.
+    #[must_use]
+    pub fn applied(&self) -> Option<&str> {
+        match self {
+            Self::Consistency(ConsistencyError::NotReached { applied, .. }) => Some(applied),
+            _ => None,
+        }
+    }
+
     /// What kind it is.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -149,6 +162,7 @@ impl OperationError {
             Self::Key(_)
             | Self::Uuid(_)
             | Self::Ttl(_)
+            | Self::Consistency(ConsistencyError::Wrong(_))
             | Self::Scan(
                 ScanError::Limit(_) | ScanError::TooLong(..) | ScanError::NoCursor | ScanError::ForeignCursor,
             ) => ErrorKind::BadRequest,
@@ -157,13 +171,16 @@ impl OperationError {
             | Self::Write(WriteError::ValueTooLarge { .. } | WriteError::Log(AppendError::TooLarge(_))) => {
                 ErrorKind::TooLarge
             }
-            Self::Get(GetError::NotRestored) | Self::Scan(ScanError::NotRestored) => ErrorKind::NotReady,
+            Self::Get(GetError::NotRestored)
+            | Self::Scan(ScanError::NotRestored)
+            | Self::Consistency(ConsistencyError::NotReached { .. }) => ErrorKind::NotReady,
             Self::Get(GetError::Store(_)) | Self::Scan(ScanError::Store(_)) => ErrorKind::Internal,
             Self::Write(WriteError::Log(AppendError::NotTaken(_))) => ErrorKind::NotTaken,
             Self::Write(WriteError::Log(AppendError::Unknown(_))) => ErrorKind::MayTakeEffect,
-            Self::Memory(_) | Self::Get(GetError::OutOfMemory) | Self::Scan(ScanError::Memory(_)) => {
-                ErrorKind::OutOfMemory
-            }
+            Self::Memory(_)
+            | Self::Get(GetError::OutOfMemory)
+            | Self::Scan(ScanError::Memory(_))
+            | Self::Consistency(ConsistencyError::Memory(_)) => ErrorKind::OutOfMemory,
         }
     }
 }

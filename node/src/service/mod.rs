@@ -1,11 +1,14 @@
 //! What an operation means, whichever interface it comes through. HTTP, RPC and batches all go through [`Service`].
 
+pub mod barriers;
+pub mod consistency;
 pub mod error;
 pub mod memory;
 pub mod operation;
 pub mod peers;
 pub mod readiness;
 pub mod reads;
+mod rounds;
 pub mod scans;
 pub mod scrape;
 pub mod slow;
@@ -21,6 +24,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use crate::log::LogTag;
+use crate::service::consistency::{ConsistentReads, Demand};
 use crate::service::error::OperationError;
 use crate::service::memory::Memory;
 use crate::service::operation::Operation;
@@ -34,6 +38,7 @@ pub struct Service {
     reads: Arc<Reads>,
     writes: Writes,
     scans: Scans,
+    consistent: Arc<ConsistentReads>,
     memory: Memory,
 }
 
@@ -66,8 +71,14 @@ pub enum Begun {
 
 impl Service {
     #[must_use]
-    pub fn new(reads: Arc<Reads>, writes: Writes, scans: Scans, memory: Memory) -> Self {
-        Self { reads, writes, scans, memory }
+    pub fn new(
+        reads: Arc<Reads>,
+        writes: Writes,
+        scans: Scans,
+        consistent: ConsistentReads,
+        memory: Memory,
+    ) -> Self {
+        Self { reads, writes, scans, consistent: Arc::new(consistent), memory }
     }
 
     /// The budget that what comes in, waits and goes out is counted against.
@@ -79,25 +90,40 @@ impl Service {
     /// Refuses every write from here on: the node stops, and flushes its log next.
     pub fn close_writes(&self) {
         self.writes.close();
+        self.consistent.close();
     }
 
     /// The newest record of a key that this node, or else the cluster, knows, as consistent as asked for.
     ///
     /// # Errors
-    /// When the key can be none, the store fails, or the node can't know.
+    /// When the key can be none, the options make no sense, the store fails, or the node can't know in time.
     pub async fn get(&self, key: &str, read: &ReadOptions<'_>) -> Result<Answer, OperationError> {
         check_key(key)?;
-        check_read(read)?;
-        Ok(self.reads.get(key).await?)
+        let demand = Demand::of(read)?;
+        if demand.is_eventual() {
+            return Ok(self.reads.get(key).await?);
+        }
+        get_consistent(&self.reads, &self.consistent, key, &demand).await
     }
 
     /// As [`Service::get`], of this node alone, and the log that the answer is of.
     ///
     /// # Errors
     /// As [`Service::get`].
-    pub fn get_local(&self, key: &str) -> Result<(Answer, LogTag), OperationError> {
+    pub async fn get_local(
+        &self,
+        key: &str,
+        read: &ReadOptions<'_>,
+    ) -> Result<(Answer, LogTag), OperationError> {
         check_key(key)?;
-        Ok(self.reads.get_local(key)?)
+        let demand = Demand::of(read)?;
+        if demand.is_eventual() {
+            return Ok(self.reads.get_local(key)?);
+        }
+        let reached = self.consistent.reach(Some(key), &demand).await?;
+        let answer = self.reads.get_local(key)?;
+        self.consistent.confirm(Some(key), reached)?;
+        Ok(answer)
     }
 
     /// Sets a key, for ever or for a time to live of at most [`MAX_TTL`]. The write takes its place in the log's order at
@@ -138,10 +164,17 @@ impl Service {
     /// A page of a scan, of this node alone.
     ///
     /// # Errors
-    /// When the request is wrong, the node does not know all keys yet or has no memory for a page, or the store fails.
+    /// When the request is wrong, the node does not know all keys yet, or not in time, or has no memory for a page, or the store
+    /// fails.
     pub async fn scan(&self, scan: &ScanRequest<'_>, read: &ReadOptions<'_>) -> Result<Page, OperationError> {
-        check_read(read)?;
-        Ok(self.scans.page(scan, &self.memory).await?)
+        let demand = Demand::of(read)?;
+        if demand.is_eventual() {
+            return Ok(self.scans.page(scan, &self.memory).await?);
+        }
+        let reached = self.consistent.reach(None, &demand).await?;
+        let page = self.scans.page(scan, &self.memory).await?;
+        self.consistent.confirm(None, reached)?;
+        Ok(page)
     }
 
     /// Begins one of several operations, of a batch or of a pipelining client. Writes take their place in the log's order in
@@ -154,14 +187,7 @@ impl Service {
             return Begun::Done(Err(error));
         }
         match operation {
-            Operation::Get { key, .. } => match self.reads.at_once(key) {
-                Ok(Some(answer)) => Begun::Done(Ok(Done::Read(answer))),
-                Err(error) => Begun::Done(Err(error.into())),
-                Ok(None) => {
-                    let (reads, key) = (Arc::clone(&self.reads), key.to_owned());
-                    Begun::Later(async move { Ok(Done::Read(reads.get(&key).await?)) }.boxed())
-                }
-            },
+            Operation::Get { key, read } => self.begin_get(key, &read),
             Operation::Set { key, value, ttl, .. } => {
                 let live = u64::try_from(ttl).ok().map(Duration::from_millis).filter(|live| *live <= MAX_TTL);
                 let Some(live) = live else { return Begun::Done(Err(OperationError::Ttl(ttl))) };
@@ -174,17 +200,48 @@ impl Service {
             }
         }
     }
+
+    fn begin_get(&self, key: &str, read: &ReadOptions<'_>) -> Begun {
+        let demand = match Demand::of(read) {
+            Ok(demand) => demand,
+            Err(error) => return Begun::Done(Err(error.into())),
+        };
+        if demand.is_eventual() {
+            return match self.reads.at_once(key) {
+                Ok(Some(answer)) => Begun::Done(Ok(Done::Read(answer))),
+                Err(error) => Begun::Done(Err(error.into())),
+                Ok(None) => {
+                    let (reads, key) = (Arc::clone(&self.reads), key.to_owned());
+                    Begun::Later(async move { Ok(Done::Read(reads.get(&key).await?)) }.boxed())
+                }
+            };
+        }
+        let (reads, consistent) = (Arc::clone(&self.reads), Arc::clone(&self.consistent));
+        let key = key.to_owned();
+        Begun::Later(
+            async move { Ok(Done::Read(get_consistent(&reads, &consistent, &key, &demand).await?)) }.boxed(),
+        )
+    }
+}
+
+/// A read that is more than eventual: once this node's store has what it must see, it is answered from there.
+async fn get_consistent(
+    reads: &Reads,
+    consistent: &ConsistentReads,
+    key: &str,
+    demand: &Demand,
+) -> Result<Answer, OperationError> {
+    let reached = consistent.reach(Some(key), demand).await?;
+    let answer = reads.get_own(key)?;
+    consistent.confirm(Some(key), reached)?;
+    Ok(answer)
 }
 
 fn check_options(operation: &Operation<'_>) -> Result<(), OperationError> {
     match operation {
-        Operation::Get { read, .. } => check_read(read),
+        Operation::Get { .. } => Ok(()),
         Operation::Set { write, .. } | Operation::Delete { write, .. } => check_write(write),
     }
-}
-
-fn check_read(read: &ReadOptions<'_>) -> Result<(), OperationError> {
-    if read.is_eventual() { Ok(()) } else { Err(OperationError::NotBuilt("reads other than eventual ones")) }
 }
 
 fn check_write(write: &WriteOptions<'_>) -> Result<(), OperationError> {

@@ -202,6 +202,21 @@ impl Reads {
         if self.store.log() == log { Ok((answer, log)) } else { Err(GetError::NotRestored) }
     }
 
+    /// The newest record of a key that this node's store has.
+    ///
+    /// # Errors
+    /// When the store fails, or is not restored.
+    pub fn get_own(&self, key: &str) -> Result<Answer, GetError> {
+        // Of before the store is read, so that a miss is never told of a later position than it is of.
+        let position = self.progress.applied_for(key.as_bytes());
+        let found = self.local(key)?;
+        if !self.progress.restored() {
+            return Err(GetError::NotRestored);
+        }
+        let missing = || Answer { found: LookupResult::Missing, position, from: ServedFrom::Store };
+        Ok(found.unwrap_or_else(missing))
+    }
+
     fn local(&self, key: &str) -> Result<Option<Answer>, StoreError> {
         Ok(self.store.get(key.as_bytes())?.map(|(entry, tier)| self.answer_of(entry, tier)))
     }

@@ -146,3 +146,149 @@ fn a_dead_or_stuck_replica_makes_a_warm_node_unready() {
     progress.note_event(Event::LogOpened).expect("no other part need know");
     assert_eq!(progress.unready().as_deref(), Some("gone"));
 }
+
+mod waits {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    const AT: fn(i64) -> Position = |offset| Position { partition: 0, offset };
+
+    /// Of a node that has applied `next` offsets of its one partition, and answers reads.
+    fn serving(next: i64) -> Arc<Progress> {
+        let progress = Arc::new(progress().0);
+        begin(&progress, &[NextOffset(next)]);
+        progress.note_caught_up().expect("restored");
+        progress
+    }
+
+    fn apply(progress: &Progress, next: i64) {
+        progress.note_applied(&[PartitionRead::up_to(0, NextOffset(next))]);
+    }
+
+    fn later() -> Instant {
+        Instant::now() + 1_000 * SECOND
+    }
+
+    #[tokio::test]
+    async fn a_commit_wakes_only_those_whose_position_it_passes() {
+        let progress = serving(5);
+        assert_eq!(progress.applied(AT(4), later()).await, Ok(()), "it is there");
+        let mut waits: Vec<_> =
+            [5, 9, 7, 5].map(|offset| Box::pin(progress.applied(AT(offset), later()))).into();
+        for wait in &mut waits {
+            assert_eq!(wait.now_or_never(), None);
+        }
+        assert_eq!(progress.waits(), 4);
+        apply(&progress, 8);
+        assert_eq!(progress.waits(), 1);
+        for index in [0, 2, 3] {
+            assert_eq!(waits[index].as_mut().await, Ok(()));
+        }
+        apply(&progress, 9);
+        assert_eq!((&mut waits[1]).now_or_never(), None);
+        apply(&progress, 10);
+        assert_eq!(waits[1].as_mut().await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn who_goes_away_waits_no_more() {
+        let progress = serving(0);
+        let mut wait = Box::pin(progress.applied(AT(3), later()));
+        assert_eq!((&mut wait).now_or_never(), None);
+        assert_eq!(progress.waits(), 1);
+        drop(wait);
+        assert_eq!(progress.waits(), 0);
+    }
+
+    #[tokio::test]
+    async fn no_wait_outlives_its_deadline() {
+        let progress = serving(0);
+        let late = progress.applied(AT(3), Instant::now() + SECOND / 50).await;
+        assert_eq!((late, progress.waits()), (Err(WaitError::NotInTime), 0));
+        let past = Instant::now();
+        assert_eq!(progress.applied(AT(3), past).await, Err(WaitError::NotInTime));
+        apply(&progress, 4);
+        assert_eq!(progress.applied(AT(3), past).await, Ok(()), "there is nothing to wait for");
+    }
+
+    #[tokio::test]
+    async fn another_store_ends_all_waits() {
+        for (event, partitions) in [
+            (Event::StoreEmptied, 1),
+            (Event::RebuildBegan("why".into()), 1),
+            (Event::SnapshotInstalled, 1),
+            // A key may lie in another partition from now on.
+            (Event::ReadingResumed, 2),
+        ] {
+            let progress = serving(0);
+            let number = progress.store_number().expect("it answers reads");
+            let mut wait = Box::pin(progress.applied(AT(3), later()));
+            assert_eq!((&mut wait).now_or_never(), None);
+            progress.begin_reading(&vec![NextOffset(9); partitions], event.clone()).expect("possible");
+            assert_eq!(wait.await, Err(WaitError::StoreReplaced), "{event:?}");
+            assert_ne!(progress.store_number(), Some(number), "{event:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn waits_go_on_when_the_log_is_opened_again() {
+        let progress = serving(0);
+        let number = progress.store_number();
+        let mut waits: Vec<_> = [3, 8].map(|offset| Box::pin(progress.applied(AT(offset), later()))).into();
+        for wait in &mut waits {
+            assert_eq!(wait.now_or_never(), None);
+        }
+        progress.begin_reading(&[NextOffset(5)], Event::ReadingResumed).expect("possible");
+        assert_eq!((waits[0].as_mut().await, progress.waits()), (Ok(()), 1));
+        apply(&progress, 9);
+        assert_eq!((waits[1].as_mut().await, progress.store_number()), (Ok(()), number));
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_built_anew_is_behind_any_position() {
+        let progress = serving(5);
+        progress.begin_reading(&[NextOffset(9)], Event::RebuildBegan("why".into())).expect("possible");
+        assert_eq!(progress.applied(AT(4), later()).await, Err(WaitError::NotServing));
+        assert_eq!(progress.store_number(), None);
+    }
+
+    #[tokio::test]
+    async fn a_node_that_stops_ends_all_waits_and_begins_none() {
+        let progress = serving(0);
+        let mut wait = Box::pin(progress.applied(AT(3), later()));
+        assert_eq!((&mut wait).now_or_never(), None);
+        progress.end_waits();
+        assert_eq!(wait.await, Err(WaitError::Stopping));
+        assert_eq!(progress.applied(AT(3), later()).await, Err(WaitError::Stopping));
+    }
+
+    #[tokio::test]
+    async fn a_partition_that_the_topic_lacks_is_told() {
+        let progress = serving(0);
+        for partition in [1, -1, i32::MAX, i32::MIN] {
+            let refused = progress.applied(Position { partition, offset: 0 }, later()).await;
+            assert_eq!(refused, Err(WaitError::NoSuchPartition { partition, partitions: 1 }));
+        }
+    }
+
+    #[test]
+    fn a_log_that_tells_no_high_watermarks_does_not_answer() {
+        let (progress, clock) = progress();
+        begin(&progress, &[NextOffset(2)]);
+        let learn =
+            || progress.learn_high_watermarks(&[HighWatermark(2)], progress.question_for_high_watermarks());
+        learn();
+        assert!(!progress.log_answers(), "it is not read");
+        progress.note_event(Event::LogOpened).expect("at any time");
+        assert!(progress.log_answers());
+        clock.pass(2 * SECOND);
+        assert!(progress.log_answers(), "to the last moment");
+        clock.pass(SECOND / 1_000);
+        assert!(!progress.log_answers());
+        learn();
+        assert!(progress.log_answers());
+        progress.note_event(Event::LogUnavailable("away".into())).expect("at any time");
+        assert!(!progress.log_answers());
+    }
+}

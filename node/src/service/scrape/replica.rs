@@ -14,6 +14,8 @@ declare_metrics! {
             float_gauge("replica_heartbeat_age_seconds", "Time since the replica's thread last showed a sign of life."),
         partitions: PartitionMetrics = PartitionMetrics::register(),
         caught_up: IntGauge = gauge("caught_up", "1 when everything up to fresh high watermarks is applied."),
+        position_waits: IntGauge =
+            gauge("position_waits", "Reads and writes that wait until this node has applied a position."),
         restored: IntGauge = gauge("restored", "1 when the store has been caught up at some time."),
         restored_ratio: GaugeVec =
             float_gauges("restored_ratio", "Part of the offsets to read at the start that has been read.", NO_LABELS),
@@ -43,6 +45,7 @@ impl ReplicaMetrics {
         self.heartbeat_age.set(progress.heartbeat_age().as_secs_f64());
         self.partitions.fill(progress);
         self.caught_up.set(progress.caught_up().into());
+        self.position_waits.set(progress.waits() as i64);
         let restore = progress.restore();
         self.restored.set(restore.done.into());
         set(&self.restored_ratio, NO_LABELS, restore.fraction);

@@ -1,0 +1,179 @@
+//! Reads that must see more than what the node happens to hold.
+
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::support::PATIENCE;
+use super::{Answer, Running, request};
+
+/// The position that an answer names.
+fn position(answer: &Answer) -> String {
+    answer.header("bitacora-position").unwrap_or_else(|| panic!("no position: {answer:?}")).to_owned()
+}
+
+/// A position in the partition of another, so many offsets behind it.
+fn behind(position: &str, offsets: i64) -> String {
+    let (partition, offset) = position.split_once(':').expect("a position");
+    format!("{partition}:{}", offset.parse::<i64>().expect("a number") + offsets)
+}
+
+impl Running {
+    /// A metric's value; its labels belong to its name.
+    async fn metric(&self, name: &str) -> f64 {
+        let answer = self.ask("GET /metrics", &[], "").await;
+        let value = answer.body.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        value.unwrap_or_else(|| panic!("no metric {name}"))
+    }
+
+    /// Waits until nobody waits for a position.
+    async fn nobody_waits(&self) {
+        let nobody = async { while self.metric("bitacora_position_waits ").await > 0.0 {} };
+        timeout(PATIENCE, nobody).await.expect("all waits end");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_reads_its_own_writes() {
+    let running = Running::start(&[]).await;
+    for n in 0..50 {
+        let written = running.ask(&format!("POST /rpc?key=k&value={n}"), &[], "").await;
+        let at = position(&written);
+        let in_query = format!("GET /rpc?key=k&consistency=session&position={at}");
+        let in_header = format!("Bitacora-Position: {at}");
+        let read = match n % 2 {
+            0 => running.ask(&in_query, &[], "").await,
+            _ => running.ask("GET /rpc?key=k&consistency=session", &[&in_header], "").await,
+        };
+        assert_eq!((read.status, &read.json()["value"]), (200, &n.to_string().into()), "{read:?}");
+        assert_eq!(position(&read), at);
+    }
+    let deleted = running.ask("DELETE /rpc?key=k", &[], "").await;
+    let at = position(&deleted);
+    let head = format!("HEAD /rpc?key=k&consistency=session&position={at}");
+    assert_eq!(running.ask(&head, &[], "").await.status, 404);
+    let scan = format!("GET /rpc/scan?consistency=session&position={at}");
+    assert_eq!(running.ask(&scan, &[], "").await.json()["records"], serde_json::json!([]));
+    running.nobody_waits().await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_that_is_not_there_in_time_is_503() {
+    let running = Running::start(&[]).await;
+    let at = position(&running.ask("POST /rpc?key=k&value=v", &[], "").await);
+    let later = behind(&at, 1_000_000);
+    for call in ["GET /rpc?key=k", "GET /rpc/scan?prefix=k", "GET /rpc/cluster?key=k"] {
+        let (path, query) = call.split_once('?').expect("a query");
+        let line = format!("{path}?{query}&consistency=session&position={later}&timeout=20");
+        let answer = running.ask(&line, &[], "").await;
+        let sentence = answer.refusal(503);
+        assert!(sentence.contains(&later) && sentence.contains("within 20 ms"), "{sentence}");
+        assert_eq!(answer.header("retry-after"), Some("1"), "{answer:?}");
+        let own = position(&answer);
+        assert!(own.split(',').any(|own| own == at), "{own} has not {at}");
+    }
+    assert!(running.metric("bitacora_read_waits_total{level=\"session\",outcome=\"timed_out\"} ").await > 2.0);
+    running.nobody_waits().await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_ends_when_its_caller_goes_away() {
+    let running = Running::start(&[]).await;
+    let line = "GET /rpc?key=k&consistency=session&position=0:999,1:999,2:999,3:999&timeout=60s";
+    let mut callers = Vec::new();
+    for _ in 0..20 {
+        let mut caller = TcpStream::connect(running.address.api()).await.expect("a connection");
+        caller.write_all(&request(line, &[], b"")).await.expect("it is taken");
+        callers.push(caller);
+    }
+    let all_wait = async { while running.metric("bitacora_position_waits ").await < 20.0 {} };
+    timeout(PATIENCE, all_wait).await.expect("all of them wait");
+    drop(callers);
+    running.nobody_waits().await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_makes_no_sense_is_400() {
+    let running = Running::start(&[]).await;
+    for (query, headers, says) in [
+        ("consistency=maybe", &[][..], "'maybe' is none of eventual, session, latest, strong"),
+        ("consistency=", &[], "is none of"),
+        ("consistency=session", &[], "needs the session's position"),
+        ("consistency=session&position=", &[], "the position is empty"),
+        ("consistency=session&position=0:1,0:2", &[], "named twice"),
+        ("consistency=session&position=0", &[], "position"),
+        ("consistency=session&position=4:1", &[], "there is no partition 4; the topic has 4"),
+        ("consistency=session&position=0:1,2147483647:9223372036854775807", &[], "no partition 2147483647"),
+        ("consistency=session&position=0:1", &["Bitacora-Position: 0:2"], "different positions"),
+        ("consistency=session", &["Bitacora-Position: 0:1", "Bitacora-Position: 0:1"], "given twice"),
+        ("consistency=session&position=0:1&position=0:1", &[], "'position' twice"),
+        ("position=0:1", &[], "consistency=session only, and this is consistency=eventual"),
+        ("consistency=strong", &["Bitacora-Position: 0:1"], "this is consistency=strong"),
+        ("consistency=latest&position=0:1", &[], "this is consistency=latest"),
+        ("timeout=61s", &[], "60 s at most"),
+        ("timeout=60001", &[], "60 s at most"),
+        ("consistency=strong&timeout=abc", &[], "timeout: 'abc' is not a time"),
+        ("max_staleness=2", &[], "max_staleness: "),
+        ("max_staleness=0s", &[], "it must be above 0"),
+        ("consistency=strong&max_staleness=x", &[], "max_staleness: "),
+    ] {
+        for call in ["GET /rpc?key=k", "GET /rpc/scan?prefix=k", "GET /rpc/cluster?key=k"] {
+            let answer = running.ask(&format!("{call}&{query}"), headers, "").await;
+            let sentence = answer.refusal(400);
+            assert!(sentence.contains(says), "{call}&{query}: {sentence}");
+        }
+    }
+    for call in ["GET /rpc?key=%00k", "POST /rpc?key=%00k&value=v", "DELETE /rpc?key=%00barrier"] {
+        let sentence = running.ask(call, &[], "").await.refusal(400);
+        assert!(sentence.contains("U+0000"), "{sentence}");
+    }
+    running.nobody_waits().await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_knows_how_old_its_data_may_be() {
+    let running = Running::start(&[]).await;
+    let at = position(&running.ask("POST /rpc?key=k&value=v", &[], "").await);
+    for query in
+        ["max_staleness=50s".to_owned(), format!("consistency=session&position={at}&max_staleness=50s")]
+    {
+        let answer = running.ask(&format!("GET /rpc?key=k&{query}"), &[], "").await;
+        assert!(matches!(answer.status, 200 | 404), "{answer:?}");
+        assert_eq!(running.ask(&format!("GET /rpc/scan?{query}"), &[], "").await.status, 200);
+    }
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_the_reader_has_is_304() {
+    let running = Running::start(&[]).await;
+    let written = running.ask("POST /rpc?key=k&value=v", &[], "").await;
+    let at = position(&written);
+    let tag = format!("\"{at}\"");
+    assert_eq!(written.header("etag"), Some(&*tag));
+    let session = format!("consistency=session&position={at}");
+    for method in ["GET", "HEAD"] {
+        for tags in [tag.clone(), format!("W/{tag}"), format!("\"9:9\", {tag}"), "*".to_owned()] {
+            let header = format!("If-None-Match: {tags}");
+            let answer = running.ask(&format!("{method} /rpc?key=k&{session}"), &[&header], "").await;
+            assert_eq!((answer.status, &*answer.body), (304, ""), "{tags}: {answer:?}");
+            assert_eq!((answer.header("etag"), position(&answer)), (Some(&*tag), at.clone()), "{answer:?}");
+        }
+        let header = format!("If-None-Match: \"{}\"", behind(&at, 1));
+        let answer = running.ask(&format!("{method} /rpc?key=k&{session}"), &[&header], "").await;
+        assert_eq!((answer.status, answer.header("etag")), (200, Some(&*tag)), "{answer:?}");
+    }
+    let sentence = running.ask("GET /rpc?key=k", &["If-None-Match: 0:1"], "").await.refusal(400);
+    assert!(sentence.contains("double quotes"), "{sentence}");
+
+    let deleted = running.ask("DELETE /rpc?key=k", &[], "").await;
+    assert_eq!(deleted.header("etag"), None, "{deleted:?}");
+    let session = format!("consistency=session&position={}", position(&deleted));
+    let answer = running.ask(&format!("GET /rpc?key=k&{session}"), &["If-None-Match: *"], "").await;
+    assert_eq!((answer.status, answer.header("etag")), (404, None), "{answer:?}");
+    running.stop().await;
+}
