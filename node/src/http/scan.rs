@@ -17,17 +17,8 @@ use crate::service::scans::Page;
 /// Records in a page of a scan that asks for no number.
 const DEFAULT_LIMIT: i32 = 100;
 /// What a scan may have in its query.
-const FIELDS: &[&str] = &[
-    "prefix",
-    "start",
-    "end",
-    "limit",
-    "cursor",
-    "consistency",
-    "position",
-    "timeout",
-    "max_staleness",
-];
+const FIELDS: &[&str] =
+    &["prefix", "start", "end", "limit", "cursor", "consistency", "position", "timeout", "max_staleness"];
 
 /// Answers with a page.
 pub(super) async fn scan(service: &Service, query: &str, headers: &HeaderMap, notes: &mut Notes) -> Outcome {

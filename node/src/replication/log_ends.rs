@@ -356,9 +356,8 @@ mod tests {
     #[test]
     fn staleness_is_the_age_of_the_last_question_that_is_reached() {
         let mut ends = started_at(&[0, 0]);
-        let staleness = |ends: &LogEnds, partition| {
-            ends.staleness(partition, at(10), WALL).map(|age| age.as_secs())
-        };
+        let staleness =
+            |ends: &LogEnds, partition| ends.staleness(partition, at(10), WALL).map(|age| age.as_secs());
         assert_eq!(staleness(&ends, Some(0)), None, "nothing is known yet");
         learn(&mut ends, &[0, 2], at(1));
         assert_eq!((staleness(&ends, Some(0)), staleness(&ends, Some(1))), (Some(9), None));

@@ -91,7 +91,8 @@ impl Waiters {
 
     /// Those who waited for what is applied now that a partition's next offset is `next`.
     pub fn passed(&mut self, partition: i32, next: NextOffset, woken: &mut Woken) {
-        let waiters = usize::try_from(partition).ok().and_then(|partition| self.partitions.get_mut(partition));
+        let waiters =
+            usize::try_from(partition).ok().and_then(|partition| self.partitions.get_mut(partition));
         let Some(waiters) = waiters else { return };
         while let Some(first) = waiters.first_entry()
             && first.key().0 < next.0

@@ -229,7 +229,8 @@ impl ConsistentReads {
                 self.barriers.pass(partition).await.map_err(failed)
             }
             None => {
-                let all = (0..self.progress.partition_count()).map(|partition| self.barriers.pass(partition as i32));
+                let all = (0..self.progress.partition_count())
+                    .map(|partition| self.barriers.pass(partition as i32));
                 let appended = try_join_all(all).await.map_err(failed)?;
                 let now = self.progress.clock().now();
                 Ok(appended.into_iter().min().unwrap_or(now))
@@ -245,9 +246,11 @@ impl ConsistentReads {
         deadline: Instant,
     ) -> Result<Moment, ConsistencyError> {
         let answer = self.barriers.high_watermarks().await;
-        let answer = answer.map_err(|why| self.not_reached(key, format!("the high watermarks are not known: {why}")))?;
+        let answer = answer
+            .map_err(|why| self.not_reached(key, format!("the high watermarks are not known: {why}")))?;
         let next = self.progress.next_offsets();
-        if next.len() != answer.ends.len() || next.iter().zip(&*answer.ends).any(|(next, end)| next.0 > end.0) {
+        if next.len() != answer.ends.len() || next.iter().zip(&*answer.ends).any(|(next, end)| next.0 > end.0)
+        {
             let why = "the log is not as it was opened, and is looked at again".to_owned();
             return Err(self.not_reached(key, why));
         }
@@ -279,7 +282,8 @@ impl ConsistentReads {
             |age| format!("has everything only until {} ms ago", age.as_millis()),
         );
         let most = most.as_millis();
-        Err(self.not_reached(key, format!("this node {known}, and {most} ms were asked for with max_staleness")))
+        Err(self
+            .not_reached(key, format!("this node {known}, and {most} ms were asked for with max_staleness")))
     }
 
     async fn applied(

@@ -73,7 +73,9 @@ async fn a_position_that_is_not_there_in_time_is_503() {
         let own = position(&answer);
         assert!(own.split(',').any(|own| own == at), "{own} has not {at}");
     }
-    assert!(running.metric("bitacora_read_waits_total{level=\"session\",outcome=\"timed_out\"} ").await > 2.0);
+    assert!(
+        running.metric("bitacora_read_waits_total{level=\"session\",outcome=\"timed_out\"} ").await > 2.0
+    );
     running.nobody_waits().await;
     running.stop().await;
 }
