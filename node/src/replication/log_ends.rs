@@ -128,7 +128,7 @@ impl LogEnds {
     }
 
     /// How many partitions there are.
-    pub fn len(&self) -> usize {
+    pub fn partition_count(&self) -> usize {
         self.partitions.len()
     }
 

@@ -178,7 +178,7 @@ impl Progress {
     pub(crate) fn begin_reading(&self, next: &[NextOffset], event: Event) -> Result<(), RefusedEvent> {
         let mut inner = self.lock();
         // The same store, in which the offsets mean what they did, and each key lies where it lay.
-        let resumed = event == Event::ReadingResumed && next.len() == inner.ends.len();
+        let resumed = event == Event::ReadingResumed && next.len() == inner.ends.partition_count();
         self.change_state(&mut inner, event)?;
         inner.ends.restart(next);
         inner.reading_since = self.clock.now();
@@ -328,7 +328,7 @@ impl Progress {
         }
         let partition = position.partition;
         let next = inner.ends.next_offset(partition);
-        let partitions = inner.ends.len();
+        let partitions = inner.ends.partition_count();
         let next = next.ok_or(WaitError::NoSuchPartition { partition, partitions })?;
         if position.offset < next.0 {
             return Ok(None);
@@ -454,7 +454,7 @@ impl Progress {
     /// How many partitions the topic has, as far as this node knows.
     #[must_use]
     pub fn partition_count(&self) -> usize {
-        self.lock().ends.len()
+        self.lock().ends.partition_count()
     }
 
     /// The next offset to apply of a partition; `None` if the topic has no such.

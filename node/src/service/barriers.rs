@@ -6,16 +6,18 @@ use std::sync::Arc;
 
 use bitacora_protocol::{HighWatermark, NextOffset, Position};
 use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
 
 use super::consistency::MAX_WAIT;
 use super::rounds::{Reply, Rounds};
 use crate::clock::Moment;
-use crate::log::{AppendError, Appended, Log};
+use crate::log::{Log, NewRecord};
 use crate::metrics::Metrics;
 use crate::replication::progress::Progress;
+
+/// Of barriers. As of all reserved keys, their records are in the log only; nodes that know no barriers take them for deletes.
+const BARRIER_KEY: &str = "\0barrier";
 
 /// Why a question to the log came to nothing.
 pub type Failed = Arc<str>;
@@ -100,7 +102,8 @@ impl Parts {
             if *closed {
                 return reply.tell(Err("this node is stopping".into()));
             }
-            self.append_barrier(partition)
+            let now = self.progress.clock().wall();
+            self.log.append_record(NewRecord::reserved(partition, BARRIER_KEY, now))
         };
         let position = match appended.await {
             Ok(appended) => appended.position,
@@ -120,11 +123,6 @@ impl Parts {
             };
             reply.tell(applied.map(|()| asked_at).map_err(|why| why.to_string().into()));
         });
-    }
-
-    #[expect(clippy::unused_self, reason = "the log can't append to a partition of choice yet")]
-    fn append_barrier(&self, _partition: i32) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        std::future::ready(Err(AppendError::NotTaken("barriers are not there yet".to_owned()))).boxed()
     }
 
     async fn ask(self: Arc<Self>, reply: Reply<Result<HighWatermarks, Failed>>) {

@@ -158,8 +158,7 @@ impl ConsistentReads {
 
     async fn wait(&self, key: Scope<'_>, demand: &Demand) -> Result<Reached, ConsistencyError> {
         let deadline = Instant::now() + demand.timeout;
-        let positions = demand.session.positions().len();
-        let _memory = self.memory.take(WAIT_BYTES + positions * size_of::<Position>())?;
+        let _memory = self.memory.take(WAIT_BYTES + size_of_val(demand.session.positions()))?;
         let number = self.progress.store_number();
         let store_number = number.ok_or_else(|| self.not_reached(key, WaitError::NotServing.to_string()))?;
         let complete_since = match demand.consistency {

@@ -80,10 +80,11 @@ async fn a_position_that_is_not_there_in_time_is_503() {
     running.stop().await;
 }
 
+/// Over HTTP, a caller that has gone can't be told from one that has closed its sending half and waits for the answer.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wait_ends_when_its_caller_goes_away() {
+async fn a_wait_whose_caller_has_gone_ends_with_its_deadline() {
     let running = Running::start(&[]).await;
-    let line = "GET /rpc?key=k&consistency=session&position=0:999,1:999,2:999,3:999&timeout=60s";
+    let line = "GET /rpc?key=k&consistency=session&position=0:999,1:999,2:999,3:999&timeout=2s";
     let mut callers = Vec::new();
     for _ in 0..20 {
         let mut caller = TcpStream::connect(running.address.api()).await.expect("a connection");
@@ -177,5 +178,51 @@ async fn a_record_that_the_reader_has_is_304() {
     let session = format!("consistency=session&position={}", position(&deleted));
     let answer = running.ask(&format!("GET /rpc?key=k&{session}"), &["If-None-Match: *"], "").await;
     assert_eq!((answer.status, answer.header("etag")), (404, None), "{answer:?}");
+    running.stop().await;
+}
+
+/// How far the log is, all partitions together.
+async fn appended(running: &Running) -> i64 {
+    let status = running.ask("GET /status", &[], "").await.json();
+    let partitions = status["partitions"].as_array().expect("a list").iter();
+    partitions.map(|partition| partition["applied"].as_i64().expect("a number") + 1).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn latest_and_strong_reads_see_what_was_acknowledged() {
+    let running = Running::start(&[]).await;
+    for n in 0..40 {
+        let written = running.ask(&format!("POST /rpc?key=k&value={n}"), &[], "").await;
+        assert_eq!(written.status, 200, "{written:?}");
+        let level = if n % 2 == 0 { "latest" } else { "strong" };
+        let read = running.ask(&format!("GET /rpc?key=k&consistency={level}"), &[], "").await;
+        assert_eq!(read.status, 200, "{level}: {read:?}");
+        assert_eq!(read.json()["value"], n.to_string(), "{level}");
+        let scan = running.ask(&format!("GET /rpc/scan?consistency={level}"), &[], "").await.json();
+        let records = scan["records"].as_array().expect("a list");
+        assert_eq!((records.len(), &records[0]["value"]), (1, &n.to_string().into()), "{level}: {scan}");
+    }
+    let fresh = running.ask("GET /rpc?key=k&consistency=strong&max_staleness=30s", &[], "").await;
+    assert_eq!(fresh.status, 200, "{fresh:?}");
+    assert_eq!(running.metric("bitacora_barriers_total{outcome=\"failed\"} ").await, 0.0);
+    running.nobody_waits().await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_strong_reads_cost_a_few_barriers() {
+    let running = Running::start(&[]).await;
+    running.ask("POST /rpc?key=k&value=v", &[], "").await;
+    let sure = running.ask("GET /rpc/scan?consistency=strong", &[], "").await;
+    assert_eq!(sure.status, 200, "{sure:?}");
+    let before = appended(&running).await;
+    let line = "{\"op\":\"get\",\"key\":\"k\",\"consistency\":\"strong\"}\n";
+    let answer = running.ask("POST /rpc/batch", &[], &line.repeat(1_000)).await;
+    assert_eq!(answer.body.matches("\"value\":\"v\"").count(), 1_000, "{answer:?}");
+    // The last of them may still be on its way to the status.
+    let sure = running.ask("GET /rpc/scan?consistency=strong", &[], "").await;
+    assert_eq!(sure.status, 200, "{sure:?}");
+    let barriers = appended(&running).await - before - 4;
+    assert!((1..=20).contains(&barriers), "{barriers} barriers");
     running.stop().await;
 }
