@@ -156,6 +156,8 @@ impl<'a> Call<'a> {
         }
         match code {
             ErrorCode::BadRequest => (Error::Refused { refusal: Refusal::BadRequest, reason }, false),
+            ErrorCode::Unsupported => (Error::Refused { refusal: Refusal::Unsupported, reason }, false),
+            ErrorCode::Conflict => (Error::Refused { refusal: Refusal::Conflict, reason }, false),
             ErrorCode::TooLarge => (Error::Refused { refusal: Refusal::TooLarge, reason }, false),
             ErrorCode::NotReady => (Error::NotReady { node: self.address(), reason }, true),
             ErrorCode::NotTaken => (Error::NotTaken { node: Some(self.address()), reason }, true),

@@ -106,6 +106,10 @@ pub enum Refusal {
     TooLarge,
     /// A blank key, a time to live that is none, a cursor that is none…
     BadRequest,
+    /// The nodes, or the topic that is their log, can't do it.
+    Unsupported,
+    /// The key is in a state in which it can't be done.
+    Conflict,
 }
 
 fn because(last: Option<&str>) -> String {

@@ -56,7 +56,11 @@ pub(super) fn decode(message: Message, bytes: &[u8]) -> Result<Reply, Failure> {
                 .collect(),
             cursor: Some(page.cursor.to_owned()).filter(|cursor| !cursor.is_empty()),
         }),
-        Answer::Value(_) | Answer::Null => return Err(nonsense("not asked for".to_owned())),
+        Answer::Value(_)
+        | Answer::Null
+        | Answer::RecordWritten(_)
+        | Answer::RecordBatch(_)
+        | Answer::RecordPage(_) => return Err(nonsense("not asked for".to_owned())),
     })
 }
 

@@ -323,6 +323,7 @@ impl Store {
             Request::GetValue { .. } | Request::SetValue { .. } | Request::Delete { .. } => {
                 panic!("the library does not use the original's calls")
             }
+            _ => panic!("a call with options"),
         }
     }
 

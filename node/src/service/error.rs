@@ -72,7 +72,7 @@ impl ErrorKind {
             Self::ConditionFailed => (412, None, ErrorCode::BadRequest, "not_met"),
             Self::TooLarge => (413, None, ErrorCode::TooLarge, "refused"),
             Self::UnsupportedMediaType => (415, None, ErrorCode::BadRequest, "refused"),
-            Self::NotImplemented => (501, None, ErrorCode::BadRequest, "failed"),
+            Self::NotImplemented => (501, None, ErrorCode::Unsupported, "failed"),
             Self::NotReady => (503, SOON, ErrorCode::NotReady, "unavailable"),
             Self::AskAnotherNode => (503, None, ErrorCode::NotReady, "unavailable"),
             Self::NotTaken => (503, SOON, ErrorCode::NotTaken, "unavailable"),
