@@ -68,7 +68,7 @@ impl ErrorKind {
             Self::NotFound => (404, None, ErrorCode::BadRequest, "refused"),
             Self::MethodNotAllowed => (405, None, ErrorCode::BadRequest, "refused"),
             Self::RequestTimeout => (408, None, ErrorCode::BadRequest, "refused"),
-            Self::Conflict => (409, None, ErrorCode::BadRequest, "refused"),
+            Self::Conflict => (409, None, ErrorCode::Conflict, "refused"),
             Self::ConditionFailed => (412, None, ErrorCode::BadRequest, "not_met"),
             Self::TooLarge => (413, None, ErrorCode::TooLarge, "refused"),
             Self::UnsupportedMediaType => (415, None, ErrorCode::BadRequest, "refused"),

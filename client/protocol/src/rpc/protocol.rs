@@ -122,6 +122,12 @@ impl Message {
         self.error_codes() > 0
     }
 
+    /// Whether its calls have options: nodes of before have none of these messages.
+    #[must_use]
+    pub fn has_options(self) -> bool {
+        self.error_codes() == CALL_ERROR_CODES
+    }
+
     /// How many of the error codes it declares, in their order: those of a `CallError`, of a `RequestError`, or none.
     #[must_use]
     pub(super) fn error_codes(self) -> usize {
