@@ -130,7 +130,11 @@ impl Pool {
                 healthy().nth(one).into_iter().chain(healthy().nth(other)).min_by_key(load)
             }
         };
-        let least_bad = || nodes.iter().min_by_key(|node| (is_among(node, lacking), node.badness(), load(node), fastrand::u32(..)));
+        let least_bad = || {
+            nodes
+                .iter()
+                .min_by_key(|node| (is_among(node, lacking), node.badness(), load(node), fastrand::u32(..)))
+        };
         node.or_else(least_bad).map(Arc::clone)
     }
 

@@ -20,9 +20,9 @@ use crate::connection::Reply;
 use crate::discovery::Discovery;
 use crate::error::{Error, Refusal};
 use crate::read::Read;
+use crate::types::{NodeStatus, Operation, Outcome, Record, Scan, ScanPage, Written};
 use crate::update::{self, Change, Updated};
 use crate::write::Write;
-use crate::types::{NodeStatus, Operation, Outcome, Record, Scan, ScanPage, Written};
 
 /// Bytes that a request has besides its texts, at most.
 const REQUEST_OVERHEAD: usize = 128;

@@ -92,7 +92,9 @@ impl ReadLevel {
         let mut consistency = self.consistency;
         if let Some(session) = &self.session {
             if consistency == Consistency::Latest {
-                let reason = "latest may miss what the session has seen; ask for strong, or for the session alone".to_owned();
+                let reason =
+                    "latest may miss what the session has seen; ask for strong, or for the session alone"
+                        .to_owned();
                 return Err(Error::Refused { refusal: Refusal::BadRequest, reason });
             }
             if consistency == Consistency::Eventual && !session.is_empty() {
@@ -100,8 +102,7 @@ impl ReadLevel {
                 *position = session.to_string();
             }
         }
-        let options =
-            ReadOptions { consistency, position, timeout: None, max_staleness: self.max_staleness };
+        let options = ReadOptions { consistency, position, timeout: None, max_staleness: self.max_staleness };
         Ok((!options.is_eventual()).then_some(options))
     }
 

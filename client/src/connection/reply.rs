@@ -63,9 +63,7 @@ pub(super) fn decode(message: Message, bytes: &[u8]) -> Result<Reply, Failure> {
             Reply::Batch(results.collect())
         }
         Answer::Page(page) => Reply::Page(scanned(&page.records, page.cursor)),
-        Answer::RecordPage(page) => {
-            Reply::RecordPage(scanned(&page.records, page.cursor), page.positions)
-        }
+        Answer::RecordPage(page) => Reply::RecordPage(scanned(&page.records, page.cursor), page.positions),
         Answer::RecordWritten(RecordWritten::Written(answer)) => {
             Reply::Conditional(Ok(record_written(&answer)))
         }

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bitacora_protocol::{Position, WriteCondition, WriteOptions};
 use bitacora_protocol::record::{KeyValue, OwnedKeyValue, source, ttl};
 use bitacora_protocol::rpc::{
     Answer, BatchResult, ErrorCode, Failure, ForeignProtocol, FrameLimits, FrameReader, HandshakeMatch,
-    HandshakeRequest, HandshakeResponse, NotMetAnswer, Operation, PROTOCOL, PROTOCOL_HASH, ReadAnswer, RecordPage,
-    RecordWritten, Request, RequestError, WrittenAnswer, ScanPage, ScanRequest, ServedFrom, WriteAnswer, protocol_hash, put_frame,
+    HandshakeRequest, HandshakeResponse, NotMetAnswer, Operation, PROTOCOL, PROTOCOL_HASH, ReadAnswer,
+    RecordPage, RecordWritten, Request, RequestError, ScanPage, ScanRequest, ServedFrom, WriteAnswer,
+    WrittenAnswer, protocol_hash, put_frame,
 };
+use bitacora_protocol::{Position, WriteCondition, WriteOptions};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};

@@ -97,7 +97,8 @@ impl Scans {
         if !self.progress.restored() {
             return Err(ScanError::NotRestored);
         }
-        let applied = (0..).zip(self.progress.next_offsets()).map(|(partition, next)| next.applied(partition));
+        let applied =
+            (0..).zip(self.progress.next_offsets()).map(|(partition, next)| next.applied(partition));
         memory.set(entries.iter().map(|entry| entry.as_bytes().len()).sum());
         Ok(Page {
             entries,

@@ -218,7 +218,8 @@ fn messages_without_options_say_no_code_that_they_lack() {
             let mut bytes = Vec::new();
             Failure::Declared(RequestError { code, message: "no".to_owned() })
                 .encode(Some(message), &mut bytes);
-            let told = Answer::decode(message, &bytes).expect("it is an answer").expect_err("it is a failure");
+            let told =
+                Answer::decode(message, &bytes).expect("it is an answer").expect_err("it is a failure");
             let expected = match message.error_codes() {
                 0 => Failure::Text("no".to_owned()),
                 REQUEST_ERROR_CODES if index >= REQUEST_ERROR_CODES => {

@@ -1,7 +1,7 @@
 //! Answers to the calls with options.
 
-use super::answer::{put_array, put_position, take_array, take_position};
 use super::answer::{ReadAnswer, RequestError};
+use super::answer::{put_array, put_position, take_array, take_position};
 use super::protocol::CALL_ERROR_CODES;
 use crate::Position;
 use crate::avro::{DecodeError, Input, put_long, put_string};

@@ -125,7 +125,9 @@ impl<'a> Texts<'a> {
 
     pub(super) fn write(&self) -> Result<WriteOptions<'a>, String> {
         if !(self.consistency.is_empty() && self.position.is_empty() && self.max_staleness == 0) {
-            return Err("consistency, position and maxStaleness are for reads, and this is a write".to_owned());
+            return Err(
+                "consistency, position and maxStaleness are for reads, and this is a write".to_owned()
+            );
         }
         Ok(WriteOptions {
             condition: named("condition", self.condition)?.unwrap_or(WriteCondition::None),

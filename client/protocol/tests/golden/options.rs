@@ -58,12 +58,8 @@ fn every_message_with_options() {
     let missing = NotMetAnswer { current: None, position: position(2, -1) };
     let blank = error(ErrorCode::BadRequest, "the key is missing or blank".to_owned());
     let unsupported = error(ErrorCode::Unsupported, "not on this topic".to_owned());
-    let all = WriteOptions {
-        condition: version(3, 42),
-        uuid: "a uuid",
-        visible: Visible::All,
-        timeout: SOON,
-    };
+    let all =
+        WriteOptions { condition: version(3, 42), uuid: "a uuid", visible: Visible::All, timeout: SOON };
     let write = |key, ttl, write| Request::WriteRecord { key, value: "value", ttl, write };
     let operations = vec![
         RecordOperation::Read { key: "key", read: read(Consistency::Strong, "", 1_000) },
@@ -139,13 +135,7 @@ fn every_message_with_options() {
         let hello = first.then(|| hello(*PROTOCOL_HASH, *PROTOCOL_HASH));
         request(&lines, &format!("options/{call}/request"), serial, hello, None, Some(&asked));
         let answered = (asked.message(), answer);
-        response(
-            &lines,
-            &format!("options/{call}/response"),
-            serial,
-            first.then_some(BOTH),
-            Some(&answered),
-        );
+        response(&lines, &format!("options/{call}/response"), serial, first.then_some(BOTH), Some(&answered));
     }
     lines.done();
 }
