@@ -52,10 +52,8 @@ pub(crate) struct Call<'a> {
     pub(crate) unclear: bool,
     /// An attempt that may have taken effect may be repeated.
     pub(crate) repeatable: bool,
-    /// An attempt has all the time that there is.
-    pub(crate) undivided: bool,
-    /// It asks for more than a plain call does.
-    has_options: bool,
+    /// What was sent last.
+    message: Option<Message>,
 }
 
 impl<'a> Call<'a> {
@@ -79,9 +77,13 @@ impl<'a> Call<'a> {
             ambiguous: None,
             unclear: false,
             repeatable: inner.retry_ambiguous_writes,
-            undivided: false,
-            has_options: false,
+            message: None,
         }
+    }
+
+    /// Each attempt has all the time that there is.
+    pub(crate) fn give_attempts_all_the_time(&mut self) {
+        self.timeouts = MAX_SHORT_ATTEMPTS;
     }
 
     /// When its deadline is over.
@@ -102,7 +104,7 @@ impl<'a> Call<'a> {
     /// Tries until there is a reply, or an error that is final, or the deadline is over.
     pub(crate) async fn send(&mut self, request: &Request<'_>) -> Result<Reply, Error> {
         let mut before = None;
-        self.has_options = request.message().has_options();
+        self.message = Some(request.message());
         loop {
             let (error, retry) = match self.attempt(request).await {
                 Ok(reply) => {
@@ -141,7 +143,7 @@ impl<'a> Call<'a> {
             return Err((self.unknown(request.message()), false));
         }
         let mut until = self.ends;
-        if self.is_repeatable() && !self.undivided && self.timeouts < MAX_SHORT_ATTEMPTS && pool.len() > 1 {
+        if self.is_repeatable() && self.timeouts < MAX_SHORT_ATTEMPTS && pool.len() > 1 {
             until =
                 now.checked_add(self.deadline / ATTEMPTS_IN_DEADLINE).map_or(until, |short| short.min(until));
         }
@@ -208,7 +210,8 @@ impl<'a> Call<'a> {
     pub(crate) fn judge_answer(&self, error: RequestError) -> (Error, bool) {
         let RequestError { code, message: reason } = error;
         // A node that is merely behind, or has no brokers, is well enough for others' reads.
-        let counts = code == ErrorCode::Internal || code == ErrorCode::NotReady && !self.has_options;
+        let counts = code == ErrorCode::Internal
+            || code == ErrorCode::NotReady && !self.message.is_some_and(Message::has_options);
         if let (true, Some(node)) = (counts, &self.node) {
             node.refused(&reason);
         }
@@ -261,7 +264,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// The request with the time that its attempt has; `None` if it has no use for that.
 fn with_timeout<'r>(request: &Request<'r>, left: Duration) -> Option<Request<'r>> {
-    let wait = Some((left - left / 10).min(LONGEST_WAIT));
+    let wait = Some(left.saturating_sub(left / 10).min(LONGEST_WAIT));
     let mut request = Some(request).filter(|request| request.message().has_options())?.clone();
     match &mut request {
         Request::ReadRecord { read, .. } | Request::ScanRecords { read, .. } => read.timeout = wait,

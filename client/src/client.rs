@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bitacora_protocol::ReadOptions;
 use bitacora_protocol::rpc::{Request, ScanRequest};
-use bitacora_protocol::{Position, ReadOptions};
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -19,10 +19,7 @@ use crate::call::{Call, read};
 use crate::connection::Reply;
 use crate::discovery::Discovery;
 use crate::error::{Error, Refusal};
-use crate::read::Read;
 use crate::types::{NodeStatus, Operation, Outcome, Record, Scan, ScanPage, Written};
-use crate::update::{self, Change, Updated};
-use crate::write::Write;
 
 /// Bytes that a request has besides its texts, at most.
 const REQUEST_OVERHEAD: usize = 128;
@@ -181,117 +178,6 @@ impl Client {
     /// As [`Client::set`].
     pub async fn delete(&self, key: &str) -> Result<Written, Error> {
         self.write_plain(&Request::DeleteRecord { key }, key.len()).await
-    }
-
-    /// A read of a key that says how consistent it is; *eventual*, as [`Client::get`], if it does not.
-    ///
-    /// ```
-    /// # mod support { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/mod.rs")); }
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), bitacora_client::Error> {
-    /// # let node = support::FakeNode::start().await.address();
-    /// # let client = bitacora_client::Client::builder().nodes([node]).build().await?;
-    /// use std::time::Duration;
-    ///
-    /// client.set("greeting", "hello").await?;
-    /// // Linearizable: sees every write that was acknowledged before, whoever made it.
-    /// assert_eq!(client.read("greeting").strong().await?.value, "hello");
-    /// client.read("greeting").max_staleness(Duration::from_secs(2)).timeout(Duration::from_secs(1)).await?;
-    /// # Ok(()) }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Client::get`]; [`Error::NotReady`] if no node could be as consistent in time, and never an older record.
-    pub fn read<'a>(&'a self, key: &'a str) -> Read<'a> {
-        Read::new(self, key)
-    }
-
-    /// A write of a key that may say more: a time to live, a condition, who must show it.
-    ///
-    /// # Errors
-    /// As [`Client::set`]; [`Error::NotMet`] if its condition does not hold, and [`Error::Refused`] with
-    /// [`Refusal::Unsupported`] where there are no conditional writes.
-    pub fn write<'a>(&'a self, key: &'a str, value: &'a str) -> Write<'a> {
-        Write::new(self, key, Some(value))
-    }
-
-    /// A delete of a key that may say more, as [`Client::write`].
-    ///
-    /// # Errors
-    /// As [`Client::write`].
-    pub fn remove<'a>(&'a self, key: &'a str) -> Write<'a> {
-        Write::new(self, key, None)
-    }
-
-    /// Writes a key that is not there yet; `.ttl(…)` says how long it lives.
-    ///
-    /// # Errors
-    /// As [`Client::write`]; [`Error::NotMet`] with the record that is there.
-    pub fn create<'a>(&'a self, key: &'a str, value: &'a str) -> Write<'a> {
-        self.write(key, value).if_absent()
-    }
-
-    /// Writes a key whose record is still the one of this version: the `position` that was read or written.
-    ///
-    /// ```
-    /// # mod support { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/mod.rs")); }
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), bitacora_client::Error> {
-    /// # let node = support::FakeNode::start().await.address();
-    /// # let client = bitacora_client::Client::builder().nodes([node]).build().await?;
-    /// let version = client.create("limit", "10").await?.position;
-    /// client.compare_and_set("limit", version, "20").await?;
-    /// let late = client.compare_and_set("limit", version, "30").await;
-    /// assert!(late.is_err_and(|error| error.is_not_met()));
-    /// # Ok(()) }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Client::write`]; [`Error::NotMet`] with the record that is there instead.
-    pub fn compare_and_set<'a>(&'a self, key: &'a str, version: Position, value: &'a str) -> Write<'a> {
-        self.write(key, value).if_version(version)
-    }
-
-    /// Deletes a key whose record is still the one of this version.
-    ///
-    /// # Errors
-    /// As [`Client::compare_and_set`].
-    pub fn delete_if<'a>(&'a self, key: &'a str, version: Position) -> Write<'a> {
-        self.remove(key).if_version(version)
-    }
-
-    /// Changes a key by what it holds, again until nobody else changed it in between. `change` gets the record, `None` if there is
-    /// none, and gives the new value or a [`Change`]; it may be called several times, also with what turns out to be old.
-    ///
-    /// Exact: an attempt whose fate is unclear is sent again as the same one, and takes effect once. If that can't settle it, because
-    /// somebody else has changed the key since, this fails and [says so](Error::may_have_taken_effect), and does not change it again.
-    ///
-    /// ```
-    /// # mod support { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/mod.rs")); }
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), bitacora_client::Error> {
-    /// # let node = support::FakeNode::start().await.address();
-    /// # let client = bitacora_client::Client::builder().nodes([node]).build().await?;
-    /// for _ in 0..3 {
-    ///     client
-    ///         .update("visits", |old| {
-    ///             let count: u64 = old.and_then(|record| record.value.parse().ok()).unwrap_or(0);
-    ///             (count + 1).to_string()
-    ///         })
-    ///         .await?;
-    /// }
-    /// assert_eq!(client.read("visits").strong().await?.value, "3");
-    /// # Ok(()) }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Client::write`]; [`Error::TimedOut`] if others were faster until the deadline was over.
-    pub async fn update<C: Into<Change>>(
-        &self,
-        key: &str,
-        change: impl FnMut(Option<&Record>) -> C,
-    ) -> Result<Updated, Error> {
-        update::run(self, key, change).await
     }
 
     async fn write_plain(&self, request: &Request<'_>, bytes: usize) -> Result<Written, Error> {

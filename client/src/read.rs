@@ -114,6 +114,31 @@ impl ReadLevel {
     }
 }
 
+impl Client {
+    /// A read of a key that says how consistent it is; *eventual*, as [`Client::get`], if it does not.
+    ///
+    /// ```
+    /// # mod support { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/mod.rs")); }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bitacora_client::Error> {
+    /// # let node = support::FakeNode::start().await.address();
+    /// # let client = bitacora_client::Client::builder().nodes([node]).build().await?;
+    /// use std::time::Duration;
+    ///
+    /// client.set("greeting", "hello").await?;
+    /// // Linearizable: sees every write that was acknowledged before, whoever made it.
+    /// assert_eq!(client.read("greeting").strong().await?.value, "hello");
+    /// client.read("greeting").max_staleness(Duration::from_secs(2)).timeout(Duration::from_secs(1)).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Client::get`]; [`Error::NotReady`] if no node could be as consistent in time, and never an older record.
+    pub fn read<'a>(&'a self, key: &'a str) -> Read<'a> {
+        Read::new(self, key)
+    }
+}
+
 /// A read of a key, made by [`Client::read`]; `.await` it.
 #[must_use = "a read happens when it is awaited"]
 #[derive(Clone, Debug)]

@@ -53,7 +53,43 @@ pub struct Updated {
     pub written: Option<Written>,
 }
 
-pub(crate) async fn run<C: Into<Change>>(
+impl Client {
+    /// Changes a key by what it holds, again until nobody else changed it in between. `change` gets the record, `None` if there is
+    /// none, and gives the new value or a [`Change`]; it may be called several times, also with what turns out to be old.
+    ///
+    /// Exact: an attempt whose fate is unclear is sent again as the same one, and takes effect once. If that can't settle it, because
+    /// somebody else has changed the key since, this fails and [says so](Error::may_have_taken_effect), and does not change it again.
+    ///
+    /// ```
+    /// # mod support { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/mod.rs")); }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bitacora_client::Error> {
+    /// # let node = support::FakeNode::start().await.address();
+    /// # let client = bitacora_client::Client::builder().nodes([node]).build().await?;
+    /// for _ in 0..3 {
+    ///     client
+    ///         .update("visits", |old| {
+    ///             let count: u64 = old.and_then(|record| record.value.parse().ok()).unwrap_or(0);
+    ///             (count + 1).to_string()
+    ///         })
+    ///         .await?;
+    /// }
+    /// assert_eq!(client.read("visits").strong().await?.value, "3");
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Client::write`]; [`Error::TimedOut`] if others were faster until the deadline was over.
+    pub async fn update<C: Into<Change>>(
+        &self,
+        key: &str,
+        change: impl FnMut(Option<&Record>) -> C,
+    ) -> Result<Updated, Error> {
+        run(self, key, change).await
+    }
+}
+
+async fn run<C: Into<Change>>(
     client: &Client,
     key: &str,
     mut change: impl FnMut(Option<&Record>) -> C,

@@ -36,6 +36,62 @@ pub struct Write<'a> {
     timeout: Option<Duration>,
 }
 
+impl Client {
+    /// A write of a key that may say more: a time to live, a condition, who must show it.
+    ///
+    /// # Errors
+    /// As [`Client::set`]; [`Error::NotMet`] if its condition does not hold, and [`Error::Refused`] with
+    /// [`Refusal::Unsupported`](crate::Refusal::Unsupported) where there are no conditional writes.
+    pub fn write<'a>(&'a self, key: &'a str, value: &'a str) -> Write<'a> {
+        Write::new(self, key, Some(value))
+    }
+
+    /// A delete of a key that may say more, as [`Client::write`].
+    ///
+    /// # Errors
+    /// As [`Client::write`].
+    pub fn remove<'a>(&'a self, key: &'a str) -> Write<'a> {
+        Write::new(self, key, None)
+    }
+
+    /// Writes a key that is not there yet; `.ttl(…)` says how long it lives.
+    ///
+    /// # Errors
+    /// As [`Client::write`]; [`Error::NotMet`] with the record that is there.
+    pub fn create<'a>(&'a self, key: &'a str, value: &'a str) -> Write<'a> {
+        self.write(key, value).if_absent()
+    }
+
+    /// Writes a key whose record is still the one of this version: the `position` that was read or written.
+    ///
+    /// ```
+    /// # mod support { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/mod.rs")); }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), bitacora_client::Error> {
+    /// # let node = support::FakeNode::start().await.address();
+    /// # let client = bitacora_client::Client::builder().nodes([node]).build().await?;
+    /// let version = client.create("limit", "10").await?.position;
+    /// client.compare_and_set("limit", version, "20").await?;
+    /// let late = client.compare_and_set("limit", version, "30").await;
+    /// assert!(late.is_err_and(|error| error.is_not_met()));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Client::write`]; [`Error::NotMet`] with the record that is there instead.
+    pub fn compare_and_set<'a>(&'a self, key: &'a str, version: Position, value: &'a str) -> Write<'a> {
+        self.write(key, value).if_version(version)
+    }
+
+    /// Deletes a key whose record is still the one of this version.
+    ///
+    /// # Errors
+    /// As [`Client::compare_and_set`].
+    pub fn delete_if<'a>(&'a self, key: &'a str, version: Position) -> Write<'a> {
+        self.remove(key).if_version(version)
+    }
+}
+
 impl<'a> Write<'a> {
     pub(crate) fn new(client: &'a Client, key: &'a str, value: Option<&'a str>) -> Self {
         Self {
@@ -128,7 +184,9 @@ impl<'a> Write<'a> {
             None => Request::RemoveRecord { key, write },
         };
         call.repeatable |= conditional;
-        call.undivided |= visible != Visible::Acknowledged;
+        if visible != Visible::Acknowledged {
+            call.give_attempts_all_the_time();
+        }
         let outcome = match call.send(&request).await? {
             Reply::Written(written) => Ok(written),
             Reply::Conditional(outcome) => outcome,

@@ -128,6 +128,11 @@ impl FakeNode {
         *self.inner.greeting.lock() = greeting;
     }
 
+    #[allow(dead_code)]
+    pub fn store(&self) -> &Arc<Mutex<Store>> {
+        &self.inner.store
+    }
+
     pub fn calls(&self) -> usize {
         self.inner.calls.load(Ordering::SeqCst)
     }
@@ -327,11 +332,11 @@ impl Store {
             Request::ReadRecord { key, .. } => Answer::Read(self.read(key)).encode(out),
             Request::WriteRecord { key, value, ttl, write } => {
                 let outcome = self.write_if(key, value, *ttl, write);
-                self.outcome(key, outcome).encode(out);
+                self.outcome(key, outcome.as_deref()).encode(out);
             }
             Request::RemoveRecord { key, write } => {
                 let outcome = self.write_if(key, "", ttl::DELETED, write);
-                self.outcome(key, outcome).encode(out);
+                self.outcome(key, outcome.as_deref()).encode(out);
             }
             Request::ScanRecords { scan, .. } => {
                 let ScanPage { records, cursor } = self.page(scan);
@@ -341,6 +346,12 @@ impl Store {
             }
             Request::BatchRecords(_) => panic!("the library sends no such batch"),
         }
+    }
+
+    /// As another client's plain set.
+    #[allow(dead_code)]
+    pub fn overwrite(&mut self, key: &str, value: &str) {
+        self.write(key, value, 0);
     }
 
     /// The write's uuid, if its condition holds or it was made before.
@@ -367,7 +378,7 @@ impl Store {
         Some(uuid)
     }
 
-    fn outcome(&self, key: &str, uuid: Option<String>) -> Answer<'_> {
+    fn outcome(&self, key: &str, uuid: Option<&str>) -> Answer<'_> {
         Answer::RecordWritten(if uuid.is_some() {
             let (record, position) = &self.records[key];
             RecordWritten::Written(WrittenAnswer {

@@ -232,12 +232,18 @@ fn messages_without_options_say_no_code_that_they_lack() {
     }
 }
 
+fn put_texts(call: &mut Vec<u8>, texts: &[&str]) {
+    for text in texts {
+        put_string(call, text);
+    }
+}
+
 #[test]
 fn options_that_can_not_be_read_are_told_with_their_message() {
     let call = |message: Message, texts: &[&str], rest: &dyn Fn(&mut Vec<u8>)| {
         let mut call = vec![0];
         put_string(&mut call, message.name());
-        texts.iter().for_each(|text| put_string(&mut call, text));
+        put_texts(&mut call, texts);
         rest(&mut call);
         match Request::decode(&call, None) {
             Err(CallError::Options { message: told, reason }) if told == message => reason,
@@ -245,7 +251,11 @@ fn options_that_can_not_be_read_are_told_with_their_message() {
         }
     };
     let numbers = |numbers: &'static [i64]| {
-        move |call: &mut Vec<u8>| numbers.iter().for_each(|number| put_long(call, *number))
+        move |call: &mut Vec<u8>| {
+            for number in numbers {
+                put_long(call, *number);
+            }
+        }
     };
     let level = call(Message::ReadRecord, &["k", "Strong", ""], &numbers(&[0, 0]));
     assert_eq!(level, "consistency: 'Strong' is none of eventual, session, latest, strong");
@@ -260,11 +270,11 @@ fn options_that_can_not_be_read_are_told_with_their_message() {
     // Two operations of a batch; the second is a get with a condition.
     let operation = |call: &mut Vec<u8>, condition: &str| {
         put_long(call, 0);
-        ["k", ""].iter().for_each(|text| put_string(call, text));
+        put_texts(call, &["k", ""]);
         put_long(call, 0);
-        ["", ""].iter().for_each(|text| put_string(call, text));
+        put_texts(call, &["", ""]);
         put_long(call, 0);
-        [condition, "", ""].iter().for_each(|text| put_string(call, text));
+        put_texts(call, &[condition, "", ""]);
         put_long(call, 0);
     };
     let batch = call(Message::BatchRecords, &[], &|call| {
@@ -289,9 +299,9 @@ fn a_client_that_orders_options_otherwise_is_understood() {
     put_string(&mut call, "writeRecord");
     put_long(&mut call, 250);
     put_long(&mut call, 1);
-    ["absent", "all", "u"].iter().for_each(|text| put_string(&mut call, text));
+    put_texts(&mut call, &["absent", "all", "u"]);
     put_long(&mut call, 5);
-    ["v", "k"].iter().for_each(|text| put_string(&mut call, text));
+    put_texts(&mut call, &["v", "k"]);
     let write = WriteOptions {
         condition: WriteCondition::Absent,
         uuid: "u",

@@ -26,18 +26,52 @@ const fn error(code: ErrorCode, message: String) -> RequestError {
     RequestError { code, message }
 }
 
+fn with(condition: WriteCondition) -> WriteOptions<'static> {
+    WriteOptions { condition, ..WriteOptions::default() }
+}
+
+fn read(consistency: Consistency, position: &'static str, max_staleness: u64) -> ReadOptions<'static> {
+    let max_staleness = (max_staleness > 0).then(|| Duration::from_millis(max_staleness));
+    ReadOptions { consistency, position, timeout: SOON, max_staleness }
+}
+
+const fn version(partition: i32, offset: i64) -> WriteCondition {
+    WriteCondition::Version(position(partition, offset))
+}
+
+/// The operations of a batch, and their results.
+fn batch(
+    found: ReadAnswer<'static>,
+    written: WrittenAnswer<'static>,
+    taken: NotMetAnswer<'static>,
+    unsupported: RequestError,
+) -> (Vec<RecordOperation<'static>>, Vec<RecordResult<'static>>) {
+    let operations = vec![
+        RecordOperation::Read { key: "key", read: read(Consistency::Strong, "", 1_000) },
+        RecordOperation::Write {
+            key: "key",
+            value: "value",
+            ttl: 60_000,
+            write: WriteOptions { uuid: "a uuid", ..with(WriteCondition::Present) },
+        },
+        RecordOperation::Remove {
+            key: "taken",
+            write: WriteOptions { visible: Visible::All, ..with(version(0, 7)) },
+        },
+        RecordOperation::Write { key: "unsupported", value: "", ttl: 0, write: with(WriteCondition::Absent) },
+    ];
+    let results = vec![
+        RecordResult::Read(found),
+        RecordResult::Written(written),
+        RecordResult::NotMet(taken),
+        RecordResult::Failed(unsupported),
+    ];
+    (operations, results)
+}
+
 #[test]
 fn every_message_with_options() {
     let lines = Lines::of(&["options/"]);
-    let plain = WriteOptions::default();
-    let with = |condition| WriteOptions { condition, ..plain };
-    let read = |consistency, position, max_staleness: u64| ReadOptions {
-        consistency,
-        position,
-        timeout: SOON,
-        max_staleness: (max_staleness > 0).then(|| Duration::from_millis(max_staleness)),
-    };
-    let version = |partition, offset| WriteCondition::Version(position(partition, offset));
     let found = ReadAnswer {
         record: Some(record("key", "value of key", "uuid of key")),
         position: position(3, 42),
@@ -61,26 +95,7 @@ fn every_message_with_options() {
     let all =
         WriteOptions { condition: version(3, 42), uuid: "a uuid", visible: Visible::All, timeout: SOON };
     let write = |key, ttl, write| Request::WriteRecord { key, value: "value", ttl, write };
-    let operations = vec![
-        RecordOperation::Read { key: "key", read: read(Consistency::Strong, "", 1_000) },
-        RecordOperation::Write {
-            key: "key",
-            value: "value",
-            ttl: 60_000,
-            write: WriteOptions { uuid: "a uuid", ..with(WriteCondition::Present) },
-        },
-        RecordOperation::Remove {
-            key: "taken",
-            write: WriteOptions { visible: Visible::All, ..with(version(0, 7)) },
-        },
-        RecordOperation::Write { key: "unsupported", value: "", ttl: 0, write: with(WriteCondition::Absent) },
-    ];
-    let results = vec![
-        RecordResult::Read(found),
-        RecordResult::Written(written.clone()),
-        RecordResult::NotMet(taken),
-        RecordResult::Failed(unsupported.clone()),
-    ];
+    let (operations, results) = batch(found, written.clone(), taken, unsupported.clone());
     let page = RecordPage {
         records: vec![
             (record("ka", "value of ka", "uuid of ka"), position(0, 7)),
