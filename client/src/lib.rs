@@ -20,6 +20,7 @@ mod client;
 mod connection;
 mod discovery;
 mod error;
+mod lock;
 mod read;
 mod session;
 mod types;
@@ -31,6 +32,7 @@ pub use bitacora_protocol::zookeeper::ConnectString;
 pub use builder::ClientBuilder;
 pub use client::Client;
 pub use error::{Error, NodeFailure, Refusal};
+pub use lock::Lock;
 pub use read::{Read, ReadLevel};
 pub use session::Session;
 pub use types::{

@@ -8,6 +8,7 @@ mod connections;
 mod consistency;
 mod discovery;
 mod ejection;
+mod locks;
 mod retries;
 #[path = "../support/mod.rs"]
 mod support;
