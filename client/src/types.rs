@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::read::ReadLevel;
-
 pub use bitacora_protocol::Position;
 pub use bitacora_protocol::rpc::ServedFrom;
 
@@ -46,10 +44,6 @@ pub struct Written {
     pub ttl: i64,
     /// Identifies this write.
     pub uuid: String,
-    /// Of a write that [every member](bitacora_protocol::Visible::All) was to show: those that did not in time, `host:port` of their
-    /// HTTP. They will.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub not_visible: Vec<String>,
 }
 
 /// One of a [batch](crate::Client::batch).
@@ -119,8 +113,6 @@ pub struct Scan {
     pub end: String,
     /// Records in a page, at most; 0: [`Scan::DEFAULT_PAGE`].
     pub page: u32,
-    /// How consistent each page is.
-    pub level: ReadLevel,
 }
 
 impl Scan {
@@ -157,13 +149,6 @@ impl Scan {
     #[must_use]
     pub fn page(mut self, records: u32) -> Self {
         self.page = records;
-        self
-    }
-
-    /// How consistent each page is; the scan as a whole is no snapshot.
-    #[must_use]
-    pub fn level(mut self, level: ReadLevel) -> Self {
-        self.level = level;
         self
     }
 }

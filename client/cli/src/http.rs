@@ -207,7 +207,7 @@ impl Answer {
 
     fn written(&self) -> Result<Written, Failure> {
         let OwnedKeyValue { timestamp, ttl, uuid, .. } = self.json()?;
-        Ok(Written { position: self.position()?, timestamp, ttl, uuid, not_visible: Vec::new() })
+        Ok(Written { position: self.position()?, timestamp, ttl, uuid })
     }
 
     fn makes_no_sense(&self, why: &str) -> Failure {
@@ -255,8 +255,7 @@ fn outcome(operation: &Operation, line: &[u8]) -> Result<Result<Outcome, Failure
     Ok(Ok(if operation.is_write() {
         let WrittenLine { position, timestamp, ttl, uuid, .. } =
             serde_json::from_slice(line).map_err(parse)?;
-        let uuid = uuid.into_owned();
-        Outcome::Written(Written { position, timestamp, ttl, uuid, not_visible: Vec::new() })
+        Outcome::Written(Written { position, timestamp, ttl, uuid: uuid.into_owned() })
     } else {
         let ReadLine { position, from, record: found, .. } = serde_json::from_slice(line).map_err(parse)?;
         Outcome::Read(record(found, position, from))

@@ -32,19 +32,19 @@ fn schemas_of(message: Message) -> MessageSchemas {
     MessageSchemas { request: declarations.request(declaration).expect("it is declared"), response, errors }
 }
 
-pub(super) fn string(text: &str) -> Value {
+fn string(text: &str) -> Value {
     Value::String(text.to_owned())
 }
 
-pub(super) fn record(fields: &[(&str, Value)]) -> Value {
+fn record(fields: &[(&str, Value)]) -> Value {
     Value::Record(fields.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect())
 }
 
-pub(super) fn union(branch: u32, value: Value) -> Value {
+fn union(branch: u32, value: Value) -> Value {
     Value::Union(branch, Box::new(value))
 }
 
-pub(super) fn nullable(value: Option<Value>) -> Value {
+fn nullable(value: Option<Value>) -> Value {
     value.map_or(union(0, Value::Null), |value| union(1, value))
 }
 
@@ -68,7 +68,6 @@ fn request_value(request: &Request<'_>) -> Value {
             ("limit", Value::Int(scan.limit)),
             ("cursor", string(scan.cursor)),
         ]),
-        request => options_tests::request_value(request),
     }
 }
 
@@ -107,11 +106,10 @@ fn answer_value(answer: &Answer<'_>) -> Value {
             });
             record(&[("records", Value::Array(records.collect())), ("cursor", string(page.cursor))])
         }
-        answer => options_tests::answer_value(answer),
     }
 }
 
-pub(super) fn read_value(read: &ReadAnswer<'_>) -> Value {
+fn read_value(read: &ReadAnswer<'_>) -> Value {
     let symbol = match read.served_from {
         ServedFrom::Cache => "CACHE",
         ServedFrom::Store => "STORE",
@@ -134,11 +132,11 @@ fn written_value(written: &WriteAnswer<'_>) -> Value {
     ])
 }
 
-pub(super) fn position_value(position: Position) -> Value {
+fn position_value(position: Position) -> Value {
     record(&[("partition", Value::Int(position.partition)), ("offset", Value::Long(position.offset))])
 }
 
-pub(super) fn key_value(stored: &OwnedKeyValue) -> Value {
+fn key_value(stored: &OwnedKeyValue) -> Value {
     record(&[
         ("key", string(&stored.key)),
         ("value", string(&stored.value)),
@@ -149,17 +147,8 @@ pub(super) fn key_value(stored: &OwnedKeyValue) -> Value {
     ])
 }
 
-pub(super) fn error_value(error: &RequestError) -> Value {
-    let symbols = [
-        "BAD_REQUEST",
-        "TOO_LARGE",
-        "NOT_READY",
-        "NOT_TAKEN",
-        "MAY_TAKE_EFFECT",
-        "INTERNAL",
-        "UNSUPPORTED",
-        "CONFLICT",
-    ];
+fn error_value(error: &RequestError) -> Value {
+    let symbols = ["BAD_REQUEST", "TOO_LARGE", "NOT_READY", "NOT_TAKEN", "MAY_TAKE_EFFECT", "INTERNAL"];
     let code = Value::Enum(error.code as u32, symbols[error.code as usize].to_owned());
     record(&[("code", code), ("message", string(&error.message))])
 }
@@ -172,7 +161,7 @@ fn agree(schema: &Schema, ours: &[u8], value: &Value) {
     assert!(rest.is_empty());
 }
 
-pub(super) fn request_agrees(request: &Request<'_>) {
+fn request_agrees(request: &Request<'_>) {
     let mut call = vec![0];
     put_string(&mut call, request.message().name());
     let head = call.len();
@@ -187,7 +176,7 @@ pub(super) fn request_agrees(request: &Request<'_>) {
     assert_eq!(Request::decode(&call, None), Ok(Some(request.clone())));
 }
 
-pub(super) fn answer_agrees(message: Message, answer: &Answer<'_>) {
+fn answer_agrees(message: Message, answer: &Answer<'_>) {
     let mut ours = Vec::new();
     answer.encode(&mut ours);
     let schema = schemas_of(message).response;
@@ -260,7 +249,7 @@ proptest! {
 
     /// Bytes that the crate takes for a request are taken by us, and mean the same.
     #[test]
-    fn what_the_crate_reads_is_read_alike(bytes in vec(any::<u8>(), 0..40), index in 0usize..Message::ALL.len()) {
+    fn what_the_crate_reads_is_read_alike(bytes in vec(any::<u8>(), 0..40), index in 0usize..8) {
         let message = Message::ALL[index];
         let mut rest = bytes.as_slice();
         let theirs = from_avro_datum(&schemas_of(message).request, &mut rest, None);
@@ -269,7 +258,7 @@ proptest! {
         call.extend(&bytes);
         if let Ok(Some(request)) = Request::decode(&call, None) {
             // A GET's and a DELETE's value and ttl are read and forgotten.
-            if !matches!(request, Request::Batch(_) | Request::BatchRecords(_)) {
+            if !matches!(request, Request::Batch(_)) {
                 prop_assert_eq!(theirs.expect("the crate reads it too"), request_value(&request));
             }
         }
@@ -339,7 +328,7 @@ proptest! {
     #[test]
     fn any_foreign_protocol_is_read_or_refused(
         types in vec(any_type(), 0..5), parameters in vec((prop_oneof![Just("key"), Just("value"), Just("operations")], any_type()), 0..4),
-        index in 0usize..Message::ALL.len(),
+        index in 0usize..8,
     ) {
         let request: Vec<_> = parameters.into_iter().map(|(name, kind)| json!({"name": name, "type": kind})).collect();
         let message = Message::ALL[index].name();

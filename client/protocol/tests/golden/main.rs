@@ -5,7 +5,6 @@
 
 mod conversation;
 mod extended;
-mod options;
 mod original;
 
 use std::collections::BTreeSet;
@@ -68,7 +67,7 @@ fn records() {
     lines.done();
 }
 
-const GROUPS: [&str; 11] = [
+const GROUPS: [&str; 10] = [
     "protocol",
     "record",
     "unknown",
@@ -79,7 +78,6 @@ const GROUPS: [&str; 11] = [
     "metadata",
     "more-messages",
     "extended",
-    "options",
 ];
 
 #[test]
