@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bitacora_client::{Operation, Outcome, Position, Record, Scan, ScanPage, ServedFrom, Written};
 use bitacora_protocol::http::{
-    self as api, BatchLine, FailedLine, LineWriteOptions, Message, POSITION_HEADER, PositionedRecord,
+    self as api, BatchLine, FailedLine, LineReadOptions, LineWriteOptions, Message, POSITION_HEADER, PositionedRecord,
     ReadLine, SOURCE_HEADER, WrittenLine,
 };
 use bitacora_protocol::record::OwnedKeyValue;
@@ -68,7 +68,9 @@ impl Http {
         let mut lines = Vec::new();
         for operation in operations {
             let line = match operation {
-                Operation::Get { key } => BatchLine::Get { key: key.into() },
+                Operation::Get { key } => {
+                    BatchLine::Get { key: key.into(), read: LineReadOptions::default() }
+                }
                 Operation::Set { key, value, ttl } => {
                     let ttl = ttl.map(|ttl| in_ms(ttl).into());
                     BatchLine::Set {

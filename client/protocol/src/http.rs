@@ -9,7 +9,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::batch_line::{BatchLine, LineWriteOptions};
+pub use self::batch_line::{BatchLine, LineReadOptions, LineWriteOptions};
 use crate::Position;
 use crate::rpc::ServedFrom;
 
@@ -17,6 +17,9 @@ use crate::rpc::ServedFrom;
 pub const POSITION_HEADER: &str = "bitacora-position";
 /// Header of a write: its record's uuid, by which a repeated call is known.
 pub const IDEMPOTENCY_KEY_HEADER: &str = "idempotency-key";
+/// Header of the answer to a write that was to be shown: the members that did not show it in time, `host:port` of each, with commas
+/// between. The write has taken effect all the same.
+pub const NOT_VISIBLE_HEADER: &str = "bitacora-not-visible";
 /// Header of every answer to a read of a key: where it came from, a [`ServedFrom::name`].
 pub const SOURCE_HEADER: &str = "bitacora-source";
 /// Header of an answer that a record decided: its write timestamp in ms since the epoch. A 404 with it means
@@ -92,6 +95,9 @@ pub struct WrittenLine<'a> {
     pub ttl: i64,
     /// Identifies this write.
     pub uuid: Cow<'a, str>,
+    /// Of a write that was to be shown: the members that did not show it in time, `host:port` of each.
+    #[serde(default, rename = "notVisible", skip_serializing_if = "Vec::is_empty")]
+    pub not_visible: Vec<String>,
 }
 
 /// A result line of a batch: an operation that failed, or a key that is not there. Every other result line can be read as
@@ -291,6 +297,7 @@ mod tests {
             source: 3,
             ttl: -1,
             uuid: "u".into(),
+            not_visible: Vec::new(),
         };
         let text =
             r#"{"status":200,"position":"2:5","key":"k","timestamp":7,"source":3,"ttl":-1,"uuid":"u"}"#;

@@ -2,7 +2,7 @@
 
 use bitacora_protocol::Position;
 use bitacora_protocol::http::{
-    LOG_HEADER, Message, OUT_OF_MEMORY_HEADER, POSITION_HEADER, SOURCE_HEADER, TIMESTAMP_HEADER,
+    LOG_HEADER, Message, NOT_VISIBLE_HEADER, OUT_OF_MEMORY_HEADER, POSITION_HEADER, SOURCE_HEADER, TIMESTAMP_HEADER,
 };
 use bitacora_protocol::record::ttl::DELETED;
 use bitacora_protocol::record::{KeyValue, source};
@@ -138,7 +138,7 @@ pub fn not_found(key: &str) -> String {
 /// The answer to an acknowledged write; it holds `memory` until it is sent.
 #[must_use]
 pub fn written(key: &str, value: &str, written: &Written, memory: Option<Permit>) -> Reply {
-    let Written { appended, ttl, uuid } = written;
+    let Written { appended, ttl, uuid, not_visible } = written;
     let timestamp = appended.timestamp.ms();
     let record = KeyValue { key, value, timestamp, source: source::PRODUCER, ttl: *ttl, uuid };
     let mut reply = counted_json(StatusCode::OK, &record, memory);
@@ -146,6 +146,11 @@ pub fn written(key: &str, value: &str, written: &Written, memory: Option<Permit>
     // A delete leaves no record.
     if *ttl != DELETED {
         tag(&mut reply, appended.position);
+    }
+    if !not_visible.is_empty()
+        && let Ok(value) = HeaderValue::try_from(not_visible.join(","))
+    {
+        reply.headers_mut().insert(NOT_VISIBLE_HEADER, value);
     }
     reply
 }

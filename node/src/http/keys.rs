@@ -12,7 +12,7 @@ use super::error::HttpError;
 use super::media::{BodyType, body_type};
 use super::options::read_options;
 use super::params::{Params, has_field, parse_ttl, query_params};
-use super::{Limits, Notes, Outcome, answers, body, etag};
+use super::{Limits, Notes, Outcome, answers, body, etag, options};
 use crate::service::Service;
 use crate::service::reads::{Answer, LookupResult};
 use crate::service::writes::check_key;
@@ -55,7 +55,6 @@ pub(super) async fn set(
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
 ) -> Outcome {
     let query = query_params(query, FIELDS)?;
-    let write = write_options(headers)?;
     let body_type = body_type(headers)?;
     let form = body_type == BodyType::Form;
     let Limits { max_value_bytes, request_timeout } = limits;
@@ -71,6 +70,7 @@ pub(super) async fn set(
     // The record that goes into the log, and the answer: taken before the write begins, so that it is refused as a whole.
     memory.grow(2 * set.value.len())?;
     notes.key(&set.key);
+    let write = write_options(headers, set.visible.as_deref(), set.timeout.as_deref())?;
     let trace = notes.span.trace_parent();
     let written = notes.acknowledged(service.set(&set.key, &set.value, set.ttl, &write, trace)).await?;
     Ok((answers::written(&set.key, &set.value, &written, Some(memory)), "ok"))
@@ -83,8 +83,8 @@ pub(super) async fn delete(
     headers: &HeaderMap,
     notes: &mut Notes,
 ) -> Outcome {
-    let params = query_params(query, &["key"])?;
-    let write = write_options(headers)?;
+    let params = query_params(query, &["key", "visible", "timeout"])?;
+    let write = write_options(headers, params.get("visible"), params.get("timeout"))?;
     let key = params.get("key").unwrap_or_default();
     notes.key(key);
     let trace = notes.span.trace_parent();
@@ -92,22 +92,32 @@ pub(super) async fn delete(
     Ok((answers::written(key, "", &written, None), "ok"))
 }
 
-/// What the headers of a write ask of it.
-fn write_options(headers: &HeaderMap) -> Result<WriteOptions<'_>, HttpError> {
+/// What the headers of a write ask of it, and its parameters.
+fn write_options<'a>(
+    headers: &'a HeaderMap,
+    visible: Option<&str>,
+    timeout: Option<&str>,
+) -> Result<WriteOptions<'a>, HttpError> {
     let (condition, uuid) = (write_condition(headers)?, idempotency_key(headers)?);
-    Ok(WriteOptions { condition, uuid, ..WriteOptions::default() })
+    let visible = options::visible(visible).map_err(HttpError::BadRequest)?;
+    let timeout = options::timeout(timeout).map_err(HttpError::BadRequest)?;
+    Ok(WriteOptions { condition, uuid, visible, timeout })
 }
 
 /// What a read may have in its query.
 const READ_FIELDS: &[&str] = &["key", "consistency", "position", "timeout", "max_staleness"];
 /// What a set may have in its query or form.
-const FIELDS: &[&str] = &["key", "value", "ttl"];
+const FIELDS: &[&str] = &["key", "value", "ttl", "visible", "timeout"];
+/// Those by which a body is told to be a form.
+const FORM_FIELDS: &[&str] = &["key", "value", "ttl"];
 
 #[derive(Debug, PartialEq, Eq)]
 struct SetRequest {
     key: String,
     value: String,
     ttl: Option<Duration>,
+    visible: Option<String>,
+    timeout: Option<String>,
 }
 
 /// Puts a set together from query and body.
@@ -120,7 +130,7 @@ fn set_request(mut query: Params, body: Vec<u8>, body_type: BodyType) -> Result<
     let body = String::from_utf8(body).map_err(|_| {
         bad("the body is not UTF-8, and a value is text; encode bytes, for example as base64".to_owned())
     })?;
-    let form = body_type == BodyType::Form && has_field(&body, FIELDS);
+    let form = body_type == BodyType::Form && has_field(&body, FORM_FIELDS);
     let mut fields = if form { Some(form_fields(&body).map_err(bad)?) } else { None };
     let raw = match fields {
         Some(_) => None,
@@ -141,7 +151,8 @@ fn set_request(mut query: Params, body: Vec<u8>, body_type: BodyType) -> Result<
     let ttl = one("ttl", None)?.map(|text| parse_ttl(&text)).transpose().map_err(bad)?;
     let value = one("value", raw)?
         .ok_or_else(|| bad("there is no value; give it as &value=, as a form, or as the body".to_owned()))?;
-    Ok(SetRequest { key, value, ttl })
+    let (visible, timeout) = (one("visible", None)?, one("timeout", None)?);
+    Ok(SetRequest { key, value, ttl, visible, timeout })
 }
 
 /// The fields of a body that is a form.
@@ -212,7 +223,7 @@ mod tests {
         assert_eq!(value("key=k", "other=1&more=2", Some(FORM)), ok("other=1&more=2"));
         assert_eq!(value("key=k", "value", Some(FORM)), ok("value"), "no field without '='");
         assert_eq!(value("key=k", "value=a%26b", Some(FORM)), ok("a&b"));
-        let expected = SetRequest { key: "k".into(), value: "v".into(), ttl: Some(Duration::from_secs(2)) };
+        let expected = SetRequest { key: "k".into(), value: "v".into(), ttl: Some(Duration::from_secs(2)), visible: None, timeout: None };
         assert_eq!(set("", "key=k&value=v&ttl=2s", Some(FORM)), Ok(expected));
     }
 

@@ -31,6 +31,7 @@ use crate::service::scans::Scans;
 use crate::service::scrape::Scrape;
 use crate::service::slow::SlowRequests;
 use crate::service::status::NodeStatus;
+use crate::service::visibility::Visibility;
 use crate::service::writes::Writes;
 use crate::settings::NodeSettings;
 use crate::store::Store;
@@ -233,6 +234,12 @@ impl Shared {
         )?;
         let (store, progress) = (Arc::clone(&self.store), Arc::clone(&self.progress));
         let reads = Reads::new(store, progress, peers, self.settings.peer_reads);
+        let visibility = Visibility::new(
+            Arc::clone(&self.membership),
+            Arc::clone(&self.progress),
+            Arc::clone(&self.store),
+            self.address.clone(),
+        )?;
         Ok(Service::new(
             Arc::new(reads),
             Writes::new(Arc::clone(&self.log), self.max_value_bytes, Arc::clone(&self.metrics)),
@@ -243,6 +250,7 @@ impl Shared {
                 self.memory.clone(),
                 Arc::clone(&self.metrics),
             ),
+            visibility,
             self.memory.clone(),
         ))
     }

@@ -13,13 +13,14 @@ pub mod scans;
 pub mod scrape;
 pub mod slow;
 pub mod status;
+pub mod visibility;
 pub mod writes;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bitacora_protocol::rpc::ScanRequest;
-use bitacora_protocol::{ReadOptions, WriteOptions};
+use bitacora_protocol::{ReadOptions, WriteCondition, WriteOptions};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
@@ -30,6 +31,7 @@ use crate::service::memory::Memory;
 use crate::service::operation::Operation;
 use crate::service::reads::{Answer, Reads};
 use crate::service::scans::{Page, Scans};
+use crate::service::visibility::{Showing, Visibility};
 use crate::service::writes::{MAX_TTL, Writes, Written, check_key};
 use crate::telemetry::TraceParent;
 
@@ -39,6 +41,7 @@ pub struct Service {
     writes: Writes,
     scans: Scans,
     consistent: Arc<ConsistentReads>,
+    visibility: Arc<Visibility>,
     memory: Memory,
 }
 
@@ -76,9 +79,11 @@ impl Service {
         writes: Writes,
         scans: Scans,
         consistent: ConsistentReads,
+        visibility: Visibility,
         memory: Memory,
     ) -> Self {
-        Self { reads, writes, scans, consistent: Arc::new(consistent), memory }
+        let (consistent, visibility) = (Arc::new(consistent), Arc::new(visibility));
+        Self { reads, writes, scans, consistent, visibility, memory }
     }
 
     /// The budget that what comes in, waits and goes out is counted against.
@@ -141,9 +146,12 @@ impl Service {
         trace: Option<TraceParent>,
     ) -> impl Future<Output = Result<Written, OperationError>> + Send + use<> {
         let begun = check_key(key).map_err(OperationError::from);
-        let begun = begun.and_then(|()| check_write(write));
-        let begun = begun.map(|()| self.writes.set(key, value, live, trace));
-        async move { Ok(begun?.await?) }
+        let begun = begun.and_then(|()| self.showing(key, write));
+        let begun = begun.map(|showing| (showing, self.writes.set(key, value, live, trace)));
+        async move {
+            let (showing, written) = begun?;
+            Ok(Showing::wait(showing, written.await?).await)
+        }
     }
 
     /// Deletes a key, whether it is there or not; otherwise as [`Service::set`].
@@ -157,8 +165,12 @@ impl Service {
         trace: Option<TraceParent>,
     ) -> impl Future<Output = Result<Written, OperationError>> + Send + use<> {
         let begun = check_key(key).map_err(OperationError::from);
-        let begun = begun.and_then(|()| check_write(write)).map(|()| self.writes.delete(key, trace));
-        async move { Ok(begun?.await?) }
+        let begun = begun.and_then(|()| self.showing(key, write));
+        let begun = begun.map(|showing| (showing, self.writes.delete(key, trace)));
+        async move {
+            let (showing, written) = begun?;
+            Ok(Showing::wait(showing, written.await?).await)
+        }
     }
 
     /// A page of a scan, of this node alone.
@@ -183,22 +195,25 @@ impl Service {
         if let Err(error) = check_key(operation.key()) {
             return Begun::Done(Err(error.into()));
         }
-        if let Err(error) = check_options(&operation) {
-            return Begun::Done(Err(error));
-        }
         match operation {
             Operation::Get { key, read } => self.begin_get(key, &read),
-            Operation::Set { key, value, ttl, .. } => {
+            Operation::Set { key, value, ttl, write } => {
                 let live = u64::try_from(ttl).ok().map(Duration::from_millis).filter(|live| *live <= MAX_TTL);
                 let Some(live) = live else { return Begun::Done(Err(OperationError::Ttl(ttl))) };
-                let written = self.writes.set(key, value, (ttl > 0).then_some(live), trace);
-                Begun::Later(async move { Ok(Done::Written(written.await?)) }.boxed())
+                let written = self.set(key, value, (ttl > 0).then_some(live), &write, trace);
+                Begun::Later(written.map(|written| written.map(Done::Written)).boxed())
             }
-            Operation::Delete { key, .. } => {
-                let written = self.writes.delete(key, trace);
-                Begun::Later(async move { Ok(Done::Written(written.await?)) }.boxed())
+            Operation::Delete { key, write } => {
+                let written = self.delete(key, &write, trace);
+                Begun::Later(written.map(|written| written.map(Done::Written)).boxed())
             }
         }
+    }
+
+    /// What is to be waited for once a write is acknowledged.
+    fn showing(&self, key: &str, write: &WriteOptions<'_>) -> Result<Option<Showing>, OperationError> {
+        check_condition(write)?;
+        Ok(self.visibility.of_write(key, write, &self.memory)?)
     }
 
     fn begin_get(&self, key: &str, read: &ReadOptions<'_>) -> Begun {
@@ -237,13 +252,7 @@ async fn get_consistent(
     Ok(answer)
 }
 
-fn check_options(operation: &Operation<'_>) -> Result<(), OperationError> {
-    match operation {
-        Operation::Get { .. } => Ok(()),
-        Operation::Set { write, .. } | Operation::Delete { write, .. } => check_write(write),
-    }
-}
-
-fn check_write(write: &WriteOptions<'_>) -> Result<(), OperationError> {
-    if write.is_plain() { Ok(()) } else { Err(OperationError::NotBuilt("conditional and visible writes")) }
+fn check_condition(write: &WriteOptions<'_>) -> Result<(), OperationError> {
+    let has_none = write.condition == WriteCondition::None && write.uuid.is_empty();
+    if has_none { Ok(()) } else { Err(OperationError::NotBuilt("conditional writes")) }
 }

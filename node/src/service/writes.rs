@@ -48,6 +48,8 @@ pub struct Written {
     /// As [`KeyValue::ttl`].
     pub ttl: i64,
     pub uuid: String,
+    /// Of a write that was to be shown: the members that did not show it in time, `host:API_PORT` of each.
+    pub not_visible: Vec<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -146,7 +148,7 @@ impl Writes {
         record.encode(&mut bytes);
         let (started, metrics) = (Instant::now(), Arc::clone(&self.metrics));
         let appended = Append { waiting: Some(self.append(key, bytes, trace)), started, metrics };
-        async move { Ok(Written { appended: appended.await?, ttl, uuid }) }
+        async move { Ok(Written { appended: appended.await?, ttl, uuid, not_visible: Vec::new() }) }
     }
 }
 

@@ -231,3 +231,33 @@ async fn a_thousand_strong_reads_cost_a_few_barriers() {
     assert!((1..=250).contains(&barriers), "{barriers} barriers");
     running.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batchs_lines_say_how_consistent_they_are() {
+    let running = Running::start(&[]).await;
+    let at = position(&running.ask("POST /rpc?key=k&value=v", &[], "").await);
+    let later = behind(&at, 1_000_000);
+    let options = [
+        format!("\"consistency\":\"session\",\"position\":\"{at}\""),
+        "\"consistency\":\"latest\",\"timeout\":\"5s\"".to_owned(),
+        format!("\"consistency\":\"session\",\"position\":\"{later}\",\"timeout\":\"20\""),
+        "\"consistency\":\"session\"".to_owned(),
+        "\"consistency\":\"maybe\"".to_owned(),
+        "\"maxStaleness\":\"2\"".to_owned(),
+        "\"consistency\":\"strong\",\"maxStaleness\":\"30s\"".to_owned(),
+    ];
+    let line = "{\"op\":\"get\",\"key\":\"k\",\"consistency\":\"strong\"}\n".repeat(1_000);
+    let lines: String = options.iter().map(|of| format!("{{\"op\":\"get\",\"key\":\"k\",{of}}}\n")).collect();
+    let before = running.metric("bitacora_barriers_total{outcome=\"acknowledged\"} ").await;
+    let answer = running.ask("POST /rpc/batch", &[], &(line + &lines)).await;
+    let lines = answer.body.lines().filter(|line| line.starts_with('{'));
+    let results: Vec<serde_json::Value> = lines.filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let statuses: Vec<_> = results.iter().filter_map(|result| result["status"].as_u64()).collect();
+    assert!(statuses[..1_000].iter().all(|status| *status == 200), "{answer:?}");
+    assert_eq!(statuses[1_000..], [200, 200, 503, 400, 400, 400, 200], "{answer:?}");
+    assert_eq!(results[1_002]["position"], at, "{answer:?}");
+    let barriers = running.metric("bitacora_barriers_total{outcome=\"acknowledged\"} ").await - before;
+    assert!(barriers <= 100.0, "{barriers} barriers");
+    running.nobody_waits().await;
+    running.stop().await;
+}

@@ -7,6 +7,7 @@ mod half_close;
 mod heads;
 mod origins;
 mod paths;
+mod visibility;
 #[path = "../support/mod.rs"]
 mod support;
 

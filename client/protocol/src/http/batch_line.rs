@@ -20,6 +20,9 @@ pub enum BatchLine<'a> {
     Get {
         /// The key.
         key: Cow<'a, str>,
+        /// What else is asked of it.
+        #[serde(flatten)]
+        read: LineReadOptions<'a>,
     },
     /// Sets a key.
     Set {
@@ -44,6 +47,24 @@ pub enum BatchLine<'a> {
     },
 }
 
+/// What a line may ask of a read beyond the plain one, as text; nothing by default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LineReadOptions<'a> {
+    /// A [`Consistency`](crate::Consistency).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub consistency: Option<Cow<'a, str>>,
+    /// A [`SessionPosition`](crate::SessionPosition).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub position: Option<Cow<'a, str>>,
+    /// How long it may wait, as [`duration_or_ms`](crate::units::duration_or_ms) reads it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Cow<'a, str>>,
+    /// How old its data may be, as [`duration`](crate::units::duration) reads it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_staleness: Option<Cow<'a, str>>,
+}
+
 /// What a line may ask of a write beyond the plain one; nothing by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -57,6 +78,12 @@ pub struct LineWriteOptions<'a> {
     /// The record's uuid, by which a repeated line is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uuid: Option<Cow<'a, str>>,
+    /// A [`Visible`](crate::Visible).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub visible: Option<Cow<'a, str>>,
+    /// How long it may wait, as [`duration_or_ms`](crate::units::duration_or_ms) reads it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Cow<'a, str>>,
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for BatchLine<'a> {
@@ -175,6 +202,11 @@ struct Fields<'a> {
     if_match: Option<Cow<'a, str>>,
     if_absent: Option<bool>,
     uuid: Option<Cow<'a, str>>,
+    visible: Option<Cow<'a, str>>,
+    consistency: Option<Cow<'a, str>>,
+    position: Option<Cow<'a, str>>,
+    max_staleness: Option<Cow<'a, str>>,
+    timeout: Option<Cow<'a, str>>,
 }
 
 /// Where the value of a field goes.
@@ -184,7 +216,17 @@ enum Slot<'f, 'a> {
 }
 
 /// Fields for which null is as good as nothing.
-const OPTIONAL: [&str; 4] = ["ttl", "ifMatch", "ifAbsent", "uuid"];
+const OPTIONAL: [&str; 9] = [
+    "ttl",
+    "ifMatch",
+    "ifAbsent",
+    "uuid",
+    "visible",
+    "consistency",
+    "position",
+    "maxStaleness",
+    "timeout",
+];
 
 impl<'a> Fields<'a> {
     fn read<A: MapAccess<'a>>(mut object: A) -> Result<Self, A::Error> {
@@ -194,7 +236,8 @@ impl<'a> Fields<'a> {
                 let other = cut(&name);
                 return Err(A::Error::custom(format_args!(
                     "there is no field '{other}'; a get and a delete have op and key, a set has value and perhaps ttl as well, \
-                     and each of these writes may have ifMatch or ifAbsent, and uuid"
+                     each of these writes may have ifMatch or ifAbsent, uuid and visible, a get may have consistency, position and \
+                     maxStaleness, and each of them timeout"
                 )));
             };
             let twice = || A::Error::custom(format_args!("the field '{name}' is given twice"));
@@ -229,35 +272,69 @@ impl<'a> Fields<'a> {
             "ifMatch" => Slot::Text(&mut self.if_match),
             "ifAbsent" => Slot::Flag(&mut self.if_absent),
             "uuid" => Slot::Text(&mut self.uuid),
+            "visible" => Slot::Text(&mut self.visible),
+            "consistency" => Slot::Text(&mut self.consistency),
+            "position" => Slot::Text(&mut self.position),
+            "maxStaleness" => Slot::Text(&mut self.max_staleness),
+            "timeout" => Slot::Text(&mut self.timeout),
             _ => return None,
         })
     }
 
+    /// A field that only a write, or only a read, may have.
+    fn extra(&self, op: &str) -> Option<(&'static str, &'static str)> {
+        let of_writes = [
+            ("ifMatch", self.if_match.is_some()),
+            ("ifAbsent", self.if_absent.is_some()),
+            ("uuid", self.uuid.is_some()),
+            ("visible", self.visible.is_some()),
+        ];
+        let of_reads = [
+            ("consistency", self.consistency.is_some()),
+            ("position", self.position.is_some()),
+            ("maxStaleness", self.max_staleness.is_some()),
+        ];
+        let of_sets = [("value", self.value.is_some()), ("ttl", self.ttl.is_some())];
+        let given = |fields: &[(&'static str, bool)]| fields.iter().find(|field| field.1).map(|field| field.0);
+        let of_others = |fields: &[(&'static str, bool)], whose| given(fields).map(|name| (name, whose));
+        match op {
+            "get" => of_others(&of_sets, "a set has").or_else(|| of_others(&of_writes, "a write may have it")),
+            "delete" => of_others(&of_sets, "a set has").or_else(|| of_others(&of_reads, "a get may have it")),
+            _ => of_others(&of_reads, "a get may have it"),
+        }
+    }
+
     fn operation<E: Error>(self) -> Result<BatchLine<'a>, E> {
-        let Self { op, key, value, ttl, if_match, if_absent, uuid } = self;
         let missing = |what: &str| E::custom(format_args!("the field {what}"));
-        let op = op.ok_or_else(|| missing("'op' is missing; it is get, set or delete"))?;
-        if !matches!(&*op, "get" | "set" | "delete") {
-            let op = cut(&op);
+        let op = self.op.as_deref().ok_or_else(|| missing("'op' is missing; it is get, set or delete"))?;
+        if !matches!(op, "get" | "set" | "delete") {
+            let op = cut(op);
             return Err(E::custom(format_args!("'{op}' is no operation; op is get, set or delete")));
         }
-        let key = key.ok_or_else(|| missing("'key' is missing"))?;
-        if &*op == "set" {
-            let value = value
-                .ok_or_else(|| missing("'value' is missing; a set needs one, \"\" for an empty value"))?;
-            let write = LineWriteOptions { if_match, if_absent: if_absent == Some(true), uuid };
-            return Ok(BatchLine::Set { key, value, ttl, write });
+        if self.key.is_none() {
+            return Err(missing("'key' is missing"));
         }
-        let extra = value.map(|_| "value").or(ttl.map(|_| "ttl"));
-        if let Some(extra) = extra {
-            return Err(E::custom(format_args!("a {op} has no field '{extra}'; a set has")));
+        if op == "set" && self.value.is_none() {
+            return Err(missing("'value' is missing; a set needs one, \"\" for an empty value"));
         }
-        let condition = if_match.as_ref().map(|_| "ifMatch").or(if_absent.map(|_| "ifAbsent"));
-        if let Some(extra) = condition.or(uuid.as_ref().map(|_| "uuid")).filter(|_| &*op == "get") {
-            return Err(E::custom(format_args!("a get has no field '{extra}'; a write may have it")));
+        if let Some((extra, whose)) = self.extra(op) {
+            return Err(E::custom(format_args!("a {op} has no field '{extra}'; {whose}")));
         }
-        let write = LineWriteOptions { if_match, if_absent: if_absent == Some(true), uuid };
-        Ok(if &*op == "get" { BatchLine::Get { key } } else { BatchLine::Delete { key, write } })
+        let Self { op, key, value, ttl, if_match, if_absent, uuid, visible, .. } = self;
+        let Self { consistency, position, max_staleness, timeout, .. } = self;
+        let (op, key) = (op.unwrap_or_default(), key.unwrap_or_default());
+        if &*op == "get" {
+            return Ok(BatchLine::Get {
+                key,
+                read: LineReadOptions { consistency, position, timeout, max_staleness },
+            });
+        }
+        let write =
+            LineWriteOptions { if_match, if_absent: if_absent == Some(true), uuid, visible, timeout };
+        Ok(match value {
+            Some(value) => BatchLine::Set { key, value, ttl, write },
+            None => BatchLine::Delete { key, write },
+        })
     }
 }
 
@@ -311,7 +388,7 @@ mod tests {
         let write = LineWriteOptions::default();
         let set = BatchLine::Set { key: "k".into(), value: "".into(), ttl: None, write: write.clone() };
         assert_eq!(read(r#"{"op":"set","key":"k","value":"","ttl":null}"#), Ok(set));
-        assert_eq!(read(r#"{"op":"get","key":"k"}"#), Ok(BatchLine::Get { key: "k".into() }));
+        assert_eq!(read(r#"{"op":"get","key":"k"}"#), Ok(BatchLine::Get { key: "k".into(), read: LineReadOptions::default() }));
         assert_eq!(read(r#"{"key":"k","op":"delete"}"#), Ok(BatchLine::Delete { key: "k".into(), write }));
     }
 
@@ -325,7 +402,7 @@ mod tests {
         }
         let all = options(r#"{"op":"delete","key":"k","ifMatch":"0:7","uuid":"u","ifAbsent":false}"#);
         let expected =
-            LineWriteOptions { if_match: Some("0:7".into()), if_absent: false, uuid: Some("u".into()) };
+            LineWriteOptions { if_match: Some("0:7".into()), uuid: Some("u".into()), ..Default::default() };
         assert_eq!(all, expected);
         assert!(options(r#"{"op":"set","key":"k","value":"","ifAbsent":true}"#).if_absent);
         let none = options(r#"{"op":"set","key":"k","value":"","ifAbsent":null,"ifMatch":null,"uuid":null}"#);
@@ -354,6 +431,10 @@ mod tests {
             (r#"{"op":"get","key":"k","ifMatch":"0:1"}"#, "a get has no field 'ifMatch'"),
             (r#"{"op":"get","key":"k","ifAbsent":false}"#, "a get has no field 'ifAbsent'"),
             (r#"{"op":"get","key":"k","uuid":"u"}"#, "a get has no field 'uuid'"),
+            (r#"{"op":"get","key":"k","visible":"all"}"#, "a get has no field 'visible'; a write may have it"),
+            (r#"{"op":"set","key":"k","value":"","consistency":"strong"}"#, "a set has no field 'consistency'"),
+            (r#"{"op":"delete","key":"k","position":"0:1"}"#, "a delete has no field 'position'; a get may have it"),
+            (r#"{"op":"get","key":"k","timeout":500}"#, "write \"500\""),
             (r#"{"op":"delete","key":"k","ifAbsent":"true"}"#, "'ifAbsent' is a string; it is true or false"),
             (r#"{"op":"delete","key":"k","ifMatch":true}"#, "'ifMatch' is true, not a string"),
             (r#"{"op":"delete","key":"k","ifAbsent":true,"ifAbsent":true}"#, "'ifAbsent' is given twice"),

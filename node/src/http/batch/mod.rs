@@ -26,6 +26,7 @@ use super::answers;
 use super::conditions::{no_condition, version_condition};
 use super::error::HttpError;
 use super::media::body_type;
+use super::options::{line_read_options, timeout, visible};
 use super::params::{parse_ttl, query_params};
 use super::{Api, Limits, Notes, counted};
 use crate::metrics::Metrics;
@@ -290,7 +291,7 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
             let (name, operation) = operation(&parsed)?;
             let trace = self.notes.as_ref().and_then(|notes| notes.span.trace_parent());
             let begun = self.service.begin(operation, trace);
-            let (BatchLine::Get { key } | BatchLine::Set { key, .. } | BatchLine::Delete { key, .. }) =
+            let (BatchLine::Get { key, .. } | BatchLine::Set { key, .. } | BatchLine::Delete { key, .. }) =
                 parsed;
             Ok((name, key.into_owned(), begun))
         });
@@ -361,7 +362,7 @@ fn is_wide(text: &[u8]) -> bool {
 /// The operation of a line, and its name in the metrics.
 fn operation<'a>(line: &'a BatchLine<'_>) -> Result<(&'static str, Operation<'a>), String> {
     Ok(match line {
-        BatchLine::Get { key } => ("get", Operation::get(key)),
+        BatchLine::Get { key, read } => ("get", Operation::Get { key, read: line_read_options(read)? }),
         BatchLine::Delete { key, write } => {
             ("delete", Operation::Delete { key, write: write_options(write)? })
         }
@@ -390,7 +391,8 @@ fn write_options<'a>(line: &'a LineWriteOptions<'_>) -> Result<WriteOptions<'a>,
     if uuid == Some("") {
         return Err("the field 'uuid' is empty; leave it out".to_owned());
     }
-    Ok(WriteOptions { condition, uuid: uuid.unwrap_or_default(), ..WriteOptions::default() })
+    let (visible, timeout) = (visible(line.visible.as_deref())?, timeout(line.timeout.as_deref())?);
+    Ok(WriteOptions { condition, uuid: uuid.unwrap_or_default(), visible, timeout })
 }
 
 /// The parser's words, without its own line number, which is always 1.

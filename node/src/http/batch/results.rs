@@ -30,7 +30,11 @@ pub fn put(operation: &str, key: &str, outcome: Outcome, out: &mut Vec<u8>) -> &
 pub fn put_failure(error: &HttpError, write: bool, out: &mut Vec<u8>) -> &'static str {
     let kind = error.kind();
     let may_take_effect = if write { kind.may_take_effect() } else { None };
-    put_failed(kind, &error.to_string(), None, may_take_effect, out);
+    let applied = match error {
+        HttpError::Operation(error) => error.applied().and_then(|applied| applied.parse().ok()),
+        _ => None,
+    };
+    put_failed(kind, &error.to_string(), applied, may_take_effect, out);
     kind.outcome()
 }
 
@@ -55,7 +59,7 @@ fn put_read(key: &str, answer: &Answer, out: &mut Vec<u8>) {
 
 /// Without the value, which the client has sent a moment ago.
 fn put_written(key: &str, written: &Written, out: &mut Vec<u8>) {
-    let Written { appended, ttl, uuid } = written;
+    let Written { appended, ttl, uuid, not_visible } = written;
     let line = WrittenLine {
         status: 200,
         position: appended.position,
@@ -64,6 +68,7 @@ fn put_written(key: &str, written: &Written, out: &mut Vec<u8>) {
         source: source::PRODUCER,
         ttl: *ttl,
         uuid: uuid.into(),
+        not_visible: not_visible.clone(),
     };
     put_line(&line, out);
 }
