@@ -223,7 +223,13 @@ mod tests {
         assert_eq!(value("key=k", "other=1&more=2", Some(FORM)), ok("other=1&more=2"));
         assert_eq!(value("key=k", "value", Some(FORM)), ok("value"), "no field without '='");
         assert_eq!(value("key=k", "value=a%26b", Some(FORM)), ok("a&b"));
-        let expected = SetRequest { key: "k".into(), value: "v".into(), ttl: Some(Duration::from_secs(2)), visible: None, timeout: None };
+        let expected = SetRequest {
+            key: "k".into(),
+            value: "v".into(),
+            ttl: Some(Duration::from_secs(2)),
+            visible: None,
+            timeout: None,
+        };
         assert_eq!(set("", "key=k&value=v&ttl=2s", Some(FORM)), Ok(expected));
     }
 

@@ -92,16 +92,10 @@ impl Visibility {
 
     /// Waits until everybody who is asked for has applied a position of a key's partition, no longer than until the deadline.
     /// Returns the members that have not, or did not say so: `host:API_PORT` of each.
-    async fn shown(
-        &self,
-        visible: Visible,
-        key: &str,
-        position: Position,
-        deadline: Instant,
-    ) -> Vec<String> {
+    async fn shown(&self, visible: Visible, key: &str, position: Position, deadline: Instant) -> Vec<String> {
         let here = async {
-            let applied = visible == Visible::Acknowledged
-                || self.progress.applied(position, deadline).await.is_ok();
+            let applied =
+                visible == Visible::Acknowledged || self.progress.applied(position, deadline).await.is_ok();
             (!applied).then(|| self.own_address.clone())
         };
         let members = match visible {

@@ -7,9 +7,9 @@ mod half_close;
 mod heads;
 mod origins;
 mod paths;
-mod visibility;
 #[path = "../support/mod.rs"]
 mod support;
+mod visibility;
 
 use std::sync::Arc;
 

@@ -216,17 +216,8 @@ enum Slot<'f, 'a> {
 }
 
 /// Fields for which null is as good as nothing.
-const OPTIONAL: [&str; 9] = [
-    "ttl",
-    "ifMatch",
-    "ifAbsent",
-    "uuid",
-    "visible",
-    "consistency",
-    "position",
-    "maxStaleness",
-    "timeout",
-];
+const OPTIONAL: [&str; 9] =
+    ["ttl", "ifMatch", "ifAbsent", "uuid", "visible", "consistency", "position", "maxStaleness", "timeout"];
 
 impl<'a> Fields<'a> {
     fn read<A: MapAccess<'a>>(mut object: A) -> Result<Self, A::Error> {
@@ -295,11 +286,16 @@ impl<'a> Fields<'a> {
             ("maxStaleness", self.max_staleness.is_some()),
         ];
         let of_sets = [("value", self.value.is_some()), ("ttl", self.ttl.is_some())];
-        let given = |fields: &[(&'static str, bool)]| fields.iter().find(|field| field.1).map(|field| field.0);
+        let given =
+            |fields: &[(&'static str, bool)]| fields.iter().find(|field| field.1).map(|field| field.0);
         let of_others = |fields: &[(&'static str, bool)], whose| given(fields).map(|name| (name, whose));
         match op {
-            "get" => of_others(&of_sets, "a set has").or_else(|| of_others(&of_writes, "a write may have it")),
-            "delete" => of_others(&of_sets, "a set has").or_else(|| of_others(&of_reads, "a get may have it")),
+            "get" => {
+                of_others(&of_sets, "a set has").or_else(|| of_others(&of_writes, "a write may have it"))
+            }
+            "delete" => {
+                of_others(&of_sets, "a set has").or_else(|| of_others(&of_reads, "a get may have it"))
+            }
             _ => of_others(&of_reads, "a get may have it"),
         }
     }
@@ -329,8 +325,7 @@ impl<'a> Fields<'a> {
                 read: LineReadOptions { consistency, position, timeout, max_staleness },
             });
         }
-        let write =
-            LineWriteOptions { if_match, if_absent: if_absent == Some(true), uuid, visible, timeout };
+        let write = LineWriteOptions { if_match, if_absent: if_absent == Some(true), uuid, visible, timeout };
         Ok(match value {
             Some(value) => BatchLine::Set { key, value, ttl, write },
             None => BatchLine::Delete { key, write },
@@ -388,7 +383,10 @@ mod tests {
         let write = LineWriteOptions::default();
         let set = BatchLine::Set { key: "k".into(), value: "".into(), ttl: None, write: write.clone() };
         assert_eq!(read(r#"{"op":"set","key":"k","value":"","ttl":null}"#), Ok(set));
-        assert_eq!(read(r#"{"op":"get","key":"k"}"#), Ok(BatchLine::Get { key: "k".into(), read: LineReadOptions::default() }));
+        assert_eq!(
+            read(r#"{"op":"get","key":"k"}"#),
+            Ok(BatchLine::Get { key: "k".into(), read: LineReadOptions::default() })
+        );
         assert_eq!(read(r#"{"key":"k","op":"delete"}"#), Ok(BatchLine::Delete { key: "k".into(), write }));
     }
 
@@ -431,9 +429,18 @@ mod tests {
             (r#"{"op":"get","key":"k","ifMatch":"0:1"}"#, "a get has no field 'ifMatch'"),
             (r#"{"op":"get","key":"k","ifAbsent":false}"#, "a get has no field 'ifAbsent'"),
             (r#"{"op":"get","key":"k","uuid":"u"}"#, "a get has no field 'uuid'"),
-            (r#"{"op":"get","key":"k","visible":"all"}"#, "a get has no field 'visible'; a write may have it"),
-            (r#"{"op":"set","key":"k","value":"","consistency":"strong"}"#, "a set has no field 'consistency'"),
-            (r#"{"op":"delete","key":"k","position":"0:1"}"#, "a delete has no field 'position'; a get may have it"),
+            (
+                r#"{"op":"get","key":"k","visible":"all"}"#,
+                "a get has no field 'visible'; a write may have it",
+            ),
+            (
+                r#"{"op":"set","key":"k","value":"","consistency":"strong"}"#,
+                "a set has no field 'consistency'",
+            ),
+            (
+                r#"{"op":"delete","key":"k","position":"0:1"}"#,
+                "a delete has no field 'position'; a get may have it",
+            ),
             (r#"{"op":"get","key":"k","timeout":500}"#, "write \"500\""),
             (r#"{"op":"delete","key":"k","ifAbsent":"true"}"#, "'ifAbsent' is a string; it is true or false"),
             (r#"{"op":"delete","key":"k","ifMatch":true}"#, "'ifMatch' is true, not a string"),
