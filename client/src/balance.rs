@@ -108,12 +108,15 @@ impl Pool {
         self.nodes().len()
     }
 
-    /// A node for the next call, rather not the one to avoid; `None` if there is no node at all.
-    pub(crate) fn pick(&self, avoid: Option<&Arc<Node>>) -> Option<Arc<Node>> {
+    /// A node for the next call, rather not the one to avoid, and only as the last resort one that lacks the call; `None` if there is
+    /// no node at all.
+    pub(crate) fn pick(&self, avoid: Option<&Arc<Node>>, lacking: &[Arc<Node>]) -> Option<Arc<Node>> {
         let nodes = self.nodes();
         let healthy = || {
             nodes.iter().filter(|node| {
-                !node.ejected.load(Ordering::Relaxed) && avoid.is_none_or(|avoid| !Arc::ptr_eq(node, avoid))
+                !node.ejected.load(Ordering::Relaxed)
+                    && avoid.is_none_or(|avoid| !Arc::ptr_eq(node, avoid))
+                    && !is_among(node, lacking)
             })
         };
         let load = |node: &&Arc<Node>| node.under_way.load(Ordering::Relaxed);
@@ -127,13 +130,21 @@ impl Pool {
                 healthy().nth(one).into_iter().chain(healthy().nth(other)).min_by_key(load)
             }
         };
-        let least_bad = || nodes.iter().min_by_key(|node| (node.badness(), load(node), fastrand::u32(..)));
+        let least_bad = || {
+            nodes
+                .iter()
+                .min_by_key(|node| (is_among(node, lacking), node.badness(), load(node), fastrand::u32(..)))
+        };
         node.or_else(least_bad).map(Arc::clone)
     }
 
     pub(crate) fn status(&self) -> Vec<NodeStatus> {
         self.nodes().iter().map(|node| node.status()).collect()
     }
+}
+
+pub(crate) fn is_among(node: &Arc<Node>, nodes: &[Arc<Node>]) -> bool {
+    nodes.iter().any(|other| Arc::ptr_eq(node, other))
 }
 
 impl Node {

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 
 use crate::call::{Call, read};
 use crate::client::{Client, ttl_ms};
-use crate::connection::{BatchReply, Reply};
+use crate::connection::{BatchReply, NotMet, Reply};
 use crate::error::{Error, NodeFailure};
 use crate::types::{Operation, Outcome};
 use bitacora_protocol::rpc::{self, MAX_BATCH_OPERATIONS, Request};
@@ -157,6 +157,10 @@ fn settle(
     match reply {
         Ok(BatchReply::Read(found)) if !call.is_write => Ok(read(found, operation.key()).map(Outcome::Read)),
         Ok(BatchReply::Written(written)) if call.is_write => Ok(Ok(Outcome::Written(written))),
+        Ok(BatchReply::NotMet(NotMet { current, position })) if call.is_write => {
+            let (key, may_have_taken_effect) = (operation.key().to_owned(), false);
+            Ok(Err(Error::NotMet { key, current, position, may_have_taken_effect }))
+        }
         Ok(BatchReply::Failed(error)) => Err(call.judge_answer(error)),
         Ok(_) => {
             let failure = call.failed("its answer is to another operation".to_owned(), true);

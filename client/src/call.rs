@@ -5,10 +5,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
-use bitacora_protocol::rpc::{self, ErrorCode, Request, RequestError};
+use bitacora_protocol::rpc::{self, ErrorCode, Message, RecordOperation, Request, RequestError};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::balance::Node;
+use crate::balance::{Node, is_among};
 use crate::client::Inner;
 use crate::connection::{Failure, Found, Missing, Reply};
 use crate::error::{Error, NodeFailure, Refusal};
@@ -44,8 +44,16 @@ pub(crate) struct Call<'a> {
     timeouts: u32,
     /// Who was asked last; another one is better for the next attempt.
     node: Option<Arc<Node>>,
+    /// Those that declare no such message.
+    lacking: Vec<Arc<Node>>,
     /// An attempt may have taken effect.
     ambiguous: Option<Error>,
+    /// As above, whatever came later.
+    pub(crate) unclear: bool,
+    /// An attempt that may have taken effect may be repeated.
+    pub(crate) repeatable: bool,
+    /// What was sent last.
+    message: Option<Message>,
 }
 
 impl<'a> Call<'a> {
@@ -57,7 +65,30 @@ impl<'a> Call<'a> {
             .with_jitter()
             .without_max_times()
             .build();
-        Self { inner, deadline, ends, is_write, pauses, timeouts: 0, node: None, ambiguous: None }
+        Self {
+            inner,
+            deadline,
+            ends,
+            is_write,
+            pauses,
+            timeouts: 0,
+            node: None,
+            lacking: Vec::new(),
+            ambiguous: None,
+            unclear: false,
+            repeatable: inner.retry_ambiguous_writes,
+            message: None,
+        }
+    }
+
+    /// Each attempt has all the time that there is.
+    pub(crate) fn give_attempts_all_the_time(&mut self) {
+        self.timeouts = MAX_SHORT_ATTEMPTS;
+    }
+
+    /// When its deadline is over.
+    pub(crate) fn ends(&self) -> Instant {
+        self.ends
     }
 
     /// A part that is sent by itself, within the same deadline.
@@ -67,12 +98,13 @@ impl<'a> Call<'a> {
 
     /// Whether an attempt that may have taken effect may be repeated.
     fn is_repeatable(&self) -> bool {
-        !self.is_write || self.inner.retry_ambiguous_writes
+        !self.is_write || self.repeatable
     }
 
     /// Tries until there is a reply, or an error that is final, or the deadline is over.
     pub(crate) async fn send(&mut self, request: &Request<'_>) -> Result<Reply, Error> {
         let mut before = None;
+        self.message = Some(request.message());
         loop {
             let (error, retry) = match self.attempt(request).await {
                 Ok(reply) => {
@@ -83,6 +115,7 @@ impl<'a> Call<'a> {
             };
             if error.may_have_taken_effect() {
                 self.ambiguous = Some(error.clone());
+                self.unclear = true;
             }
             if !(retry && self.pause().await) {
                 // An attempt that was cut short says less than the one before.
@@ -97,7 +130,7 @@ impl<'a> Call<'a> {
     /// The error comes with whether to try again.
     async fn attempt(&mut self, request: &Request<'_>) -> Result<Reply, (Error, bool)> {
         let pool = &self.inner.pool;
-        let Some(node) = pool.pick(self.node.as_ref()) else {
+        let Some(node) = pool.pick(self.node.as_ref(), &self.lacking) else {
             let discovery = self.inner.discovery.lock();
             let look = discovery.as_ref().and_then(|discovery| discovery.looks.borrow().clone().err());
             return Err((Error::NoNode { last: look }, true));
@@ -106,16 +139,26 @@ impl<'a> Call<'a> {
         if now >= self.ends {
             return Err((self.timed_out(false, None), false));
         }
+        if is_among(&node, &self.lacking) {
+            return Err((self.unknown(request.message()), false));
+        }
         let mut until = self.ends;
         if self.is_repeatable() && self.timeouts < MAX_SHORT_ATTEMPTS && pool.len() > 1 {
             until =
                 now.checked_add(self.deadline / ATTEMPTS_IN_DEADLINE).map_or(until, |short| short.min(until));
         }
         let mut sent = false;
-        let answered = timeout_at(until, node.call(request, &mut sent)).await;
+        let timed = with_timeout(request, until.saturating_duration_since(now));
+        let answered = timeout_at(until, node.call(timed.as_ref().unwrap_or(request), &mut sent)).await;
         let node = &*self.node.insert(node);
         match answered {
             Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(Failure::Unknown(message))) => {
+                // An older one. Another may know it.
+                self.lacking.extend(self.node.clone());
+                let others = self.lacking.len() < pool.len();
+                Err((self.unknown(message), others))
+            }
             Ok(Err(failure)) => Err(self.judge(failure)),
             Err(_) => {
                 node.timed_out();
@@ -140,6 +183,7 @@ impl<'a> Call<'a> {
                 (Error::Unacknowledged { node: self.address(), reason }, self.is_repeatable())
             }
             Failure::Lost { reason, .. } => (Error::Node(self.failed(reason, true)), true),
+            Failure::Unknown(message) => (self.unknown(message), false),
             Failure::Nonsense { sent, reason } => (Error::Protocol(self.failed(reason, sent)), false),
             Failure::Answered(rpc::Failure::Text(reason)) => {
                 (Error::Protocol(self.failed(reason, true)), false)
@@ -148,14 +192,33 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// Nobody knows the message.
+    fn unknown(&self, message: Message) -> Error {
+        if message.has_options() {
+            let reason = format!(
+                "{} does not know the message {}: it is older than this client",
+                self.address(),
+                message.name()
+            );
+            return Error::Refused { refusal: Refusal::Unsupported, reason };
+        }
+        let reason = format!("it does not know the message {}", message.name());
+        Error::Protocol(self.failed(reason, false))
+    }
+
     /// What a node's error means, and whether to try again.
     pub(crate) fn judge_answer(&self, error: RequestError) -> (Error, bool) {
         let RequestError { code, message: reason } = error;
-        if let (ErrorCode::NotReady | ErrorCode::Internal, Some(node)) = (code, &self.node) {
+        // A node that is merely behind, or has no brokers, is well enough for others' reads.
+        let counts = code == ErrorCode::Internal
+            || code == ErrorCode::NotReady && !self.message.is_some_and(Message::has_options);
+        if let (true, Some(node)) = (counts, &self.node) {
             node.refused(&reason);
         }
         match code {
             ErrorCode::BadRequest => (Error::Refused { refusal: Refusal::BadRequest, reason }, false),
+            ErrorCode::Unsupported => (Error::Refused { refusal: Refusal::Unsupported, reason }, false),
+            ErrorCode::Conflict => (Error::Refused { refusal: Refusal::Conflict, reason }, false),
             ErrorCode::TooLarge => (Error::Refused { refusal: Refusal::TooLarge, reason }, false),
             ErrorCode::NotReady => (Error::NotReady { node: self.address(), reason }, true),
             ErrorCode::NotTaken => (Error::NotTaken { node: Some(self.address()), reason }, true),
@@ -194,4 +257,29 @@ impl Drop for Call<'_> {
             self.inner.idle.notify_waiters();
         }
     }
+}
+
+/// A node gives up a little before its caller does, so that its answer, which says why, still arrives; and waits no longer than this.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// The request with the time that its attempt has; `None` if it has no use for that.
+fn with_timeout<'r>(request: &Request<'r>, left: Duration) -> Option<Request<'r>> {
+    let wait = Some(left.saturating_sub(left / 10).min(LONGEST_WAIT));
+    let mut request = Some(request).filter(|request| request.message().has_options())?.clone();
+    match &mut request {
+        Request::ReadRecord { read, .. } | Request::ScanRecords { read, .. } => read.timeout = wait,
+        Request::WriteRecord { write, .. } | Request::RemoveRecord { write, .. } => write.timeout = wait,
+        Request::BatchRecords(operations) => {
+            for operation in operations {
+                match operation {
+                    RecordOperation::Read { read, .. } => read.timeout = wait,
+                    RecordOperation::Write { write, .. } | RecordOperation::Remove { write, .. } => {
+                        write.timeout = wait;
+                    }
+                }
+            }
+        }
+        _ => return None,
+    }
+    Some(request)
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bitacora_protocol::ReadOptions;
 use bitacora_protocol::rpc::{Request, ScanRequest};
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
@@ -156,7 +157,7 @@ impl Client {
     }
 
     async fn set_ms(&self, key: &str, value: &str, ttl: i64) -> Result<Written, Error> {
-        self.write(&Request::SetRecord { key, value, ttl }, key.len() + value.len()).await
+        self.write_plain(&Request::SetRecord { key, value, ttl }, key.len() + value.len()).await
     }
 
     /// Deletes a key, whether or not it exists; returns when the log has acknowledged it.
@@ -176,10 +177,10 @@ impl Client {
     /// # Errors
     /// As [`Client::set`].
     pub async fn delete(&self, key: &str) -> Result<Written, Error> {
-        self.write(&Request::DeleteRecord { key }, key.len()).await
+        self.write_plain(&Request::DeleteRecord { key }, key.len()).await
     }
 
-    async fn write(&self, request: &Request<'_>, bytes: usize) -> Result<Written, Error> {
+    async fn write_plain(&self, request: &Request<'_>, bytes: usize) -> Result<Written, Error> {
         self.check_size(bytes)?;
         match self.call(true)?.send(request).await? {
             Reply::Written(written) => Ok(written),
@@ -245,15 +246,27 @@ impl Client {
     /// [`Error::Refused`] if the cursor is none; any other but those of writes and of single keys.
     pub async fn scan_page(&self, scan: &Scan, cursor: Option<&str>) -> Result<ScanPage, Error> {
         let limit = if scan.page == 0 { Scan::DEFAULT_PAGE } else { scan.page };
-        let request = Request::Scan(ScanRequest {
+        let request = ScanRequest {
             prefix: &scan.prefix,
             start: &scan.start,
             end: &scan.end,
             limit: i32::try_from(limit).unwrap_or(i32::MAX),
             cursor: cursor.unwrap_or_default(),
-        });
-        match self.call(false)?.send(&request).await? {
+        };
+        let mut position = String::new();
+        let request = match scan.level.options(&mut position)? {
+            None if scan.level.has_session() => {
+                Request::ScanRecords { scan: request, read: ReadOptions::default() }
+            }
+            None => Request::Scan(request),
+            Some(read) => Request::ScanRecords { scan: request, read },
+        };
+        match self.call_within(scan.level.deadline(), false)?.send(&request).await? {
             Reply::Page(page) => Ok(page),
+            Reply::RecordPage(page, positions) => {
+                scan.level.saw(positions);
+                Ok(page)
+            }
             _ => unreachable!("an answer is decoded by its message"),
         }
     }
@@ -373,10 +386,16 @@ impl Client {
     }
 
     pub(crate) fn call(&self, is_write: bool) -> Result<Call<'_>, Error> {
+        self.call_within(None, is_write)
+    }
+
+    /// `deadline`: in the place of the client's.
+    pub(crate) fn call_within(&self, deadline: Option<Duration>, is_write: bool) -> Result<Call<'_>, Error> {
+        let deadline = deadline.unwrap_or(self.deadline);
         let now = Instant::now();
         // A time that does not fit is meant to be for ever.
-        let ends = now.checked_add(self.deadline).unwrap_or_else(|| now + NEVER);
-        let call = Call::new(&self.inner, self.deadline, ends, is_write);
+        let ends = now.checked_add(deadline).unwrap_or_else(|| now + NEVER);
+        let call = Call::new(&self.inner, deadline, ends, is_write);
         // In this order: either this sees that the client is closed, or closing it sees this call.
         if self.inner.closed.load(Ordering::SeqCst) { Err(Error::Closed) } else { Ok(call) }
     }

@@ -5,6 +5,8 @@ use std::time::Duration;
 use bitacora_protocol::Position;
 use bitacora_protocol::rpc::ServedFrom;
 
+use crate::types::Record;
+
 /// Why a call has no result.
 ///
 /// Three questions matter to a caller, and each has a method: is the key [not there](Error::is_not_found), may a write
@@ -60,6 +62,19 @@ pub enum Error {
         /// Why, in the words of the node.
         reason: String,
     },
+    /// The condition of a write did not hold, and it changed nothing; unless an earlier attempt of the same call, of which no answer
+    /// came, had taken effect before.
+    #[error("the condition does not hold: {}{}", now(key, *.position, current.is_some()), if *.may_have_taken_effect { "; an earlier attempt may have taken effect before" } else { "" })]
+    NotMet {
+        /// The key.
+        key: String,
+        /// The record that is there; `None` if there is none.
+        current: Option<Box<Record>>,
+        /// Its version; without one that of the delete marker, or how far the key's partition is applied.
+        position: Position,
+        /// An attempt of this call was sent whose answer did not come.
+        may_have_taken_effect: bool,
+    },
     /// No node could be reached before the deadline was over; the request was not sent.
     #[error("no node could be reached{}", because(.last.as_deref()))]
     NoNode {
@@ -106,6 +121,14 @@ pub enum Refusal {
     TooLarge,
     /// A blank key, a time to live that is none, a cursor that is none…
     BadRequest,
+    /// The nodes, or the topic that is their log, can't do it.
+    Unsupported,
+    /// The key is in a state in which it can't be done.
+    Conflict,
+}
+
+fn now(key: &str, position: Position, live: bool) -> String {
+    if live { format!("the version of {key} is {position}") } else { format!("there is no key {key}") }
 }
 
 fn because(last: Option<&str>) -> String {
@@ -119,11 +142,19 @@ impl Error {
         matches!(self, Self::NotFound { .. })
     }
 
+    /// The condition of a write did not hold.
+    #[must_use]
+    pub fn is_not_met(&self) -> bool {
+        matches!(self, Self::NotMet { .. })
+    }
+
     /// The call was a write, and it may have taken effect, now or later, although it failed. Never so for a read.
     #[must_use]
     pub fn may_have_taken_effect(&self) -> bool {
         match self {
-            Self::TimedOut { may_have_taken_effect, .. } => *may_have_taken_effect,
+            Self::TimedOut { may_have_taken_effect, .. } | Self::NotMet { may_have_taken_effect, .. } => {
+                *may_have_taken_effect
+            }
             Self::Unacknowledged { .. } => true,
             Self::Protocol(failure) | Self::Node(failure) => failure.may_have_taken_effect,
             _ => false,

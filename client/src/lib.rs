@@ -20,12 +20,23 @@ mod client;
 mod connection;
 mod discovery;
 mod error;
+mod lock;
+mod read;
+mod session;
 mod types;
+mod update;
+mod write;
 
+pub use bitacora_protocol::Visible;
 pub use bitacora_protocol::zookeeper::ConnectString;
 pub use builder::ClientBuilder;
 pub use client::Client;
 pub use error::{Error, NodeFailure, Refusal};
+pub use lock::Lock;
+pub use read::{Read, ReadLevel};
+pub use session::Session;
 pub use types::{
     NodeState, NodeStatus, Operation, Outcome, Position, Record, Scan, ScanPage, ServedFrom, Written,
 };
+pub use update::{Change, Updated};
+pub use write::Write;

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::read::ReadLevel;
+
 pub use bitacora_protocol::Position;
 pub use bitacora_protocol::rpc::ServedFrom;
 
@@ -44,6 +46,10 @@ pub struct Written {
     pub ttl: i64,
     /// Identifies this write.
     pub uuid: String,
+    /// Of a write that [every member](bitacora_protocol::Visible::All) was to show: those that did not in time, `host:port` of their
+    /// HTTP. They will.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_visible: Vec<String>,
 }
 
 /// One of a [batch](crate::Client::batch).
@@ -113,6 +119,8 @@ pub struct Scan {
     pub end: String,
     /// Records in a page, at most; 0: [`Scan::DEFAULT_PAGE`].
     pub page: u32,
+    /// How consistent each page is.
+    pub level: ReadLevel,
 }
 
 impl Scan {
@@ -149,6 +157,13 @@ impl Scan {
     #[must_use]
     pub fn page(mut self, records: u32) -> Self {
         self.page = records;
+        self
+    }
+
+    /// How consistent each page is; the scan as a whole is no snapshot.
+    #[must_use]
+    pub fn level(mut self, level: ReadLevel) -> Self {
+        self.level = level;
         self
     }
 }

@@ -56,6 +56,7 @@ public final class Golden {
       known(server, extended);
       more(server);
       extended(server, extended);
+      options(server, extended);
       original();
     } catch (Throwable failure) {
       failure.printStackTrace();
@@ -220,6 +221,34 @@ public final class Golden {
     }
   }
 
+  /** Every message with options. */
+  private static void options(Server server, Protocol protocol) throws Exception {
+    try (Conversation with = new Conversation("options", server)) {
+      GenericRequestor node = new GenericRequestor(protocol, with.transceiver);
+      with.call("readRecord");
+      node.request("readRecord", request(protocol, "readRecord", "key", "session", "0:12,3:40", 2_000L, 250L));
+      with.call("readRecord-refused");
+      refuse("BAD_REQUEST", () -> node.request("readRecord", request(protocol, "readRecord", "", "", "", 0L, 0L)));
+      with.call("writeRecord");
+      node.request("writeRecord", request(protocol, "writeRecord", "key", "value", 60_000L, "3:42", "a uuid", "all", 250L));
+      with.call("writeRecord-not-met");
+      node.request("writeRecord", request(protocol, "writeRecord", "taken", "value", 0L, "absent", "", "", 0L));
+      with.call("writeRecord-unsupported");
+      refuse("UNSUPPORTED", () -> node.request(
+          "writeRecord", request(protocol, "writeRecord", "unsupported", "value", 0L, "*", "", "", 0L)));
+      with.call("removeRecord");
+      node.request("removeRecord", request(protocol, "removeRecord", "missing", "*", "", "here", 0L));
+      with.call("batchRecords");
+      node.request("batchRecords", request(protocol, "batchRecords", List.of(
+          recordOperation(protocol, "GET", "key", "", 0, "strong", "", 1_000L, "", "", "", 250L),
+          recordOperation(protocol, "SET", "key", "value", 60_000L, "", "", 0L, "*", "a uuid", "", 0L),
+          recordOperation(protocol, "DELETE", "taken", "", 0, "", "", 0L, "0:7", "", "all", 0L),
+          recordOperation(protocol, "SET", "unsupported", "", 0, "", "", 0L, "absent", "", "", 0L))));
+      with.call("scanRecords");
+      node.request("scanRecords", request(protocol, "scanRecords", "k", "ka", "kz", 2, "", "latest", "", 0L, 250L));
+    }
+  }
+
   /** Answers from fixed data. */
   private static Server serve(Protocol protocol) throws Exception {
     GenericResponder responder = new GenericResponder(protocol) {
@@ -230,7 +259,10 @@ public final class Golden {
         if ("".equals(key)) {
           String sentence = "the key is missing or blank";
           throw new AvroRemoteException(
-              message.getErrors().getTypes().size() == 1 ? sentence : error(protocol, "BAD_REQUEST", sentence));
+              message.getErrors().getTypes().size() == 1 ? sentence
+                  : message.getErrors().getTypes().get(1).getName().equals("CallError")
+                  ? record(type(protocol, "CallError"), symbol(protocol, "CallErrorCode", "BAD_REQUEST"), sentence)
+                  : error(protocol, "BAD_REQUEST", sentence));
         }
         return switch (message.getName()) {
           case "getValue" -> switch (key) {
@@ -245,6 +277,28 @@ public final class Golden {
           case "deleteRecord" -> written(protocol, -1);
           case "batch" -> batch(protocol, (List<?>) request.get("operations"));
           case "scan" -> page(protocol, request.get("prefix").toString());
+          case "readRecord" -> read(protocol, key);
+          case "writeRecord", "removeRecord" -> {
+            Object answer = recordWritten(protocol, key, message.getName().equals("writeRecord") ? EXPIRES : -1);
+            if (answer instanceof GenericRecord record && record.getSchema().isError()) {
+              throw new AvroRemoteException(answer);
+            }
+            yield answer;
+          }
+          case "batchRecords" -> ((List<?>) request.get("operations")).stream().map(each -> {
+            GenericRecord operation = (GenericRecord) each;
+            String of = operation.get("key").toString();
+            return switch (operation.get("kind").toString()) {
+              case "GET" -> read(protocol, of);
+              case "SET" -> recordWritten(protocol, of, EXPIRES);
+              default -> recordWritten(protocol, of, -1);
+            };
+          }).toList();
+          case "scanRecords" -> {
+            GenericRecord page = page(protocol, request.get("prefix").toString());
+            yield record(type(protocol, "RecordPage"), page.get("records"), page.get("cursor"),
+                List.of(position(protocol, 0, 7), position(protocol, 3, 1L << 33)));
+          }
           default -> throw new IllegalStateException(message.getName());
         };
       }
@@ -308,6 +362,25 @@ public final class Golden {
 
   private static GenericRecord written(Protocol protocol, long ttl) {
     return record(type(protocol, "WriteAnswer"), position(protocol, 0, 1000), WRITTEN, ttl, "a uuid");
+  }
+
+  /** What a write with options comes to. */
+  private static GenericRecord recordWritten(Protocol protocol, String key, long ttl) {
+    return switch (key) {
+      case "taken" -> record(type(protocol, "NotMetAnswer"), keyValue(protocol, key), position(protocol, 0, 7));
+      case "missing" -> record(type(protocol, "NotMetAnswer"), null, position(protocol, 2, -1));
+      case "unsupported" -> record(
+          type(protocol, "CallError"), symbol(protocol, "CallErrorCode", "UNSUPPORTED"), "not on this topic");
+      default -> record(
+          type(protocol, "WrittenAnswer"), position(protocol, 0, 1000), WRITTEN, ttl, "a uuid",
+          List.of("node-2:8080", "node-3:8080"));
+    };
+  }
+
+  private static GenericRecord recordOperation(Protocol protocol, Object... fields) {
+    fields[0] = symbol(protocol, "OperationKind", fields[0].toString());
+    fields[3] = ((Number) fields[3]).longValue();
+    return record(type(protocol, "RecordOperation"), fields);
   }
 
   private static GenericRecord error(Protocol protocol, String code, String message) {

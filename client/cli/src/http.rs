@@ -209,7 +209,7 @@ impl Answer {
 
     fn written(&self) -> Result<Written, Failure> {
         let OwnedKeyValue { timestamp, ttl, uuid, .. } = self.json()?;
-        Ok(Written { position: self.position()?, timestamp, ttl, uuid })
+        Ok(Written { position: self.position()?, timestamp, ttl, uuid, not_visible: Vec::new() })
     }
 
     fn makes_no_sense(&self, why: &str) -> Failure {
@@ -257,7 +257,8 @@ fn outcome(operation: &Operation, line: &[u8]) -> Result<Result<Outcome, Failure
     Ok(Ok(if operation.is_write() {
         let WrittenLine { position, timestamp, ttl, uuid, .. } =
             serde_json::from_slice(line).map_err(parse)?;
-        Outcome::Written(Written { position, timestamp, ttl, uuid: uuid.into_owned() })
+        let uuid = uuid.into_owned();
+        Outcome::Written(Written { position, timestamp, ttl, uuid, not_visible: Vec::new() })
     } else {
         let ReadLine { position, from, record: found, .. } = serde_json::from_slice(line).map_err(parse)?;
         Outcome::Read(record(found, position, from))

@@ -211,6 +211,35 @@ pub enum WriteCondition {
     Absent,
 }
 
+/// As RPC and the command line write it: nothing, `*`, `absent`, or the version.
+impl fmt::Display for WriteCondition {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => Ok(()),
+            Self::Version(version) => version.fmt(out),
+            Self::Present => out.write_str("*"),
+            Self::Absent => out.write_str("absent"),
+        }
+    }
+}
+
+impl FromStr for WriteCondition {
+    type Err = String;
+
+    /// Says what a condition looks like.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text {
+            "" => Self::None,
+            "*" => Self::Present,
+            "absent" => Self::Absent,
+            version => Self::Version(version.parse().map_err(|_| {
+                let shown: String = version.chars().take(40).collect();
+                format!("'{shown}' is no condition of a write: it is partition:offset, * or absent")
+            })?),
+        })
+    }
+}
+
 /// What is asked of a write; nothing by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WriteOptions<'a> {
@@ -272,6 +301,23 @@ mod tests {
             assert!(text.parse::<SessionPosition>().is_err(), "{text:?} was accepted");
         }
         assert_eq!("3:40, 0:12".parse::<SessionPosition>().map(|it| it.to_string()), Ok("0:12,3:40".into()));
+    }
+
+    #[test]
+    fn conditions_are_read_back() {
+        let version = Position { partition: 3, offset: 40 };
+        for (condition, text) in [
+            (WriteCondition::None, ""),
+            (WriteCondition::Version(version), "3:40"),
+            (WriteCondition::Present, "*"),
+            (WriteCondition::Absent, "absent"),
+        ] {
+            assert_eq!((condition.to_string().as_str(), text.parse()), (text, Ok(condition)));
+        }
+        for wrong in ["Absent", "**", "3", "\"3:40\"", "3:40,4:1", &"x".repeat(10_000)] {
+            let error = wrong.parse::<WriteCondition>().expect_err(wrong);
+            assert!(error.contains("is no condition") && error.len() < 300, "{error}");
+        }
     }
 
     #[test]

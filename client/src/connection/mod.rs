@@ -18,7 +18,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 
 use frames::{Frames, KEPT_BUFFER_BYTES, handshake};
-pub(crate) use reply::{BatchReply, Found, Missing, Reply};
+pub(crate) use reply::{BatchReply, Found, Missing, NotMet, Reply};
 
 /// Calls under way on a connection; more wait.
 const MAX_CALLS: usize = 4096;
@@ -37,7 +37,9 @@ pub(crate) enum Failure {
     Lost { sent: bool, reason: String },
     /// The node's own words.
     Answered(rpc::Failure),
-    /// The node does not know the call, or the answer can't be read.
+    /// The node declares no such message. The call was not sent.
+    Unknown(Message),
+    /// The answer can't be read.
     Nonsense { sent: bool, reason: String },
 }
 
@@ -109,8 +111,7 @@ impl Connection {
         let shared = &*self.0;
         let message = request.message();
         if shared.foreign.as_ref().is_some_and(|foreign| !foreign.declares(message)) {
-            let reason = format!("it does not know the message {}", message.name());
-            return Err(Failure::Nonsense { sent: false, reason });
+            return Err(Failure::Unknown(message));
         }
         let mut ticket = match shared.submit(request)? {
             Some(ticket) => ticket,

@@ -3,7 +3,8 @@
 use bitacora_protocol::Position;
 use bitacora_protocol::record::KeyValue;
 use bitacora_protocol::rpc::{
-    Answer, BatchResult, Message, ReadAnswer, RequestError, ServedFrom, WriteAnswer,
+    Answer, BatchResult, Message, NotMetAnswer, ReadAnswer, RecordResult, RecordWritten, RequestError,
+    ServedFrom, WriteAnswer, WrittenAnswer,
 };
 
 use super::Failure;
@@ -15,6 +16,18 @@ pub(crate) enum Reply {
     Written(Written),
     Batch(Vec<BatchReply>),
     Page(ScanPage),
+    Conditional(Conditional),
+    /// With how far each partition was applied.
+    RecordPage(ScanPage, Vec<Position>),
+}
+
+/// What became of a write that may have had a condition.
+pub(crate) type Conditional = Result<Written, NotMet>;
+
+#[derive(Clone)]
+pub(crate) struct NotMet {
+    pub current: Option<Box<Record>>,
+    pub position: Position,
 }
 
 pub(crate) type Found = Result<Record, Missing>;
@@ -30,6 +43,7 @@ pub(crate) struct Missing {
 pub(crate) enum BatchReply {
     Read(Found),
     Written(Written),
+    NotMet(NotMet),
     Failed(RequestError),
 }
 
@@ -48,14 +62,21 @@ pub(super) fn decode(message: Message, bytes: &[u8]) -> Result<Reply, Failure> {
             });
             Reply::Batch(results.collect())
         }
-        Answer::Page(page) => Reply::Page(ScanPage {
-            records: page
-                .records
-                .iter()
-                .map(|(entry, position)| record(entry, *position, ServedFrom::Store))
-                .collect(),
-            cursor: Some(page.cursor.to_owned()).filter(|cursor| !cursor.is_empty()),
-        }),
+        Answer::Page(page) => Reply::Page(scanned(&page.records, page.cursor)),
+        Answer::RecordPage(page) => Reply::RecordPage(scanned(&page.records, page.cursor), page.positions),
+        Answer::RecordWritten(RecordWritten::Written(answer)) => {
+            Reply::Conditional(Ok(record_written(&answer)))
+        }
+        Answer::RecordWritten(RecordWritten::NotMet(answer)) => Reply::Conditional(Err(not_met(&answer))),
+        Answer::RecordBatch(results) => {
+            let results = results.into_iter().map(|result| match result {
+                RecordResult::Read(answer) => BatchReply::Read(found(&answer)),
+                RecordResult::Written(answer) => BatchReply::Written(record_written(&answer)),
+                RecordResult::NotMet(answer) => BatchReply::NotMet(not_met(&answer)),
+                RecordResult::Failed(error) => BatchReply::Failed(error),
+            });
+            Reply::Batch(results.collect())
+        }
         Answer::Value(_) | Answer::Null => return Err(nonsense("not asked for".to_owned())),
     })
 }
@@ -83,5 +104,29 @@ fn record(entry: &KeyValue<'_>, position: Position, served_from: ServedFrom) -> 
 
 fn written(answer: &WriteAnswer<'_>) -> Written {
     let WriteAnswer { position, timestamp, ttl, uuid } = *answer;
-    Written { position, timestamp, ttl, uuid: uuid.to_owned() }
+    Written { position, timestamp, ttl, uuid: uuid.to_owned(), not_visible: Vec::new() }
+}
+
+fn record_written(answer: &WrittenAnswer<'_>) -> Written {
+    Written {
+        position: answer.position,
+        timestamp: answer.timestamp,
+        ttl: answer.ttl,
+        uuid: answer.uuid.to_owned(),
+        not_visible: answer.not_visible.iter().map(|member| (*member).to_owned()).collect(),
+    }
+}
+
+fn not_met(answer: &NotMetAnswer<'_>) -> NotMet {
+    let NotMetAnswer { current, position } = *answer;
+    let current = current.map(|entry| Box::new(record(&entry, position, ServedFrom::Store)));
+    NotMet { current, position }
+}
+
+fn scanned(records: &[(KeyValue<'_>, Position)], cursor: &str) -> ScanPage {
+    let records = records.iter().map(|(entry, position)| record(entry, *position, ServedFrom::Store));
+    ScanPage {
+        records: records.collect(),
+        cursor: Some(cursor.to_owned()).filter(|cursor| !cursor.is_empty()),
+    }
 }

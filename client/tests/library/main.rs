@@ -3,9 +3,12 @@
 mod batches;
 mod calls;
 mod closing;
+mod conditions;
 mod connections;
+mod consistency;
 mod discovery;
 mod ejection;
+mod locks;
 mod retries;
 #[path = "../support/mod.rs"]
 mod support;

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bitacora_protocol::Position;
 use bitacora_protocol::record::{KeyValue, OwnedKeyValue, source, ttl};
 use bitacora_protocol::rpc::{
     Answer, BatchResult, ErrorCode, Failure, ForeignProtocol, FrameLimits, FrameReader, HandshakeMatch,
-    HandshakeRequest, HandshakeResponse, Operation, PROTOCOL, PROTOCOL_HASH, ReadAnswer, Request,
-    RequestError, ScanPage, ScanRequest, ServedFrom, WriteAnswer, protocol_hash, put_frame,
+    HandshakeRequest, HandshakeResponse, NotMetAnswer, Operation, PROTOCOL, PROTOCOL_HASH, ReadAnswer,
+    RecordPage, RecordWritten, Request, RequestError, ScanPage, ScanRequest, ServedFrom, WriteAnswer,
+    WrittenAnswer, protocol_hash, put_frame,
 };
+use bitacora_protocol::{Position, WriteCondition, WriteOptions};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -125,6 +126,11 @@ impl FakeNode {
 
     pub fn greeting(&self, greeting: Greeting) {
         *self.inner.greeting.lock() = greeting;
+    }
+
+    #[allow(dead_code)]
+    pub fn store(&self) -> &Arc<Mutex<Store>> {
+        &self.inner.store
     }
 
     pub fn calls(&self) -> usize {
@@ -323,7 +329,69 @@ impl Store {
             Request::GetValue { .. } | Request::SetValue { .. } | Request::Delete { .. } => {
                 panic!("the library does not use the original's calls")
             }
+            Request::ReadRecord { key, .. } => Answer::Read(self.read(key)).encode(out),
+            Request::WriteRecord { key, value, ttl, write } => {
+                let outcome = self.write_if(key, value, *ttl, write);
+                self.outcome(key, outcome.as_deref()).encode(out);
+            }
+            Request::RemoveRecord { key, write } => {
+                let outcome = self.write_if(key, "", ttl::DELETED, write);
+                self.outcome(key, outcome.as_deref()).encode(out);
+            }
+            Request::ScanRecords { scan, .. } => {
+                let ScanPage { records, cursor } = self.page(scan);
+                let offset = self.writes.len() as i64 - 1;
+                let positions = vec![Position { partition: 0, offset }];
+                Answer::RecordPage(RecordPage { records, cursor, positions }).encode(out);
+            }
+            Request::BatchRecords(_) => panic!("the library sends no such batch"),
         }
+    }
+
+    /// As another client's plain set.
+    #[allow(dead_code)]
+    pub fn overwrite(&mut self, key: &str, value: &str) {
+        self.write(key, value, 0);
+    }
+
+    /// The write's uuid, if its condition holds or it was made before.
+    fn write_if(&mut self, key: &str, value: &str, ttl: i64, write: &WriteOptions<'_>) -> Option<String> {
+        let held = self.records.get(key);
+        let live = held.filter(|(record, _)| record.ttl != ttl::DELETED).map(|(_, position)| *position);
+        if held.is_some_and(|(record, _)| !write.uuid.is_empty() && record.uuid == write.uuid) {
+            return Some(write.uuid.to_owned());
+        }
+        let holds = match write.condition {
+            WriteCondition::None => true,
+            WriteCondition::Version(version) => live == Some(version),
+            WriteCondition::Present => live.is_some(),
+            WriteCondition::Absent => live.is_none(),
+        };
+        if !holds {
+            return None;
+        }
+        let mut uuid = self.write(key, value, ttl);
+        if let Some((record, _)) = self.records.get_mut(key).filter(|_| !write.uuid.is_empty()) {
+            write.uuid.clone_into(&mut record.uuid);
+            write.uuid.clone_into(&mut uuid);
+        }
+        Some(uuid)
+    }
+
+    fn outcome(&self, key: &str, uuid: Option<&str>) -> Answer<'_> {
+        Answer::RecordWritten(if uuid.is_some() {
+            let (record, position) = &self.records[key];
+            RecordWritten::Written(WrittenAnswer {
+                position: *position,
+                timestamp: record.timestamp,
+                ttl: record.ttl,
+                uuid: &record.uuid,
+                not_visible: Vec::new(),
+            })
+        } else {
+            let ReadAnswer { record: current, position, .. } = self.read(key);
+            RecordWritten::NotMet(NotMetAnswer { current, position })
+        })
     }
 
     fn read(&self, key: &str) -> ReadAnswer<'_> {

@@ -9,7 +9,6 @@ mod client;
 mod client_failover;
 mod command_line;
 mod compose;
-mod consistency;
 mod consistency_checks;
 mod crash;
 mod dev;
@@ -47,7 +46,6 @@ pub fn all() -> Vec<Test> {
         // The longest first, so that no thread is left alone with one at the end.
         faults::tests(),
         monitoring_live::tests(),
-        consistency::tests(),
         compose::tests(),
         ecs::tests(),
         zookeeper_servers::tests(),

@@ -40,7 +40,7 @@ pub(super) async fn scan(service: &Service, query: &str, headers: &HeaderMap, no
 }
 
 fn reply(page: Page) -> Reply {
-    let Page { entries, cursor, memory } = page;
+    let Page { entries, cursor, memory, .. } = page;
     let mut records = Vec::with_capacity(entries.len());
     for entry in &entries {
         let position = entry.position();

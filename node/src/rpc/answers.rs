@@ -1,7 +1,8 @@
 //! What the RPC answers. Which code an error has is decided by its kind: [`crate::service::error::ErrorKind`].
 
 use bitacora_protocol::rpc::{
-    Answer, BatchResult, Failure, Message, ReadAnswer, ScanPage, WriteAnswer, put_value_answer,
+    Answer, BatchResult, Failure, Message, ReadAnswer, RecordPage, RecordResult, RecordWritten, ScanPage,
+    WriteAnswer, WrittenAnswer, put_value_answer,
 };
 
 use crate::service::error::OperationError;
@@ -34,6 +35,9 @@ fn put_done(message: Message, done: &Done, out: &mut Vec<u8>) {
         },
         (_, Done::Read(answer)) => Answer::Read(read(answer)).encode(out),
         (Message::SetValue | Message::Delete, Done::Written(_)) => Answer::Null.encode(out),
+        (Message::WriteRecord | Message::RemoveRecord, Done::Written(written)) => {
+            Answer::RecordWritten(RecordWritten::Written(record_written(written))).encode(out);
+        }
         (_, Done::Written(written)) => Answer::Written(write(written)).encode(out),
     }
 }
@@ -45,7 +49,15 @@ pub fn put_error(message: Message, error: &OperationError, out: &mut Vec<u8>) ->
 }
 
 /// Appends the results of a batch.
-pub fn put_batch(results: &[Outcome], out: &mut Vec<u8>) {
+pub fn put_batch(message: Message, results: &[Outcome], out: &mut Vec<u8>) {
+    if message == Message::BatchRecords {
+        let results = results.iter().map(|outcome| match outcome {
+            Ok(Done::Read(answer)) => RecordResult::Read(read(answer)),
+            Ok(Done::Written(written)) => RecordResult::Written(record_written(written)),
+            Err(error) => RecordResult::Failed(error.into()),
+        });
+        return Answer::RecordBatch(results.collect()).encode(out);
+    }
     let results = results.iter().map(|outcome| match outcome {
         Ok(Done::Read(answer)) => BatchResult::Read(read(answer)),
         Ok(Done::Written(written)) => BatchResult::Written(write(written)),
@@ -55,10 +67,14 @@ pub fn put_batch(results: &[Outcome], out: &mut Vec<u8>) {
 }
 
 /// Appends a page of a scan.
-pub fn put_page(page: &Page, out: &mut Vec<u8>) {
+pub fn put_page(message: Message, page: &Page, out: &mut Vec<u8>) {
     let records = page.entries.iter().filter_map(|entry| Some((entry.answer()?, entry.position())));
-    let cursor = page.cursor.as_deref().unwrap_or_default();
-    Answer::Page(ScanPage { records: records.collect(), cursor }).encode(out);
+    let (records, cursor) = (records.collect(), page.cursor.as_deref().unwrap_or_default());
+    if message == Message::ScanRecords {
+        let positions = page.applied.clone();
+        return Answer::RecordPage(RecordPage { records, cursor, positions }).encode(out);
+    }
+    Answer::Page(ScanPage { records, cursor }).encode(out);
 }
 
 fn read(answer: &reads::Answer) -> ReadAnswer<'_> {
@@ -74,4 +90,9 @@ fn write(written: &Written) -> WriteAnswer<'_> {
         ttl: written.ttl,
         uuid: &written.uuid,
     }
+}
+
+fn record_written(written: &Written) -> WrittenAnswer<'_> {
+    let WriteAnswer { position, timestamp, ttl, uuid } = write(written);
+    WrittenAnswer { position, timestamp, ttl, uuid, not_visible: Vec::new() }
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use bitacora_protocol::ReadOptions;
 use bitacora_protocol::rpc::{
-    self, ErrorCode, Failure, ForeignProtocol, Frame, HandshakeRequest, Message, Request, RequestError,
+    CallError, ErrorCode, Failure, ForeignProtocol, Frame, HandshakeRequest, Message, Request, RequestError,
 };
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all};
@@ -116,8 +116,7 @@ pub fn answer_frame(
         Ok(None) => return Content::There,
         Ok(Some(request)) => request,
         Err(error) => {
-            Failure::Text(error.to_string()).encode(None, out);
-            answered.count(None, "refused");
+            answered.count(put_unreadable(error, out), "refused");
             return Content::There;
         }
     };
@@ -137,6 +136,21 @@ pub fn answer_frame(
             Content::There
         }
         Begin::Waits(work) => Content::Waits(WaitingCall { message, work, span }),
+    }
+}
+
+/// Appends the answer to a call that can't be read; returns which message it is of, if that is known.
+fn put_unreadable(error: CallError, out: &mut Vec<u8>) -> Option<Message> {
+    match error {
+        CallError::Options { message, reason } => {
+            let error = RequestError { code: ErrorCode::BadRequest, message: reason };
+            Failure::Declared(error).encode(Some(message), out);
+            Some(message)
+        }
+        error => {
+            Failure::Text(error.to_string()).encode(None, out);
+            None
+        }
     }
 }
 
@@ -179,7 +193,10 @@ fn operation<'a>(request: &Request<'a>) -> Option<Operation<'a>> {
         Request::SetValue { key, value } => Some(Operation::set(key, value, 0)),
         Request::SetRecord { key, value, ttl } => Some(Operation::set(key, value, ttl)),
         Request::Delete { key } | Request::DeleteRecord { key } => Some(Operation::delete(key)),
-        Request::Batch(_) | Request::Scan(_) => None,
+        Request::ReadRecord { key, read } => Some(Operation::Get { key, read }),
+        Request::WriteRecord { key, value, ttl, write } => Some(Operation::Set { key, value, ttl, write }),
+        Request::RemoveRecord { key, write } => Some(Operation::Delete { key, write }),
+        Request::Batch(_) | Request::Scan(_) | Request::BatchRecords(_) | Request::ScanRecords { .. } => None,
     }
 }
 
@@ -277,23 +294,31 @@ impl BulkCall {
         trace: Option<TraceParent>,
     ) -> &'static str {
         // It has been decoded before, so it can be again.
-        match Request::decode(&self.call, self.foreign.as_deref()) {
+        let (scan, read) = match Request::decode(&self.call, self.foreign.as_deref()) {
             Ok(Some(Request::Batch(operations))) => {
-                let results = begin_all(&self.shared.service, &operations, trace, &mut self.memory);
+                let mut operations = operations.into_iter().map(Operation::from);
+                let results = begin_all(&self.shared.service, &mut operations, trace, &mut self.memory);
                 drop(operations);
-                answers::put_batch(&results.await, content);
+                answers::put_batch(message, &results.await, content);
+                return "ok";
+            }
+            Ok(Some(Request::BatchRecords(operations))) => {
+                let mut operations = operations.into_iter().map(Operation::from);
+                let results = begin_all(&self.shared.service, &mut operations, trace, &mut self.memory);
+                drop(operations);
+                answers::put_batch(message, &results.await, content);
+                return "ok";
+            }
+            Ok(Some(Request::Scan(scan))) => (scan, ReadOptions::default()),
+            Ok(Some(Request::ScanRecords { scan, read })) => (scan, read),
+            _ => return "failed",
+        };
+        match self.shared.service.scan(&scan, &read).await {
+            Ok(page) => {
+                answers::put_page(message, &page, content);
                 "ok"
             }
-            Ok(Some(Request::Scan(scan))) => {
-                match self.shared.service.scan(&scan, &ReadOptions::default()).await {
-                    Ok(page) => {
-                        answers::put_page(&page, content);
-                        "ok"
-                    }
-                    Err(error) => answers::put_error(message, &error, content),
-                }
-            }
-            _ => "failed",
+            Err(error) => answers::put_error(message, &error, content),
         }
     }
 }
@@ -301,18 +326,17 @@ impl BulkCall {
 /// Begins all operations of a batch in their order. A read whose answer finds no memory fails alone.
 fn begin_all(
     service: &Service,
-    operations: &[rpc::Operation<'_>],
+    operations: &mut dyn Iterator<Item = Operation<'_>>,
     trace: Option<TraceParent>,
     memory: &mut Permit,
 ) -> impl Future<Output = Vec<Outcome>> + Send + use<> {
     let mut bytes = 0;
     let begun: Vec<_> = operations
-        .iter()
         .map(|operation| {
             if bytes > MAX_BATCH_ANSWER_BYTES {
                 return std::future::ready(Err(OperationError::BatchTooLarge)).boxed();
             }
-            match service.begin((*operation).into(), trace) {
+            match service.begin(operation, trace) {
                 Begun::Done(outcome) => std::future::ready(counted(outcome, &mut bytes, memory)).boxed(),
                 Begun::Later(outcome) => outcome,
             }

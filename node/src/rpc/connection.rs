@@ -17,7 +17,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::calls::{Content, Finished, answer_frame, begin_span};
 use super::handshake::{Client, shake_hands};
-use super::report::AnsweredCalls;
+use super::report::{AnsweredCalls, is_bulk};
 use super::{Shared, answers};
 use crate::server::socket::Socket;
 use crate::service::error::OperationError;
@@ -254,7 +254,7 @@ impl Connection {
         put_frame(&mut self.out, call.serial, |out| out.extend_from_slice(&content));
         self.answer_memory.extend(memory);
         // Also one that was refused before it had a permit.
-        if matches!(call.message, Message::Batch | Message::Scan) {
+        if is_bulk(call.message) {
             self.bulk_calls -= 1;
         }
         self.bulk_permits.extend(bulk_permit);

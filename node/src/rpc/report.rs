@@ -30,12 +30,17 @@ pub struct WaitedCall {
 /// The `operation` label of the metrics, and the name of a span.
 pub fn operation_name(message: Message) -> &'static str {
     match message {
-        Message::GetValue | Message::GetRecord => "get",
-        Message::SetValue | Message::SetRecord => "set",
-        Message::Delete | Message::DeleteRecord => "delete",
-        Message::Batch => "batch",
-        Message::Scan => "scan",
+        Message::GetValue | Message::GetRecord | Message::ReadRecord => "get",
+        Message::SetValue | Message::SetRecord | Message::WriteRecord => "set",
+        Message::Delete | Message::DeleteRecord | Message::RemoveRecord => "delete",
+        Message::Batch | Message::BatchRecords => "batch",
+        Message::Scan | Message::ScanRecords => "scan",
     }
+}
+
+/// Whether it is a batch or a scan, of which few run at a time.
+pub fn is_bulk(message: Message) -> bool {
+    matches!(message, Message::Batch | Message::Scan | Message::BatchRecords | Message::ScanRecords)
 }
 
 impl AnsweredCalls {
@@ -79,11 +84,14 @@ impl AnsweredCalls {
 fn waits(message: Message, took: Duration) -> Waits {
     let none = Waits::default();
     match message {
-        Message::GetValue | Message::GetRecord => Waits { peers: took, ..none },
-        Message::SetValue | Message::SetRecord | Message::Delete | Message::DeleteRecord => {
-            Waits { log: took, ..none }
-        }
-        Message::Batch => Waits { operations: took, ..none },
-        Message::Scan => Waits { store: took, ..none },
+        Message::GetValue | Message::GetRecord | Message::ReadRecord => Waits { peers: took, ..none },
+        Message::SetValue
+        | Message::SetRecord
+        | Message::Delete
+        | Message::DeleteRecord
+        | Message::WriteRecord
+        | Message::RemoveRecord => Waits { log: took, ..none },
+        Message::Batch | Message::BatchRecords => Waits { operations: took, ..none },
+        Message::Scan | Message::ScanRecords => Waits { store: took, ..none },
     }
 }

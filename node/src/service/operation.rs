@@ -59,3 +59,13 @@ impl<'a> From<rpc::Operation<'a>> for Operation<'a> {
         }
     }
 }
+
+impl<'a> From<rpc::RecordOperation<'a>> for Operation<'a> {
+    fn from(operation: rpc::RecordOperation<'a>) -> Self {
+        match operation {
+            rpc::RecordOperation::Read { key, read } => Self::Get { key, read },
+            rpc::RecordOperation::Write { key, value, ttl, write } => Self::Set { key, value, ttl, write },
+            rpc::RecordOperation::Remove { key, write } => Self::Delete { key, write },
+        }
+    }
+}

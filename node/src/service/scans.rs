@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
+use bitacora_protocol::Position;
 use bitacora_protocol::rpc::ScanRequest;
 use tokio::sync::Semaphore;
 use xxhash_rust::xxh3::xxh3_64;
@@ -32,6 +33,8 @@ pub struct Page {
     pub entries: Vec<Entry>,
     /// For the next page; `None` at the end.
     pub cursor: Option<String>,
+    /// How far each partition was applied when the page had been read: nothing in it is of later.
+    pub applied: Vec<Position>,
     /// Of the entries, until they are sent.
     pub memory: Permit,
 }
@@ -94,8 +97,15 @@ impl Scans {
         if !self.progress.restored() {
             return Err(ScanError::NotRestored);
         }
+        let applied =
+            (0..).zip(self.progress.next_offsets()).map(|(partition, next)| next.applied(partition));
         memory.set(entries.iter().map(|entry| entry.as_bytes().len()).sum());
-        Ok(Page { entries, cursor: last.map(|key| cursor_after(&key, scan)), memory })
+        Ok(Page {
+            entries,
+            cursor: last.map(|key| cursor_after(&key, scan)),
+            applied: applied.collect(),
+            memory,
+        })
     }
 }
 

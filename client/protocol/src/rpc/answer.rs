@@ -6,7 +6,8 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use super::protocol::Message;
+use super::protocol::{CALL_ERROR_CODES, Message, REQUEST_ERROR_CODES};
+use super::record_answer::{RecordPage, RecordResult, RecordWritten};
 use crate::Position;
 use crate::avro::{DecodeError, Input, put_long, put_string};
 use crate::record::KeyValue;
@@ -23,6 +24,9 @@ pub enum Answer<'a> {
     Written(WriteAnswer<'a>),
     Batch(Vec<BatchResult<'a>>),
     Page(ScanPage<'a>),
+    RecordWritten(RecordWritten<'a>),
+    RecordBatch(Vec<RecordResult<'a>>),
+    RecordPage(RecordPage<'a>),
 }
 
 /// Where the answer to a read came from. In JSON it is its [`ServedFrom::name`].
@@ -129,15 +133,21 @@ pub enum ErrorCode {
     MayTakeEffect,
     /// The node failed.
     Internal,
+    /// The node, or the topic that is its log, can't do it. The messages without options say [`ErrorCode::BadRequest`].
+    Unsupported,
+    /// The key is in a state in which this can't be done. The messages without options say [`ErrorCode::BadRequest`].
+    Conflict,
 }
 
-pub(super) const CODES: [ErrorCode; 6] = [
+pub(super) const CODES: [ErrorCode; CALL_ERROR_CODES] = [
     ErrorCode::BadRequest,
     ErrorCode::TooLarge,
     ErrorCode::NotReady,
     ErrorCode::NotTaken,
     ErrorCode::MayTakeEffect,
     ErrorCode::Internal,
+    ErrorCode::Unsupported,
+    ErrorCode::Conflict,
 ];
 
 /// The protocol's declared error.
@@ -180,13 +190,13 @@ impl<'a> Answer<'a> {
                 _ => Some(input.string("value")?),
             }),
             Message::SetValue | Message::Delete => Self::Null,
-            Message::GetRecord => Self::Read(ReadAnswer::take(&mut input)?),
+            Message::GetRecord | Message::ReadRecord => Self::Read(ReadAnswer::take(&mut input)?),
             Message::SetRecord | Message::DeleteRecord => Self::Written(WriteAnswer::take(&mut input)?),
             Message::Batch => Self::Batch(take_array(&mut input, |input| {
                 Ok(match input.index(3, "result")? {
                     0 => BatchResult::Read(ReadAnswer::take(input)?),
                     1 => BatchResult::Written(WriteAnswer::take(input)?),
-                    _ => BatchResult::Failed(RequestError::take(input)?),
+                    _ => BatchResult::Failed(RequestError::take(REQUEST_ERROR_CODES, input)?),
                 })
             })?),
             Message::Scan => {
@@ -194,6 +204,11 @@ impl<'a> Answer<'a> {
                     take_array(&mut input, |input| Ok((KeyValue::take(input)?, take_position(input)?)))?;
                 Self::Page(ScanPage { records, cursor: input.string("cursor")? })
             }
+            Message::WriteRecord | Message::RemoveRecord => {
+                Self::RecordWritten(RecordWritten::take(&mut input)?)
+            }
+            Message::BatchRecords => Self::RecordBatch(take_array(&mut input, RecordResult::take)?),
+            Message::ScanRecords => Self::RecordPage(RecordPage::take(&mut input)?),
         };
         input.end()?;
         Ok(Ok(answer))
@@ -222,7 +237,7 @@ impl<'a> Answer<'a> {
                 }
                 BatchResult::Failed(error) => {
                     put_long(out, 2);
-                    error.encode(out);
+                    error.encode(REQUEST_ERROR_CODES, out);
                 }
             }),
             Self::Page(page) => {
@@ -232,6 +247,9 @@ impl<'a> Answer<'a> {
                 });
                 put_string(out, page.cursor);
             }
+            Self::RecordWritten(answer) => answer.encode(out),
+            Self::RecordBatch(results) => put_array(out, results, |out, result| result.encode(out)),
+            Self::RecordPage(page) => page.encode(out),
         }
     }
 }
@@ -254,10 +272,11 @@ impl Failure {
     pub fn encode(&self, message: Option<Message>, out: &mut Vec<u8>) {
         out.extend_from_slice(&BAD);
         // A union: the string that is always declared, then what the message declares.
+        let codes = message.map_or(0, Message::error_codes);
         match self {
-            Self::Declared(error) if message.is_some_and(Message::declares_errors) => {
+            Self::Declared(error) if codes > 0 => {
                 put_long(out, 1);
-                error.encode(out);
+                error.encode(codes, out);
             }
             Self::Declared(RequestError { message: text, .. }) | Self::Text(text) => {
                 put_long(out, 0);
@@ -271,24 +290,27 @@ fn failure(message: Message, input: &mut Input<'_>) -> Result<Failure, DecodeErr
     let branches = if message.declares_errors() { 2 } else { 1 };
     Ok(match input.index(branches, "error")? {
         0 => Failure::Text(input.string("error")?.to_owned()),
-        _ => RequestError::take(input)?.into(),
+        _ => RequestError::take(message.error_codes(), input)?.into(),
     })
 }
 
 impl RequestError {
-    fn take(input: &mut Input<'_>) -> Result<Self, DecodeError> {
-        let code = CODES[input.index(CODES.len(), "code")?];
+    /// `codes`: how many the message declares.
+    pub(super) fn take(codes: usize, input: &mut Input<'_>) -> Result<Self, DecodeError> {
+        let code = CODES[input.index(codes, "code")?];
         Ok(Self { code, message: input.string("message")?.to_owned() })
     }
 
-    fn encode(&self, out: &mut Vec<u8>) {
-        put_long(out, self.code as i64);
+    /// `codes`: how many the message declares.
+    pub(super) fn encode(&self, codes: usize, out: &mut Vec<u8>) {
+        let code = if (self.code as usize) < codes { self.code } else { ErrorCode::BadRequest };
+        put_long(out, code as i64);
         put_string(out, &self.message);
     }
 }
 
 impl<'a> ReadAnswer<'a> {
-    fn take(input: &mut Input<'a>) -> Result<Self, DecodeError> {
+    pub(super) fn take(input: &mut Input<'a>) -> Result<Self, DecodeError> {
         Ok(Self {
             record: match input.index(2, "record")? {
                 0 => None,
@@ -303,7 +325,7 @@ impl<'a> ReadAnswer<'a> {
         })
     }
 
-    fn encode(&self, out: &mut Vec<u8>) {
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
         put_long(out, self.record.is_some().into());
         if let Some(record) = &self.record {
             record.encode(out);
@@ -335,11 +357,11 @@ impl<'a> WriteAnswer<'a> {
     }
 }
 
-fn take_position(input: &mut Input<'_>) -> Result<Position, DecodeError> {
+pub(super) fn take_position(input: &mut Input<'_>) -> Result<Position, DecodeError> {
     Ok(Position { partition: input.int("partition")?, offset: input.long("offset")? })
 }
 
-fn put_position(out: &mut Vec<u8>, position: Position) {
+pub(super) fn put_position(out: &mut Vec<u8>, position: Position) {
     put_long(out, position.partition.into());
     put_long(out, position.offset);
 }
@@ -354,7 +376,7 @@ pub(super) fn put_array<T>(out: &mut Vec<u8>, items: &[T], mut put: impl FnMut(&
     put_long(out, 0);
 }
 
-fn take_array<'a, T>(
+pub(super) fn take_array<'a, T>(
     input: &mut Input<'a>,
     mut take: impl FnMut(&mut Input<'a>) -> Result<T, DecodeError>,
 ) -> Result<Vec<T>, DecodeError> {

@@ -32,19 +32,19 @@ fn schemas_of(message: Message) -> MessageSchemas {
     MessageSchemas { request: declarations.request(declaration).expect("it is declared"), response, errors }
 }
 
-fn string(text: &str) -> Value {
+pub(super) fn string(text: &str) -> Value {
     Value::String(text.to_owned())
 }
 
-fn record(fields: &[(&str, Value)]) -> Value {
+pub(super) fn record(fields: &[(&str, Value)]) -> Value {
     Value::Record(fields.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect())
 }
 
-fn union(branch: u32, value: Value) -> Value {
+pub(super) fn union(branch: u32, value: Value) -> Value {
     Value::Union(branch, Box::new(value))
 }
 
-fn nullable(value: Option<Value>) -> Value {
+pub(super) fn nullable(value: Option<Value>) -> Value {
     value.map_or(union(0, Value::Null), |value| union(1, value))
 }
 
@@ -68,6 +68,7 @@ fn request_value(request: &Request<'_>) -> Value {
             ("limit", Value::Int(scan.limit)),
             ("cursor", string(scan.cursor)),
         ]),
+        request => options_tests::request_value(request),
     }
 }
 
@@ -106,10 +107,11 @@ fn answer_value(answer: &Answer<'_>) -> Value {
             });
             record(&[("records", Value::Array(records.collect())), ("cursor", string(page.cursor))])
         }
+        answer => options_tests::answer_value(answer),
     }
 }
 
-fn read_value(read: &ReadAnswer<'_>) -> Value {
+pub(super) fn read_value(read: &ReadAnswer<'_>) -> Value {
     let symbol = match read.served_from {
         ServedFrom::Cache => "CACHE",
         ServedFrom::Store => "STORE",
@@ -132,11 +134,11 @@ fn written_value(written: &WriteAnswer<'_>) -> Value {
     ])
 }
 
-fn position_value(position: Position) -> Value {
+pub(super) fn position_value(position: Position) -> Value {
     record(&[("partition", Value::Int(position.partition)), ("offset", Value::Long(position.offset))])
 }
 
-fn key_value(stored: &OwnedKeyValue) -> Value {
+pub(super) fn key_value(stored: &OwnedKeyValue) -> Value {
     record(&[
         ("key", string(&stored.key)),
         ("value", string(&stored.value)),
@@ -147,8 +149,17 @@ fn key_value(stored: &OwnedKeyValue) -> Value {
     ])
 }
 
-fn error_value(error: &RequestError) -> Value {
-    let symbols = ["BAD_REQUEST", "TOO_LARGE", "NOT_READY", "NOT_TAKEN", "MAY_TAKE_EFFECT", "INTERNAL"];
+pub(super) fn error_value(error: &RequestError) -> Value {
+    let symbols = [
+        "BAD_REQUEST",
+        "TOO_LARGE",
+        "NOT_READY",
+        "NOT_TAKEN",
+        "MAY_TAKE_EFFECT",
+        "INTERNAL",
+        "UNSUPPORTED",
+        "CONFLICT",
+    ];
     let code = Value::Enum(error.code as u32, symbols[error.code as usize].to_owned());
     record(&[("code", code), ("message", string(&error.message))])
 }
@@ -161,7 +172,7 @@ fn agree(schema: &Schema, ours: &[u8], value: &Value) {
     assert!(rest.is_empty());
 }
 
-fn request_agrees(request: &Request<'_>) {
+pub(super) fn request_agrees(request: &Request<'_>) {
     let mut call = vec![0];
     put_string(&mut call, request.message().name());
     let head = call.len();
@@ -176,7 +187,7 @@ fn request_agrees(request: &Request<'_>) {
     assert_eq!(Request::decode(&call, None), Ok(Some(request.clone())));
 }
 
-fn answer_agrees(message: Message, answer: &Answer<'_>) {
+pub(super) fn answer_agrees(message: Message, answer: &Answer<'_>) {
     let mut ours = Vec::new();
     answer.encode(&mut ours);
     let schema = schemas_of(message).response;
@@ -249,7 +260,7 @@ proptest! {
 
     /// Bytes that the crate takes for a request are taken by us, and mean the same.
     #[test]
-    fn what_the_crate_reads_is_read_alike(bytes in vec(any::<u8>(), 0..40), index in 0usize..8) {
+    fn what_the_crate_reads_is_read_alike(bytes in vec(any::<u8>(), 0..40), index in 0usize..Message::ALL.len()) {
         let message = Message::ALL[index];
         let mut rest = bytes.as_slice();
         let theirs = from_avro_datum(&schemas_of(message).request, &mut rest, None);
@@ -258,7 +269,7 @@ proptest! {
         call.extend(&bytes);
         if let Ok(Some(request)) = Request::decode(&call, None) {
             // A GET's and a DELETE's value and ttl are read and forgotten.
-            if !matches!(request, Request::Batch(_)) {
+            if !matches!(request, Request::Batch(_) | Request::BatchRecords(_)) {
                 prop_assert_eq!(theirs.expect("the crate reads it too"), request_value(&request));
             }
         }
@@ -328,7 +339,7 @@ proptest! {
     #[test]
     fn any_foreign_protocol_is_read_or_refused(
         types in vec(any_type(), 0..5), parameters in vec((prop_oneof![Just("key"), Just("value"), Just("operations")], any_type()), 0..4),
-        index in 0usize..8,
+        index in 0usize..Message::ALL.len(),
     ) {
         let request: Vec<_> = parameters.into_iter().map(|(name, kind)| json!({"name": name, "type": kind})).collect();
         let message = Message::ALL[index].name();

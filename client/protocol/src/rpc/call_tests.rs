@@ -83,7 +83,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_refused_or_read(bytes: Vec<u8>, index in 0usize..8) {
+    fn any_bytes_are_refused_or_read(bytes: Vec<u8>, index in 0usize..Message::ALL.len()) {
         let message = Message::ALL[index];
         let mut call = vec![0];
         put_string(&mut call, message.name());

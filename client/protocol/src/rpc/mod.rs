@@ -4,12 +4,16 @@ mod answer;
 mod frame;
 mod handshake;
 mod protocol;
+mod record_answer;
+mod record_call;
 mod request;
 
 #[cfg(test)]
 mod apache_avro_tests;
 #[cfg(test)]
 mod call_tests;
+#[cfg(test)]
+mod options_tests;
 
 pub use answer::{
     Answer, BatchResult, ErrorCode, Failure, ReadAnswer, RequestError, ScanPage, ServedFrom, WriteAnswer,
@@ -20,4 +24,6 @@ pub use handshake::{HandshakeMatch, HandshakeRequest, HandshakeResponse, Protoco
 pub use protocol::{
     ForeignProtocol, Message, PROTOCOL, PROTOCOL_HASH, PROTOCOL_SOURCE, ProtocolError, protocol_hash,
 };
+pub use record_answer::{NotMetAnswer, RecordPage, RecordResult, RecordWritten, WrittenAnswer};
+pub use record_call::RecordOperation;
 pub use request::{CallError, MAX_BATCH_OPERATIONS, Operation, Request, ScanRequest};

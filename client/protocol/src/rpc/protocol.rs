@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::handshake::ProtocolHash;
 use crate::schema::{Declarations, list};
 
-/// The longest protocol of another program that is read, in bytes. Ours has 5,000.
+/// The longest protocol of another program that is read, in bytes. Ours has 8,000.
 const MAX_PROTOCOL_BYTES: usize = 64 << 10;
 /// Parameters that a foreign message may have.
 const MAX_PARAMETERS: usize = 64;
@@ -49,6 +49,10 @@ fn compact(json: &str) -> String {
         .collect()
 }
 
+/// Symbols of `ErrorCode`, and of `CallErrorCode`, which begins with them.
+pub(super) const REQUEST_ERROR_CODES: usize = 6;
+pub(super) const CALL_ERROR_CODES: usize = 8;
+
 /// The messages of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)] // each is as in the protocol's text
@@ -61,11 +65,16 @@ pub enum Message {
     DeleteRecord,
     Batch,
     Scan,
+    ReadRecord,
+    WriteRecord,
+    RemoveRecord,
+    BatchRecords,
+    ScanRecords,
 }
 
 impl Message {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 13] = [
         Self::GetValue,
         Self::SetValue,
         Self::Delete,
@@ -74,6 +83,11 @@ impl Message {
         Self::DeleteRecord,
         Self::Batch,
         Self::Scan,
+        Self::ReadRecord,
+        Self::WriteRecord,
+        Self::RemoveRecord,
+        Self::BatchRecords,
+        Self::ScanRecords,
     ];
 
     /// Its name in the protocol.
@@ -88,6 +102,11 @@ impl Message {
             Self::DeleteRecord => "deleteRecord",
             Self::Batch => "batch",
             Self::Scan => "scan",
+            Self::ReadRecord => "readRecord",
+            Self::WriteRecord => "writeRecord",
+            Self::RemoveRecord => "removeRecord",
+            Self::BatchRecords => "batchRecords",
+            Self::ScanRecords => "scanRecords",
         }
     }
 
@@ -97,10 +116,32 @@ impl Message {
         Self::ALL.into_iter().find(|message| message.name() == name)
     }
 
-    /// Whether its errors are `RequestError`s; otherwise they are plain strings.
+    /// Whether its errors have a code; otherwise they are plain strings.
     #[must_use]
     pub fn declares_errors(self) -> bool {
-        !matches!(self, Self::GetValue | Self::SetValue | Self::Delete)
+        self.error_codes() > 0
+    }
+
+    /// Whether its calls have options: nodes of before have none of these messages.
+    #[must_use]
+    pub fn has_options(self) -> bool {
+        self.error_codes() == CALL_ERROR_CODES
+    }
+
+    /// How many of the error codes it declares, in their order: those of a `CallError`, of a `RequestError`, or none.
+    #[must_use]
+    pub(super) fn error_codes(self) -> usize {
+        match self {
+            Self::GetValue | Self::SetValue | Self::Delete => 0,
+            Self::GetRecord | Self::SetRecord | Self::DeleteRecord | Self::Batch | Self::Scan => {
+                REQUEST_ERROR_CODES
+            }
+            Self::ReadRecord
+            | Self::WriteRecord
+            | Self::RemoveRecord
+            | Self::BatchRecords
+            | Self::ScanRecords => CALL_ERROR_CODES,
+        }
     }
 }
 

@@ -4,7 +4,9 @@
 
 use super::answer::put_array;
 use super::protocol::{ForeignProtocol, Kind, Message, Parameters};
+use super::record_call::{RecordOperation, Texts, put_read, put_write};
 use crate::avro::{DecodeError, Input, put_long, put_string};
+use crate::consistency::{ReadOptions, WriteOptions};
 
 /// A batch of more operations is refused.
 pub const MAX_BATCH_OPERATIONS: usize = 10_000;
@@ -37,6 +39,26 @@ pub enum Request<'a> {
     },
     Batch(Vec<Operation<'a>>),
     Scan(ScanRequest<'a>),
+    ReadRecord {
+        key: &'a str,
+        read: ReadOptions<'a>,
+    },
+    /// `ttl`: ms to live, 0 for ever.
+    WriteRecord {
+        key: &'a str,
+        value: &'a str,
+        ttl: i64,
+        write: WriteOptions<'a>,
+    },
+    RemoveRecord {
+        key: &'a str,
+        write: WriteOptions<'a>,
+    },
+    BatchRecords(Vec<RecordOperation<'a>>),
+    ScanRecords {
+        scan: ScanRequest<'a>,
+        read: ReadOptions<'a>,
+    },
 }
 
 /// One of a batch.
@@ -84,6 +106,14 @@ pub enum CallError {
     /// Its size.
     #[error("a batch has at most {MAX_BATCH_OPERATIONS} operations")]
     BatchTooLong,
+    /// One of its options.
+    #[error("{reason}")]
+    Options {
+        /// Whose options.
+        message: Message,
+        /// What is wrong, as a sentence for the client.
+        reason: String,
+    },
 }
 
 impl<'a> Request<'a> {
@@ -143,14 +173,26 @@ impl<'a> Request<'a> {
                 ttl: input.long("ttl")?,
             },
             Message::DeleteRecord => Self::DeleteRecord { key: input.string("key")? },
-            Message::Batch => Self::Batch(operations(input)?),
-            Message::Scan => Self::Scan(ScanRequest {
-                prefix: input.string("prefix")?,
-                start: input.string("start")?,
-                end: input.string("end")?,
-                limit: input.int("limit")?,
-                cursor: input.string("cursor")?,
-            }),
+            Message::Batch => Self::Batch(operations(input, |input, _| Ok(Operation::take(input)?))?),
+            Message::Scan => Self::Scan(ScanRequest::take(input)?),
+            Message::ReadRecord => {
+                let key = input.string("key")?;
+                Self::ReadRecord { key, read: read_options(message, &Texts::take_read(input)?)? }
+            }
+            Message::WriteRecord => {
+                let (key, value, ttl) = (input.string("key")?, input.string("value")?, input.long("ttl")?);
+                let write = write_options(message, &Texts::take_write(input)?)?;
+                Self::WriteRecord { key, value, ttl, write }
+            }
+            Message::RemoveRecord => {
+                let key = input.string("key")?;
+                Self::RemoveRecord { key, write: write_options(message, &Texts::take_write(input)?)? }
+            }
+            Message::BatchRecords => Self::BatchRecords(operations(input, RecordOperation::take)?),
+            Message::ScanRecords => {
+                let scan = ScanRequest::take(input)?;
+                Self::ScanRecords { scan, read: read_options(message, &Texts::take_read(input)?)? }
+            }
         })
     }
 
@@ -159,18 +201,41 @@ impl<'a> Request<'a> {
         parameters: &[(Kind, Option<usize>)],
         input: &mut Input<'a>,
     ) -> Result<Self, CallError> {
-        let (mut texts, mut numbers) = ([""; 5], [0; 5]);
+        let (mut texts, mut numbers) = ([""; MAX_OWN_PARAMETERS], [0; MAX_OWN_PARAMETERS]);
         for (kind, index) in parameters {
             let (text, number) = parameter(kind, input)?;
             let Some(index) = *index else { continue };
-            let is_number = matches!((message, index), (Message::SetRecord, 2) | (Message::Scan, 3));
             match (text, number) {
-                (Some(text), None) if !is_number => texts[index] = text,
-                (None, Some(number)) if is_number => numbers[index] = number,
+                (Some(text), None) if !is_number(message, index) => texts[index] = text,
+                (None, Some(number)) if is_number(message, index) => numbers[index] = number,
                 _ => return Err(DecodeError::OutOfRange("parameter").into()),
             }
         }
-        let [key, value, end, ..] = texts;
+        let [key, value, ..] = texts;
+        let write_texts = |first: usize| Texts {
+            condition: texts[first],
+            uuid: texts[first + 1],
+            visible: texts[first + 2],
+            timeout: numbers[first + 3],
+            ..Texts::default()
+        };
+        let read_texts = |first: usize| Texts {
+            consistency: texts[first],
+            position: texts[first + 1],
+            max_staleness: numbers[first + 2],
+            timeout: numbers[first + 3],
+            ..Texts::default()
+        };
+        let scan = || {
+            let limit = i32::try_from(numbers[3]).map_err(|_| DecodeError::OutOfRange("limit"))?;
+            Ok::<_, DecodeError>(ScanRequest {
+                prefix: key,
+                start: value,
+                end: texts[2],
+                limit,
+                cursor: texts[4],
+            })
+        };
         Ok(match message {
             Message::GetValue => Self::GetValue { key },
             Message::SetValue => Self::SetValue { key, value },
@@ -178,15 +243,22 @@ impl<'a> Request<'a> {
             Message::GetRecord => Self::GetRecord { key },
             Message::SetRecord => Self::SetRecord { key, value, ttl: numbers[2] },
             Message::DeleteRecord => Self::DeleteRecord { key },
-            Message::Scan => Self::Scan(ScanRequest {
-                prefix: key,
-                start: value,
-                end,
-                limit: i32::try_from(numbers[3]).map_err(|_| DecodeError::OutOfRange("limit"))?,
-                cursor: texts[4],
-            }),
-            // Its one parameter is no primitive, so it was not resolved.
-            Message::Batch => return Err(DecodeError::OutOfRange("operations").into()),
+            Message::Scan => Self::Scan(scan()?),
+            Message::ReadRecord => Self::ReadRecord { key, read: read_options(message, &read_texts(1))? },
+            Message::WriteRecord => {
+                let write = write_options(message, &write_texts(3))?;
+                Self::WriteRecord { key, value, ttl: numbers[2], write }
+            }
+            Message::RemoveRecord => {
+                Self::RemoveRecord { key, write: write_options(message, &write_texts(1))? }
+            }
+            Message::ScanRecords => {
+                Self::ScanRecords { scan: scan()?, read: read_options(message, &read_texts(5))? }
+            }
+            // Their one parameter is no primitive, so it was not resolved.
+            Message::Batch | Message::BatchRecords => {
+                return Err(DecodeError::OutOfRange("operations").into());
+            }
         })
     }
 
@@ -211,12 +283,27 @@ impl<'a> Request<'a> {
                 put_long(out, *ttl);
             }
             Self::Batch(operations) => put_array(out, operations, |out, operation| operation.encode(out)),
-            Self::Scan(scan) => {
-                put_string(out, scan.prefix);
-                put_string(out, scan.start);
-                put_string(out, scan.end);
-                put_long(out, scan.limit.into());
-                put_string(out, scan.cursor);
+            Self::Scan(scan) => scan.encode(out),
+            Self::ReadRecord { key, read } => {
+                put_string(out, key);
+                put_read(out, read);
+            }
+            Self::WriteRecord { key, value, ttl, write } => {
+                put_string(out, key);
+                put_string(out, value);
+                put_long(out, *ttl);
+                put_write(out, write);
+            }
+            Self::RemoveRecord { key, write } => {
+                put_string(out, key);
+                put_write(out, write);
+            }
+            Self::BatchRecords(operations) => {
+                put_array(out, operations, |out, operation| operation.encode(out));
+            }
+            Self::ScanRecords { scan, read } => {
+                scan.encode(out);
+                put_read(out, read);
             }
         }
     }
@@ -233,7 +320,56 @@ impl<'a> Request<'a> {
             Self::DeleteRecord { .. } => Message::DeleteRecord,
             Self::Batch(_) => Message::Batch,
             Self::Scan(_) => Message::Scan,
+            Self::ReadRecord { .. } => Message::ReadRecord,
+            Self::WriteRecord { .. } => Message::WriteRecord,
+            Self::RemoveRecord { .. } => Message::RemoveRecord,
+            Self::BatchRecords(_) => Message::BatchRecords,
+            Self::ScanRecords { .. } => Message::ScanRecords,
         }
+    }
+}
+
+/// Parameters that a message of ours has, at most.
+const MAX_OWN_PARAMETERS: usize = 9;
+
+/// Whether a parameter of ours is a number; all others of messages that can be resolved are texts.
+fn is_number(message: Message, index: usize) -> bool {
+    match message {
+        Message::SetRecord => index == 2,
+        Message::Scan => index == 3,
+        Message::ReadRecord => index == 3 || index == 4,
+        Message::WriteRecord => index == 2 || index == 6,
+        Message::RemoveRecord => index == 4,
+        Message::ScanRecords => index == 3 || index == 7 || index == 8,
+        _ => false,
+    }
+}
+
+fn read_options<'a>(message: Message, texts: &Texts<'a>) -> Result<ReadOptions<'a>, CallError> {
+    texts.read().map_err(|reason| CallError::Options { message, reason })
+}
+
+fn write_options<'a>(message: Message, texts: &Texts<'a>) -> Result<WriteOptions<'a>, CallError> {
+    texts.write().map_err(|reason| CallError::Options { message, reason })
+}
+
+impl<'a> ScanRequest<'a> {
+    fn take(input: &mut Input<'a>) -> Result<Self, DecodeError> {
+        Ok(Self {
+            prefix: input.string("prefix")?,
+            start: input.string("start")?,
+            end: input.string("end")?,
+            limit: input.int("limit")?,
+            cursor: input.string("cursor")?,
+        })
+    }
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        put_string(out, self.prefix);
+        put_string(out, self.start);
+        put_string(out, self.end);
+        put_long(out, self.limit.into());
+        put_string(out, self.cursor);
     }
 }
 
@@ -264,7 +400,11 @@ fn parameter<'a>(kind: &Kind, input: &mut Input<'a>) -> Result<(Option<&'a str>,
     })
 }
 
-fn operations<'a>(input: &mut Input<'a>) -> Result<Vec<Operation<'a>>, CallError> {
+/// `take` also gets the number of those before.
+fn operations<'a, T>(
+    input: &mut Input<'a>,
+    take: impl Fn(&mut Input<'a>, usize) -> Result<T, CallError>,
+) -> Result<Vec<T>, CallError> {
     let mut operations = Vec::new();
     loop {
         let count = input.block("operations")?;
@@ -275,7 +415,7 @@ fn operations<'a>(input: &mut Input<'a>) -> Result<Vec<Operation<'a>>, CallError
             return Err(CallError::BatchTooLong);
         }
         for _ in 0..count {
-            operations.push(Operation::take(input)?);
+            operations.push(take(input, operations.len())?);
         }
     }
 }

@@ -5,6 +5,7 @@
 
 mod conversation;
 mod extended;
+mod options;
 mod original;
 
 use std::collections::BTreeSet;
@@ -67,7 +68,7 @@ fn records() {
     lines.done();
 }
 
-const GROUPS: [&str; 10] = [
+const GROUPS: [&str; 11] = [
     "protocol",
     "record",
     "unknown",
@@ -78,6 +79,7 @@ const GROUPS: [&str; 10] = [
     "metadata",
     "more-messages",
     "extended",
+    "options",
 ];
 
 #[test]
