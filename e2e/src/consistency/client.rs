@@ -39,11 +39,15 @@ impl<'a> Client<'a> {
     }
 
     pub async fn read(&mut self, node: usize, key: &str, level: Level) -> Result<Outcome> {
+        let session: Vec<_> = self.session.iter().filter(|(_, offset)| **offset >= 0).collect();
+        // Who has seen nothing yet has no session.
+        let level = if level == Level::Session && session.is_empty() { Level::Eventual } else { level };
         let began = self.recorder.now();
         let mut path =
             format!("/rpc?key={}&consistency={}&timeout={READ_TIMEOUT_MS}", encode(key), level.name());
-        if level == Level::Session && !self.session.is_empty() {
-            let session: Vec<_> = self.session.iter().map(|(p, o)| format!("{p}:{o}")).collect();
+        if level == Level::Session {
+            let session: Vec<_> =
+                session.iter().map(|(partition, offset)| format!("{partition}:{offset}")).collect();
             path.push_str(&format!("&position={}", session.join(",")));
         }
         let outcome = match self.send(node, Method::GET, &path, &[], Vec::new()).await {
@@ -154,14 +158,17 @@ fn etag(version: Position) -> String {
     format!("\"{}:{}\"", version.partition, version.offset)
 }
 
-/// A record in a body, with the version that the headers tell.
-fn found(answer: &Answer, record: &Value) -> Result<Found> {
-    let tag = answer.header("etag").with_context(|| format!("a record without an ETag: {answer}"))?;
+/// The version that an answer's `ETag` tells.
+fn version(answer: &Answer) -> Result<Option<Position>> {
+    let Some(tag) = answer.header("etag") else { return Ok(None) };
     let parsed = tag.strip_prefix('"').and_then(|tag| {
         let (partition, offset) = tag.strip_suffix('"')?.split_once(':')?;
         Some(Position { partition: partition.parse().ok()?, offset: offset.parse().ok()? })
     });
-    let version = parsed.with_context(|| format!("the ETag is not \"P:O\": {answer}"))?;
+    parsed.map(Some).with_context(|| format!("the ETag is not \"P:O\": {answer}"))
+}
+
+fn found(answer: &Answer, record: &Value, version: Position) -> Result<Found> {
     let value = record["value"].as_str().with_context(|| format!("no value: {answer}"))?;
     let local = answer.header("bitacora-source") != Some("peer");
     Ok(Found { version, value: value.to_owned(), local })
@@ -170,9 +177,10 @@ fn found(answer: &Answer, record: &Value) -> Result<Found> {
 fn read(answer: Answer) -> Result<Outcome> {
     match answer.status {
         200 => {
-            let found = found(&answer, &answer.json())?;
-            ensure!(found.version == answer.position(), "the ETag is not the position: {answer}");
-            Ok(Outcome::Found(found))
+            let position = answer.position();
+            let same = version(&answer)?.is_none_or(|version| version == position);
+            ensure!(same, "the ETag is not the position: {answer}");
+            Ok(Outcome::Found(found(&answer, &answer.json(), position)?))
         }
         404 => Ok(Outcome::Missing {
             position: answer.position(),
@@ -188,7 +196,13 @@ fn written(answer: Answer) -> Result<Outcome> {
         200 => Ok(Outcome::Done(answer.position())),
         412 => {
             let current = answer.json()["current"].clone();
-            let current = if current.is_null() { None } else { Some(found(&answer, &current)?) };
+            let current = if current.is_null() {
+                None
+            } else {
+                let version =
+                    version(&answer)?.with_context(|| format!("no ETag of the record: {answer}"))?;
+                Some(found(&answer, &current, version)?)
+            };
             Ok(Outcome::Failed { current, position: answer.position() })
         }
         503 => match answer.json()["mayTakeEffect"].as_bool() {

@@ -29,13 +29,27 @@ pub struct Workload {
     pub counters: usize,
     /// The level of what is held to linearizability.
     pub strong: Level,
+    /// Whether there are session reads and such of that level; else all are eventual.
+    pub levels: bool,
+    /// Whether there are conditional writes; else all are plain, and nothing is counted.
+    pub conditional: bool,
     /// ms between two calls of a client.
     pub pace: Range<u64>,
 }
 
 impl Workload {
     pub fn new(seed: u64) -> Workload {
-        Workload { seed, clients: 10, hot: 4, cold: 60, counters: 2, strong: Level::Strong, pace: 0..20 }
+        Workload {
+            seed,
+            clients: 10,
+            hot: 4,
+            cold: 60,
+            counters: 2,
+            strong: Level::Strong,
+            levels: true,
+            conditional: false,
+            pace: 0..20,
+        }
     }
 
     pub fn keys(&self) -> Vec<String> {
@@ -88,7 +102,8 @@ struct User<'a> {
 impl User<'_> {
     /// One call, or a few that belong together.
     async fn act(&mut self, over: &Cell<bool>) -> Result<()> {
-        let choice = self.rng.usize(0..100);
+        // The conditional ones are the last.
+        let choice = self.rng.usize(0..if self.workload.conditional { 100 } else { 65 });
         let key = self.key();
         match choice {
             0..14 => drop(self.read(&key, Level::Eventual).await?),
@@ -117,6 +132,7 @@ impl User<'_> {
 
     async fn read(&mut self, key: &str, level: Level) -> Result<Outcome> {
         let node = self.rng.usize(0..self.nodes);
+        let level = if self.workload.levels { level } else { Level::Eventual };
         let outcome = self.client.read(node, key, level).await?;
         self.learn(key, &outcome);
         Ok(outcome)
@@ -140,7 +156,7 @@ impl User<'_> {
         condition: Condition,
     ) -> Result<Outcome> {
         let node = self.rng.usize(0..self.nodes);
-        let named = condition != Condition::None || self.rng.bool();
+        let named = self.workload.conditional && (condition != Condition::None || self.rng.bool());
         let uuid = named.then(|| self.uuid());
         let outcome = self.client.write(node, key, value.clone(), condition, uuid).await?;
         match (&outcome, value) {
