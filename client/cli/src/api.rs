@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bitacora_client::{Client, Error, Operation, Outcome, Record, Scan, ScanPage, Written};
+use bitacora_client::{Client, Error, Operation, Outcome, Record, Scan, ScanPage, Write, Written};
+use bitacora_protocol::WriteCondition;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::cli::Connection;
+use crate::cli::{Connection, ReadFlags, WriteFlags};
 use crate::http::Http;
 
 /// What can go wrong with a call, as far as an exit code tells it.
@@ -22,6 +23,8 @@ pub enum Kind {
     Unavailable,
     /// Lines of an import.
     Rejected,
+    /// The condition of a write does not hold.
+    NotMet,
     /// The command line makes no sense.
     Usage,
     Failed,
@@ -49,6 +52,7 @@ impl Failure {
             Kind::Unclear => 4,
             Kind::Unavailable => 5,
             Kind::Rejected => 6,
+            Kind::NotMet => 7,
         }
     }
 }
@@ -60,6 +64,7 @@ impl From<Error> for Failure {
             Error::Refused { .. } => Kind::Refused,
             Error::TimedOut { .. } => Kind::Unclear,
             error if error.may_have_taken_effect() => Kind::Unclear,
+            Error::NotMet { .. } => Kind::NotMet,
             Error::NotReady { .. } | Error::NotTaken { .. } | Error::NoNode { .. } => Kind::Unavailable,
             Error::Settings(_) => Kind::Usage,
             _ => Kind::Failed,
@@ -84,6 +89,20 @@ async fn one_listens(nodes: &[String], connection: &Connection) -> Result<(), Fa
         ""
     };
     Err(Failure::new(Kind::Unavailable, format!("no node can be reached ({last}); start one{hint}")))
+}
+
+fn with<'a>(write: Write<'a>, condition: WriteCondition, asked: &WriteFlags) -> Write<'a> {
+    let write = match condition {
+        WriteCondition::None => write,
+        WriteCondition::Version(version) => write.if_version(version),
+        WriteCondition::Present => write.if_present(),
+        WriteCondition::Absent => write.if_absent(),
+    };
+    let write = write.visible(asked.visible.unwrap_or_default());
+    match &asked.idempotency_key {
+        Some(uuid) => write.uuid(uuid),
+        None => write,
+    }
 }
 
 /// What every command but `members` and `status` speaks with.
@@ -124,25 +143,36 @@ impl Api {
         }
     }
 
-    pub async fn get(&self, key: &str) -> Result<Record, Failure> {
+    pub async fn get(&self, key: &str, read: &ReadFlags) -> Result<Record, Failure> {
         match self {
-            Self::Rpc(client) => Ok(client.get(key).await?),
-            Self::Http(http) => http.get(key).await,
+            Self::Rpc(client) => Ok(client.read(key).level(&read.level()).await?),
+            Self::Http(http) => http.get(key, read).await,
         }
     }
 
-    pub async fn set(&self, key: &str, value: &str, ttl: Option<Duration>) -> Result<Written, Failure> {
-        match (self, ttl) {
-            (Self::Rpc(client), None) => Ok(client.set(key, value).await?),
-            (Self::Rpc(client), Some(ttl)) => Ok(client.set_with_ttl(key, value, ttl).await?),
-            (Self::Http(http), ttl) => http.set(key, value, ttl).await,
+    pub async fn set(
+        &self,
+        key: &str,
+        value: &str,
+        ttl: Option<Duration>,
+        condition: WriteCondition,
+        asked: &WriteFlags,
+    ) -> Result<Written, Failure> {
+        match self {
+            Self::Rpc(client) => {
+                let write = client.write(key, value);
+                let write = if let Some(ttl) = ttl { write.ttl(ttl) } else { write };
+                Ok(with(write, condition, asked).await?)
+            }
+            Self::Http(http) => http.set(key, value, ttl, condition, asked).await,
         }
     }
 
-    pub async fn delete(&self, key: &str) -> Result<Written, Failure> {
+    pub async fn delete(&self, key: &str, asked: &WriteFlags) -> Result<Written, Failure> {
+        let condition = asked.if_match.unwrap_or_default();
         match self {
-            Self::Rpc(client) => Ok(client.delete(key).await?),
-            Self::Http(http) => http.delete(key).await,
+            Self::Rpc(client) => Ok(with(client.remove(key), condition, asked).await?),
+            Self::Http(http) => http.delete(key, condition, asked).await,
         }
     }
 
@@ -156,10 +186,15 @@ impl Api {
         }
     }
 
-    pub async fn scan_page(&self, scan: &Scan, cursor: Option<&str>) -> Result<ScanPage, Failure> {
+    async fn scan_page(
+        &self,
+        scan: &Scan,
+        read: &ReadFlags,
+        cursor: Option<&str>,
+    ) -> Result<ScanPage, Failure> {
         match self {
             Self::Rpc(client) => Ok(client.scan_page(scan, cursor).await?),
-            Self::Http(http) => http.scan_page(scan, cursor).await,
+            Self::Http(http) => http.scan_page(scan, read, cursor).await,
         }
     }
 
@@ -167,13 +202,15 @@ impl Api {
     pub fn pages(
         self: &Arc<Self>,
         scan: Scan,
+        read: ReadFlags,
         mut cursor: Option<String>,
     ) -> mpsc::Receiver<Result<ScanPage, Failure>> {
         let (pages, receiver) = mpsc::channel(1);
         let api = Arc::clone(self);
+        let scan = scan.level(read.level());
         tokio::spawn(async move {
             loop {
-                let page = api.scan_page(&scan, cursor.as_deref()).await;
+                let page = api.scan_page(&scan, &read, cursor.as_deref()).await;
                 cursor = page.as_ref().ok().and_then(|page| page.cursor.clone());
                 if pages.send(page).await.is_err() || cursor.is_none() {
                     return;

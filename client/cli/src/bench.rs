@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use bitacora_program::console::{print, tell};
+use bitacora_protocol::WriteCondition;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use hdrhistogram::Histogram;
@@ -13,7 +14,7 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 
 use crate::api::{Api, Failure, Kind};
-use crate::cli::{Bench, Operation, Output};
+use crate::cli::{Bench, Operation, Output, ReadFlags, WriteFlags};
 use crate::output::{self, json_line, per_second};
 
 /// Of `mixed`, one in so many is a set.
@@ -239,9 +240,12 @@ impl Share {
         };
         let started = Instant::now();
         let outcome = if set {
-            self.api.set(&key, &self.value, None).await.map(|_| ())
+            self.api
+                .set(&key, &self.value, None, WriteCondition::None, &WriteFlags::default())
+                .await
+                .map(|_| ())
         } else {
-            self.api.get(&key).await.map(|_| ())
+            self.api.get(&key, &ReadFlags::default()).await.map(|_| ())
         };
         (outcome, started.elapsed())
     }
@@ -266,7 +270,7 @@ async fn fill(api: &Arc<Api>, arguments: &Bench, value: &str) -> Result<()> {
     let last = key(arguments.keys - 1);
     let seen = async {
         loop {
-            match api.get(&last).await {
+            match api.get(&last, &ReadFlags::default()).await {
                 Err(failure) if failure.kind == Kind::NotFound => tokio::time::sleep(LOOK).await,
                 seen => return seen.map(|_| ()),
             }

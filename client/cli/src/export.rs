@@ -17,7 +17,7 @@ use tokio::task::block_in_place;
 
 use crate::api::{Api, Failure, Kind};
 use crate::checkpoint;
-use crate::cli::{AvroCodec, Export, Format};
+use crate::cli::{AvroCodec, Export, Format, ReadFlags};
 use crate::output::per_second;
 use crate::records::{EXTENSIONS, Encoder};
 use crate::stop_signal;
@@ -96,7 +96,11 @@ pub async fn run(api: &Arc<Api>, arguments: &Export) -> Result<()> {
 
     let (started, before) = (Instant::now(), output.records);
     let mut progress = Progress { asked, sync_marker, cursor: None, saved: started };
-    let pages = api.pages(arguments.range.scan(arguments.page), resumed.map(|resumed| resumed.cursor));
+    let pages = api.pages(
+        arguments.range.scan(arguments.page),
+        ReadFlags::default(),
+        resumed.map(|resumed| resumed.cursor),
+    );
     let outcome = copy(pages, arguments, &encoder, &mut output, &mut progress).await;
     if outcome.is_err() {
         // What is written is not done again.

@@ -6,18 +6,25 @@ use std::time::Duration;
 
 use bitacora_client::{Operation, Outcome, Position, Record, Scan, ScanPage, ServedFrom, Written};
 use bitacora_protocol::http::{
-    self as api, BatchLine, FailedLine, LineReadOptions, LineWriteOptions, Message, POSITION_HEADER,
+    self as api, BatchLine, FailedLine, IDEMPOTENCY_KEY_HEADER, LineReadOptions, LineWriteOptions, Message, NOT_VISIBLE_HEADER, POSITION_HEADER,
     PositionedRecord, ReadLine, SOURCE_HEADER, WrittenLine,
 };
 use bitacora_protocol::record::OwnedKeyValue;
+use bitacora_protocol::{Consistency, WriteCondition};
 use reqwest::header::HeaderMap;
 use reqwest::{Method, RequestBuilder, StatusCode, Url};
 
 use crate::api::{Failure, Kind};
+use crate::cli::{ReadFlags, WriteFlags};
+
+/// A node waits no longer than this.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 pub struct Http {
     urls: Vec<Url>,
     client: reqwest::Client,
+    /// Of a call.
+    timeout: Duration,
     next: AtomicUsize,
 }
 
@@ -33,34 +40,84 @@ impl Http {
         let client = reqwest::Client::builder().timeout(timeout).tcp_nodelay(true).no_proxy().build();
         let client = client
             .map_err(|error| Failure::new(Kind::Failed, format!("no HTTP client: {}", innermost(&error))))?;
-        Ok(Self { urls: urls.to_vec(), client, next: AtomicUsize::new(0) })
+        Ok(Self { urls: urls.to_vec(), client, timeout, next: AtomicUsize::new(0) })
     }
 
     pub fn urls(&self) -> impl Iterator<Item = &Url> {
         self.urls.iter()
     }
 
-    pub async fn get(&self, key: &str) -> Result<Record, Failure> {
-        let answer = self.ask(false, |url| self.request(Method::GET, url, "rpc", &[("key", key)])).await?;
+    pub async fn get(&self, key: &str, read: &ReadFlags) -> Result<Record, Failure> {
+        let asked = self.read_parameters(read);
+        let mut query = vec![("key", key)];
+        query.extend(asked.iter().map(|(name, value)| (*name, value.as_str())));
+        let answer = self.ask(false, |url| self.request(Method::GET, url, "rpc", &query)).await?;
         let served_from = ServedFrom::named(answer.header(SOURCE_HEADER)?);
         Ok(record(answer.json()?, answer.position()?, served_from))
     }
 
-    pub async fn set(&self, key: &str, value: &str, ttl: Option<Duration>) -> Result<Written, Failure> {
-        let ttl = ttl.map(in_ms);
+    /// What a read asks for, if it does; with the time that a node may take for it.
+    fn read_parameters(&self, read: &ReadFlags) -> Vec<(&'static str, String)> {
+        let ReadFlags { consistency, position, max_staleness } = read;
+        let mut asked = Vec::new();
+        let level = consistency.or(position.as_ref().map(|_| Consistency::Session));
+        asked.extend(level.map(|level| ("consistency", level.to_string())));
+        asked.extend(position.as_ref().map(|position| ("position", position.to_string())));
+        asked.extend(max_staleness.map(|age| ("max_staleness", in_ms(age))));
+        if !asked.is_empty() {
+            asked.push(("timeout", self.wait()));
+        }
+        asked
+    }
+
+    /// How long a node may wait: a little less than this does, so that its answer, which says why, still arrives.
+    fn wait(&self) -> String {
+        in_ms(self.timeout.saturating_sub(self.timeout / 10).min(LONGEST_WAIT))
+    }
+
+    /// What a write asks for in its parameters, if it does.
+    fn write_parameters(&self, condition: WriteCondition, asked: &WriteFlags) -> Vec<(&'static str, String)> {
+        let mut parameters: Vec<_> =
+            asked.visible.map(|visible| ("visible", visible.to_string())).into_iter().collect();
+        if asked.visible.is_some() || condition != WriteCondition::None {
+            parameters.push(("timeout", self.wait()));
+        }
+        parameters
+    }
+
+    pub async fn set(
+        &self,
+        key: &str,
+        value: &str,
+        ttl: Option<Duration>,
+        condition: WriteCondition,
+        asked: &WriteFlags,
+    ) -> Result<Written, Failure> {
+        let (ttl, parameters) = (ttl.map(in_ms), self.write_parameters(condition, asked));
         let mut query = vec![("key", key)];
+        query.extend(parameters.iter().map(|(name, value)| (*name, value.as_str())));
         query.extend(ttl.as_deref().map(|ttl| ("ttl", ttl)));
         let answer = self
             .ask(true, |url| {
-                let request = self.request(Method::POST, url, "rpc", &query);
+                let request = with(self.request(Method::POST, url, "rpc", &query), condition, asked);
                 request.header("content-type", "text/plain; charset=utf-8").body(value.to_owned())
             })
             .await?;
         answer.written()
     }
 
-    pub async fn delete(&self, key: &str) -> Result<Written, Failure> {
-        let answer = self.ask(true, |url| self.request(Method::DELETE, url, "rpc", &[("key", key)])).await?;
+    pub async fn delete(
+        &self,
+        key: &str,
+        condition: WriteCondition,
+        asked: &WriteFlags,
+    ) -> Result<Written, Failure> {
+        let parameters = self.write_parameters(condition, asked);
+        let mut query = vec![("key", key)];
+        query.extend(parameters.iter().map(|(name, value)| (*name, value.as_str())));
+        let answer = self
+            .ask(true, |url| with(self.request(Method::DELETE, url, "rpc", &query), condition, asked))
+            .await?;
         answer.written()
     }
 
@@ -111,13 +168,20 @@ impl Http {
         Ok(results)
     }
 
-    pub async fn scan_page(&self, scan: &Scan, cursor: Option<&str>) -> Result<ScanPage, Failure> {
+    pub async fn scan_page(
+        &self,
+        scan: &Scan,
+        read: &ReadFlags,
+        cursor: Option<&str>,
+    ) -> Result<ScanPage, Failure> {
+        let asked = self.read_parameters(read);
         let limit = if scan.page == 0 { Scan::DEFAULT_PAGE } else { scan.page }.to_string();
         let mut query = vec![("limit", limit.as_str())];
         query.extend(
             [("prefix", scan.prefix.as_str()), ("start", &scan.start), ("end", &scan.end)]
                 .into_iter()
                 .chain(cursor.map(|cursor| ("cursor", cursor)))
+                .chain(asked.iter().map(|(name, value)| (*name, value.as_str())))
                 .filter(|(_, value)| !value.is_empty()),
         );
         let answer = self.ask(false, |url| self.request(Method::GET, url, "rpc/scan", &query)).await?;
@@ -192,6 +256,20 @@ impl Http {
     }
 }
 
+/// A write with its condition and its uuid.
+fn with(request: RequestBuilder, condition: WriteCondition, asked: &WriteFlags) -> RequestBuilder {
+    let request = match condition {
+        WriteCondition::None => request,
+        WriteCondition::Version(version) => request.header("if-match", format!("\"{version}\"")),
+        WriteCondition::Present => request.header("if-match", "*"),
+        WriteCondition::Absent => request.header("if-none-match", "*"),
+    };
+    match &asked.idempotency_key {
+        Some(uuid) => request.header(IDEMPOTENCY_KEY_HEADER, uuid),
+        None => request,
+    }
+}
+
 impl Answer {
     fn json<T: serde::de::DeserializeOwned>(&self) -> Result<T, Failure> {
         serde_json::from_slice(&self.body).map_err(|error| self.makes_no_sense(&error.to_string()))
@@ -209,7 +287,10 @@ impl Answer {
 
     fn written(&self) -> Result<Written, Failure> {
         let OwnedKeyValue { timestamp, ttl, uuid, .. } = self.json()?;
-        Ok(Written { position: self.position()?, timestamp, ttl, uuid, not_visible: Vec::new() })
+        let not_visible = self.headers.get(NOT_VISIBLE_HEADER).and_then(|members| members.to_str().ok());
+        let not_visible = not_visible.into_iter().flat_map(|members| members.split(','));
+        let not_visible = not_visible.map(|member| member.trim().to_owned()).collect();
+        Ok(Written { position: self.position()?, timestamp, ttl, uuid, not_visible })
     }
 
     fn makes_no_sense(&self, why: &str) -> Failure {
@@ -232,6 +313,7 @@ fn failure(status: StatusCode, write: bool, message: String, may_take_effect: Op
     let may_take_effect = write && may_take_effect.unwrap_or_else(|| !message.contains(NOT_TAKEN));
     let kind = match status {
         StatusCode::NOT_FOUND => Kind::NotFound,
+        StatusCode::PRECONDITION_FAILED => Kind::NotMet,
         StatusCode::SERVICE_UNAVAILABLE if may_take_effect => Kind::Unclear,
         StatusCode::SERVICE_UNAVAILABLE => Kind::Unavailable,
         status if status.is_client_error() => Kind::Refused,

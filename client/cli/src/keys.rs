@@ -22,7 +22,8 @@ const UNDER_WAY: usize = 32;
 pub async fn get(api: &Api, arguments: &Get, output: Option<Output>) -> Result<()> {
     let output = output.unwrap_or(Output::Raw);
     let (mut missing, mut rows) = (Vec::new(), Vec::new());
-    let mut answers = stream::iter(&arguments.keys).map(|key| api.get(key)).buffered(UNDER_WAY);
+    let mut answers =
+        stream::iter(&arguments.keys).map(|key| api.get(key, &arguments.read)).buffered(UNDER_WAY);
     while let Some(answer) = answers.next().await {
         let record = match answer {
             Err(failure) if failure.kind == Kind::NotFound => {
@@ -54,7 +55,8 @@ pub async fn set(api: &Api, arguments: &Set, output: Option<Output>) -> Result<(
             "stdin is empty, so nothing is set; give --empty if an empty value is meant, or '' as the value";
         return Err(Failure::new(Kind::Usage, sentence).into());
     }
-    let written = api.set(&arguments.key, &value, arguments.ttl).await?;
+    let condition = arguments.condition();
+    let written = api.set(&arguments.key, &value, arguments.ttl, condition, &arguments.write).await?;
     report_written([(arguments.key.as_str(), &written)], output)?;
     Ok(())
 }
@@ -94,7 +96,8 @@ pub async fn del(api: &Api, arguments: &Del, output: Option<Output>) -> Result<(
         }
         (None, None) => {}
     }
-    let mut answers = stream::iter(&arguments.keys).map(|key| api.delete(key)).buffered(UNDER_WAY);
+    let mut answers =
+        stream::iter(&arguments.keys).map(|key| api.delete(key, &arguments.write)).buffered(UNDER_WAY);
     let mut deleted = Vec::new();
     let mut failed = None;
     for key in &arguments.keys {
@@ -189,6 +192,13 @@ fn report_written<'a>(
     writes: impl IntoIterator<Item = (&'a str, &'a Written)>,
     output: Option<Output>,
 ) -> Result<bool> {
+    let writes: Vec<_> = writes.into_iter().collect();
+    for (key, written) in &writes {
+        if !written.not_visible.is_empty() {
+            let members = written.not_visible.join(", ");
+            tell(format_args!("bitacora: {} is not shown yet by {members}; it will be", output::shown(key)));
+        }
+    }
     let mut writes = writes.into_iter();
     let text = match output.unwrap_or(Output::Raw) {
         Output::Json => {
@@ -208,7 +218,7 @@ pub async fn scan(api: &Arc<Api>, arguments: &ScanArguments, output: Option<Outp
     let output = Output::of_list(output);
     let mut left = arguments.limit.unwrap_or(u64::MAX);
     let page = left.min(u64::from(Scan::DEFAULT_PAGE)) as u32;
-    let mut pages = api.pages(arguments.range.scan(page), None);
+    let mut pages = api.pages(arguments.range.scan(page), arguments.read.clone(), None);
     let mut first = true;
     while left > 0
         && let Some(page) = pages.recv().await

@@ -94,5 +94,6 @@ fn write(written: &Written) -> WriteAnswer<'_> {
 
 fn record_written(written: &Written) -> WrittenAnswer<'_> {
     let WriteAnswer { position, timestamp, ttl, uuid } = write(written);
-    WrittenAnswer { position, timestamp, ttl, uuid, not_visible: Vec::new() }
+    let not_visible = written.not_visible.iter().map(String::as_str).collect();
+    WrittenAnswer { position, timestamp, ttl, uuid, not_visible }
 }

@@ -8,6 +8,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use reqwest::Url;
 
+use bitacora_protocol::WriteCondition;
+
+use super::options::{ReadFlags, WriteFlags};
 use super::values::{http_node, size};
 
 #[derive(Debug, Subcommand)]
@@ -51,8 +54,11 @@ Examples:
   bitacora get greeting
   bitacora get user:1 user:2 --output json
   bitacora get -n picture.b64 > picture.b64         without the newline, byte for byte
+  bitacora get balance --consistency strong         what was acknowledged last, whoever wrote it
+  bitacora get cart --position 2:1047               at least what a set that told OK 2:1047 wrote
+  bitacora get news --max-staleness 2s
 
-Exit code 3: one of the keys does not exist.";
+Exit code 3: one of the keys does not exist. 5: no node was as consistent as asked within --timeout; never an older value.";
 
 #[derive(Debug, Args)]
 pub struct Get {
@@ -61,6 +67,8 @@ pub struct Get {
     /// Print no newline after a raw value
     #[arg(long, short)]
     pub no_newline: bool,
+    #[command(flatten)]
+    pub read: ReadFlags,
 }
 
 const SET: &str = "\
@@ -72,11 +80,14 @@ Examples:
   bitacora set notes < notes.txt                    the value is stdin, byte for byte
   bitacora get -n one | bitacora set two -
   bitacora set empty ''
+  bitacora set config:7 '{}' --if-absent
+  bitacora set config:7 '{\"a\":1}' --if-match 2:1047   if that is still its version, as a set and 'get -o json' tell it
+  bitacora set greeting hello --visible all         returns when every member shows it
   bitacora set option -- --verbose                  -- before a value that begins with a hyphen; numbers such as -5 need none
 
 An empty stdin is refused, since it is mostly a command before the pipe that failed; --empty takes it.
 
-Exit code 4: not acknowledged in time; the write may still take effect.";
+Exit code 4: not acknowledged in time; the write may still take effect. 7: the condition does not hold; nothing was written.";
 
 #[derive(Debug, Args)]
 pub struct Set {
@@ -91,6 +102,17 @@ pub struct Set {
     /// How long the key lives: 500ms, 30s, 5m, 2h or 7d [default: for ever]
     #[arg(long, value_name = "TIME", value_parser = positive_duration)]
     pub ttl: Option<Duration>,
+    /// Write only if there is no such key
+    #[arg(long, conflicts_with = "if_match", help_heading = "Consistency")]
+    pub if_absent: bool,
+    #[command(flatten)]
+    pub write: WriteFlags,
+}
+
+impl Set {
+    pub fn condition(&self) -> WriteCondition {
+        if self.if_absent { WriteCondition::Absent } else { self.write.if_match.unwrap_or_default() }
+    }
 }
 
 const DEL: &str = "\
@@ -105,18 +127,36 @@ Examples:
 A key may hold newlines, spaces and quotes. Handed on as lines or words it would be taken for other keys, so hand keys on as JSON,
 or with a zero byte after each. A line that is no such key ends the command; what was before it is deleted.
 
-Exit code 4: not acknowledged in time; the delete may still take effect.";
+With --if-match a key is deleted only if that is still its version ('*': if it is there).
+
+Exit code 4: not acknowledged in time; the delete may still take effect. 7: the condition does not hold; that key is not deleted.";
 
 #[derive(Debug, Args)]
 pub struct Del {
     #[arg(required_unless_present = "from_file", value_name = "KEY", allow_negative_numbers = true)]
     pub keys: Vec<String>,
     /// Delete the keys that this file lists; '-' for stdin
-    #[arg(long, value_name = "FILE", conflicts_with = "keys")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["keys", "if_match", "idempotency_key", "visible"])]
     pub from_file: Option<PathBuf>,
     /// How the file lists them [default: ndjson]
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<KeyFormat>,
+    #[command(flatten)]
+    pub write: WriteFlags,
+}
+
+impl Del {
+    /// A version and a UUID belong to one key.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let of_one = matches!(self.write.if_match, Some(WriteCondition::Version(_)))
+            || self.write.idempotency_key.is_some();
+        if of_one && self.keys.len() > 1 {
+            return Err(
+                "--if-match with a version and --idempotency-key are for one key; name one, or give --if-match '*'",
+            );
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -136,6 +176,7 @@ Examples:
   bitacora scan --prefix user:
   bitacora scan --start 2024-01 --end 2024-02 --output raw | cut -f 1
   bitacora scan --limit 10 --output json
+  bitacora scan --prefix user: --consistency strong
   bitacora scan --prefix session: --output json | bitacora del --from-file -";
 
 #[derive(Debug, Args)]
@@ -145,6 +186,8 @@ pub struct ScanArguments {
     /// How many records at most
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub limit: Option<u64>,
+    #[command(flatten)]
+    pub read: ReadFlags,
 }
 
 #[derive(Debug, Args)]

@@ -1,6 +1,7 @@
 //! The command line once: every command and flag, its environment variable, its default and what it means.
 
 mod commands;
+mod options;
 mod values;
 
 use std::io::Write as _;
@@ -19,6 +20,7 @@ pub use commands::{
     AvroCodec, Bench, Command, Del, Export, Format, Get, Import, KeyFormat, Operation, Range, ScanArguments,
     Set, Status,
 };
+pub use options::{ReadFlags, WriteFlags};
 pub use values::http_node;
 use values::{http_url, node};
 
@@ -57,7 +59,8 @@ every BITACORA_… variable of the three. --http may stand beside --rpc or --zoo
 which always speak HTTP, use it, and all else the RPC.
 
 Exit codes: 0 done · 1 failed · 2 wrong usage · 3 no such key (get) · 4 timed out, or a write that may still take
-effect · 5 no node reachable, or none ready · 6 lines were rejected (import)";
+effect · 5 no node reachable, or none ready or as consistent as asked · 6 lines were rejected (import) · 7 the condition
+of a write does not hold (set, del)";
 
 #[derive(Debug, Args)]
 pub struct Connection {
@@ -112,6 +115,13 @@ impl Cli {
         cli.connection
             .settle(source("rpc"), source("zookeeper"), source("http"))
             .map_err(|reason| command.error(clap::error::ErrorKind::ArgumentConflict, reason))?;
+        let checked = match &cli.command {
+            Command::Get(get) => get.read.check(),
+            Command::Scan(scan) => scan.read.check(),
+            Command::Del(del) => del.check(),
+            _ => Ok(()),
+        };
+        checked.map_err(|reason| command.error(clap::error::ErrorKind::ArgumentConflict, reason))?;
         Ok(cli)
     }
 }

@@ -28,6 +28,10 @@ struct Shared {
 #[derive(Default)]
 struct State {
     records: BTreeMap<String, (String, i64)>,
+    /// The offset of each key that was set by a request.
+    versions: HashMap<String, i64>,
+    /// What was asked for beside the key: parameters and headers.
+    asked: Vec<String>,
     /// Every value that was set, in order.
     history: HashMap<String, Vec<String>>,
     offset: i64,
@@ -50,6 +54,8 @@ struct Asked {
     method: String,
     path: String,
     query: HashMap<String, String>,
+    /// Those of conditions.
+    headers: BTreeMap<String, String>,
     body: Vec<u8>,
 }
 
@@ -106,6 +112,11 @@ impl FakeNode {
     /// Of a key whose values are growing numbers.
     pub fn never_went_back(&self, key: &str) -> bool {
         self.state().history[key].is_sorted_by_key(|value| value.parse::<u64>().expect("a number"))
+    }
+
+    /// What the last request asked for beside its key, in order.
+    pub fn last_asked(&self) -> String {
+        self.state().asked.last().cloned().unwrap_or_default()
     }
 
     pub fn clear(&self) {
@@ -227,12 +238,15 @@ fn read(reader: &mut BufReader<&TcpStream>) -> Option<Asked> {
     reader.read_line(&mut line).ok().filter(|length| *length > 0)?;
     let (method, rest) = line.split_once(' ')?;
     let (method, target) = (method.to_owned(), rest.split(' ').next()?.to_owned());
-    let mut length = 0;
+    let (mut length, mut headers) = (0, BTreeMap::new());
     loop {
         line.clear();
         reader.read_line(&mut line).ok()?;
         match line.trim_end().to_ascii_lowercase().split_once(": ") {
             Some(("content-length", value)) => length = value.parse().ok()?,
+            Some((name @ ("if-match" | "if-none-match" | "idempotency-key"), value)) => {
+                headers.insert(name.to_owned(), value.to_owned());
+            }
             Some(_) => {}
             None => break,
         }
@@ -242,7 +256,7 @@ fn read(reader: &mut BufReader<&TcpStream>) -> Option<Asked> {
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
     let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
     let query = pairs.map(|(name, value)| (decode(name), decode(value))).collect();
-    Some(Asked { method, path: path.to_owned(), query, body })
+    Some(Asked { method, path: path.to_owned(), query, headers, body })
 }
 
 fn decode(text: &str) -> String {
@@ -267,6 +281,17 @@ impl State {
     fn answer(&mut self, asked: &Asked, address: SocketAddr) -> Answer {
         let query = |name: &str| asked.query.get(name).cloned().unwrap_or_default();
         let plain = |status, body: Value| (status, String::new(), body.to_string());
+        let options = ["consistency", "position", "max_staleness", "visible", "timeout"];
+        let parameters =
+            options.into_iter().filter_map(|name| Some((name.to_owned(), asked.query.get(name)?)));
+        let headers = asked.headers.iter().map(|(name, value)| (name.clone(), value));
+        let told: Vec<_> = parameters.chain(headers).map(|(name, value)| format!("{name}={value}")).collect();
+        self.asked.push(told.join(" "));
+        if asked.path == "/rpc" && !self.holds(&query("key"), &asked.headers) {
+            let version = self.versions.get(&query("key")).copied().unwrap_or(-1);
+            let body = json!({"message": format!("the version of the key is 0:{version}"), "current": null});
+            return (412, format!("Bitacora-Position: 0:{version}\r\n"), body.to_string());
+        }
         match (asked.method.as_str(), asked.path.as_str()) {
             ("GET", "/rpc") => single(self.get(&query("key"))),
             ("POST", "/rpc") => {
@@ -282,6 +307,18 @@ impl State {
             ("GET", "/rpc/scan") => plain(200, self.scan(&query)),
             ("GET", "/status") => plain(200, self.status(address)),
             _ => plain(404, json!({"message": "no such path"})),
+        }
+    }
+
+    /// Whether the condition of a write holds, if it has one.
+    fn holds(&self, key: &str, headers: &BTreeMap<String, String>) -> bool {
+        let live = self.records.contains_key(key);
+        let version = self.versions.get(key).map(|offset| format!("\"0:{offset}\""));
+        match (headers.get("if-match"), headers.get("if-none-match")) {
+            (Some(any), _) if any == "*" => live,
+            (Some(one), _) => live && version.as_ref() == Some(one),
+            (None, Some(_)) => !live,
+            (None, None) => true,
         }
     }
 
@@ -306,6 +343,7 @@ impl State {
         }
         let ttl = ttl.map_or(0, |ttl| now_ms() + ttl);
         self.offset += 1;
+        self.versions.insert(key.into(), self.offset);
         self.history.entry(key.into()).or_default().push(value.clone());
         let answer = json!({"key": key, "value": value, "timestamp": 1, "source": 3, "ttl": ttl, "uuid": "u", "status": 200, "position": format!("0:{}", self.offset)});
         self.records.insert(key.into(), (value, ttl));

@@ -18,6 +18,7 @@ pub const NOT_FOUND: i32 = 3;
 pub const UNCLEAR: i32 = 4;
 pub const UNAVAILABLE: i32 = 5;
 pub const REJECTED: i32 = 6;
+pub const NOT_MET: i32 = 7;
 
 /// A run that takes longer is killed: it waits for something that never comes.
 const LONGEST_RUN: Duration = Duration::from_secs(120);
