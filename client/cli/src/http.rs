@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bitacora_client::{Operation, Outcome, Position, Record, Scan, ScanPage, ServedFrom, Written};
 use bitacora_protocol::http::{
-    self as api, BatchLine, FailedLine, IDEMPOTENCY_KEY_HEADER, LineReadOptions, LineWriteOptions, Message, NOT_VISIBLE_HEADER, POSITION_HEADER,
-    PositionedRecord, ReadLine, SOURCE_HEADER, WrittenLine,
+    self as api, BatchLine, FailedLine, IDEMPOTENCY_KEY_HEADER, LineReadOptions, LineWriteOptions, Message,
+    NOT_VISIBLE_HEADER, POSITION_HEADER, PositionedRecord, ReadLine, SOURCE_HEADER, WrittenLine,
 };
 use bitacora_protocol::record::OwnedKeyValue;
 use bitacora_protocol::{Consistency, WriteCondition};
