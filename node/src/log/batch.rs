@@ -17,6 +17,7 @@ pub struct Batch {
     read: Vec<PartitionRead>,
     log_time: Option<LogTime>,
     traced: Vec<(Position, TraceParent)>,
+    level: Option<(Position, Level)>,
 }
 
 /// How far a partition has been read.
@@ -30,13 +31,23 @@ pub struct PartitionRead {
     /// The epoch of the leader under which the record before `next` was appended; `None` if a hole is there, or if it is
     /// not known.
     pub epoch: Option<i32>,
+    /// Whether something may be missing in what was read, since compaction removed it: told by who applies it.
+    pub gap: bool,
+    /// The level that the partition has at `next`, if what was read told one: told by who applies it.
+    pub level: Option<Level>,
 }
 
 impl PartitionRead {
     /// Up to `next`, without a record.
     #[must_use]
     pub fn up_to(partition: i32, next: NextOffset) -> Self {
-        Self { partition, next, latest: None, epoch: None }
+        Self { partition, next, latest: None, epoch: None, gap: false, level: None }
+    }
+
+    /// Nothing yet: reading begins at `next`. What was before it is missing.
+    #[must_use]
+    pub fn begin(partition: i32, next: NextOffset) -> Self {
+        Self { gap: next.0 > 0, ..Self::up_to(partition, next) }
     }
 }
 
@@ -81,6 +92,7 @@ impl Batch {
         self.read.clear();
         self.log_time = None;
         self.traced.clear();
+        self.level = None;
         if self.bytes.capacity() > 2 * Self::MAX_BYTES {
             self.bytes.shrink_to(Self::MAX_BYTES);
         }
@@ -90,12 +102,16 @@ impl Batch {
         let key = record.key.map(|key| self.copy(key));
         let value = record.value.map(|value| self.copy(value));
         let LogRecord { position, timestamp, condition, level, epoch, .. } = record;
+        if let Some(told) = level.filter(|_| record.key == Some(Level::KEY.as_bytes()))
+            && self.level.is_none_or(|(_, highest)| told > highest)
+        {
+            self.level = Some((position, told));
+        }
         self.records.push(RawRecord { position, timestamp, key, value, condition, level, epoch });
         self.note(PartitionRead {
-            partition: position.partition,
-            next: NextOffset::after(position.offset),
             latest: Some(timestamp),
             epoch,
+            ..PartitionRead::up_to(position.partition, NextOffset::after(position.offset))
         });
     }
 
@@ -125,6 +141,12 @@ impl Batch {
     #[must_use]
     pub fn log_time(&self) -> Option<LogTime> {
         self.log_time
+    }
+
+    /// The highest level that the records tell of their partitions, and where.
+    #[must_use]
+    pub fn highest_level(&self) -> Option<(Position, Level)> {
+        self.level
     }
 
     /// Notes of which trace the record at a position is a part.

@@ -89,6 +89,10 @@ declare_metrics! {
         ),
         pub records_trimmed: IntCounter =
             counter("records_trimmed_total", "Records that a tombstone of a trimmer removed."),
+        pub repairs_contradicting: IntCounter = counter(
+            "repairs_contradicting_total",
+            "Repairs that said something else than this node held, which had read all there was: nodes have decided otherwise.",
+        ),
         pub records_void: IntCounter = counter(
             "records_void_total",
             "Records that took no effect and would outlive in compaction what decided before them: trimmers' that came too late, and such as can't be decoded.",

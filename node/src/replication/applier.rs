@@ -11,7 +11,7 @@ use super::reading::{BuildCheck, Reading};
 use super::state::{Event, Phase, RefusedEvent, StoreState};
 use super::{POLL_TIMEOUT, Parts, RETRY_PAUSE, Shared};
 use crate::clock::Clock;
-use crate::log::{Batch, LogInfo, OpenError, ReadError};
+use crate::log::{Batch, Level, LogInfo, OpenError, ReadError};
 use crate::store::{Checkpoint, StoreError};
 
 pub struct Applier {
@@ -54,6 +54,8 @@ pub(super) enum Interrupted {
     StoreUntrusted(String),
     /// The store was built, and emptied to be built once more.
     BuildAgain,
+    /// A partition has records that this node may not understand.
+    LevelUnknown { partition: i32, level: Level },
 }
 
 impl Interrupted {
@@ -175,6 +177,17 @@ impl Applier {
                 Next::Step
             }
             Interrupted::BuildAgain => Next::Step,
+            Interrupted::LevelUnknown { partition, level } => {
+                let reason = format!(
+                    "partition {partition} of the topic '{}' is written at level {level} and this node understands {}; start a newer version of it",
+                    self.parts.log.topic(),
+                    Level::HIGHEST_KNOWN
+                );
+                tracing::error!("{reason}");
+                self.parts.progress.fail(reason);
+                self.shared.stop.store(true, Ordering::Relaxed);
+                Next::Done
+            }
             // Until it is done, nothing is read from it.
             Interrupted::StoreUntrusted(why) => {
                 self.forget_earlier_readings();
@@ -276,10 +289,17 @@ impl Applier {
         *self.shared.checkpoint_before_outage.lock() = None;
         let checkpoint = self.parts.store.checkpoint()?;
         self.last_caught_up.wall_time = checkpoint.caught_up_at;
+        // It was filled by a newer version of this node, or is a copy from one.
+        let unknown = (0..).zip(&checkpoint.levels).find(|(_, level)| **level > Level::HIGHEST_KNOWN);
+        if let Some((partition, level)) = unknown {
+            return Err(Interrupted::LevelUnknown { partition, level: *level });
+        }
+        self.parts.progress.set_compaction_lag(info.compaction_lag);
+        let after_gap = checkpoint.after_gap.contains(&true);
         let reader = self.parts.log.reader(&next, &checkpoint.epochs).map_err(Interrupted::Log)?;
         *self.shared.identity.lock() = Some(info.identity.clone());
         self.parts.progress.note_event(Event::LogOpened)?;
         tracing::info!(topic = info.identity.topic, partitions = next.len(), "reading the log");
-        Ok(Reading { info, reader, next, batch: Batch::default(), caught_up_since_opened: false })
+        Ok(Reading { info, reader, next, batch: Batch::default(), caught_up_since_opened: false, after_gap })
     }
 }

@@ -2,25 +2,37 @@
 
 use bitacora_protocol::record::{KeyValue, ttl};
 
-use crate::log::{Batch, Condition, LogRecord, LogTag};
-use crate::store::{Applied, Change, Entry, Store, StoreError, Writer};
-use bitacora_protocol::Position;
+use super::continuity::{Continuity, Place};
+use crate::log::{Batch, Condition, Level, LogRecord, LogTag, is_reserved};
+use crate::store::{Applied, Change, Entry, Judgement, Store, StoreError, Writer};
+use bitacora_protocol::{HighWatermark, Position};
 
 /// A poison record is logged with its position, but not more than so many in one batch.
 const POISON_LOGGED: usize = 10;
 
-/// Applies a batch that was read from `log` to the store, in one transaction. Returns what came of it, and how many records
-/// were poison.
+/// Applies a batch that was read from `log` to the store, in one transaction. `young_from`: see
+/// [`crate::replication::progress::Progress::young_from`]. Returns what came of it, and how many records were poison.
 ///
 /// # Errors
 /// When the store fails; nothing is changed then.
-pub fn apply(store: &Store, batch: &Batch, log: LogTag) -> Result<(Applied, usize), StoreError> {
+pub fn apply(
+    store: &Store,
+    batch: &Batch,
+    log: LogTag,
+    young_from: &[HighWatermark],
+) -> Result<(Applied, usize), StoreError> {
+    let mut continuity = Continuity::new(store, batch.read(), young_from)?;
     let mut changes = Vec::with_capacity(batch.records().len());
     let (mut poison, mut foreign) = (0, 0);
     for record in batch.records() {
+        let place = continuity.note(&record);
+        if record.key.is_some_and(is_reserved) {
+            // They are no keys of clients, and in no store.
+            continue;
+        }
         let reach = record.condition.and_then(Condition::validity);
         foreign += usize::from(reach.is_some_and(|(_, of)| !of.fits(log)));
-        match decode(&record, store.max_key_bytes(), log) {
+        match decode(&record, store.max_key_bytes(), log, place) {
             Ok(change) => changes.push(change),
             Err(reason) => {
                 poison += 1;
@@ -40,10 +52,10 @@ pub fn apply(store: &Store, batch: &Batch, log: LogTag) -> Result<(Applied, usiz
     if foreign > 0 {
         tracing::warn!(
             records = foreign,
-            "trimmers of another topic sent what has no effect here; who copies a topic leaves their headers out, see OPERATIONS.md"
+            "nodes sent to another topic what has no effect here; who copies a topic leaves their headers out, see OPERATIONS.md"
         );
     }
-    Ok((store.apply_read(&mut changes, batch.read())?, poison))
+    Ok((store.apply_read(&mut changes, &continuity.finish(batch.read()))?, poison))
 }
 
 /// What a record of the log changes; the reason if it is poison.
@@ -51,6 +63,7 @@ pub(super) fn decode<'a>(
     record: &LogRecord<'a>,
     max_key_bytes: usize,
     log: LogTag,
+    place: Place,
 ) -> Result<(&'a [u8], Change), String> {
     let LogRecord { position: at, timestamp, condition, .. } = *record;
     let key = record.key.filter(|key| !key.is_empty()).ok_or("it has no key")?;
@@ -66,34 +79,52 @@ pub(super) fn decode<'a>(
             Err("its header names an offset that is not before it")
         }
     };
-    if condition.and_then(Condition::validity).is_some_and(|(until, of)| timestamp > until || !of.fits(log)) {
-        return Ok((key, Change::NoEffect { at, timestamp, by: Writer::Trimmer }));
-    }
-    let (position, write_timestamp) = match condition {
-        None => (at, timestamp),
+    let is_void =
+        condition.and_then(Condition::validity).is_some_and(|(until, of)| timestamp > until || !of.fits(log));
+    let complete = place.complete;
+    // Nodes that write no further than the first level mean everything before.
+    let settles = |reach: i64| if place.level >= Level::CONDITIONAL_WRITES { reach } else { at.offset };
+    let change = match condition {
+        None => Change::Write(entry(record, text, at)?),
+        Some(Condition::Attempt { expected, .. }) => {
+            if record.value.is_none() {
+                return Err("its header makes no sense".to_owned());
+            }
+            expected.offset().map_or(Ok(0), earlier)?;
+            let judgement = match (is_void, complete) {
+                (true, _) => Judgement::VoidByItself,
+                (false, true) => Judgement::ByTheStore,
+                (false, false) => Judgement::Impossible,
+            };
+            Change::Attempt { entry: entry(record, text, at)?, expected, judgement }
+        }
+        Some(_) if is_void => Change::NoEffect { at, timestamp, by: Writer::Trimmer },
         Some(Condition::Trim { offset, .. }) if record.value.is_none() => {
-            return Ok((key, Change::Trim { at, timestamp, offset: earlier(offset)? }));
+            let offset = earlier(offset)?;
+            Change::Trim { at, timestamp, offset, settles: settles(offset), complete }
         }
-        Some(Condition::Repair { offset, timestamp, .. }) => {
-            (Position { offset: earlier(offset)?, ..at }, timestamp)
+        Some(Condition::Repair { offset, timestamp: repaired, reach, .. }) => {
+            let repaired_at = Position { offset: earlier(offset)?, ..at };
+            let reach = reach.map_or(Ok(offset), earlier)?;
+            let repaired = LogRecord { timestamp: repaired, ..*record };
+            let entry = entry(&repaired, text, repaired_at)?;
+            Change::Repair { at, timestamp, entry, reach, settles: settles(reach), complete }
         }
-        Some(Condition::Trim { .. } | Condition::Attempt { .. } | Condition::Unreadable) => {
+        Some(Condition::Trim { .. } | Condition::Unreadable) => {
             return Err("its header makes no sense".to_owned());
         }
     };
-    let entry = match record.value {
-        None => Entry::new(position, write_timestamp, ttl::DELETED, &[]),
-        Some(value) => {
-            let decoded = KeyValue::decode(value).map_err(|error| error.to_string())?;
-            if decoded.key != text {
-                return Err("the key inside it is another than the record's".to_owned());
-            }
-            Entry::new(position, write_timestamp, decoded.ttl, value)
-        }
-    };
-    let change = match condition {
-        None => entry.into(),
-        Some(_) => Change::Repair { at, timestamp, entry },
-    };
     Ok((key, change))
+}
+
+/// The entry that a record's value makes, as of that position; the reason if it is poison.
+fn entry(record: &LogRecord<'_>, key: &str, position: Position) -> Result<Entry, String> {
+    let Some(value) = record.value else {
+        return Ok(Entry::new(position, record.timestamp, ttl::DELETED, &[]));
+    };
+    let decoded = KeyValue::decode(value).map_err(|error| error.to_string())?;
+    if decoded.key != key {
+        return Err("the key inside it is another than the record's".to_owned());
+    }
+    Ok(Entry::new(position, record.timestamp, decoded.ttl, value))
 }

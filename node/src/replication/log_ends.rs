@@ -23,6 +23,42 @@ pub struct LogEnds {
     answered: Option<Question>,
     /// Counts the calls of [`LogEnds::restart`].
     restarts: u64,
+    /// High watermarks as they were some time ago.
+    earlier: EarlierHighWatermarks,
+}
+
+/// High watermarks of two earlier moments, by which young records are told.
+#[derive(Default)]
+struct EarlierHighWatermarks {
+    /// How long a record is safe from compaction.
+    compaction_lag: Duration,
+    older: Option<(Moment, Vec<HighWatermark>)>,
+    newer: Option<(Moment, Vec<HighWatermark>)>,
+}
+
+impl EarlierHighWatermarks {
+    fn learn(&mut self, high_watermarks: &[HighWatermark], asked_at: Moment) {
+        let is_due = |(newer, _): &(Moment, _)| asked_at.since(*newer) >= self.compaction_lag / 4;
+        if !self.newer.as_ref().is_none_or(is_due) {
+            return;
+        }
+        let mut learnt = high_watermarks.to_vec();
+        if let Some((_, before)) = &self.newer {
+            // A leader that was deposed, and has not heard of it, may name one of long ago.
+            for (learnt, before) in learnt.iter_mut().zip(before) {
+                *learnt = (*learnt).max(*before);
+            }
+        }
+        self.older = self.newer.replace((asked_at, learnt));
+    }
+
+    fn young_from(&self, now: Moment) -> Vec<HighWatermark> {
+        let is_young = |(asked_at, _): &&(Moment, Vec<HighWatermark>)| {
+            now.since(*asked_at) < self.compaction_lag / 2
+        };
+        let known = self.older.as_ref().filter(is_young).or_else(|| self.newer.as_ref().filter(is_young));
+        known.map_or_else(Vec::new, |(_, high_watermarks)| high_watermarks.clone())
+    }
 }
 
 /// A question to the log for its high watermarks. Each time is of before it was put, so that the answer is never thought
@@ -77,6 +113,19 @@ impl LogEnds {
         self.partitions = next.iter().map(|next| Partition::new(*next)).collect();
         self.answered = None;
         self.restarts += 1;
+        // Where the log was truncated, other records may have taken the offsets.
+        (self.earlier.older, self.earlier.newer) = (None, None);
+    }
+
+    /// How long a record of the log is safe from compaction.
+    pub fn set_compaction_lag(&mut self, lag: Duration) {
+        self.earlier.compaction_lag = lag;
+    }
+
+    /// For each partition an offset from which on all records are younger than half of what they are safe from compaction for; empty if
+    /// that is not known. They were not there when the log was asked, less than so long ago. No clock of a day is needed for it.
+    pub fn young_from(&self, now: Moment) -> Vec<HighWatermark> {
+        self.earlier.young_from(now)
     }
 
     /// The store has applied what was read.
@@ -101,6 +150,7 @@ impl LogEnds {
             return;
         }
         self.answered = Some(question);
+        self.earlier.learn(high_watermarks, question.asked_at);
         for (partition, learnt) in self.partitions.iter_mut().zip(high_watermarks) {
             partition.learn_high_watermark(*learnt, question.asked());
         }
@@ -337,6 +387,31 @@ mod tests {
         let status = &ends.partition_statuses(at(3_000))[0];
         assert_eq!((status.applied, status.high_watermark, status.lag), (5, Some(6), Some(0)));
         assert_eq!(status.high_watermark_age_ms, Some(1_000_000));
+    }
+
+    #[test]
+    fn what_was_not_there_half_a_lag_ago_is_young() {
+        let lag = Duration::from_secs(400);
+        let mut ends = started_at(&[0]);
+        ends.set_compaction_lag(lag);
+        let from = |ends: &LogEnds, now| ends.young_from(at(now)).first().map(|from| from.0);
+        assert_eq!(from(&ends, 0), None, "nothing is known yet");
+        learn(&mut ends, &[10], at(0));
+        learn(&mut ends, &[20], at(99));
+        assert_eq!(from(&ends, 99), Some(10));
+        // Of a leader that was deposed.
+        learn(&mut ends, &[5], at(100));
+        assert_eq!(from(&ends, 199), Some(10), "the older of the two");
+        assert_eq!(from(&ends, 200), Some(10), "the newer, which is no lower than the one before");
+        assert_eq!(from(&ends, 299), Some(10));
+        assert_eq!(from(&ends, 300), None, "the log has not answered for long");
+        learn(&mut ends, &[40], at(300));
+        assert_eq!(from(&ends, 300), Some(40));
+        ends.restart(&[NextOffset(0)]);
+        assert_eq!(from(&ends, 300), None, "other records may have taken the offsets");
+        ends.set_compaction_lag(Duration::ZERO);
+        learn(&mut ends, &[40], at(300));
+        assert_eq!(from(&ends, 300), None, "compaction may do as it likes");
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod age;
 mod applier;
 mod apply;
 mod compatibility;
+mod continuity;
 pub mod decisions;
 mod freeze;
 pub mod log_ends;

@@ -290,6 +290,11 @@ impl Progress {
         self.wake_waiting();
     }
 
+    /// How long a record of the log is safe from compaction.
+    pub(crate) fn set_compaction_lag(&self, lag: Duration) {
+        self.lock().ends.set_compaction_lag(lag);
+    }
+
     /// What it answered says nothing of this log any more.
     pub(crate) fn forget_high_watermarks(&self) {
         let mut inner = self.lock();
@@ -443,6 +448,13 @@ impl Progress {
             (_, Some(fraction)) => format!("restoring, {:.1} % read", fraction * 100.0),
             _ => "restoring".to_owned(),
         })
+    }
+
+    /// For each partition an offset from which on compaction can't have acted yet: all records there are younger than half of what the topic
+    /// keeps them safe from it for (`min.compaction.lag.ms`). Empty if that is not known.
+    #[must_use]
+    pub fn young_from(&self) -> Vec<HighWatermark> {
+        self.lock().ends.young_from(self.clock.now())
     }
 
     /// Per partition, the next offset to apply.

@@ -9,7 +9,7 @@ use super::apply::apply;
 use super::compatibility::{reason_too_old_by_log_time, reason_too_old_now};
 use super::state::Event;
 use crate::clock::past_by_both_clocks;
-use crate::log::{Batch, LogInfo, LogReader, LogTag};
+use crate::log::{Batch, Level, LogInfo, LogReader, LogTag};
 use crate::store::StoreError;
 use bitacora_protocol::{NextOffset, Position};
 
@@ -25,6 +25,8 @@ pub(super) struct Reading {
     pub next: Vec<NextOffset>,
     pub batch: Batch,
     pub caught_up_since_opened: bool,
+    /// Whether the store may say of a partition that it has been read across a gap.
+    pub after_gap: bool,
 }
 
 /// How a store that is being built from the log has fared so far.
@@ -55,9 +57,13 @@ impl Applier {
                 return Err(Interrupted::TooOld(why));
             }
         }
-        self.persist(|| self.sweep())?;
+        self.persist(|| self.sweep(reading.info.compaction_lag))?;
         if self.parts.progress.caught_up() {
             reading.caught_up_since_opened = true;
+            if reading.after_gap {
+                self.persist(|| self.parts.store.forget_gaps())?;
+                reading.after_gap = false;
+            }
             if !self.writes_complete_store() && self.must_build_again()? {
                 return self.build_again(&reading.info);
             }
@@ -78,8 +84,13 @@ impl Applier {
         if let Some(time) = batch.records().map(|record| record.timestamp).max() {
             self.parts.progress.note_log_time(time, live && batch.log_time().is_some());
         }
+        if let Some((position, level)) = batch.highest_level()
+            && level > Level::HIGHEST_KNOWN
+        {
+            return Err(Interrupted::LevelUnknown { partition: position.partition, level });
+        }
         let began = SystemTime::now();
-        self.persist(|| self.apply(batch, reading.info.identity.tag()))?;
+        reading.after_gap |= self.persist(|| self.apply(batch, reading.info.identity.tag()))?;
         // A node that reads the log from its start would tell of writes of long ago, as many as the log has.
         if reading.caught_up_since_opened {
             self.parts.telemetry.applied(batch.traced(), began);
@@ -90,28 +101,32 @@ impl Applier {
         Ok(())
     }
 
-    fn apply(&self, batch: &Batch, log: LogTag) -> Result<(), StoreError> {
+    /// Applies a batch, and tells who waits. Returns whether compaction may have removed something before it was read.
+    fn apply(&self, batch: &Batch, log: LogTag) -> Result<bool, StoreError> {
         let started = Instant::now();
-        let (applied, poison) = apply(&self.parts.store, batch, log)?;
+        let young_from = self.parts.progress.young_from();
+        let (applied, poison) = apply(&self.parts.store, batch, log, &young_from)?;
         self.parts.progress.note_applied(batch.read());
+        self.parts.decisions.tell(&applied.decided);
         let metrics = &self.parts.metrics;
         metrics.poison_records.inc_by(poison as u64);
         metrics.records_applied.inc_by(applied.changed as u64);
         metrics.records_trimmed.inc_by(applied.trimmed as u64);
         metrics.records_void.inc_by(applied.void as u64);
+        metrics.repairs_contradicting.inc_by(applied.contradicted as u64);
         if batch.records().len() > 0 {
             metrics.batch_records.observe(batch.records().len() as f64);
             metrics.apply_seconds.observe(started.elapsed().as_secs_f64());
         }
-        Ok(())
+        Ok(applied.gap)
     }
 
     /// Removes what has expired, and markers that are no longer needed.
-    fn sweep(&self) -> Result<(), StoreError> {
+    fn sweep(&self, compaction_lag: Duration) -> Result<(), StoreError> {
         // What a wrong clock drops would not come back when it is set right.
         let Some(past) = self.parts.progress.certainly_past() else { return Ok(()) };
         let applied_until = self.parts.progress.applied_until().map(|until| until.time);
-        let swept = self.parts.store.sweep(past, self.parts.delete_retention, applied_until)?;
+        let swept = self.parts.store.sweep(past, self.parts.delete_retention, applied_until, compaction_lag)?;
         self.parts.metrics.keys_swept.inc_by(swept as u64);
         Ok(())
     }
@@ -128,7 +143,7 @@ impl Applier {
         if self.parts.store.checkpoint()?.restored {
             return Ok(false);
         }
-        let found = self.parts.store.keys_with_pending_repairs()?;
+        let found = self.parts.store.keys_with_pending_repairs(&self.parts.progress.young_from())?;
         let check = &mut self.build_check;
         check.readings += 1;
         if found.is_subset(&check.keys_with_pending_repairs) || check.readings == MAX_BUILD_READINGS {

@@ -9,7 +9,7 @@ use super::compatibility::{
 };
 use super::reading::BuildCheck;
 use super::state::{Event, StoreState};
-use crate::log::{LogInfo, ReadError};
+use crate::log::{LogInfo, PartitionRead, ReadError};
 use crate::store::{Checkpoint, StoreError};
 use bitacora_protocol::NextOffset;
 
@@ -188,7 +188,9 @@ impl Applier {
             .filter(|(partition, next)| checkpoint.next.get(*partition as usize) != Some(next))
             .collect();
         if !changed.is_empty() {
-            self.parts.store.apply(&mut Vec::new(), &changed)?;
+            let read: Vec<_> =
+                changed.iter().map(|(partition, next)| PartitionRead::begin(*partition, *next)).collect();
+            self.parts.store.apply_read(&mut Vec::new(), &read)?;
         }
         Ok(next)
     }

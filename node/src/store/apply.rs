@@ -3,7 +3,7 @@
 use heed::types::Bytes as RawBytes;
 use heed::{Database, RoTxn, RwTxn};
 
-use super::environment::Environment;
+use super::environment::{Environment, PartitionState};
 use super::sweep::{sweep_key, sweep_time};
 use super::trimming::{KeyState, Outcome, parse_older_entries, parse_pending_repairs};
 use super::{Change, Entry, Store, StoreError};
@@ -12,7 +12,7 @@ use crate::log::PartitionRead;
 use bitacora_protocol::NextOffset;
 
 /// What came of applying records.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
     /// Keys whose record is another now, or gone.
     pub changed: usize,
@@ -20,6 +20,12 @@ pub struct Applied {
     pub trimmed: usize,
     /// Records of the log whose condition was not met.
     pub void: usize,
+    /// Repairs that said something else than a store held that lacked nothing: some node has decided otherwise.
+    pub contradicted: usize,
+    /// What became of the conditional writes, in the order of each partition.
+    pub decided: Vec<Decided>,
+    /// Whether compaction may have removed something that was not read.
+    pub gap: bool,
 }
 
 /// What became of a conditional write when its turn came.
@@ -40,12 +46,26 @@ pub struct Decided {
 }
 
 impl Applied {
-    fn count(&mut self, outcome: Outcome) {
+    /// Applies a change, and counts what came of it.
+    fn apply(&mut self, state: &mut KeyState, change: Change) {
+        let attempt = match &change {
+            Change::Attempt { entry, .. } => Some(entry.clone()),
+            _ => None,
+        };
+        let outcome = state.apply(change);
         match outcome {
             Outcome::Trimmed => self.trimmed += 1,
             Outcome::Void => self.void += 1,
-            Outcome::Unchanged | Outcome::Written => {}
+            Outcome::Contradicted => self.contradicted += 1,
+            Outcome::Unchanged | Outcome::Written | Outcome::Undecided => {}
         }
+        let decision = match outcome {
+            Outcome::Written => Decision::InEffect,
+            Outcome::Void => Decision::Void,
+            Outcome::Undecided => Decision::Unknown,
+            Outcome::Unchanged | Outcome::Contradicted | Outcome::Trimmed => return,
+        };
+        self.decided.extend(attempt.map(|entry| Decided { entry, decision }));
     }
 }
 
@@ -88,9 +108,9 @@ impl Store {
         while let Some((key, first)) = changes.next() {
             let mut state = lookup.key_state(environment, &txn, key)?;
             let before = StoredKey::of(&state);
-            applied.count(state.apply(first));
+            applied.apply(&mut state, first);
             while let Some((_, change)) = changes.next_if(|(next, _)| *next == key) {
-                applied.count(state.apply(change));
+                applied.apply(&mut state, change);
             }
             state.sort();
             if write_key(environment, &mut txn, key, &before, &state)? {
@@ -102,6 +122,7 @@ impl Store {
         }
         txn.commit()?;
         applied.changed = changed.len();
+        applied.gap = read.iter().any(|read| read.gap);
         if let Some(cache) = written.cache() {
             for (key, newest) in changed {
                 cache.update(key, newest);
@@ -111,11 +132,36 @@ impl Store {
     }
 }
 
+impl Store {
+    /// What is known of a partition where the store that is written stands.
+    ///
+    /// # Errors
+    /// When LMDB fails.
+    pub fn partition_state(&self, partition: i32) -> Result<PartitionState, StoreError> {
+        let written = self.written();
+        let environment = written.environment();
+        environment.partition_state(&*environment.env.read_txn()?, partition)
+    }
+
+    /// Everything up to the log's end has been applied: what compaction may have removed before that decides nothing any more.
+    ///
+    /// # Errors
+    /// When LMDB fails.
+    pub fn forget_gaps(&self) -> Result<(), StoreError> {
+        let written = self.written();
+        let environment = written.environment();
+        let mut txn = environment.env.write_txn()?;
+        environment.gaps.clear(&mut txn)?;
+        Ok(txn.commit()?)
+    }
+}
+
 /// What an environment held of a key before it was changed.
 struct StoredKey {
     newest: Option<Entry>,
     older_entries: Vec<u8>,
     pending_repairs: Vec<u8>,
+    doubts: Vec<u8>,
 }
 
 impl StoredKey {
@@ -125,6 +171,7 @@ impl StoredKey {
             newest,
             older_entries: state.encode_older_entries(),
             pending_repairs: state.encode_pending_repairs(),
+            doubts: state.encode_doubts(),
         }
     }
 }
@@ -139,6 +186,15 @@ fn write_key(
 ) -> Result<bool, StoreError> {
     save(environment.older_entries, txn, key, &before.older_entries, &state.encode_older_entries())?;
     save(environment.pending_repairs, txn, key, &before.pending_repairs, &state.encode_pending_repairs())?;
+    let doubts = state.encode_doubts();
+    if !doubts.is_empty() && doubts != before.doubts {
+        // A sweep finds out until when.
+        for doubt in &state.doubts {
+            let at = doubt.timestamp.max(LogTime::default());
+            environment.sweep_times.put(txn, &sweep_key(at, key), &())?;
+        }
+    }
+    save(environment.doubts, txn, key, &before.doubts, &doubts)?;
     let newest = state.entries.first();
     if newest.map(Entry::as_bytes) == before.newest.as_ref().map(Entry::as_bytes) {
         return Ok(false);
@@ -170,19 +226,25 @@ pub(super) struct KeyLookup {
     shown_to_readers: bool,
     look_into_older_entries: bool,
     look_into_pending_repairs: bool,
+    look_into_doubts: bool,
 }
 
 impl KeyLookup {
     /// Finds a key's entries, to choose among them; nothing is applied to them.
-    pub const ENTRIES_ONLY: Self =
-        Self { shown_to_readers: false, look_into_older_entries: true, look_into_pending_repairs: false };
+    pub const ENTRIES_ONLY: Self = Self {
+        shown_to_readers: false,
+        look_into_older_entries: true,
+        look_into_pending_repairs: false,
+        look_into_doubts: false,
+    };
 
-    fn of(environment: &Environment, txn: &RoTxn<'_>) -> Result<Self, StoreError> {
+    pub fn of(environment: &Environment, txn: &RoTxn<'_>) -> Result<Self, StoreError> {
         Ok(Self {
             shown_to_readers: environment.is_restored(txn)?,
-            // Both databases are empty nearly always.
+            // These databases are empty nearly always.
             look_into_older_entries: !environment.older_entries.is_empty(txn)?,
             look_into_pending_repairs: !environment.pending_repairs.is_empty(txn)?,
+            look_into_doubts: !environment.doubts.is_empty(txn)?,
         })
     }
 
@@ -206,6 +268,11 @@ impl KeyLookup {
             && let Some(bytes) = environment.pending_repairs.get(txn, key)?
         {
             state.pending_repairs = parse_pending_repairs(bytes)?;
+        }
+        if self.look_into_doubts
+            && let Some(bytes) = environment.doubts.get(txn, key)?
+        {
+            state.doubts = parse_pending_repairs(bytes)?;
         }
         Ok(state)
     }

@@ -54,10 +54,12 @@ impl Environment {
             let (key, stored) = item?;
             parse_older_entries(stored)?.iter().try_for_each(|entry| check("others", key, entry))?;
         }
-        for item in self.pending_repairs.iter(&txn)? {
-            let (key, stored) = item?;
-            if !parse_pending_repairs(stored)?.iter().all(|pending| applied(pending.position)) {
-                return Err(wrong("pending_repairs", key, "speaks of a record that was never applied"));
+        for (database, name) in [(self.pending_repairs, "pending_repairs"), (self.doubts, "doubts")] {
+            for item in database.iter(&txn)? {
+                let (key, stored) = item?;
+                if !parse_pending_repairs(stored)?.iter().all(|pending| applied(pending.position)) {
+                    return Err(wrong(name, key, "speaks of a record that was never applied"));
+                }
             }
         }
         for item in self.sweep_times.iter(&txn)? {

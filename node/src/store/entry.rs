@@ -70,6 +70,23 @@ impl Entry {
         i64::from_be_bytes(bytes)
     }
 
+    /// Whether it is another writer's tombstone. Nodes forget those, each in its own time, so it is the same as nothing to whatever they must
+    /// decide alike.
+    #[must_use]
+    pub fn is_tombstone(&self) -> bool {
+        self.ttl() == ttl::DELETED && !self.has_record()
+    }
+
+    /// Whether it was neither deleted nor expired when the log's clock showed `now`. By its time to live alone, so that all nodes say the
+    /// same, also those that have swept it.
+    #[must_use]
+    pub fn is_live_at(&self, now: LogTime) -> bool {
+        match self.ttl() {
+            ttl::FOR_EVER => true,
+            ttl => ttl > now.ms(),
+        }
+    }
+
     /// Whether it is only shown, and decides nothing.
     #[must_use]
     pub fn is_provisional(&self) -> bool {

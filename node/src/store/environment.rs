@@ -30,17 +30,28 @@ use super::error::{explain, undecoded};
 use super::{Checkpoint, StoreError, pages};
 use crate::clock::{LogTime, WallTime};
 use crate::lmdb;
-use crate::log::{LogIdentity, LogTag, PartitionRead};
+use crate::log::{Level, LogIdentity, LogTag, PartitionRead};
 use bitacora_protocol::NextOffset;
 
 /// Changed whenever the bytes in the store mean something else; a store of another format is built anew.
-pub const FORMAT: &str = "3";
+pub const FORMAT: &str = "4";
 /// In the folder of an environment whose commits are not synced: the boot of the machine in which that began.
 const UNSYNCED: &str = "UNSYNCED";
 /// LMDB's own name for its file.
 pub const DATA_FILE: &str = "data.mdb";
 /// In an environment, those of [`Environment`].
-const DATABASES: u32 = 8;
+const DATABASES: u32 = 11;
+
+/// What is known of a partition at the next offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionState {
+    /// Of the next record to read.
+    pub next: NextOffset,
+    /// Whether compaction may have removed something that was not read, since everything up to the log's end was last applied. What a
+    /// conditional write expects can't be judged then: what would tell may be among it.
+    pub after_gap: bool,
+    pub level: Level,
+}
 
 /// An environment and its databases. Cheap to clone; closed when the last clone is gone.
 #[derive(Clone)]
@@ -53,6 +64,8 @@ pub(super) struct Environment {
     pub older_entries: Database<RawBytes, RawBytes>,
     /// Key → [`super::PendingRepair`]s.
     pub pending_repairs: Database<RawBytes, RawBytes>,
+    /// Key → those of them that are doubts.
+    pub doubts: Database<RawBytes, RawBytes>,
     /// When a sweep has to look at a key (ms, i64), and the key.
     pub sweep_times: Database<RawBytes, Unit>,
     /// Partition → next offset.
@@ -62,6 +75,10 @@ pub(super) struct Environment {
     pub latest: Database<U32<BigEndian>, I64<BigEndian>>,
     /// Partition → the leader's epoch of the record before the next offset, if known.
     pub epochs: Database<U32<BigEndian>, I64<BigEndian>>,
+    /// The partitions of which [`PartitionState::after_gap`] is true.
+    pub gaps: Database<U32<BigEndian>, Unit>,
+    /// Partition → its level, if the log has told it.
+    pub levels: Database<U32<BigEndian>, U32<BigEndian>>,
     /// `format`, `identity`, `restored`, `caught_up_at`.
     pub meta: Database<Str, Str>,
     /// The number in the name of its folder.
@@ -127,10 +144,13 @@ impl Environment {
             records: env.create_database(&mut txn, Some("records"))?,
             older_entries: env.create_database(&mut txn, Some("others"))?,
             pending_repairs: env.create_database(&mut txn, Some("pending_repairs"))?,
+            doubts: env.create_database(&mut txn, Some("doubts"))?,
             sweep_times: env.create_database(&mut txn, Some("sweep_times"))?,
             positions: env.create_database(&mut txn, Some("positions"))?,
             latest: env.create_database(&mut txn, Some("latest"))?,
             epochs: env.create_database(&mut txn, Some("epochs"))?,
+            gaps: env.create_database(&mut txn, Some("gaps"))?,
+            levels: env.create_database(&mut txn, Some("levels"))?,
             meta: env.create_database(&mut txn, Some("meta"))?,
             env: env.clone(),
             number,
@@ -167,13 +187,15 @@ impl Environment {
     }
 
     pub fn clear(&self, txn: &mut RwTxn<'_>) -> heed::Result<()> {
-        for database in [self.records, self.older_entries, self.pending_repairs] {
+        for database in [self.records, self.older_entries, self.pending_repairs, self.doubts] {
             database.clear(txn)?;
         }
         self.sweep_times.clear(txn)?;
         self.positions.clear(txn)?;
         self.latest.clear(txn)?;
         self.epochs.clear(txn)?;
+        self.gaps.clear(txn)?;
+        self.levels.clear(txn)?;
         self.meta.clear(txn)?;
         self.meta.put(txn, "format", FORMAT)
     }
@@ -191,14 +213,14 @@ impl Environment {
         self.put_identity(&mut txn, identity)?;
         self.meta.put(&mut txn, "caught_up_at", &now.to_string())?;
         for (partition, next) in (0..).zip(next) {
-            self.put_read(&mut txn, PartitionRead::up_to(partition, *next))?;
+            self.put_read(&mut txn, PartitionRead::begin(partition, *next))?;
         }
         Ok(txn.commit()?)
     }
 
     /// Notes how far a partition has been read.
     pub fn put_read(&self, txn: &mut RwTxn<'_>, read: PartitionRead) -> Result<(), StoreError> {
-        let PartitionRead { partition, next, latest, epoch } = read;
+        let PartitionRead { partition, next, latest, epoch, gap, level } = read;
         let partition = partition.cast_unsigned();
         let before = self.positions.get(txn, &partition)?;
         let known = match self.latest.get(txn, &partition)?.map(LogTime::from_ms) {
@@ -209,6 +231,12 @@ impl Environment {
             let latest = latest.map_or(known, |latest| latest.max(known));
             self.latest.put(txn, &partition, &latest.ms())?;
         }
+        if gap {
+            self.gaps.put(txn, &partition, &())?;
+        }
+        if let Some(level) = level {
+            self.levels.put(txn, &partition, &level.0)?;
+        }
         match epoch {
             Some(epoch) => self.epochs.put(txn, &partition, &epoch.into())?,
             // The end that was reached with a record is told once more.
@@ -216,6 +244,22 @@ impl Environment {
             None => drop(self.epochs.delete(txn, &partition)?),
         }
         Ok(self.positions.put(txn, &partition, &next.0)?)
+    }
+
+    /// How far a partition has been read, and what is known of it there.
+    pub fn partition_state(&self, txn: &RoTxn<'_>, partition: i32) -> Result<PartitionState, StoreError> {
+        let partition = partition.cast_unsigned();
+        let next = self.positions.get(txn, &partition).map_err(undecoded("positions"))?;
+        Ok(PartitionState {
+            next: NextOffset(next.unwrap_or_default()),
+            after_gap: self.gaps.get(txn, &partition).map_err(undecoded("gaps"))?.is_some(),
+            level: self.level(txn, partition)?,
+        })
+    }
+
+    fn level(&self, txn: &RoTxn<'_>, partition: u32) -> Result<Level, StoreError> {
+        let level = self.levels.get(txn, &partition).map_err(undecoded("levels"))?;
+        Ok(level.map_or(Level::FIRST, Level))
     }
 
     pub fn put_identity(&self, txn: &mut RwTxn<'_>, identity: &LogIdentity) -> Result<(), StoreError> {
@@ -256,6 +300,7 @@ impl Environment {
         let txn = self.env.read_txn()?;
         let identity = self.identity(&txn)?;
         let (mut next, mut latest, mut epochs) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut after_gap, mut levels) = (Vec::new(), Vec::new());
         for item in self.positions.iter(&txn)? {
             let (partition, offset) = item.map_err(undecoded("positions"))?;
             if partition as usize != next.len() || offset < 0 {
@@ -266,10 +311,13 @@ impl Environment {
             latest.push(time.map(LogTime::from_ms));
             let epoch = self.epochs.get(&txn, &partition).map_err(undecoded("epochs"))?;
             epochs.push(epoch.and_then(|epoch| epoch.try_into().ok()));
+            after_gap.push(self.gaps.get(&txn, &partition).map_err(undecoded("gaps"))?.is_some());
+            levels.push(self.level(&txn, partition)?);
         }
         let caught_up_at = self.meta.get(&txn, "caught_up_at").map_err(undecoded("meta"))?;
         let caught_up_at = caught_up_at.and_then(|text| text.parse().ok()).map(WallTime::from_ms);
-        Ok(Checkpoint { identity, restored: self.is_restored(&txn)?, next, latest, epochs, caught_up_at })
+        let restored = self.is_restored(&txn)?;
+        Ok(Checkpoint { identity, restored, next, latest, epochs, after_gap, levels, caught_up_at })
     }
 
     /// The size of a copy without free pages, in bytes; what is written meanwhile comes on top.
@@ -285,10 +333,13 @@ impl Environment {
             self.records.stat(txn)?,
             self.older_entries.stat(txn)?,
             self.pending_repairs.stat(txn)?,
+            self.doubts.stat(txn)?,
             self.sweep_times.stat(txn)?,
             self.positions.stat(txn)?,
             self.latest.stat(txn)?,
             self.epochs.stat(txn)?,
+            self.gaps.stat(txn)?,
+            self.levels.stat(txn)?,
             self.meta.stat(txn)?,
         ];
         Ok(stats.iter().map(|stat| (stat.branch_pages + stat.leaf_pages + stat.overflow_pages) as u64).sum())

@@ -28,11 +28,11 @@ use parking_lot::Mutex;
 pub use self::apply::{Applied, Decided, Decision};
 pub use self::copy::{Incoming, StoreCopy};
 pub use self::entry::{Entry, State};
-pub use self::environment::{DATA_FILE, FORMAT};
+pub use self::environment::{DATA_FILE, FORMAT, PartitionState};
 pub use self::error::StoreError;
-pub use self::read::Tier;
+pub use self::read::{Tier, VersionedRead};
 pub use self::stats::{Disk, StoreStats};
-pub use self::trimming::{Change, NeededRepair, PendingRepair, TrimQuery, Trimmable, Writer};
+pub use self::trimming::{Change, Judgement, NeededRepair, PendingRepair, TrimQuery, Trimmable, Writer};
 
 use self::cache::CacheCounters;
 use self::environment::Environment;
@@ -40,7 +40,7 @@ use self::error::explain;
 use self::folder::StoreFolder;
 use self::generation::Generation;
 use crate::clock::{LogTime, WallTime};
-use crate::log::LogIdentity;
+use crate::log::{Level, LogIdentity};
 use bitacora_protocol::NextOffset;
 
 pub struct Store {
@@ -72,6 +72,10 @@ pub struct Checkpoint {
     pub latest: Vec<Option<LogTime>>,
     /// Per partition, [`crate::log::PartitionRead::epoch`] of the next offset.
     pub epochs: Vec<Option<i32>>,
+    /// Per partition, [`PartitionState::after_gap`].
+    pub after_gap: Vec<bool>,
+    /// Per partition, what the log says of what is behind the next offset.
+    pub levels: Vec<Level>,
     /// When everything up to the log's end was last known to be applied; until the first time, when the reading began. By
     /// this machine's clock, and no later than the log's showed: the age of a store is told by the former.
     pub caught_up_at: Option<WallTime>,

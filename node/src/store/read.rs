@@ -3,14 +3,44 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
+use super::apply::KeyLookup;
 use super::generation::Generation;
 use super::{Entry, Store, StoreError};
-use crate::log::LogTag;
+use crate::clock::LogTime;
+use crate::log::{Expected, Level, LogTag};
 
 /// A page of a scan ends with the record that reaches this.
 pub(super) const MAX_SCAN_BYTES: usize = 1 << 20;
 /// A page of a scan looks at no more keys, so that a range of deleted ones holds no transaction for long.
 pub(super) const MAX_SCAN_KEYS: usize = 50_000;
+
+/// What a partition holds of a key, for whoever decides on it: [`Store::versioned`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VersionedRead {
+    /// Its position is the key's version. `None` also where the partition holds a tombstone or a provisional entry: those are nothing to
+    /// what is to be decided.
+    pub entry: Option<Entry>,
+    /// What the partition holds may not be what the log says: nothing may be decided by it, nor told as what is there now.
+    pub in_doubt: bool,
+    /// Whether another partition holds a record of the key, a delete marker perhaps.
+    pub elsewhere: bool,
+    /// Of the partition.
+    pub level: Level,
+    /// That this is of.
+    pub log: LogTag,
+}
+
+impl VersionedRead {
+    /// What a write says that it expects, which is meant for exactly this and was judged when the log's clock showed `now`.
+    #[must_use]
+    pub fn expected(&self, now: LogTime) -> Expected {
+        match &self.entry {
+            None => Expected::Nothing,
+            Some(entry) if entry.is_live_at(now) => Expected::Live(entry.position().offset),
+            Some(entry) => Expected::Dead(entry.position().offset),
+        }
+    }
+}
 
 /// Where a record was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +72,37 @@ impl Store {
                 return Ok((found, generation.log));
             }
         }
+    }
+
+    /// What a partition holds of a key that nodes take, in one moment and past the cache.
+    ///
+    /// # Errors
+    /// When LMDB fails.
+    pub fn versioned(&self, key: &[u8], partition: i32) -> Result<VersionedRead, StoreError> {
+        let generation = self.current.load_full();
+        let environment = &generation.environment;
+        let txn = environment.env.read_txn()?;
+        let state = KeyLookup::of(environment, &txn)?.key_state(environment, &txn, key)?;
+        let is_of_partition = |entry: &Entry| entry.position().partition == partition;
+        let mut real = state.entries.iter().filter(|entry| !entry.is_provisional());
+        Ok(VersionedRead {
+            elsewhere: real.clone().any(|entry| !is_of_partition(entry)),
+            entry: real.find(|entry| is_of_partition(entry) && !entry.is_tombstone()).cloned(),
+            in_doubt: state.is_in_doubt(partition),
+            level: environment.partition_state(&txn, partition)?.level,
+            log: environment.log_in(&txn)?,
+        })
+    }
+
+    /// Whether what the store holds of a key may not be what the log says, whichever partition it is in.
+    ///
+    /// # Errors
+    /// When LMDB fails.
+    pub fn in_doubt(&self, key: &[u8]) -> Result<bool, StoreError> {
+        let generation = self.current.load_full();
+        let environment = &generation.environment;
+        let txn = environment.env.read_txn()?;
+        Ok(!environment.doubts.is_empty(&txn)? && environment.doubts.get(&txn, key)?.is_some())
     }
 
     /// Reads from one generation, be it the current one or, by now, the one before.

@@ -12,6 +12,8 @@ pub struct StoreStats {
     pub records: u64,
     /// Keys with pending repairs: see [`Store::needed_repairs`].
     pub pending_repairs: u64,
+    /// Keys of which it is not known what the log says: see [`Store::versioned`].
+    pub keys_in_doubt: u64,
     /// Size of LMDB's file.
     pub bytes: u64,
     /// It can't grow beyond this.
@@ -59,6 +61,7 @@ impl Store {
         Ok(StoreStats {
             records: records.entries as u64,
             pending_repairs: environment.pending_repairs.stat(&txn)?.entries as u64,
+            keys_in_doubt: environment.doubts.stat(&txn)?.entries as u64,
             bytes: environment.env.real_disk_size()?,
             map_bytes: info.map_size as u64,
             used_pages,

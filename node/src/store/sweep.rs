@@ -8,6 +8,7 @@ use heed::RwTxn;
 
 use super::apply::{KeyLookup, save};
 use super::environment::Environment;
+use super::trimming::{KeyState, PendingRepair, parse_pending_repairs};
 use super::{Entry, Store, StoreError};
 use crate::clock::LogTime;
 
@@ -25,13 +26,16 @@ struct SweepTimes {
     retention: Duration,
     /// Until when everything has been read.
     read_until: Option<LogTime>,
+    /// How long a doubt lasts.
+    compaction_lag: Duration,
 }
 
 impl Store {
     /// Drops from disk and memory the values of keys that have expired at `now`, of a bounded number of keys; their positions stay.
     /// Forgets the tombstones of other writers that were `retention` old at `read_until`, until when everything has been read: before
     /// that, the log may have something to come that they decide. Both times are past by both clocks
-    /// ([`crate::clock::past_by_both_clocks`]), since what is dropped does not come back. Returns how many keys it changed.
+    /// ([`crate::clock::past_by_both_clocks`]), since what is dropped does not come back. Ends the doubts that were `compaction_lag` old
+    /// at `read_until`: whatever had no effect until then has been repaired. Returns how many keys it changed.
     ///
     /// # Errors
     /// When LMDB fails; nothing is changed then.
@@ -40,6 +44,7 @@ impl Store {
         now: LogTime,
         retention: Duration,
         read_until: Option<LogTime>,
+        compaction_lag: Duration,
     ) -> Result<usize, StoreError> {
         let written = self.written();
         let environment = written.environment();
@@ -47,12 +52,20 @@ impl Store {
         if due.is_empty() {
             return Ok(0);
         }
-        let times = SweepTimes { now, retention, read_until };
+        let times = SweepTimes { now, retention, read_until, compaction_lag };
+        let mut are_doubts = None;
         let mut txn = environment.env.write_txn()?;
         let mut swept = Vec::new();
         for sweep_key in &due {
             environment.sweep_times.delete(&mut txn, sweep_key)?;
             let (at, key) = parse_sweep_key(sweep_key)?;
+            let are_doubts = match are_doubts {
+                Some(are) => are,
+                None => *are_doubts.insert(!environment.doubts.is_empty(&txn)?),
+            };
+            if are_doubts {
+                sweep_doubts(environment, &mut txn, key, times)?;
+            }
             if sweep_one(environment, &mut txn, key, at, times)? {
                 swept.push(key);
             }
@@ -74,6 +87,25 @@ fn due_until(environment: &Environment, now: LogTime) -> Result<Vec<Vec<u8>>, St
     let range = (Bound::Unbounded, Bound::Excluded(&end[..]));
     let due = environment.sweep_times.range(&txn, &range)?.take(MAX_KEYS_PER_SWEEP);
     Ok(due.map(|item| item.map(|(sweep_key, ())| sweep_key.to_vec())).collect::<Result<_, _>>()?)
+}
+
+/// Ends the doubts of a key that are past.
+fn sweep_doubts(
+    environment: &Environment,
+    txn: &mut RwTxn<'_>,
+    key: &[u8],
+    times: SweepTimes,
+) -> Result<(), StoreError> {
+    let Some(stored) = environment.doubts.get(txn, key)? else { return Ok(()) };
+    let stored = stored.to_vec();
+    let ends_at = |doubt: &PendingRepair| doubt.timestamp + times.compaction_lag;
+    let mut state = KeyState { doubts: parse_pending_repairs(&stored)?, ..KeyState::default() };
+    state.doubts.retain(|doubt| times.read_until.is_none_or(|read_until| ends_at(doubt) > read_until));
+    if let Some(next) = state.doubts.iter().map(ends_at).min() {
+        let again = if next > times.now { next } else { times.now + SWEEP_AGAIN_AFTER };
+        environment.sweep_times.put(txn, &sweep_key(again, key), &())?;
+    }
+    save(environment.doubts, txn, key, &stored, &state.encode_doubts())
 }
 
 /// Looks at one key, which was due `at` some time. Returns whether it was changed.
@@ -104,7 +136,8 @@ fn sweep_one(
     } else if entry.ttl() == ttl::DELETED {
         let forget_at = entry.timestamp() + times.retention;
         let decides_nothing = environment.older_entries.get(txn, key)?.is_none()
-            && environment.pending_repairs.get(txn, key)?.is_none();
+            && environment.pending_repairs.get(txn, key)?.is_none()
+            && environment.doubts.get(txn, key)?.is_none();
         if decides_nothing && is_read_until(forget_at) {
             environment.records.delete(txn, key)?;
             return Ok(true);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::GRACE_FOR_ELECTED_TRIMMER;
 use crate::clock::LogTime;
-use crate::log::{Condition, LogTag, NewRecord};
+use crate::log::{Condition, Level, LogTag, NewRecord};
 use crate::replication::progress::AppliedUntil;
 use crate::store::{NeededRepair, Store, StoreError, TrimQuery, Trimmable};
 use bitacora_protocol::Position;
@@ -29,9 +29,7 @@ pub(super) struct Trimmer {
 impl Trimmer {
     /// `retention`: how long a record stays after it died.
     pub fn new(store: Arc<Store>, retention: Duration) -> Self {
-        // In less, a repair that was left to the elected trimmer for a while would come too late.
-        let window = (retention / 4).max(2 * GRACE_FOR_ELECTED_TRIMMER);
-        Self { store, retention, window, after: Vec::new() }
+        Self { store, retention, window: window(retention), after: Vec::new() }
     }
 
     /// The records that repair what is pending since `void_since`, or longer.
@@ -41,29 +39,7 @@ impl Trimmer {
     pub fn repairs(&self, void_since: LogTime) -> Result<Vec<NewRecord>, StoreError> {
         let (log, needed) = self.store.needed_repairs(MAX_RECORDS_PER_ROUND)?;
         let needed = needed.into_iter().filter(|needed| needed.pending.timestamp <= void_since);
-        Ok(needed.map(|needed| self.repair(log, needed)).collect())
-    }
-
-    fn repair(
-        &self,
-        log: LogTag,
-        NeededRepair { key, pending, entry, replaced_at }: NeededRepair,
-    ) -> NewRecord {
-        let until = pending.timestamp + self.window;
-        let Some(entry) = entry else {
-            // A trim of all that was before: what had said so is behind in compaction now.
-            let before = Position { offset: (pending.position.offset - 1).max(0), ..pending.position };
-            return trim(key, before, until, log);
-        };
-        let Position { partition, offset } = entry.position();
-        if replaced_at.is_some_and(|at| at <= pending.timestamp - self.retention / 2) {
-            // It need not be said again.
-            return trim(key, entry.position(), until, log);
-        }
-        let condition = Condition::Repair { offset, timestamp: entry.timestamp(), until, log, reach: None };
-        // The repair of a tombstone is a tombstone again.
-        let value = entry.has_record().then(|| entry.record_bytes().to_vec());
-        NewRecord::conditional(partition, key, value, condition)
+        Ok(needed.map(|needed| repair(self.retention, log, needed)).collect())
     }
 
     /// Whether the next look begins with the first key.
@@ -89,6 +65,44 @@ impl Trimmer {
         let until = applied.log_time + self.window;
         Ok((records.into_iter().map(|(key, position)| trim(key, position, until, log)).collect(), all))
     }
+}
+
+/// The records that repair what is pending of one key, where dead records stay for `retention`; to be appended at once by who finds its own
+/// conditional write void. None of a key in doubt.
+///
+/// # Errors
+/// When the store fails.
+pub fn repairs_of(store: &Store, retention: Duration, key: &[u8]) -> Result<Vec<NewRecord>, StoreError> {
+    let (log, needed) = store.needed_repairs_of(key)?;
+    Ok(needed.into_iter().map(|needed| repair(retention, log, needed)).collect())
+}
+
+/// How long what is decided takes effect.
+fn window(retention: Duration) -> Duration {
+    // In less, a repair that was left to the elected trimmer for a while would come too late.
+    (retention / 4).max(2 * GRACE_FOR_ELECTED_TRIMMER)
+}
+
+/// The record that repairs what is pending, where dead records stay for `retention`.
+fn repair(
+    retention: Duration,
+    log: LogTag,
+    NeededRepair { key, pending, entry, replaced_at, level }: NeededRepair,
+) -> NewRecord {
+    let until = pending.timestamp + window(retention);
+    // It need not be said again.
+    let is_replaced = replaced_at.is_some_and(|at| at <= pending.timestamp - retention / 2);
+    let Some(entry) = entry.filter(|_| !is_replaced) else {
+        // A trim of all that was before: what had said so is behind in compaction now.
+        return trim(key, pending.position, until, log);
+    };
+    let Position { partition, offset } = entry.position();
+    // Who only understands the first level would not understand how far it reaches.
+    let reach = (level >= Level::CONDITIONAL_WRITES).then_some(pending.position.offset);
+    let condition = Condition::Repair { offset, timestamp: entry.timestamp(), until, log, reach };
+    // The repair of a tombstone is a tombstone again.
+    let value = entry.has_record().then(|| entry.record_bytes().to_vec());
+    NewRecord::conditional(partition, key, value, condition)
 }
 
 fn trim(key: Vec<u8>, Position { partition, offset }: Position, until: LogTime, log: LogTag) -> NewRecord {

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 
 use self::decision::Trimmer;
+pub use self::decision::repairs_of;
 use crate::clock::{Clock, LogTime, Moment};
 use crate::cluster::Membership;
 use crate::log::{Log, NewRecord};

@@ -77,7 +77,7 @@ pub fn compare_new_node(world: &mut World, spare: &Store) -> Outcome {
             batch.push(read(world.mistake, partition, record));
         }
     }
-    replication::apply(spare, &batch, world.identity().tag()).map_err(failed)?;
+    replication::apply(spare, &batch, world.identity().tag(), &[]).map_err(failed)?;
     world.counts.compared += 1;
     compare(world, spare, "a new node")
 }

@@ -14,13 +14,14 @@ use super::*;
 use crate::clock::manual::ManualClock;
 use crate::clock::{Clock as _, LogTime, WallTime};
 use crate::log::{
-    AppendError, Appended, Batch, Condition, LogInfo, LogReader, LogRecord, LogTag, NewRecord, OpenError,
+    AppendError, Appended, Batch, Condition, Level, LogInfo, LogReader, LogRecord, LogTag, NewRecord, OpenError,
     ReadError,
 };
-use crate::store::{Change, Writer};
+use crate::store::{Change, Judgement, Writer};
 use crate::testing::damage::{damaged, damages};
 use bitacora_protocol::{HighWatermark, NextOffset, Position};
 
+mod attempts;
 mod log_replaced;
 mod records;
 mod restore;
@@ -48,6 +49,11 @@ enum Step {
         key: &'static str,
         value: Option<Vec<u8>>,
         condition: Condition,
+    },
+    /// A record that tells the partition's level.
+    Level {
+        offset: i64,
+        level: u32,
     },
     /// A record of the key `k`.
     At {
@@ -179,19 +185,24 @@ struct ScriptedReader(Script);
 
 impl LogReader for ScriptedReader {
     fn poll(&mut self, _: Duration, batch: &mut Batch) -> Result<(), ReadError> {
-        let mut push = |offset, timestamp, key: Option<&[u8]>, value: Option<&[u8]>, condition| {
+        let mut push = |offset, timestamp, key: Option<&[u8]>, value: Option<&[u8]>, condition, level| {
             let (position, timestamp) = (Position { partition: 0, offset }, log_ms(timestamp));
-            batch.push(LogRecord { position, timestamp, key, value, condition, level: None, epoch: None });
+            batch.push(LogRecord { position, timestamp, key, value, condition, level, epoch: None });
         };
         match self.0.0.lock().pop_front() {
             Some(Step::Record { offset, key, value }) => {
-                push(offset, 1_000 + offset, key, value.as_deref(), None);
+                push(offset, 1_000 + offset, key, value.as_deref(), None, None);
             }
             Some(Step::ConditionalRecord { offset, key, value, condition }) => {
-                push(offset, 1_000 + offset, Some(key.as_bytes()), value.as_deref(), Some(condition));
+                let (key, condition) = (Some(key.as_bytes()), Some(condition));
+                push(offset, 1_000 + offset, key, value.as_deref(), condition, None);
             }
             Some(Step::At { offset, timestamp }) => {
-                push(offset, timestamp, Some(b"k"), Some(&encoded("k", "another")), None);
+                push(offset, timestamp, Some(b"k"), Some(&encoded("k", "another")), None, None);
+            }
+            Some(Step::Level { offset, level }) => {
+                let key = Level::KEY.as_bytes();
+                push(offset, 1_000 + offset, Some(key), Some(b"a marker"), None, Some(Level(level)));
             }
             Some(Step::End(next)) => batch.reached(0, NextOffset(next)),
             Some(Step::LogTime(time)) => batch.appended_at(log_ms(time)),
@@ -241,10 +252,10 @@ impl Setup {
         let script = log.script();
         let progress = Arc::new(Progress::new(Arc::new(clock.clone())));
         let alone = Parts::alone(log.clone(), store.clone(), RETENTION).expect("names differ");
-        let metrics = alone.metrics.clone();
+        let (metrics, decisions) = (alone.metrics.clone(), alone.decisions.clone());
         let parts = Parts { progress: progress.clone(), ..alone };
         let (applier, watermarks) = halves(parts).expect("the store is readable");
-        Bench { store, progress, metrics, log, script, clock, applier, watermarks }
+        Bench { store, progress, metrics, decisions, log, script, clock, applier, watermarks }
     }
 }
 
@@ -253,6 +264,7 @@ struct Bench {
     store: Arc<Store>,
     progress: Arc<Progress>,
     metrics: Arc<Metrics>,
+    decisions: Arc<Decisions>,
     log: Arc<Scripted>,
     script: Script,
     clock: ManualClock,

@@ -1,4 +1,8 @@
+use super::super::continuity::Place;
 use super::*;
+use crate::log::{Expected, Level};
+
+const PLACE: Place = Place { complete: true, level: Level::CONDITIONAL_WRITES };
 
 #[test]
 fn poison_is_skipped_and_counted() {
@@ -101,7 +105,7 @@ fn a_trim_or_repair_of_another_topic_has_no_effect() {
             level: None,
             epoch: None,
         };
-        decode(&record, 100, log).expect("it is whole").1
+        decode(&record, 100, log, PLACE).expect("it is whole").1
     };
     for offset in [3, 99] {
         let trim = Condition::Trim { offset, until: log_ms(5), log: there };
@@ -124,7 +128,7 @@ fn a_trim_or_repair_of_another_topic_has_no_effect() {
 proptest! {
     #[test]
     fn any_record_is_an_allowed_change_or_poison_with_a_reason(
-        offset in 0..i64::MAX, named in prop_oneof![0..100_i64, any::<i64>()], timestamp: i64, until: i64, kind in 0..5_u8,
+        offset in 0..i64::MAX, named in prop_oneof![0..100_i64, any::<i64>()], timestamp: i64, until: i64, kind in 0..8_u8,
         key in prop::option::of(prop_oneof![
             Just(b"key".to_vec()),
             any::<Vec<u8>>(),
@@ -142,6 +146,8 @@ proptest! {
             0 => Some(Condition::Trim { offset: named, until, log: LOG }),
             1 => Some(Condition::Repair { offset: named, timestamp, until, log: LOG, reach: None }),
             2 => Some(Condition::Unreadable),
+            3 => Some(Condition::Attempt { expected: Expected::Live(named), until, log: LOG }),
+            4 => Some(Condition::Attempt { expected: Expected::Nothing, until, log: LOG }),
             _ => None,
         };
         let mut encoded = Vec::new();
@@ -149,7 +155,7 @@ proptest! {
         let damaged = damaged(&encoded, &damages);
         for value in [value.as_deref(), Some(encoded.as_slice()), Some(&damaged)] {
             let record = LogRecord { position: at, timestamp, key: key.as_deref(), value, condition, level: None, epoch: None };
-            match decode(&record, MAX_KEY, LOG) {
+            match decode(&record, MAX_KEY, LOG, PLACE) {
                 Ok((found, change)) => {
                     prop_assert!(!found.is_empty() && found.len() <= MAX_KEY && std::str::from_utf8(found).is_ok());
                     prop_assert_eq!(Some(found), key.as_deref());
@@ -163,6 +169,12 @@ proptest! {
                         }
                         Change::Trim { at: lies, offset: of, .. } => {
                             prop_assert!(lies == at && (0..offset).contains(&of) && value.is_none() && timestamp <= until);
+                        }
+                        Change::Attempt { entry, expected, judgement } => {
+                            prop_assert!(entry.position() == at && entry.is_of(found) && entry.has_record());
+                            prop_assert!(expected.offset().is_none_or(|of| (0..offset).contains(&of)));
+                            let late = until < timestamp;
+                            prop_assert_eq!(judgement, if late { Judgement::VoidByItself } else { Judgement::ByTheStore });
                         }
                         Change::NoEffect { at: lies, .. } => {
                             let late = condition.is_some() && until < timestamp;
@@ -179,7 +191,7 @@ proptest! {
             }
         }
         let record = LogRecord { position: at, timestamp, key: Some(b"key"), value: Some(&encoded), condition: None, level: None, epoch: None };
-        let (_, change) = decode(&record, MAX_KEY, LOG).expect("it is whole");
+        let (_, change) = decode(&record, MAX_KEY, LOG, PLACE).expect("it is whole");
         let Change::Write(entry) = change else { panic!("it is a write") };
         let found = (entry.record_bytes(), entry.ttl(), entry.timestamp());
         prop_assert_eq!(found, (encoded.as_slice(), ttl, timestamp));

@@ -9,6 +9,8 @@ fn only_a_later_record_among_those_read_tells() {
         next: vec![NextOffset(5)],
         latest: vec![Some(log_ms(1_004))],
         epochs: vec![None],
+        after_gap: vec![false],
+        levels: vec![crate::log::Level::FIRST],
         caught_up_at: None,
     };
     let look = |later: Option<i64>, steps: &[Step]| {

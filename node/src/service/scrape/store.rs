@@ -11,6 +11,8 @@ declare_metrics! {
         records: IntGauge = gauge("store_records", "Keys in the store, delete markers included."),
         pending_repairs: IntGauge =
             gauge("pending_repairs", "Keys with records of trimmers that are not repaired yet."),
+        keys_in_doubt: IntGauge =
+            gauge("keys_in_doubt", "Keys of which this node does not know yet what the log says."),
         bytes: IntGauge = gauge("store_bytes", "Size of the store's file."),
         map_bytes: IntGauge = gauge("store_map_bytes", "Size of LMDB's map."),
         used_pages: IntGauge = gauge("store_used_pages", "LMDB pages that hold something."),
@@ -32,6 +34,7 @@ impl StoreMetrics {
         for (metric, value) in [
             (&self.records, store.records),
             (&self.pending_repairs, store.pending_repairs),
+            (&self.keys_in_doubt, store.keys_in_doubt),
             (&self.bytes, store.bytes),
             (&self.map_bytes, store.map_bytes),
             (&self.used_pages, store.used_pages),

@@ -1,5 +1,6 @@
 //! Tests of the store, by what they are about; and what they have in common.
 
+mod attempts;
 pub(crate) mod copies;
 mod records;
 mod scan;
@@ -77,11 +78,12 @@ pub(super) fn at(offset: i64) -> Position {
 }
 
 pub(super) fn trim(offset: i64, of: i64) -> Change {
-    Change::Trim { at: at(offset), timestamp: log_ms(offset), offset: of }
+    Change::Trim { at: at(offset), timestamp: log_ms(offset), offset: of, settles: offset, complete: true }
 }
 
 pub(super) fn repair(offset: i64, of: i64, body: &str) -> Change {
-    Change::Repair { at: at(offset), timestamp: log_ms(offset), entry: entry(P0, of, 1_000 + of, body) }
+    let entry = entry(P0, of, 1_000 + of, body);
+    Change::Repair { at: at(offset), timestamp: log_ms(offset), entry, reach: of, settles: offset, complete: true }
 }
 
 pub(super) fn write(offset: i64, body: &str) -> Entry {

@@ -24,6 +24,8 @@ fn records_and_positions_survive_together() {
         next: vec![NextOffset(5), NextOffset(7)],
         latest: vec![Some(LogTime::MIN), Some(LogTime::MIN)],
         epochs: vec![None, None],
+        after_gap: vec![false, true],
+        levels: vec![Level::FIRST, Level::FIRST],
         caught_up_at: Some(wall_ms(9)),
     };
     assert_eq!(store.checkpoint().expect("readable"), expected);
@@ -102,6 +104,8 @@ fn reset_leaves_nothing_behind() {
         next: vec![NextOffset(0)],
         latest: vec![Some(LogTime::MIN)],
         epochs: vec![None],
+        after_gap: vec![false],
+        levels: vec![Level::FIRST],
         caught_up_at: Some(wall_ms(5)),
     };
     assert_eq!(store.checkpoint().expect("readable"), expected);

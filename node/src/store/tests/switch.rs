@@ -49,6 +49,8 @@ fn old_store_is_read_until_the_new_one_is_complete() {
         next: vec![NextOffset(1)],
         latest: vec![Some(LogTime::MIN)],
         epochs: vec![None],
+        after_gap: vec![false],
+        levels: vec![Level::FIRST],
         caught_up_at: Some(wall_ms(3)),
     };
     assert_eq!(store.checkpoint().expect("readable"), expected);

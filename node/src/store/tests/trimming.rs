@@ -14,12 +14,12 @@ fn trim_removes_what_it_has_seen_and_nothing_newer() {
     let (_dir, store) = filled(&[]);
     apply(&store, dead(5, "five"));
     assert!(shown(&store).is_some());
-    assert_eq!(apply(&store, trim(6, 5)), Applied { changed: 1, trimmed: 1, void: 0 });
+    assert_eq!(apply(&store, trim(6, 5)), Applied { changed: 1, trimmed: 1, ..Applied::default() });
     assert_eq!((shown(&store), pending_repairs(&store)), (None, vec![]));
     assert_eq!(store.get(b"k").expect("readable"), None, "the cache forgot it too");
     assert_eq!(apply(&store, trim(7, 5)), Applied::default(), "the second of two trimmers changes nothing");
     apply(&store, write(8, "eight"));
-    assert_eq!(apply(&store, trim(9, 7)), Applied { changed: 0, trimmed: 0, void: 1 });
+    assert_eq!(apply(&store, trim(9, 7)), Applied { void: 1, ..Applied::default() });
     assert_eq!(shown(&store), Some((8, 1_008, "eight".into())));
     assert_eq!(pending_repairs(&store), [9]);
 }
@@ -29,10 +29,10 @@ fn record_without_effect_leaves_a_pending_repair() {
     let (_dir, store) = filled(&[]);
     let nothing = |offset, by| Change::NoEffect { at: at(offset), timestamp: log_ms(offset), by };
     let poison = |offset| nothing(offset, Writer::Unknown);
-    let void = Applied { changed: 0, trimmed: 0, void: 1 };
+    let void = Applied { void: 1, ..Applied::default() };
     assert_eq!(apply(&store, poison(3)), Applied::default());
     assert_eq!((shown(&store), pending_repairs(&store)), (None, vec![]), "it is none of ours");
-    assert_eq!(apply(&store, nothing(4, Writer::Trimmer)), void);
+    assert_eq!(apply(&store, nothing(4, Writer::Trimmer)), void.clone());
     assert_eq!(
         (shown(&store), pending_repairs(&store)),
         (None, vec![4]),
@@ -45,7 +45,7 @@ fn record_without_effect_leaves_a_pending_repair() {
     apply(&store, write(7, "seven"));
     assert_eq!((shown(&store), pending_repairs(&store)), (Some((7, 1_007, "seven".into())), vec![]));
     for offset in [8, 9] {
-        assert_eq!(apply(&store, poison(offset)), void);
+        assert_eq!(apply(&store, poison(offset)), void.clone());
         assert_eq!(pending_repairs(&store), [offset], "one for the newest is enough");
     }
     assert_eq!(apply(&store, poison(3)), Applied::default(), "it was applied before");
@@ -114,7 +114,7 @@ fn pending_repairs_survive_a_restart_but_not_a_reset() {
         (k, trim(5, 1)),
     ];
     let applied = store.apply(&mut batch, &[(P0, NextOffset(6))]).expect("applied");
-    assert_eq!(applied, Applied { changed: 2, trimmed: 1, void: 1 });
+    assert_eq!(applied, Applied { changed: 2, trimmed: 1, void: 1, ..Applied::default() });
     drop(store);
     let store = open(dir.path());
     let (_, needed) = store.needed_repairs(9).expect("readable");
@@ -137,7 +137,7 @@ fn replaced_record_is_remembered_until_it_is_trimmed() {
     let found = |dead_since, replaced_since| trimmable(&store, dead_since, replaced_since);
     assert_eq!(found(9_000, 1_999), [], "what is dead is not trimmed before the other is gone");
     assert_eq!(found(9_000, 2_000), [(b"k".to_vec(), at(8))]);
-    assert_eq!(apply(&store, trim(10, 8)), Applied { changed: 0, trimmed: 1, void: 0 });
+    assert_eq!(apply(&store, trim(10, 8)), Applied { trimmed: 1, ..Applied::default() });
     assert_eq!(found(1_999, 9_000), []);
     assert_eq!(found(2_000, 9_000), [(b"k".to_vec(), marker.position())]);
 }
@@ -147,7 +147,7 @@ fn replaced_record_is_remembered_until_it_is_trimmed() {
 #[test]
 fn provisional_entries_show_nothing_older_or_too_early() {
     let of_1 = |offset| Position { partition: 1, offset };
-    let trim_1 = |offset, of| Change::Trim { at: of_1(offset), timestamp: log_ms(9_000), offset: of };
+    let trim_1 = |offset, of| Change::Trim { at: of_1(offset), timestamp: log_ms(9_000), offset: of, settles: offset, complete: false };
     let marker = |offset| Entry::new(of_1(offset), log_ms(2_000), -1, b"marker");
     let text = |store: &Store| shown(store).map(|shown| shown.2);
     let is_dead = |store: &Store| {
@@ -164,7 +164,7 @@ fn provisional_entries_show_nothing_older_or_too_early() {
         assert_eq!(apply(&store, trim_1(1, 0)).trimmed, 1);
         assert!(is_dead(&store));
         assert_eq!(trimmable(&store, 9_000, 9_000), []);
-        assert_eq!(store.sweep(log_ms(9_000), Duration::ZERO, None).expect("swept"), 0);
+        assert_eq!(store.sweep(log_ms(9_000), Duration::ZERO, None, Duration::ZERO).expect("swept"), 0);
         assert!(is_dead(&store));
         if read {
             assert_eq!(apply(&store, trim(10, 8)).trimmed, 1);
@@ -172,13 +172,13 @@ fn provisional_entries_show_nothing_older_or_too_early() {
         } else {
             let again = 9_000 + SWEEP_AGAIN_MS;
             assert_eq!(
-                store.sweep(log_ms(again), Duration::ZERO, Some(log_ms(again - 1))).expect("swept"),
+                store.sweep(log_ms(again), Duration::ZERO, Some(log_ms(again - 1)), Duration::ZERO).expect("swept"),
                 0,
                 "it was not all read by then"
             );
             assert!(is_dead(&store));
             let again = again + SWEEP_AGAIN_MS;
-            assert_eq!(store.sweep(log_ms(again), Duration::ZERO, Some(log_ms(again))).expect("swept"), 1);
+            assert_eq!(store.sweep(log_ms(again), Duration::ZERO, Some(log_ms(again)), Duration::ZERO).expect("swept"), 1);
             assert_eq!(text(&store).as_deref(), Some("left"));
         }
     }
@@ -189,7 +189,7 @@ fn provisional_entries_show_nothing_older_or_too_early() {
     }
     apply(&store, Change::NoEffect { at: of_1(7), timestamp: log_ms(9_000), by: Writer::Trimmer });
     assert_eq!(store.needed_repairs(9).expect("readable").1[0].entry, None);
-    apply(&store, Change::Repair { at: of_1(8), timestamp: log_ms(9_000), entry: marker(5) });
+    apply(&store, Change::Repair { at: of_1(8), timestamp: log_ms(9_000), entry: marker(5), reach: 5, settles: 8, complete: true });
     assert_eq!((text(&store).as_deref(), pending_repairs(&store)), (Some("marker"), vec![]));
 
     let (_dir, store) = filled(&[]);

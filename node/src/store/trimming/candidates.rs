@@ -3,10 +3,12 @@
 use std::ops::Bound;
 
 use bitacora_protocol::record::ttl;
+use heed::RoTxn;
 
 use super::parse_older_entries;
 use crate::clock::LogTime;
 use crate::log::LogTag;
+use crate::store::environment::Environment;
 use crate::store::{Entry, Store, StoreError};
 use bitacora_protocol::Position;
 
@@ -38,7 +40,7 @@ impl Store {
     /// replaced, which compaction can't remove.
     ///
     /// Left out are other writers' tombstones, which the log forgets by itself, what is dead and hides a replaced record,
-    /// keys with pending repairs, and all of a store that has never been caught up, which may lack just those.
+    /// keys with pending repairs or in doubt, and all of a store that has never been caught up, which may lack just those.
     ///
     /// # Errors
     /// When LMDB fails.
@@ -69,7 +71,7 @@ impl Store {
             let is_replaced = older.is_some() && entry.timestamp() <= query.replaced_until;
             let is_dead =
                 older.is_none() && dead_since(&entry, stored).is_some_and(|since| since <= query.dead_until);
-            if !(is_replaced || is_dead) || environment.pending_repairs.get(&txn, key)?.is_some() {
+            if !(is_replaced || is_dead) || is_pending(environment, &txn, key)? {
                 continue;
             }
             match older {
@@ -83,6 +85,11 @@ impl Store {
         }
         Ok(Trimmable { log, records: found, after: None })
     }
+}
+
+/// Whether a key has a pending repair, or is in doubt.
+fn is_pending(environment: &Environment, txn: &RoTxn<'_>, key: &[u8]) -> Result<bool, StoreError> {
+    Ok(environment.pending_repairs.get(txn, key)?.is_some() || environment.doubts.get(txn, key)?.is_some())
 }
 
 /// Since when a stored record is dead and needs a trimmer to leave the log. An expiry is a time of the accepting node's clock; the

@@ -1,7 +1,10 @@
+//! What a record of the log does to its key: whether it takes effect, and what is pending because of it.
+
 use bitacora_protocol::record::ttl;
 use smallvec::SmallVec;
 
 use crate::clock::LogTime;
+use crate::log::Expected;
 use crate::store::{Entry, State, StoreError};
 use bitacora_protocol::Position;
 
@@ -11,13 +14,26 @@ pub enum Change {
     /// A write, or another's tombstone.
     Write(Entry),
     /// [`crate::log::Condition::Repair`], which lies `at` that position since `timestamp`; `entry` has the position and the
-    /// write timestamp of what is repaired.
-    Repair { at: Position, timestamp: LogTime, entry: Entry },
+    /// write timestamp of what is repaired, which the partition held when everything up to `reach` had been applied.
+    Repair { at: Position, timestamp: LogTime, entry: Entry, reach: i64, settles: i64, complete: bool },
     /// [`crate::log::Condition::Trim`] of the record at `offset`.
-    Trim { at: Position, timestamp: LogTime, offset: i64 },
+    Trim { at: Position, timestamp: LogTime, offset: i64, settles: i64, complete: bool },
+    /// [`crate::log::Condition::Attempt`]: the record that it writes if the partition holds what it expects.
+    Attempt { entry: Entry, expected: Expected, judgement: Judgement },
     /// No effect, whatever the store holds, though compaction would keep the record and drop what was before: what can't be decoded,
     /// and what a trimmer sent that came too late.
     NoEffect { at: Position, timestamp: LogTime, by: Writer },
+}
+
+/// Whether what a conditional write expects can be held against what the store holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    /// It came too late, or is of another log: it has no effect, whatever the store holds.
+    VoidByItself,
+    /// Nothing that was appended before it is missing.
+    ByTheStore,
+    /// Compaction may have removed what decides: a record before it that it replaced, or a repair would have.
+    Impossible,
 }
 
 /// Who wrote a record that has no effect.
@@ -35,21 +51,23 @@ impl From<Entry> for Change {
 }
 
 impl Change {
-    /// The partition, and the greatest offset there that this change may replace.
-    fn replaces_up_to(&self) -> Position {
+    /// Where the record lies.
+    fn at(&self) -> Position {
         match self {
-            Self::Write(entry) | Self::Repair { entry, .. } => entry.position(),
-            Self::Trim { at, offset, .. } => Position { partition: at.partition, offset: *offset },
-            Self::NoEffect { at, .. } => *at,
+            // A repair's entry is of another offset.
+            Self::Write(entry) | Self::Attempt { entry, .. } => entry.position(),
+            Self::Repair { at, .. } | Self::Trim { at, .. } | Self::NoEffect { at, .. } => *at,
         }
     }
 }
 
 /// A record of no effect that compaction would prefer to what decided before it: the one that the store holds, or the
-/// tombstone that left it nothing. It is pending until a later record of the key takes effect; the trimmer appends one.
+/// tombstone that left it nothing. It is pending until a later record of the key takes effect that settles it; the trimmer appends one.
+///
+/// Also a *doubt*: a conditional write that could not be judged, or what came behind one. What the store holds may not be what the log says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PendingRepair {
-    /// Of the record without effect.
+    /// Of the record without effect, or of a conditional write that took effect behind one.
     pub position: Position,
     /// When that was written.
     pub timestamp: LogTime,
@@ -69,7 +87,10 @@ pub struct KeyState {
     pub shown_to_readers: bool,
     /// Provisional entries among them.
     pub entries: SmallVec<[Entry; 1]>,
+    /// At most one for each partition.
     pub pending_repairs: SmallVec<[PendingRepair; 1]>,
+    /// At most one for each partition, which then has no pending repair.
+    pub doubts: SmallVec<[PendingRepair; 1]>,
     /// When the last tombstone that made a provisional entry was appended. Everything up to then must be read before that entry goes.
     pub last_trimmed_at: LogTime,
 }
@@ -79,67 +100,140 @@ pub struct KeyState {
 pub enum Outcome {
     Unchanged,
     Written,
+    /// Written, by a repair that says something else than a store held that lacks nothing.
+    Contradicted,
     Trimmed,
     Void,
+    /// Written, by a conditional write of which it is not known whether it took effect.
+    Undecided,
 }
 
 impl KeyState {
     pub fn apply(&mut self, change: Change) -> Outcome {
-        let replaced = change.replaces_up_to();
-        let held =
-            |entry: &Entry| !entry.is_provisional() && entry.position().partition == replaced.partition;
-        let held = self.entries.iter().position(held);
-        let offset = held.map(|held| self.entries[held].position().offset);
-        if offset.is_some_and(|offset| offset > replaced.offset) {
-            let (at, timestamp) = match change {
-                // Applied before.
-                Change::Write(_) | Change::NoEffect { .. } => return Outcome::Unchanged,
-                Change::Repair { at, timestamp, .. } | Change::Trim { at, timestamp, .. } => (at, timestamp),
-            };
-            self.clear_pending_repairs(replaced.partition);
-            self.pending_repairs.push(PendingRepair { position: at, timestamp });
-            return Outcome::Void;
+        let at = change.at();
+        let of_partition =
+            |entry: &Entry| !entry.is_provisional() && entry.position().partition == at.partition;
+        let held = self.entries.iter().position(of_partition);
+        let held_offset = held.map(|held| self.entries[held].position().offset);
+        if held_offset.is_some_and(|held| held >= at.offset) {
+            // Applied before.
+            return Outcome::Unchanged;
         }
-        if let Change::NoEffect { at, timestamp, by } = change {
-            if held.is_none() && by == Writer::Unknown {
-                return Outcome::Unchanged;
-            }
-            self.clear_pending_repairs(at.partition);
-            self.pending_repairs.push(PendingRepair { position: at, timestamp });
-            return Outcome::Void;
-        }
-        self.clear_pending_repairs(replaced.partition);
-        match (change, held) {
-            (Change::Trim { timestamp, offset, .. }, Some(held)) => self.trim(held, offset, timestamp),
-            (Change::Trim { .. }, None) | (Change::NoEffect { .. }, _) => Outcome::Unchanged,
-            // The same record again.
-            (_, Some(_)) if offset == Some(replaced.offset) => Outcome::Unchanged,
-            (Change::Write(entry) | Change::Repair { entry, .. }, _) => {
-                // Provisional entries, too.
-                self.entries.retain(|held| held.position().partition != replaced.partition);
-                self.entries.push(entry);
+        match change {
+            Change::Write(entry) => {
+                self.settle(at.partition, at.offset);
+                self.put(entry);
                 Outcome::Written
+            }
+            Change::Attempt { entry, expected, judgement } => self.attempt(held, entry, expected, judgement),
+            Change::NoEffect { by: Writer::Unknown, .. } if held.is_none() => Outcome::Unchanged,
+            Change::NoEffect { timestamp, .. } => self.leave_pending(at, timestamp),
+            Change::Repair { timestamp, entry, reach, settles, complete, .. } => {
+                let offset = entry.position().offset;
+                if held_offset > Some(offset.max(reach)) {
+                    return self.leave_pending(at, timestamp);
+                }
+                let is_certain = complete && !self.is_in_doubt(at.partition);
+                self.settle(at.partition, settles);
+                // The same record again.
+                if held_offset == Some(offset) {
+                    return Outcome::Unchanged;
+                }
+                self.put(entry);
+                if held.is_some() && is_certain { Outcome::Contradicted } else { Outcome::Written }
+            }
+            Change::Trim { timestamp, offset, settles, complete, .. } => {
+                if held_offset > Some(offset) {
+                    return self.leave_pending(at, timestamp);
+                }
+                let is_certain = complete && !self.is_in_doubt(at.partition);
+                self.settle(at.partition, settles);
+                let Some(held) = held else { return Outcome::Unchanged };
+                let is_exact = is_certain || held_offset == Some(offset);
+                self.trim(held, is_exact, timestamp)
             }
         }
     }
 
-    /// Removes an entry by a tombstone that was appended at `timestamp` and speaks of the record at `offset`, this one or one that
-    /// replaced it.
-    fn trim(&mut self, held: usize, offset: i64, timestamp: LogTime) -> Outcome {
+    /// A conditional write of a record, where the entry `held` is what its partition holds.
+    fn attempt(
+        &mut self,
+        held: Option<usize>,
+        entry: Entry,
+        expected: Expected,
+        judgement: Judgement,
+    ) -> Outcome {
+        let (at, timestamp) = (entry.position(), entry.timestamp());
+        let in_doubt = self.is_in_doubt(at.partition);
+        let is_met = is_met(expected, held.map(|held| &self.entries[held]), timestamp);
+        match (judgement, in_doubt, is_met) {
+            (Judgement::VoidByItself, _, _) | (Judgement::ByTheStore, false, false) => {
+                self.leave_pending(at, timestamp)
+            }
+            (Judgement::ByTheStore, false, true) => {
+                if self.pending_repairs.iter().any(|pending| pending.position.partition == at.partition) {
+                    // Compaction keeps this one now, and it is this one that must be repaired.
+                    self.leave_pending(at, timestamp);
+                }
+                self.put(entry);
+                Outcome::Written
+            }
+            // Who sent it knew what it expects to have taken effect.
+            (Judgement::ByTheStore, true, true) => {
+                self.settle(at.partition, at.offset);
+                self.put(entry);
+                Outcome::Undecided
+            }
+            (Judgement::ByTheStore, true, false) | (Judgement::Impossible, _, _) => {
+                self.settle(at.partition, at.offset);
+                self.doubts.push(PendingRepair { position: at, timestamp });
+                self.put(entry);
+                Outcome::Undecided
+            }
+        }
+    }
+
+    /// Makes this what its partition holds; provisional entries go, too.
+    fn put(&mut self, entry: Entry) {
+        self.entries.retain(|held| held.position().partition != entry.position().partition);
+        self.entries.push(entry);
+    }
+
+    /// Removes an entry by a tombstone that was appended at `timestamp`. `is_exact`: it was this entry that was trimmed, and no other
+    /// that replaced it.
+    fn trim(&mut self, held: usize, is_exact: bool, timestamp: LogTime) -> Outcome {
         let entry = self.entries.swap_remove(held);
         if self.shown_to_readers {
             // It was trimmed alive, for a newer one has replaced it; or dead, and the older ones before it. What it was
             // that replaced this one in its own partition is not known any more: it may have been a delete.
-            let alive =
-                entry.position().offset == offset && entry.state_by_log_time(timestamp) == State::Live;
+            let alive = is_exact && entry.state_by_log_time(timestamp) == State::Live;
             self.entries.push(if alive { entry.as_provisional() } else { entry.as_provisional_delete() });
             self.last_trimmed_at = self.last_trimmed_at.max(timestamp);
         }
         Outcome::Trimmed
     }
 
-    fn clear_pending_repairs(&mut self, partition: i32) {
-        self.pending_repairs.retain(|pending| pending.position.partition != partition);
+    /// Whether it is not known what a partition holds: a conditional write that could not be judged was taken for a write.
+    pub fn is_in_doubt(&self, partition: i32) -> bool {
+        self.doubts.iter().any(|doubt| doubt.position.partition == partition)
+    }
+
+    /// The pending repair, or the doubt, of a partition lies there now.
+    fn leave_pending(&mut self, at: Position, timestamp: LogTime) -> Outcome {
+        let pending = PendingRepair { position: at, timestamp };
+        let in_doubt = self.is_in_doubt(at.partition);
+        self.settle(at.partition, at.offset);
+        if in_doubt { self.doubts.push(pending) } else { self.pending_repairs.push(pending) }
+        Outcome::Void
+    }
+
+    /// A record took effect that settles what was pending in a partition up to an offset.
+    fn settle(&mut self, partition: i32, up_to: i64) {
+        let is_left = |pending: &mut PendingRepair| {
+            pending.position.partition != partition || pending.position.offset > up_to
+        };
+        self.pending_repairs.retain(is_left);
+        self.doubts.retain(is_left);
     }
 
     /// Puts the newest entry first, and forgets provisional entries that nothing waits for.
@@ -168,16 +262,36 @@ impl KeyState {
         bytes
     }
 
-    /// For each: partition (i32), offset (i64), timestamp (i64), big-endian.
     pub fn encode_pending_repairs(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for PendingRepair { position, timestamp } in &self.pending_repairs {
-            bytes.extend(position.partition.to_be_bytes());
-            bytes.extend(position.offset.to_be_bytes());
-            bytes.extend(timestamp.ms().to_be_bytes());
-        }
-        bytes
+        encode(&self.pending_repairs)
     }
+
+    pub fn encode_doubts(&self) -> Vec<u8> {
+        encode(&self.doubts)
+    }
+}
+
+/// Whether a partition that holds this of a key holds what is expected, when it was `now` by the log's clock.
+fn is_met(expected: Expected, held: Option<&Entry>, now: LogTime) -> bool {
+    // Another writer's tombstone is forgotten by each node in its own time, so it must be the same as nothing.
+    let held = held.filter(|entry| !entry.is_tombstone());
+    match (expected, held) {
+        (Expected::Nothing, held) => held.is_none(),
+        (Expected::Live(_) | Expected::Dead(_), None) => false,
+        (Expected::Live(offset), Some(held)) => held.position().offset == offset && held.is_live_at(now),
+        (Expected::Dead(offset), Some(held)) => held.position().offset == offset && !held.is_live_at(now),
+    }
+}
+
+/// For each: partition (i32), offset (i64), timestamp (i64), big-endian.
+fn encode(all: &[PendingRepair]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for PendingRepair { position, timestamp } in all {
+        bytes.extend(position.partition.to_be_bytes());
+        bytes.extend(position.offset.to_be_bytes());
+        bytes.extend(timestamp.ms().to_be_bytes());
+    }
+    bytes
 }
 
 pub fn parse_older_entries(mut bytes: &[u8]) -> Result<Vec<Entry>, StoreError> {
@@ -193,6 +307,7 @@ pub fn parse_older_entries(mut bytes: &[u8]) -> Result<Vec<Entry>, StoreError> {
     Ok(entries)
 }
 
+/// What [`KeyState::encode_pending_repairs`] and [`KeyState::encode_doubts`] wrote.
 pub fn parse_pending_repairs(mut bytes: &[u8]) -> Result<SmallVec<[PendingRepair; 1]>, StoreError> {
     let mut pending_repairs = SmallVec::new();
     while !bytes.is_empty() {

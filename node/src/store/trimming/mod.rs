@@ -6,6 +6,6 @@ mod key_state;
 mod repairs;
 
 pub use self::candidates::{TrimQuery, Trimmable};
-pub use self::key_state::{Change, PendingRepair, Writer};
+pub use self::key_state::{Change, Judgement, PendingRepair, Writer};
 pub(super) use self::key_state::{KeyState, Outcome, parse_older_entries, parse_pending_repairs};
 pub use self::repairs::NeededRepair;

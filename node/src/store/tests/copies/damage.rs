@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::*;
-use crate::log::LogTag;
+use crate::log::{Expected, LogTag};
 use crate::store::trimming::{KeyState, parse_older_entries, parse_pending_repairs};
 use crate::testing::damage::{damaged, damages};
 
@@ -121,6 +121,8 @@ proptest! {
                     0 => Some(Condition::Trim { offset: *number, until: log_ms(number.saturating_mul(100)), log: LogTag::default() }),
                     1 => Some(Condition::Repair { offset: *number, timestamp: log_ms(*timestamp), until: log_ms(number.saturating_mul(100)), log: LogTag::default(), reach: Some(*number) }),
                     2 => Some(Condition::Unreadable),
+                    3 => Some(Condition::Attempt { expected: Expected::Dead(*number), until: log_ms(number.saturating_mul(100)), log: LogTag::default() }),
+                    4 => Some(Condition::Attempt { expected: Expected::Nothing, until: log_ms(i64::MAX), log: LogTag::default() }),
                     _ => None,
                 };
                 let key = match kind {
@@ -131,8 +133,8 @@ proptest! {
                 let position = Position { partition: *partition, offset };
                 batch.push(LogRecord { position, timestamp: log_ms(*timestamp), key, value: value.as_deref(), condition, level: None, epoch: None });
             }
-            crate::replication::apply(&store, &batch, LogTag::default()).expect("applied");
-            store.sweep(log_ms(part[0].2), Duration::from_millis(50), (part[0].0 % 2 == 0).then_some(log_ms(part[0].2))).expect("swept");
+            crate::replication::apply(&store, &batch, LogTag::default(), &[]).expect("applied");
+            store.sweep(log_ms(part[0].2), Duration::from_millis(50), (part[0].0 % 2 == 0).then_some(log_ms(part[0].2)), Duration::from_millis(30)).expect("swept");
         }
         store.note_caught_up(wall_ms(1)).expect("written");
         let taken = take(&copy_of(&store));

@@ -48,7 +48,7 @@ fn fill(store: &Store) {
         match offset % 20 {
             2 => changes.push((key.as_bytes(), entry_of(key, 1, offset, "elsewhere").into())),
             3 => {
-                changes.push((key.as_bytes(), Change::Trim { at, timestamp: log_ms(5), offset: offset - 1 }));
+                changes.push((key.as_bytes(), Change::Trim { at, timestamp: log_ms(5), offset: offset - 1, settles: offset, complete: true }));
             }
             4 => {
                 let expires = Entry::new(at, log_ms(1), 50 + offset, &record(key, "soon", 50 + offset));
@@ -60,7 +60,7 @@ fn fill(store: &Store) {
     }
     let next = [(0, NextOffset(END)), (1, NextOffset(END))];
     store.apply(&mut changes, &next).expect("applied");
-    store.sweep(log_ms(60), Duration::from_secs(1), None).expect("swept");
+    store.sweep(log_ms(60), Duration::from_secs(1), None, Duration::ZERO).expect("swept");
     store.note_caught_up(wall_ms(1)).expect("written");
 }
 
@@ -108,7 +108,7 @@ fn use_all(store: &Store) {
     for entry in scanned.iter().flatten() {
         let _ = (entry.state(wall_ms(0)), entry.answer(), entry.value_field());
     }
-    let _ = store.sweep(log_ms(100), Duration::from_millis(50), Some(log_ms(100)));
+    let _ = store.sweep(log_ms(100), Duration::from_millis(50), Some(log_ms(100)), Duration::ZERO);
     let keys: Vec<String> = (0..400).map(|n| format!("key {n:03}")).collect();
     let mut changes: Vec<(&[u8], Change)> = Vec::new();
     for (offset, key) in (END..).zip(&keys) {
@@ -116,7 +116,7 @@ fn use_all(store: &Store) {
         let at = Position { partition: 0, offset };
         changes.push(match offset % 3 {
             0 => (key.as_bytes(), entry_of(key, 0, offset, &"w".repeat(offset as usize % 5_000)).into()),
-            1 => (key.as_bytes(), Change::Trim { at, timestamp: log_ms(9), offset }),
+            1 => (key.as_bytes(), Change::Trim { at, timestamp: log_ms(9), offset, settles: offset, complete: true }),
             _ => (key.as_bytes(), entry_of(key, 0, offset, "").into()),
         });
     }
