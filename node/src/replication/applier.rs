@@ -55,7 +55,10 @@ pub(super) enum Interrupted {
     /// The store was built, and emptied to be built once more.
     BuildAgain,
     /// A partition has records that this node may not understand.
-    LevelUnknown { partition: i32, level: Level },
+    LevelUnknown {
+        partition: i32,
+        level: Level,
+    },
 }
 
 impl Interrupted {

@@ -53,9 +53,8 @@ impl EarlierHighWatermarks {
     }
 
     fn young_from(&self, now: Moment) -> Vec<HighWatermark> {
-        let is_young = |(asked_at, _): &&(Moment, Vec<HighWatermark>)| {
-            now.since(*asked_at) < self.compaction_lag / 2
-        };
+        let is_young =
+            |(asked_at, _): &&(Moment, Vec<HighWatermark>)| now.since(*asked_at) < self.compaction_lag / 2;
         let known = self.older.as_ref().filter(is_young).or_else(|| self.newer.as_ref().filter(is_young));
         known.map_or_else(Vec::new, |(_, high_watermarks)| high_watermarks.clone())
     }

@@ -126,7 +126,8 @@ impl Applier {
         // What a wrong clock drops would not come back when it is set right.
         let Some(past) = self.parts.progress.certainly_past() else { return Ok(()) };
         let applied_until = self.parts.progress.applied_until().map(|until| until.time);
-        let swept = self.parts.store.sweep(past, self.parts.delete_retention, applied_until, compaction_lag)?;
+        let swept =
+            self.parts.store.sweep(past, self.parts.delete_retention, applied_until, compaction_lag)?;
         self.parts.metrics.keys_swept.inc_by(swept as u64);
         Ok(())
     }

@@ -40,7 +40,8 @@ fn who_waits_is_told_what_became_of_an_attempt() {
     let late = Condition::Attempt { expected: Expected::Live(1), until: log_ms(1_002), log: LOG };
     bench.append_conditional(3, "k", Some("attempt"), late);
     bench.until_applied(3);
-    let told: Vec<_> = waiting.told().iter().map(|told| (told.entry.position().offset, told.decision)).collect();
+    let told: Vec<_> =
+        waiting.told().iter().map(|told| (told.entry.position().offset, told.decision)).collect();
     assert_eq!(told, [(1, Decision::InEffect), (2, Decision::Void), (3, Decision::Void)]);
     let at = Some(Position { partition: 0, offset: 2 });
     let decided = waiting.decided(at).now_or_never().expect("it was told");
@@ -66,7 +67,8 @@ fn behind_a_gap_only_young_attempts_are_judged() {
     bench.feed(Step::End(20));
     bench.until("caught up", |bench| !bench.after_gap());
     assert!(bench.in_doubt("k"), "until it is repaired, or for as long as compaction waits");
-    let repair = Condition::Repair { offset: 0, timestamp: log_ms(1_000), until: NEVER, log: LOG, reach: Some(5) };
+    let repair =
+        Condition::Repair { offset: 0, timestamp: log_ms(1_000), until: NEVER, log: LOG, reach: Some(5) };
     bench.append_conditional(20, "k", Some("v"), repair);
     bench.until_applied(20);
     assert!(!bench.in_doubt("k"));
@@ -118,7 +120,8 @@ fn reserved_keys_are_in_no_store() {
 fn at_the_first_level_any_repair_settles_what_is_before_it() {
     let dir = folder();
     let mut bench = Bench::start(dir.path(), 0..1);
-    let repair = Condition::Repair { offset: 0, timestamp: log_ms(1_000), until: NEVER, log: LOG, reach: None };
+    let repair =
+        Condition::Repair { offset: 0, timestamp: log_ms(1_000), until: NEVER, log: LOG, reach: None };
     bench.set(0, "k", "v");
     bench.until_ready();
     bench.log_reaches(9);

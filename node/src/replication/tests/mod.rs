@@ -14,8 +14,8 @@ use super::*;
 use crate::clock::manual::ManualClock;
 use crate::clock::{Clock as _, LogTime, WallTime};
 use crate::log::{
-    AppendError, Appended, Batch, Condition, Level, LogInfo, LogReader, LogRecord, LogTag, NewRecord, OpenError,
-    ReadError,
+    AppendError, Appended, Batch, Condition, Level, LogInfo, LogReader, LogRecord, LogTag, NewRecord,
+    OpenError, ReadError,
 };
 use crate::store::{Change, Judgement, Writer};
 use crate::testing::damage::{damaged, damages};

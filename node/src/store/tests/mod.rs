@@ -83,7 +83,14 @@ pub(super) fn trim(offset: i64, of: i64) -> Change {
 
 pub(super) fn repair(offset: i64, of: i64, body: &str) -> Change {
     let entry = entry(P0, of, 1_000 + of, body);
-    Change::Repair { at: at(offset), timestamp: log_ms(offset), entry, reach: of, settles: offset, complete: true }
+    Change::Repair {
+        at: at(offset),
+        timestamp: log_ms(offset),
+        entry,
+        reach: of,
+        settles: offset,
+        complete: true,
+    }
 }
 
 pub(super) fn write(offset: i64, body: &str) -> Entry {

@@ -8,8 +8,14 @@ fn expired_values_go_and_their_positions_stay() {
     let expires = |offset, ttl: i64| Entry::new(at(offset), log_ms(100), ttl, b"a long value");
     apply(&store, expires(1, 500));
     assert!(shown(&store).is_some(), "it is cached");
-    assert_eq!(store.sweep(log_ms(499), Duration::ZERO, Some(log_ms(499)), Duration::ZERO).expect("swept"), 0);
-    assert_eq!(store.sweep(log_ms(500), Duration::ZERO, Some(log_ms(500)), Duration::ZERO).expect("swept"), 1);
+    assert_eq!(
+        store.sweep(log_ms(499), Duration::ZERO, Some(log_ms(499)), Duration::ZERO).expect("swept"),
+        0
+    );
+    assert_eq!(
+        store.sweep(log_ms(500), Duration::ZERO, Some(log_ms(500)), Duration::ZERO).expect("swept"),
+        1
+    );
     let (entry, tier) = store.get(b"k").expect("readable").expect("it is still an answer");
     assert_eq!((entry.position(), entry.ttl(), entry.has_record()), (at(1), 500, false));
     assert_eq!(tier, Tier::Store, "it left the cache");
@@ -22,8 +28,14 @@ fn expired_values_go_and_their_positions_stay() {
     // What was replaced before it expired is not swept for it.
     apply(&store, expires(2, 700));
     apply(&store, expires(3, 900));
-    assert_eq!(store.sweep(log_ms(899), Duration::ZERO, Some(log_ms(899)), Duration::ZERO).expect("swept"), 0);
-    assert_eq!(store.sweep(log_ms(900), Duration::ZERO, Some(log_ms(900)), Duration::ZERO).expect("swept"), 1);
+    assert_eq!(
+        store.sweep(log_ms(899), Duration::ZERO, Some(log_ms(899)), Duration::ZERO).expect("swept"),
+        0
+    );
+    assert_eq!(
+        store.sweep(log_ms(900), Duration::ZERO, Some(log_ms(900)), Duration::ZERO).expect("swept"),
+        1
+    );
 }
 
 #[test]
@@ -33,7 +45,9 @@ fn old_tombstones_are_forgotten_once_caught_up() {
     apply(&store, write(0, "value"));
     apply(&store, tombstone);
     let sweep = |now, caught_up: bool| {
-        store.sweep(log_ms(now), Duration::from_millis(500), caught_up.then_some(log_ms(now)), Duration::ZERO).expect("swept")
+        store
+            .sweep(log_ms(now), Duration::from_millis(500), caught_up.then_some(log_ms(now)), Duration::ZERO)
+            .expect("swept")
     };
     assert_eq!(sweep(1_499, true), 0);
     assert!(shown(&store).is_some(), "it is an answer");
@@ -50,7 +64,16 @@ fn old_tombstones_are_forgotten_once_caught_up() {
     apply(&store, entry(1, 0, 30_000, "left"));
     apply(&store, Entry::new(at(3), log_ms(30_001), -1, b""));
     assert_eq!(sweep(31_000, true), 0);
-    apply(&store, Change::Trim { at: Position { partition: 1, offset: 1 }, timestamp: log_ms(0), offset: 0, settles: 1, complete: true });
+    apply(
+        &store,
+        Change::Trim {
+            at: Position { partition: 1, offset: 1 },
+            timestamp: log_ms(0),
+            offset: 0,
+            settles: 1,
+            complete: true,
+        },
+    );
     assert_eq!(sweep(31_000 + SWEEP_AGAIN_MS, true), 1);
     assert_eq!(store.get(b"k").expect("readable"), None);
 }

@@ -147,7 +147,13 @@ fn replaced_record_is_remembered_until_it_is_trimmed() {
 #[test]
 fn provisional_entries_show_nothing_older_or_too_early() {
     let of_1 = |offset| Position { partition: 1, offset };
-    let trim_1 = |offset, of| Change::Trim { at: of_1(offset), timestamp: log_ms(9_000), offset: of, settles: offset, complete: false };
+    let trim_1 = |offset, of| Change::Trim {
+        at: of_1(offset),
+        timestamp: log_ms(9_000),
+        offset: of,
+        settles: offset,
+        complete: false,
+    };
     let marker = |offset| Entry::new(of_1(offset), log_ms(2_000), -1, b"marker");
     let text = |store: &Store| shown(store).map(|shown| shown.2);
     let is_dead = |store: &Store| {
@@ -172,13 +178,20 @@ fn provisional_entries_show_nothing_older_or_too_early() {
         } else {
             let again = 9_000 + SWEEP_AGAIN_MS;
             assert_eq!(
-                store.sweep(log_ms(again), Duration::ZERO, Some(log_ms(again - 1)), Duration::ZERO).expect("swept"),
+                store
+                    .sweep(log_ms(again), Duration::ZERO, Some(log_ms(again - 1)), Duration::ZERO)
+                    .expect("swept"),
                 0,
                 "it was not all read by then"
             );
             assert!(is_dead(&store));
             let again = again + SWEEP_AGAIN_MS;
-            assert_eq!(store.sweep(log_ms(again), Duration::ZERO, Some(log_ms(again)), Duration::ZERO).expect("swept"), 1);
+            assert_eq!(
+                store
+                    .sweep(log_ms(again), Duration::ZERO, Some(log_ms(again)), Duration::ZERO)
+                    .expect("swept"),
+                1
+            );
             assert_eq!(text(&store).as_deref(), Some("left"));
         }
     }
@@ -189,7 +202,17 @@ fn provisional_entries_show_nothing_older_or_too_early() {
     }
     apply(&store, Change::NoEffect { at: of_1(7), timestamp: log_ms(9_000), by: Writer::Trimmer });
     assert_eq!(store.needed_repairs(9).expect("readable").1[0].entry, None);
-    apply(&store, Change::Repair { at: of_1(8), timestamp: log_ms(9_000), entry: marker(5), reach: 5, settles: 8, complete: true });
+    apply(
+        &store,
+        Change::Repair {
+            at: of_1(8),
+            timestamp: log_ms(9_000),
+            entry: marker(5),
+            reach: 5,
+            settles: 8,
+            complete: true,
+        },
+    );
     assert_eq!((text(&store).as_deref(), pending_repairs(&store)), (Some("marker"), vec![]));
 
     let (_dir, store) = filled(&[]);

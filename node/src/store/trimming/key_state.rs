@@ -223,7 +223,11 @@ impl KeyState {
         let pending = PendingRepair { position: at, timestamp };
         let in_doubt = self.is_in_doubt(at.partition);
         self.settle(at.partition, at.offset);
-        if in_doubt { self.doubts.push(pending) } else { self.pending_repairs.push(pending) }
+        if in_doubt {
+            self.doubts.push(pending)
+        } else {
+            self.pending_repairs.push(pending)
+        }
         Outcome::Void
     }
 

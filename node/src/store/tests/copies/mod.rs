@@ -48,7 +48,16 @@ fn fill(store: &Store) {
         match offset % 20 {
             2 => changes.push((key.as_bytes(), entry_of(key, 1, offset, "elsewhere").into())),
             3 => {
-                changes.push((key.as_bytes(), Change::Trim { at, timestamp: log_ms(5), offset: offset - 1, settles: offset, complete: true }));
+                changes.push((
+                    key.as_bytes(),
+                    Change::Trim {
+                        at,
+                        timestamp: log_ms(5),
+                        offset: offset - 1,
+                        settles: offset,
+                        complete: true,
+                    },
+                ));
             }
             4 => {
                 let expires = Entry::new(at, log_ms(1), 50 + offset, &record(key, "soon", 50 + offset));
@@ -116,7 +125,10 @@ fn use_all(store: &Store) {
         let at = Position { partition: 0, offset };
         changes.push(match offset % 3 {
             0 => (key.as_bytes(), entry_of(key, 0, offset, &"w".repeat(offset as usize % 5_000)).into()),
-            1 => (key.as_bytes(), Change::Trim { at, timestamp: log_ms(9), offset, settles: offset, complete: true }),
+            1 => (
+                key.as_bytes(),
+                Change::Trim { at, timestamp: log_ms(9), offset, settles: offset, complete: true },
+            ),
             _ => (key.as_bytes(), entry_of(key, 0, offset, "").into()),
         });
     }
