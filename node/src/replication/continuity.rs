@@ -16,7 +16,7 @@ pub(super) struct Continuity<'a> {
 }
 
 struct Partition {
-    partition: i32,
+    number: i32,
     /// The offset behind the last record.
     next: i64,
     after_gap: bool,
@@ -47,7 +47,7 @@ impl<'a> Continuity<'a> {
         for PartitionRead { partition, .. } in read {
             let state = store.partition_state(*partition)?;
             partitions.push(Partition {
-                partition: *partition,
+                number: *partition,
                 next: state.next.0,
                 after_gap: state.after_gap,
                 level: state.level,
@@ -93,7 +93,7 @@ impl<'a> Continuity<'a> {
     }
 
     fn of(&mut self, partition: i32) -> Option<&mut Partition> {
-        self.partitions.iter_mut().find(|known| known.partition == partition)
+        self.partitions.iter_mut().find(|known| known.number == partition)
     }
 
     fn is_young(&self, partition: i32, offset: i64) -> bool {

@@ -225,8 +225,8 @@ pub(super) struct KeyLookup {
     /// Whether the store was complete at some time, so that readers are shown its entries.
     shown_to_readers: bool,
     look_into_older_entries: bool,
+    /// And into the doubts.
     look_into_pending_repairs: bool,
-    look_into_doubts: bool,
 }
 
 impl KeyLookup {
@@ -235,7 +235,6 @@ impl KeyLookup {
         shown_to_readers: false,
         look_into_older_entries: true,
         look_into_pending_repairs: false,
-        look_into_doubts: false,
     };
 
     pub fn of(environment: &Environment, txn: &RoTxn<'_>) -> Result<Self, StoreError> {
@@ -243,8 +242,8 @@ impl KeyLookup {
             shown_to_readers: environment.is_restored(txn)?,
             // These databases are empty nearly always.
             look_into_older_entries: !environment.older_entries.is_empty(txn)?,
-            look_into_pending_repairs: !environment.pending_repairs.is_empty(txn)?,
-            look_into_doubts: !environment.doubts.is_empty(txn)?,
+            look_into_pending_repairs: !environment.pending_repairs.is_empty(txn)?
+                || !environment.doubts.is_empty(txn)?,
         })
     }
 
@@ -264,15 +263,10 @@ impl KeyLookup {
         {
             state.entries.extend(parse_older_entries(bytes)?);
         }
-        if self.look_into_pending_repairs
-            && let Some(bytes) = environment.pending_repairs.get(txn, key)?
-        {
-            state.pending_repairs = parse_pending_repairs(bytes)?;
-        }
-        if self.look_into_doubts
-            && let Some(bytes) = environment.doubts.get(txn, key)?
-        {
-            state.doubts = parse_pending_repairs(bytes)?;
+        if self.look_into_pending_repairs {
+            let parse = |bytes: Option<&[u8]>| parse_pending_repairs(bytes.unwrap_or_default());
+            state.pending_repairs = parse(environment.pending_repairs.get(txn, key)?)?;
+            state.doubts = parse(environment.doubts.get(txn, key)?)?;
         }
         Ok(state)
     }

@@ -38,7 +38,7 @@ pub(super) enum Written {
     /// What is read.
     Current(Arc<Generation>),
     /// A store that is built beside it, without a cache, since nobody reads it.
-    Building(Environment),
+    Building(Box<Environment>),
 }
 
 impl Written {
@@ -60,7 +60,7 @@ impl Written {
 impl Store {
     pub(super) fn written(&self) -> Written {
         match &*self.building.lock() {
-            Some(building) => Written::Building(building.clone()),
+            Some(building) => Written::Building(Box::new(building.clone())),
             None => Written::Current(self.current.load_full()),
         }
     }
@@ -158,7 +158,7 @@ impl Store {
         written.environment().note_caught_up(now)?;
         match written {
             Written::Current(_) => Ok(()),
-            Written::Building(environment) => self.replace(environment),
+            Written::Building(environment) => self.replace(*environment),
         }
     }
 

@@ -224,9 +224,9 @@ impl KeyState {
         let in_doubt = self.is_in_doubt(at.partition);
         self.settle(at.partition, at.offset);
         if in_doubt {
-            self.doubts.push(pending)
+            self.doubts.push(pending);
         } else {
-            self.pending_repairs.push(pending)
+            self.pending_repairs.push(pending);
         }
         Outcome::Void
     }
