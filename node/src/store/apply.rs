@@ -231,11 +231,8 @@ pub(super) struct KeyLookup {
 
 impl KeyLookup {
     /// Finds a key's entries, to choose among them; nothing is applied to them.
-    pub const ENTRIES_ONLY: Self = Self {
-        shown_to_readers: false,
-        look_into_older_entries: true,
-        look_into_pending_repairs: false,
-    };
+    pub const ENTRIES_ONLY: Self =
+        Self { shown_to_readers: false, look_into_older_entries: true, look_into_pending_repairs: false };
 
     pub fn of(environment: &Environment, txn: &RoTxn<'_>) -> Result<Self, StoreError> {
         Ok(Self {
