@@ -10,6 +10,7 @@ mod client_failover;
 mod command_line;
 mod compose;
 mod consistency;
+mod consistency_brokers;
 mod consistency_checks;
 mod crash;
 mod dev;
@@ -46,6 +47,7 @@ pub fn all() -> Vec<Test> {
     [
         // The longest first, so that no thread is left alone with one at the end.
         faults::tests(),
+        consistency_brokers::tests(),
         monitoring_live::tests(),
         consistency::tests(),
         compose::tests(),
