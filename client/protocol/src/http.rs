@@ -162,6 +162,8 @@ pub struct Status {
     pub partitions: Vec<PartitionStatus>,
     /// Whether the store has been caught up with the log.
     pub restore: RestoreStatus,
+    /// The highest level of the log that its program knows: 2 with conditional writes. 0 of a program that does not say.
+    pub log_level: u32,
     /// `None` if the store can't be asked.
     pub store: Option<StoreStatus>,
     /// `None` if the store can't be asked.
@@ -340,7 +342,7 @@ mod tests {
     fn status_is_written_whole_and_read_leniently() {
         let status =
             Status { node: "a:1".to_owned(), store: Some(StoreStatus::default()), ..Status::default() };
-        let text = r#"{"node":"a:1","version":"","ready":false,"caught_up":false,"members":[],"membership":{"state":""},"log":{"state":""},"partitions":[],"restore":{"done":false,"seconds":null,"fraction":null,"remaining_seconds":null},"store":{"records":0,"bytes":0},"cache":null}"#;
+        let text = r#"{"node":"a:1","version":"","ready":false,"caught_up":false,"members":[],"membership":{"state":""},"log":{"state":""},"partitions":[],"restore":{"done":false,"seconds":null,"fraction":null,"remaining_seconds":null},"log_level":0,"store":{"records":0,"bytes":0},"cache":null}"#;
         written(&status, text);
         assert_eq!(read::<Status>(text), status);
         assert_eq!(read::<Status>(r#"{"node":"a:1","later":[],"store":{"records":1}}"#).node, "a:1");

@@ -2,7 +2,7 @@
 
 use bitacora_protocol::Position;
 use bitacora_protocol::http::{
-    LOG_HEADER, Message, NOT_VISIBLE_HEADER, OUT_OF_MEMORY_HEADER, POSITION_HEADER, SOURCE_HEADER,
+    ConditionFailed, LOG_HEADER, Message, NOT_VISIBLE_HEADER, OUT_OF_MEMORY_HEADER, POSITION_HEADER, SOURCE_HEADER,
     TIMESTAMP_HEADER,
 };
 use bitacora_protocol::record::ttl::DELETED;
@@ -15,9 +15,11 @@ use warp::http::{Response, StatusCode};
 use super::error::HttpError;
 use super::etag::{self, Tags};
 use crate::log::LogTag;
+use crate::service::conditional::NotMet;
 use crate::service::memory::{Memory, OutOfMemory, Permit};
 use crate::service::reads::Answer;
 use crate::service::writes::Written;
+use crate::store::Entry;
 
 pub type Reply = Response<Bytes>;
 
@@ -139,8 +141,10 @@ pub fn not_found(key: &str) -> String {
 /// The answer to an acknowledged write; it holds `memory` until it is sent.
 #[must_use]
 pub fn written(key: &str, value: &str, written: &Written, memory: Option<Permit>) -> Reply {
-    let Written { appended, ttl, uuid, not_visible } = written;
+    let Written { appended, ttl, uuid, earlier, not_visible } = written;
     let timestamp = appended.timestamp.ms();
+    let earlier = earlier.as_ref().and_then(Entry::answer);
+    let value = earlier.map_or(value, |record| record.value);
     let record = KeyValue { key, value, timestamp, source: source::PRODUCER, ttl: *ttl, uuid };
     let mut reply = counted_json(StatusCode::OK, &record, memory);
     describe(&mut reply, appended.position, Some(timestamp));
@@ -154,6 +158,23 @@ pub fn written(key: &str, value: &str, written: &Written, memory: Option<Permit>
         reply.headers_mut().insert(NOT_VISIBLE_HEADER, value);
     }
     reply
+}
+
+/// The answer to a write whose condition was not met.
+///
+/// # Errors
+/// When the current record is a large one and there is no memory for it.
+pub fn condition_failed(not_met: &NotMet, memory: &Memory) -> Result<Reply, OutOfMemory> {
+    let NotMet { current, version } = not_met;
+    let record = current.record();
+    let permit = memory.take_for_answer(record.as_ref().map_or(0, |record| record.value.len()))?;
+    let body = ConditionFailed { message: not_met.to_string().into(), current: record };
+    let mut reply = counted_json(StatusCode::PRECONDITION_FAILED, &body, permit);
+    describe(&mut reply, current.position, current.timestamp());
+    if let Some(version) = version {
+        tag(&mut reply, *version);
+    }
+    Ok(reply)
 }
 
 /// Names the record's version.

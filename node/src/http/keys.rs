@@ -14,6 +14,7 @@ use super::options::read_options;
 use super::params::{Params, has_field, parse_ttl, query_params};
 use super::{Limits, Notes, Outcome, answers, body, etag, options};
 use crate::service::Service;
+use crate::service::error::OperationError;
 use crate::service::reads::{Answer, LookupResult};
 use crate::service::writes::check_key;
 
@@ -21,7 +22,7 @@ use crate::service::writes::check_key;
 pub(super) async fn get(service: &Service, query: &str, headers: &HeaderMap, notes: &mut Notes) -> Outcome {
     let params = query_params(query, READ_FIELDS)?;
     let key = params.get("key").unwrap_or_default();
-    check_key(key).map_err(crate::service::error::OperationError::from)?;
+    check_key(key).map_err(OperationError::from)?;
     let read = read_options(&params, headers)?;
     let known = etag::if_none_match(headers)?;
     notes.key(key);
@@ -72,8 +73,10 @@ pub(super) async fn set(
     notes.key(&set.key);
     let write = write_options(headers, set.visible.as_deref(), set.timeout.as_deref())?;
     let trace = notes.span.trace_parent();
-    let written = notes.acknowledged(service.set(&set.key, &set.value, set.ttl, &write, trace)).await?;
-    Ok((answers::written(&set.key, &set.value, &written, Some(memory)), "ok"))
+    match notes.acknowledged(service.set(&set.key, &set.value, set.ttl, &write, trace)).await {
+        Ok(written) => Ok((answers::written(&set.key, &set.value, &written, Some(memory)), "ok")),
+        Err(error) => failed_write(error, service),
+    }
 }
 
 /// `DELETE /rpc?key=`
@@ -88,8 +91,18 @@ pub(super) async fn delete(
     let key = params.get("key").unwrap_or_default();
     notes.key(key);
     let trace = notes.span.trace_parent();
-    let written = notes.acknowledged(service.delete(key, &write, trace)).await?;
-    Ok((answers::written(key, "", &written, None), "ok"))
+    match notes.acknowledged(service.delete(key, &write, trace)).await {
+        Ok(written) => Ok((answers::written(key, "", &written, None), "ok")),
+        Err(error) => failed_write(error, service),
+    }
+}
+
+/// The answer to a write that was not made: an error, or what the key is that its condition does not fit.
+fn failed_write(error: OperationError, service: &Service) -> Outcome {
+    match error.not_met() {
+        Some(not_met) => Ok((answers::condition_failed(not_met, service.memory())?, error.kind().outcome())),
+        None => Err(error.into()),
+    }
 }
 
 /// What the headers of a write ask of it, and its parameters.

@@ -124,6 +124,11 @@ pub trait Log: Send + Sync + 'static {
     /// Hears that the log has lost records: it may have forgotten what it agreed upon with its writers, too.
     fn on_log_truncated(&self) {}
 
+    /// How long the log tries to append a record.
+    fn write_timeout(&self) -> Duration {
+        Duration::from_secs(5)
+    }
+
     /// After how long a delete marker may leave the log: who has not read it for longer may have missed deletes. `None`
     /// for never.
     fn delete_retention(&self) -> Option<Duration> {

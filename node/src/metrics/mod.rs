@@ -13,13 +13,14 @@ use self::registry::{counter, counters, declare_metrics, gauge, gauges, histogra
 /// Series that are there before their first event, so that a rate sees it.
 const REQUEST_OUTCOMES: [(&str, &[&str]); 3] = [
     ("get", &["found", "missing", "refused", "unavailable", "failed"]),
-    ("set", &["ok", "refused", "unavailable", "failed"]),
-    ("delete", &["ok", "refused", "unavailable", "failed"]),
+    ("set", &["ok", "not_met", "refused", "unavailable", "failed"]),
+    ("delete", &["ok", "not_met", "refused", "unavailable", "failed"]),
 ];
 const APPEND_OUTCOMES: [&str; 4] = ["acknowledged", "not_taken", "unknown", "too_large"];
 const BARRIER_OUTCOMES: [&str; 2] = ["acknowledged", "failed"];
 const READ_LEVELS: [&str; 4] = ["eventual", "session", "latest", "strong"];
 const READ_WAIT_OUTCOMES: [&str; 5] = ["reached", "timed_out", "unavailable", "refused", "cancelled"];
+const CONDITIONAL_OUTCOMES: [&str; 5] = ["in_effect", "not_met", "lost", "unclear", "refused"];
 const PEER_OUTCOMES: [&str; 6] = ["found", "gone", "no_memory", "missing", "timeout", "no_answer"];
 
 /// 10 µs to 5 s.
@@ -52,6 +53,21 @@ declare_metrics! {
             "append_duration_seconds",
             "Time from a record's hand-over to the log's client until it was acknowledged.",
             &SECONDS,
+        ),
+        conditional_writes: IntCounterVec =
+            counters("conditional_writes_total", "Conditional writes, by what came of them.", &["outcome"]),
+        conditional_write_seconds: Histogram = histogram(
+            "conditional_write_duration_seconds",
+            "Time of a conditional write until it was decided, refused or given up.",
+            &SECONDS,
+        ),
+        pub conditional_attempts: IntCounter = counter(
+            "conditional_write_attempts_total",
+            "Records that this node appended for conditional writes.",
+        ),
+        pub conditional_repairs: IntCounter = counter(
+            "conditional_write_repairs_total",
+            "Records that this node sent once more because an attempt of its own, behind them, had taken no effect.",
         ),
         pub peer_reads: IntCounterVec =
             counters("peer_reads_total", "Misses asked of the other members, by what came of it.", &["outcome"]),
@@ -148,6 +164,9 @@ impl Metrics {
                 self.read_waits.with_label_values(&[level, outcome]);
             }
         }
+        for outcome in CONDITIONAL_OUTCOMES {
+            self.conditional_writes.with_label_values(&[outcome]);
+        }
         for outcome in PEER_OUTCOMES {
             self.peer_reads.with_label_values(&[outcome]);
         }
@@ -173,6 +192,17 @@ impl Metrics {
             self.append_seconds.observe(took.as_secs_f64());
         }
         self.appends.with_label_values(&[outcome]).inc();
+    }
+
+    /// Counts a conditional write; `outcome` is one of `in_effect`, `not_met`, `lost`, `unclear` and `refused`.
+    pub fn conditional_write(&self, outcome: &str, took: Duration) {
+        self.conditional_write_seconds.observe(took.as_secs_f64());
+        self.conditional_writes.with_label_values(&[outcome]).inc();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn conditional_writes(&self, outcome: &str) -> u64 {
+        self.conditional_writes.with_label_values(&[outcome]).get()
     }
 
     #[cfg(test)]

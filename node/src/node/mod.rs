@@ -22,7 +22,9 @@ use crate::replication::snapshot::{Fetcher, SnapshotSource, SnapshotUse, Snapsho
 use crate::replication::{self, Replica};
 use crate::rpc;
 use crate::service::Service;
+use crate::service::conditional::{self, ConditionalWrites, NodeAccess, WritesWithOptions};
 use crate::service::consistency::ConsistentReads;
+use crate::service::level::LogLevel;
 use crate::service::memory::Memory;
 use crate::service::peers::Peers;
 use crate::service::readiness::Readiness;
@@ -233,26 +235,52 @@ impl Shared {
             Arc::clone(&self.metrics),
         )?;
         let (store, progress) = (Arc::clone(&self.store), Arc::clone(&self.progress));
-        let reads = Reads::new(store, progress, peers, self.settings.peer_reads);
+        let reads = Arc::new(Reads::new(store, progress, peers, self.settings.peer_reads));
+        let writes = Writes::new(Arc::clone(&self.log), self.max_value_bytes, Arc::clone(&self.metrics));
+        let (writes, memory) = (Arc::new(writes), self.memory.clone());
+        let consistent = Arc::new(ConsistentReads::new(
+            Arc::clone(&self.log),
+            Arc::clone(&self.progress),
+            memory.clone(),
+            Arc::clone(&self.metrics),
+        ));
+        let conditional = Arc::new(self.conditional_writes(&writes, &consistent)?);
+        let scans = Scans::new(Arc::clone(&self.store), Arc::clone(&self.progress));
         let visibility = Visibility::new(
             Arc::clone(&self.membership),
             Arc::clone(&self.progress),
             Arc::clone(&self.store),
             self.address.clone(),
         )?;
-        Ok(Service::new(
-            Arc::new(reads),
-            Writes::new(Arc::clone(&self.log), self.max_value_bytes, Arc::clone(&self.metrics)),
-            Scans::new(Arc::clone(&self.store), Arc::clone(&self.progress)),
-            ConsistentReads::new(
-                Arc::clone(&self.log),
-                Arc::clone(&self.progress),
-                self.memory.clone(),
-                Arc::clone(&self.metrics),
-            ),
-            visibility,
-            self.memory.clone(),
-        ))
+        let parts = WritesWithOptions { reads, writes, consistent, conditional };
+        Ok(Service::new(parts, scans, visibility, memory))
+    }
+
+    fn conditional_writes(
+        &self,
+        writes: &Arc<Writes>,
+        consistent: &Arc<ConsistentReads>,
+    ) -> Result<ConditionalWrites<NodeAccess>> {
+        let (store, progress) = (Arc::clone(&self.store), Arc::clone(&self.progress));
+        let level = LogLevel::new(
+            Arc::clone(&self.membership),
+            self.address.clone(),
+            Arc::clone(&store),
+            Arc::clone(&progress),
+            Arc::clone(writes),
+        )?;
+        let access = NodeAccess::new(conditional::Parts {
+            log: Arc::clone(&self.log),
+            store,
+            progress,
+            decisions: Arc::clone(&self.decisions),
+            writes: Arc::clone(writes),
+            consistent: Arc::clone(consistent),
+            level,
+            original_nodes: self.original_nodes,
+            retention: self.settings.delete_retention,
+        });
+        Ok(ConditionalWrites::new(access, Arc::clone(&self.metrics)))
     }
 
     /// What the calls of the HTTP API lead to.

@@ -1,10 +1,11 @@
 //! What the RPC answers. Which code an error has is decided by its kind: [`crate::service::error::ErrorKind`].
 
 use bitacora_protocol::rpc::{
-    Answer, BatchResult, Failure, Message, ReadAnswer, RecordPage, RecordResult, RecordWritten, ScanPage,
+    Answer, BatchResult, Failure, Message, NotMetAnswer, ReadAnswer, RecordPage, RecordResult, RecordWritten, ScanPage,
     WriteAnswer, WrittenAnswer, put_value_answer,
 };
 
+use crate::service::conditional::NotMet;
 use crate::service::error::OperationError;
 use crate::service::reads::{self, LookupResult};
 use crate::service::scans::Page;
@@ -44,6 +45,12 @@ fn put_done(message: Message, done: &Done, out: &mut Vec<u8>) {
 
 /// Appends an error as the answer to `message`; returns the `outcome` label of the metrics.
 pub fn put_error(message: Message, error: &OperationError, out: &mut Vec<u8>) -> &'static str {
+    if matches!(message, Message::WriteRecord | Message::RemoveRecord)
+        && let Some(found) = error.not_met()
+    {
+        Answer::RecordWritten(RecordWritten::NotMet(not_met(found))).encode(out);
+        return error.kind().outcome();
+    }
     Failure::Declared(error.into()).encode(Some(message), out);
     error.kind().outcome()
 }
@@ -54,7 +61,10 @@ pub fn put_batch(message: Message, results: &[Outcome], out: &mut Vec<u8>) {
         let results = results.iter().map(|outcome| match outcome {
             Ok(Done::Read(answer)) => RecordResult::Read(read(answer)),
             Ok(Done::Written(written)) => RecordResult::Written(record_written(written)),
-            Err(error) => RecordResult::Failed(error.into()),
+            Err(error) => match error.not_met() {
+                Some(found) => RecordResult::NotMet(not_met(found)),
+                None => RecordResult::Failed(error.into()),
+            },
         });
         return Answer::RecordBatch(results.collect()).encode(out);
     }
@@ -90,6 +100,10 @@ fn write(written: &Written) -> WriteAnswer<'_> {
         ttl: written.ttl,
         uuid: &written.uuid,
     }
+}
+
+fn not_met(found: &NotMet) -> NotMetAnswer<'_> {
+    NotMetAnswer { current: found.current.record(), position: found.current.position }
 }
 
 fn record_written(written: &Written) -> WrittenAnswer<'_> {

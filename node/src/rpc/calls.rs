@@ -207,6 +207,13 @@ fn with_memory(outcome: Outcome, memory: &mut Permit) -> Outcome {
             memory.grow(answer.bytes())?;
             Ok(Done::Read(answer))
         }
+        Err(error) => {
+            let current = error.not_met().map_or(0, |not_met| not_met.current.bytes());
+            if current > SMALL_ANSWER_BYTES {
+                memory.grow(current)?;
+            }
+            Err(error)
+        }
         outcome => outcome,
     }
 }

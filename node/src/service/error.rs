@@ -5,6 +5,7 @@ use bitacora_protocol::rpc::{ErrorCode, RequestError};
 
 use crate::log::AppendError;
 use crate::service::consistency::ConsistencyError;
+use crate::service::conditional::{ConditionalError, NotMet};
 use crate::service::memory::OutOfMemory;
 use crate::service::reads::GetError;
 use crate::service::scans::ScanError;
@@ -133,6 +134,8 @@ pub enum OperationError {
     #[error("'{0}' is no UUID; the uuid of a write is one, such as 9b2c8f1e-5a57-4a0c-8f29-3f4b7d5f8a61")]
     Uuid(String),
     #[error(transparent)]
+    Conditional(#[from] ConditionalError),
+    #[error(transparent)]
     Get(#[from] GetError),
     #[error(transparent)]
     Write(#[from] WriteError),
@@ -155,10 +158,20 @@ impl OperationError {
         }
     }
 
+    /// Of a conditional write whose condition was not met: what the key is instead.
+    #[must_use]
+    pub fn not_met(&self) -> Option<&NotMet> {
+        match self {
+            Self::Conditional(ConditionalError::NotMet(not_met)) => Some(not_met),
+            _ => None,
+        }
+    }
+
     /// What kind it is.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
+            Self::Conditional(error) => error.kind(),
             Self::Key(_)
             | Self::Uuid(_)
             | Self::Ttl(_)

@@ -1,8 +1,10 @@
 //! What an operation means, whichever interface it comes through. HTTP, RPC and batches all go through [`Service`].
 
 pub mod barriers;
+pub mod conditional;
 pub mod consistency;
 pub mod error;
+pub mod level;
 pub mod memory;
 pub mod operation;
 pub mod peers;
@@ -22,9 +24,10 @@ use std::time::Duration;
 use bitacora_protocol::rpc::ScanRequest;
 use bitacora_protocol::{ReadOptions, WriteCondition, WriteOptions};
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, Either};
 
 use crate::log::LogTag;
+use crate::service::conditional::{Content, WritesWithOptions};
 use crate::service::consistency::{ConsistentReads, Demand};
 use crate::service::error::OperationError;
 use crate::service::memory::Memory;
@@ -38,10 +41,11 @@ use crate::telemetry::TraceParent;
 /// The operations of a node.
 pub struct Service {
     reads: Arc<Reads>,
-    writes: Writes,
+    writes: Arc<Writes>,
     scans: Scans,
     consistent: Arc<ConsistentReads>,
     visibility: Arc<Visibility>,
+    with_options: WritesWithOptions,
     memory: Memory,
 }
 
@@ -74,16 +78,10 @@ pub enum Begun {
 
 impl Service {
     #[must_use]
-    pub fn new(
-        reads: Arc<Reads>,
-        writes: Writes,
-        scans: Scans,
-        consistent: ConsistentReads,
-        visibility: Visibility,
-        memory: Memory,
-    ) -> Self {
-        let (consistent, visibility) = (Arc::new(consistent), Arc::new(visibility));
-        Self { reads, writes, scans, consistent, visibility, memory }
+    pub fn new(parts: WritesWithOptions, scans: Scans, visibility: Visibility, memory: Memory) -> Self {
+        let (reads, writes) = (Arc::clone(&parts.reads), Arc::clone(&parts.writes));
+        let (consistent, visibility) = (Arc::clone(&parts.consistent), Arc::new(visibility));
+        Self { reads, writes, scans, consistent, visibility, with_options: parts, memory }
     }
 
     /// The budget that what comes in, waits and goes out is counted against.
@@ -132,8 +130,8 @@ impl Service {
     }
 
     /// Sets a key, for ever or for a time to live of at most [`MAX_TTL`]. The write takes its place in the log's order at
-    /// once; the future completes when the log has acknowledged it. It happens also if the future is dropped. `trace` is of
-    /// which trace it is a part.
+    /// once; the future completes when the log has acknowledged it. It happens also if the future is dropped. On a condition, or under
+    /// the caller's uuid, it takes its place once it was compared, and completes when it is decided. `trace` is of which trace it is a part.
     ///
     /// # Errors
     /// The future's say by their kind whether the write may still take effect.
@@ -145,12 +143,22 @@ impl Service {
         write: &WriteOptions<'_>,
         trace: Option<TraceParent>,
     ) -> impl Future<Output = Result<Written, OperationError>> + Send + use<> {
-        let begun = check_key(key).map_err(OperationError::from);
-        let begun = begun.and_then(|()| self.showing(key, write));
-        let begun = begun.map(|showing| (showing, self.writes.set(key, value, live, trace)));
+        let begun = self.showing(key, write).and_then(|showing| {
+            let written = if is_unconditional(write) {
+                Either::Left(self.writes.set(key, value, live, None, trace))
+            } else {
+                let content = Content::Set { value: value.to_owned(), live };
+                Either::Right(self.with_options.begin(key, content, write, trace)?)
+            };
+            Ok((showing, written))
+        });
         async move {
             let (showing, written) = begun?;
-            Ok(Showing::wait(showing, written.await?).await)
+            let written = match written {
+                Either::Left(plain) => plain.await?,
+                Either::Right(written) => written.await?,
+            };
+            Ok(Showing::wait(showing, written).await)
         }
     }
 
@@ -164,12 +172,21 @@ impl Service {
         write: &WriteOptions<'_>,
         trace: Option<TraceParent>,
     ) -> impl Future<Output = Result<Written, OperationError>> + Send + use<> {
-        let begun = check_key(key).map_err(OperationError::from);
-        let begun = begun.and_then(|()| self.showing(key, write));
-        let begun = begun.map(|showing| (showing, self.writes.delete(key, trace)));
+        let begun = self.showing(key, write).and_then(|showing| {
+            let written = if is_unconditional(write) {
+                Either::Left(self.writes.delete(key, None, trace))
+            } else {
+                Either::Right(self.with_options.begin(key, Content::Delete, write, trace)?)
+            };
+            Ok((showing, written))
+        });
         async move {
             let (showing, written) = begun?;
-            Ok(Showing::wait(showing, written.await?).await)
+            let written = match written {
+                Either::Left(plain) => plain.await?,
+                Either::Right(written) => written.await?,
+            };
+            Ok(Showing::wait(showing, written).await)
         }
     }
 
@@ -212,7 +229,7 @@ impl Service {
 
     /// What is to be waited for once a write is acknowledged.
     fn showing(&self, key: &str, write: &WriteOptions<'_>) -> Result<Option<Showing>, OperationError> {
-        check_condition(write)?;
+        check_key(key)?;
         Ok(self.visibility.of_write(key, write, &self.memory)?)
     }
 
@@ -252,7 +269,7 @@ async fn get_consistent(
     Ok(answer)
 }
 
-fn check_condition(write: &WriteOptions<'_>) -> Result<(), OperationError> {
-    let has_none = write.condition == WriteCondition::None && write.uuid.is_empty();
-    if has_none { Ok(()) } else { Err(OperationError::NotBuilt("conditional writes")) }
+/// Whether a write takes effect whatever the key holds.
+fn is_unconditional(write: &WriteOptions<'_>) -> bool {
+    write.condition == WriteCondition::None && write.uuid.is_empty()
 }

@@ -217,6 +217,14 @@ impl Reads {
         Ok(found.unwrap_or_else(missing))
     }
 
+    /// The newest record of a key that this node's store has, be it a delete marker.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn own_entry(&self, key: &str) -> Result<Option<Entry>, GetError> {
+        Ok(self.store.get(key.as_bytes())?.map(|(entry, _)| entry))
+    }
+
     fn local(&self, key: &str) -> Result<Option<Answer>, StoreError> {
         Ok(self.store.get(key.as_bytes())?.map(|(entry, tier)| self.answer_of(entry, tier)))
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bitacora_protocol::http::{CacheStatus, ComponentState, Status, StoreStatus};
 
 use crate::cluster::{Membership, MembershipState};
-use crate::log::Log;
+use crate::log::{Level, Log};
 use crate::replication::progress::{Phase, Progress};
 use crate::service::memory::Memory;
 use crate::service::readiness::Readiness;
@@ -84,6 +84,7 @@ impl NodeStatus {
             log: log_state(self.progress.phase()),
             partitions: self.progress.partitions(),
             restore: self.progress.restore(),
+            log_level: Level::HIGHEST_KNOWN.0,
             store: store.map(|s| StoreStatus { records: s.records, bytes: s.bytes }),
             cache: store.map(|s| CacheStatus {
                 records: s.cache_records,

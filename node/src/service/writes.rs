@@ -7,13 +7,15 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bitacora_protocol::record::{KeyValue, source, ttl};
+use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use parking_lot::RwLock;
 use uuid::Uuid;
 
-use crate::log::{AppendError, Appended, Log};
+use crate::log::{AppendError, Appended, Log, NewRecord};
 use crate::metrics::Metrics;
 use crate::now_ms;
+use crate::store::Entry;
 use crate::telemetry::TraceParent;
 
 /// The longest key, in bytes of UTF-8. LMDB bounds it; see [`crate::store::Store::max_key_bytes`].
@@ -50,6 +52,8 @@ pub struct Written {
     pub uuid: String,
     /// Of a write that was to be shown: the members that did not show it in time, `host:API_PORT` of each.
     pub not_visible: Vec<String>,
+    /// The record, if an earlier call of the same uuid has written it; its value may be another than the one that was sent now.
+    pub earlier: Option<Entry>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -81,9 +85,20 @@ impl Writes {
         Self { log, closed: false.into(), max_value_bytes, metrics }
     }
 
+    /// That a value is not too large.
+    ///
+    /// # Errors
+    /// When it is.
+    pub fn check_value(&self, value: &str) -> Result<(), WriteError> {
+        if value.len() > self.max_value_bytes {
+            return Err(WriteError::ValueTooLarge { size: value.len(), max: self.max_value_bytes });
+        }
+        Ok(())
+    }
+
     /// Sets a key that [`check_key`] accepts, for ever or for a time to live of at most [`MAX_TTL`]. The write takes its
     /// place in the log's order at once; the future completes when the log has acknowledged it. Reads on this node see
-    /// it a moment later.
+    /// it a moment later. `uuid` is the record's; `None` for one of its own.
     ///
     /// # Errors
     /// [`WriteError`] says whether the write may still take effect.
@@ -92,14 +107,13 @@ impl Writes {
         key: &str,
         value: &str,
         live: Option<Duration>,
+        uuid: Option<&str>,
         trace: Option<TraceParent>,
     ) -> impl Future<Output = Result<Written, WriteError>> + Send + use<> {
-        let begun = if value.len() > self.max_value_bytes {
-            Err(WriteError::ValueTooLarge { size: value.len(), max: self.max_value_bytes })
-        } else {
+        let begun = self.check_value(value).map(|()| {
             let expires = live.map_or(ttl::FOR_EVER, |live| now_ms() + live.min(MAX_TTL).as_millis() as i64);
-            Ok(self.write(key, value, expires, trace))
-        };
+            self.write(key, value, expires, uuid, trace)
+        });
         async move { begun?.await }
     }
 
@@ -110,9 +124,10 @@ impl Writes {
     pub fn delete(
         &self,
         key: &str,
+        uuid: Option<&str>,
         trace: Option<TraceParent>,
     ) -> impl Future<Output = Result<Written, WriteError>> + Send + use<> {
-        self.write(key, "", ttl::DELETED, trace)
+        self.write(key, "", ttl::DELETED, uuid, trace)
     }
 
     /// Refuses every write from here on. A record that is being handed to the log right now is in its hands when this
@@ -121,18 +136,23 @@ impl Writes {
         *self.closed.write() = true;
     }
 
-    fn append(
-        &self,
-        key: &str,
-        record: Vec<u8>,
-        trace: Option<TraceParent>,
-    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
+    /// Appends a record that need not be a plain write. It takes its place in the log's order at once.
+    ///
+    /// # Errors
+    /// As [`Log::append_record`].
+    pub fn append_record(&self, record: NewRecord) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        let started = Instant::now();
+        let waiting = Some(self.hand_over(record));
+        Append { waiting, started, metrics: Arc::clone(&self.metrics) }.boxed()
+    }
+
+    fn hand_over(&self, record: NewRecord) -> BoxFuture<'static, Result<Appended, AppendError>> {
         let closed = self.closed.read();
         if *closed {
             let stopping = AppendError::NotTaken("this node is stopping".to_owned());
             return Box::pin(std::future::ready(Err(stopping)));
         }
-        self.log.append(key, record, trace)
+        self.log.append_record(record)
     }
 
     fn write(
@@ -140,15 +160,19 @@ impl Writes {
         key: &str,
         value: &str,
         ttl: i64,
+        uuid: Option<&str>,
         trace: Option<TraceParent>,
     ) -> impl Future<Output = Result<Written, WriteError>> + Send + use<> {
-        let uuid = Uuid::new_v4().to_string();
+        let uuid = uuid.map_or_else(|| Uuid::new_v4().to_string(), str::to_owned);
         let record = KeyValue { key, value, timestamp: now_ms(), source: source::PRODUCER, ttl, uuid: &uuid };
         let mut bytes = Vec::new();
         record.encode(&mut bytes);
         let (started, metrics) = (Instant::now(), Arc::clone(&self.metrics));
-        let appended = Append { waiting: Some(self.append(key, bytes, trace)), started, metrics };
-        async move { Ok(Written { appended: appended.await?, ttl, uuid, not_visible: Vec::new() }) }
+        let record = NewRecord { key: key.into(), value: Some(bytes), trace, ..NewRecord::default() };
+        let appended = Append { waiting: Some(self.hand_over(record)), started, metrics };
+        async move {
+            Ok(Written { appended: appended.await?, ttl, uuid, not_visible: Vec::new(), earlier: None })
+        }
     }
 }
 
@@ -246,13 +270,13 @@ mod tests {
             assert!(done.send(outcome).is_ok(), "the log's answer is awaited by somebody");
         };
         let position = Position { partition: 0, offset: 0 };
-        let waiting = writes.set("key", "value", None, None);
+        let waiting = writes.set("key", "value", None, None, None);
         settle(Ok(Appended { position, timestamp: crate::clock::LogTime::default() }));
         assert!(waiting.await.is_ok());
         assert_eq!(metrics.appends("acknowledged"), 1);
 
-        drop(writes.delete("key", None));
-        let mut begun = Box::pin(writes.delete("key", None));
+        drop(writes.delete("key", None, None));
+        let mut begun = Box::pin(writes.delete("key", None, None));
         assert!(futures_util::poll!(&mut begun).is_pending());
         drop(begun);
         settle(Err(AppendError::Unknown("late".to_owned())));
@@ -289,7 +313,7 @@ mod tests {
         let (log, metrics) = (Arc::new(Slow::default()), Arc::new(Metrics::new().expect("names differ")));
         let writes = Writes::new(Arc::<Slow>::clone(&log), 100, metrics);
         writes.close();
-        let refused = writes.set("key", "value", None, None).await.expect_err("the node stops");
+        let refused = writes.set("key", "value", None, None, None).await.expect_err("the node stops");
         assert!(matches!(refused, WriteError::Log(AppendError::NotTaken(_))), "{refused}");
         assert!(log.0.lock().expect("no test panicked").is_empty());
     }

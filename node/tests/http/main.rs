@@ -1,6 +1,7 @@
 //! What a node says to HTTP requests of every kind, on real sockets, over an embedded log.
 
 mod batches;
+mod conditional;
 mod consistency;
 mod forms;
 mod half_close;

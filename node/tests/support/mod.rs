@@ -49,7 +49,8 @@ pub async fn ready(node: &Node) {
     tokio::time::timeout(PATIENCE, ready).await.expect("an embedded log is read at once");
 }
 
-fn settings(flags: &[&str]) -> NodeSettings {
+/// Those of `dev` with these flags.
+pub fn settings(flags: &[&str]) -> NodeSettings {
     let cli = Cli::try_parse_from([&["bitacora-node", "dev"], flags].concat()).expect("settings");
     let Command::Dev(settings) = cli.command else { panic!("dev was asked for") };
     settings.node

@@ -1,12 +1,13 @@
 //! The result lines of a batch.
 
 use bitacora_protocol::Position;
-use bitacora_protocol::http::{FailedLine, ReadLine, WrittenLine};
+use bitacora_protocol::http::{ConditionFailed, ConditionFailedLine, FailedLine, ReadLine, WrittenLine};
 use bitacora_protocol::record::source;
 use serde::Serialize;
 
 use super::super::answers;
 use super::super::error::HttpError;
+use crate::service::conditional::NotMet;
 use crate::service::error::ErrorKind;
 use crate::service::reads::Answer;
 use crate::service::writes::Written;
@@ -22,7 +23,13 @@ pub fn put(operation: &str, key: &str, outcome: Outcome, out: &mut Vec<u8>) -> &
             }
             done.outcome()
         }
-        Err(error) => put_failure(&error.into(), matches!(operation, "set" | "delete"), out),
+        Err(error) => match error.not_met() {
+            Some(not_met) => {
+                put_not_met(error.kind(), not_met, out);
+                error.kind().outcome()
+            }
+            None => put_failure(&error.into(), matches!(operation, "set" | "delete"), out),
+        },
     }
 }
 
@@ -57,9 +64,15 @@ fn put_read(key: &str, answer: &Answer, out: &mut Vec<u8>) {
     }
 }
 
+fn put_not_met(kind: ErrorKind, not_met: &NotMet, out: &mut Vec<u8>) {
+    let failed = ConditionFailed { message: not_met.to_string().into(), current: not_met.current.record() };
+    let position = not_met.current.position;
+    put_line(&ConditionFailedLine { status: kind.http_status(), position, failed }, out);
+}
+
 /// Without the value, which the client has sent a moment ago.
 fn put_written(key: &str, written: &Written, out: &mut Vec<u8>) {
-    let Written { appended, ttl, uuid, not_visible } = written;
+    let Written { appended, ttl, uuid, not_visible, .. } = written;
     let line = WrittenLine {
         status: 200,
         position: appended.position,

@@ -252,6 +252,10 @@ impl Log for KafkaLog {
         self.renew(&mut current, "the log was truncated");
     }
 
+    fn write_timeout(&self) -> Duration {
+        self.settings.write_timeout
+    }
+
     fn delete_retention(&self) -> Option<Duration> {
         Some(self.settings.delete_retention)
     }
