@@ -2,8 +2,8 @@
 
 use bitacora_protocol::Position;
 use bitacora_protocol::http::{
-    ConditionFailed, LOG_HEADER, Message, NOT_VISIBLE_HEADER, OUT_OF_MEMORY_HEADER, POSITION_HEADER, SOURCE_HEADER,
-    TIMESTAMP_HEADER,
+    ConditionFailed, LOG_HEADER, Message, NOT_VISIBLE_HEADER, OUT_OF_MEMORY_HEADER, POSITION_HEADER,
+    SOURCE_HEADER, TIMESTAMP_HEADER,
 };
 use bitacora_protocol::record::ttl::DELETED;
 use bitacora_protocol::record::{KeyValue, source};

@@ -1,8 +1,8 @@
 //! What the RPC answers. Which code an error has is decided by its kind: [`crate::service::error::ErrorKind`].
 
 use bitacora_protocol::rpc::{
-    Answer, BatchResult, Failure, Message, NotMetAnswer, ReadAnswer, RecordPage, RecordResult, RecordWritten, ScanPage,
-    WriteAnswer, WrittenAnswer, put_value_answer,
+    Answer, BatchResult, Failure, Message, NotMetAnswer, ReadAnswer, RecordPage, RecordResult, RecordWritten,
+    ScanPage, WriteAnswer, WrittenAnswer, put_value_answer,
 };
 
 use crate::service::conditional::NotMet;

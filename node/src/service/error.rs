@@ -4,8 +4,8 @@
 use bitacora_protocol::rpc::{ErrorCode, RequestError};
 
 use crate::log::AppendError;
-use crate::service::consistency::ConsistencyError;
 use crate::service::conditional::{ConditionalError, NotMet};
+use crate::service::consistency::ConsistencyError;
 use crate::service::memory::OutOfMemory;
 use crate::service::reads::GetError;
 use crate::service::scans::ScanError;

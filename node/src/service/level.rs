@@ -90,7 +90,9 @@ impl LogLevel {
             let applied = self.progress.applied(appended.position, deadline).await;
             applied.map_err(|why| ConditionalError::NotMade(why.to_string()))?;
         }
-        tracing::info!("conditional writes may be written to the log from now on; nodes that do not know them stop at it");
+        tracing::info!(
+            "conditional writes may be written to the log from now on; nodes that do not know them stop at it"
+        );
         Ok(())
     }
 

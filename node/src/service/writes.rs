@@ -170,9 +170,7 @@ impl Writes {
         let (started, metrics) = (Instant::now(), Arc::clone(&self.metrics));
         let record = NewRecord { key: key.into(), value: Some(bytes), trace, ..NewRecord::default() };
         let appended = Append { waiting: Some(self.hand_over(record)), started, metrics };
-        async move {
-            Ok(Written { appended: appended.await?, ttl, uuid, not_visible: Vec::new(), earlier: None })
-        }
+        async move { Ok(Written { appended: appended.await?, ttl, uuid, not_visible: Vec::new(), earlier: None }) }
     }
 }
 

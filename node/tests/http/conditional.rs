@@ -61,7 +61,10 @@ async fn a_version_is_compared_and_replaced() {
     let first = etag(&running.ask("POST /rpc?key=k&value=1", &[], "").await);
     let written = running.ask("POST /rpc?key=k&value=2", &[&if_match(&first)], "").await;
     let second = etag(&written);
-    assert_eq!((written.header("bitacora-position"), &written.json()["value"]), (Some(second.trim_matches('"')), &json!("2")));
+    assert_eq!(
+        (written.header("bitacora-position"), &written.json()["value"]),
+        (Some(second.trim_matches('"')), &json!("2"))
+    );
     // It is decided, so it is there.
     let read = running.ask("GET /rpc?key=k", &[], "").await;
     assert_eq!((etag(&read), &read.json()["value"]), (second.clone(), &json!("2")));
@@ -105,7 +108,8 @@ async fn versions_that_are_none_of_the_key_append_nothing() {
     let running = Running::start(&[]).await;
     let held = etag(&running.ask("POST /rpc?key=k&value=1", &[], "").await);
     let (partition, offset) = held.trim_matches('"').split_once(':').expect("a position");
-    let (partition, offset): (i32, i64) = (partition.parse().expect("a number"), offset.parse().expect("a number"));
+    let (partition, offset): (i32, i64) =
+        (partition.parse().expect("a number"), offset.parse().expect("a number"));
     let elsewhere = (partition + 1) % 4;
     for version in [
         format!("{partition}:{}", offset + 1_000),
@@ -114,7 +118,8 @@ async fn versions_that_are_none_of_the_key_append_nothing() {
         format!("{}:{offset}", i32::MAX),
         "77:0".to_owned(),
     ] {
-        let answer = running.ask("POST /rpc?key=k&value=2", &[&if_match(&format!("\"{version}\""))], "").await;
+        let answer =
+            running.ask("POST /rpc?key=k&value=2", &[&if_match(&format!("\"{version}\""))], "").await;
         not_met(&answer, Some("1"));
     }
     assert_eq!(attempts(&running).await, 0);
@@ -151,7 +156,11 @@ async fn what_is_no_condition_is_refused_and_changes_nothing() {
         running.ask("POST /rpc?key=k&value=2", headers, "").await.refusal(400);
         running.ask("DELETE /rpc?key=k", headers, "").await.refusal(400);
     }
-    for path in ["POST /rpc?key=k&value=2&timeout=soon", "POST /rpc?key=k&value=2&timeout=2h", "DELETE /rpc?key=k&timeout="] {
+    for path in [
+        "POST /rpc?key=k&value=2&timeout=soon",
+        "POST /rpc?key=k&value=2&timeout=2h",
+        "DELETE /rpc?key=k&timeout=",
+    ] {
         running.ask(path, &[&good], "").await.refusal(400);
     }
     running.ask("POST /rpc/batch", &["If-Match: *"], "{}").await.refusal(400);
@@ -260,7 +269,9 @@ async fn a_repeated_call_is_answered_with_its_record() {
         assert_eq!((etag(&again), again.json()), (etag(&first), first.json()), "the record that was written");
         running.ask("DELETE /rpc?key=k", &[], "").await;
     }
-    let deleted = running.ask("DELETE /rpc?key=k", &[&format!("Idempotency-Key: \"{}\"", UUID.to_uppercase())], "").await;
+    let deleted = running
+        .ask("DELETE /rpc?key=k", &[&format!("Idempotency-Key: \"{}\"", UUID.to_uppercase())], "")
+        .await;
     let again = running.ask("DELETE /rpc?key=k", &[&key], "").await;
     assert_eq!(again.header("bitacora-position"), deleted.header("bitacora-position"), "{again:?}");
     running.stop().await;

@@ -31,7 +31,8 @@ fn three_nodes_hand_a_key_on_by_its_version() {
     for n in 1..10 {
         assert_eq!(status(&answer), "200", "{answer}");
         let tag = answer.lines().find_map(|line| line.strip_prefix("etag: ")).expect("an ETag").to_owned();
-        let write = |node| ask(&program, node, &format!("POST /rpc?key=k&value={n}"), &format!("If-Match: {tag}"));
+        let write =
+            |node| ask(&program, node, &format!("POST /rpc?key=k&value={n}"), &format!("If-Match: {tag}"));
         answer = write(n % 3);
         let late = write((n + 1) % 3);
         assert_eq!(status(&late), "412", "{late}");

@@ -15,7 +15,9 @@ use crate::store::Entry;
 pub fn compare(condition: WriteCondition, held: Option<&Entry>, now: LogTime) -> Option<Expected> {
     let live = held.filter(|entry| entry.is_live_at(now)).map(Entry::position);
     match (condition, live) {
-        (WriteCondition::Version(version), Some(held)) if version == held => Some(Expected::Live(held.offset)),
+        (WriteCondition::Version(version), Some(held)) if version == held => {
+            Some(Expected::Live(held.offset))
+        }
         (WriteCondition::Present, Some(held)) => Some(Expected::Live(held.offset)),
         (WriteCondition::Absent, None) => {
             Some(held.map_or(Expected::Nothing, |entry| Expected::Dead(entry.position().offset)))
@@ -36,7 +38,8 @@ mod tests {
 
     fn entry(offset: i64, ttl: i64) -> Entry {
         let mut bytes = Vec::new();
-        KeyValue { key: "k", value: "v", timestamp: 1, source: source::PRODUCER, ttl, uuid: "u" }.encode(&mut bytes);
+        KeyValue { key: "k", value: "v", timestamp: 1, source: source::PRODUCER, ttl, uuid: "u" }
+            .encode(&mut bytes);
         Entry::new(Position { partition: 3, offset }, LogTime::from_ms(1), ttl, &bytes)
     }
 

@@ -22,7 +22,9 @@ pub enum ConditionalError {
     #[error("there are no conditional writes here: {0}")]
     NotPossible(String),
     /// The node can't tell what the key is.
-    #[error("this node can't decide a conditional write yet: {0}; it was not made, ask another node or try again")]
+    #[error(
+        "this node can't decide a conditional write yet: {0}; it was not made, ask another node or try again"
+    )]
     NotReady(String),
     #[error("the conditional write was not made: {0}; it can be sent again")]
     NotMade(String),
@@ -46,7 +48,10 @@ pub struct NotMet {
 impl std::fmt::Display for NotMet {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.version {
-            Some(version) => write!(out, "the condition does not hold: the version of the key is {version}; nothing was written"),
+            Some(version) => write!(
+                out,
+                "the condition does not hold: the version of the key is {version}; nothing was written"
+            ),
             None => out.write_str("the condition does not hold: there is no such key; nothing was written"),
         }
     }

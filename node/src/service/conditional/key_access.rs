@@ -65,7 +65,11 @@ pub trait KeyAccess: Send + Sync + 'static {
     ///
     /// # Errors
     /// When that is not known in time.
-    fn barrier(&self, key: &str, deadline: Instant) -> impl Future<Output = Result<(), ConditionalError>> + Send;
+    fn barrier(
+        &self,
+        key: &str,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<(), ConditionalError>> + Send;
 
     /// Whether a position is applied.
     fn has_applied(&self, position: Position) -> bool;

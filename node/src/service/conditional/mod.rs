@@ -61,7 +61,10 @@ pub struct ConditionalWrite {
 #[derive(Clone, Debug)]
 pub enum Content {
     /// `live`: for how long; `None` for ever.
-    Set { value: String, live: Option<Duration> },
+    Set {
+        value: String,
+        live: Option<Duration>,
+    },
     Delete,
 }
 
@@ -115,8 +118,16 @@ impl<A: KeyAccess> ConditionalWrites<A> {
         let turn = turn.map_err(|_| {
             ConditionalError::NotMade("other conditional writes of the key took all the time".to_owned())
         })?;
-        let mut under_way =
-            UnderWay { write, arrived, deadline, prepared, turn, attempts: 0, appended_at: None, waited_for_version: false };
+        let mut under_way = UnderWay {
+            write,
+            arrived,
+            deadline,
+            prepared,
+            turn,
+            attempts: 0,
+            appended_at: None,
+            waited_for_version: false,
+        };
         let outcome = self.decide(&mut under_way).await;
         *attempts = under_way.attempts;
         outcome
@@ -203,7 +214,13 @@ impl<A: KeyAccess> ConditionalWrites<A> {
             Decision::InEffect => {
                 under_way.turn.note_applied(sent);
                 let appended = Appended { position, timestamp };
-                Ok(Some(Written { appended, ttl, uuid: write.uuid.clone(), not_visible: Vec::new(), earlier: None }))
+                Ok(Some(Written {
+                    appended,
+                    ttl,
+                    uuid: write.uuid.clone(),
+                    not_visible: Vec::new(),
+                    earlier: None,
+                }))
             }
             Decision::Void => {
                 under_way.turn.note_applied(sent);

@@ -94,7 +94,8 @@ impl KeyAccess for NodeAccess {
             let why = "nodes of the original system, which do not know them, read the topic (ORIGINAL_NODES)";
             return Err(ConditionalError::NotPossible(why.to_owned()));
         }
-        let too_late = |_| ConditionalError::NotMade("the topic's settings were not known in time".to_owned());
+        let too_late =
+            |_| ConditionalError::NotMade("the topic's settings were not known in time".to_owned());
         timeout_at(deadline, self.check_topic()).await.map_err(too_late)??;
         let store_number = self.store_number()?;
         let partition = self.parts.progress.applied_for(key.as_bytes()).partition;
@@ -149,7 +150,8 @@ impl KeyAccess for NodeAccess {
     }
 
     async fn repair(&self, key: &str, deadline: Instant) -> bool {
-        let Ok(repairs) = trimming::repairs_of(&self.parts.store, self.parts.retention, key.as_bytes()) else {
+        let Ok(repairs) = trimming::repairs_of(&self.parts.store, self.parts.retention, key.as_bytes())
+        else {
             // The trimmers find it, too.
             return false;
         };
@@ -165,7 +167,10 @@ impl KeyAccess for NodeAccess {
         let from = ServedFrom::Store;
         let Some(entry) = held else {
             let position = self.parts.progress.applied_for(key.as_bytes());
-            return NotMet { current: Answer { found: LookupResult::Missing, position, from }, version: None };
+            return NotMet {
+                current: Answer { found: LookupResult::Missing, position, from },
+                version: None,
+            };
         };
         let (position, is_live) = (entry.position(), entry.is_live_at(now));
         let timestamp = entry.timestamp().ms();

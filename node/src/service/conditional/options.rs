@@ -107,7 +107,9 @@ mod tests {
         assert_eq!(uuid_of(uuid).expect("a uuid"), Some(uuid.to_lowercase()));
         assert_eq!(uuid_of("").expect("none"), None);
         let (bare, braced) = (uuid.replace('-', ""), format!("{{{uuid}}}"));
-        for text in ["x", &bare, &braced, &uuid[1..], &uuid.replace('9', "x"), &"é".repeat(18), &"x".repeat(9_999)] {
+        for text in
+            ["x", &bare, &braced, &uuid[1..], &uuid.replace('9', "x"), &"é".repeat(18), &"x".repeat(9_999)]
+        {
             let error = uuid_of(text).expect_err("refused").to_string();
             assert!(error.contains("is no UUID") && error.len() < 300, "{error}");
         }

@@ -361,7 +361,10 @@ async fn a_repeated_call_is_answered_with_its_record() {
     let first = double.write(WriteCondition::Absent).await.expect("in effect");
     let again = double.write(WriteCondition::Absent).await.expect("in effect already");
     assert_eq!(again.appended, first.appended);
-    assert_eq!(again.earlier.and_then(|entry| Some(entry.record()?.uuid.to_owned())), Some("mine".to_owned()));
+    assert_eq!(
+        again.earlier.and_then(|entry| Some(entry.record()?.uuid.to_owned())),
+        Some("mine".to_owned())
+    );
     assert_eq!(double.log().attempts.len(), 1);
     // The first call's attempt comes while the second's is on its way.
     let double = Double::default();
