@@ -43,15 +43,15 @@ mod tests {
         Entry::new(Position { partition: 3, offset }, LogTime::from_ms(1), ttl, &bytes)
     }
 
-    fn of(condition: WriteCondition, held: Option<Entry>) -> Option<Expected> {
-        compare(condition, held.as_ref(), NOW)
+    fn of(condition: WriteCondition, held: Option<&Entry>) -> Option<Expected> {
+        compare(condition, held, NOW)
     }
 
     #[test]
     fn a_version_is_that_of_a_live_record_and_no_other() {
         let version = |partition, offset| WriteCondition::Version(Position { partition, offset });
-        assert_eq!(of(version(3, 7), Some(entry(7, ttl::FOR_EVER))), Some(Expected::Live(7)));
-        assert_eq!(of(version(3, 7), Some(entry(7, 1_001))), Some(Expected::Live(7)));
+        assert_eq!(of(version(3, 7), Some(&entry(7, ttl::FOR_EVER))), Some(Expected::Live(7)));
+        assert_eq!(of(version(3, 7), Some(&entry(7, 1_001))), Some(Expected::Live(7)));
         for (condition, held) in [
             (version(3, 7), None),
             (version(3, 7), Some(entry(8, ttl::FOR_EVER))),
@@ -60,20 +60,20 @@ mod tests {
             (version(3, 7), Some(entry(7, ttl::DELETED))),
             (version(3, 7), Some(entry(7, 1_000))),
         ] {
-            assert_eq!(of(condition, held.clone()), None, "{condition:?} {held:?}");
+            assert_eq!(of(condition, held.as_ref()), None, "{condition:?} {held:?}");
         }
     }
 
     #[test]
     fn presence_and_absence_are_told_by_the_logs_time() {
-        let held = |ttl| Some(entry(7, ttl));
-        assert_eq!(of(WriteCondition::Present, held(1_001)), Some(Expected::Live(7)));
-        assert_eq!(of(WriteCondition::Present, held(1_000)), None);
+        let held = |condition, ttl| of(condition, Some(&entry(7, ttl)));
+        assert_eq!(held(WriteCondition::Present, 1_001), Some(Expected::Live(7)));
+        assert_eq!(held(WriteCondition::Present, 1_000), None);
         assert_eq!(of(WriteCondition::Present, None), None);
-        assert_eq!(of(WriteCondition::Absent, held(1_000)), Some(Expected::Dead(7)));
-        assert_eq!(of(WriteCondition::Absent, held(ttl::DELETED)), Some(Expected::Dead(7)));
+        assert_eq!(held(WriteCondition::Absent, 1_000), Some(Expected::Dead(7)));
+        assert_eq!(held(WriteCondition::Absent, ttl::DELETED), Some(Expected::Dead(7)));
         assert_eq!(of(WriteCondition::Absent, None), Some(Expected::Nothing));
-        assert_eq!(of(WriteCondition::Absent, held(1_001)), None);
-        assert_eq!(of(WriteCondition::None, held(0)), None);
+        assert_eq!(held(WriteCondition::Absent, 1_001), None);
+        assert_eq!(held(WriteCondition::None, 0), None);
     }
 }
