@@ -40,3 +40,8 @@ pub use types::{
 };
 pub use update::{Change, Updated};
 pub use write::Write;
+
+/// The examples of the chapter on consistency compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/consistency.md")]
+mod consistency_chapter {}

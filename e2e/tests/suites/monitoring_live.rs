@@ -37,7 +37,13 @@ async fn load(cluster: &Cluster) -> Result<()> {
             api.get(&key).await?.expect(200);
             api.get("never set").await?.expect(404);
             api.delete(&format!("key {}", (round + 50) % 100)).await?.expect(200);
-            api.call(Method::GET, "/rpc/scan?prefix=key").await?.expect(200);
+            api.call(Method::GET, "/rpc/scan?prefix=key&consistency=strong").await?.expect(200);
+            let written = api.set("session", "value").await?;
+            let position = written.header("bitacora-position").context("a write has a position")?;
+            for level in ["latest", "strong", &format!("session&position={position}")] {
+                let path = format!("/rpc?key=session&consistency={level}&max_staleness=1m");
+                api.call(Method::GET, &path).await?.expect(200);
+            }
             let line = format!("{{\"op\":\"get\",\"key\":\"{key}\"}}\n");
             api.send(Method::POST, "/rpc/batch", &[], line.into_bytes()).await?.expect(200);
         }
