@@ -255,7 +255,10 @@ async fn a_batchs_lines_say_how_consistent_they_are() {
     let statuses: Vec<_> = results.iter().filter_map(|result| result["status"].as_u64()).collect();
     assert!(statuses[..1_000].iter().all(|status| *status == 200), "{answer:?}");
     assert_eq!(statuses[1_000..], [200, 200, 503, 400, 400, 400, 200], "{answer:?}");
-    assert_eq!(results[1_002]["position"], at, "{answer:?}");
+    // The barriers before it may be applied by then.
+    let (partition, _) = at.split_once(':').expect("a position");
+    let applied = results[1_002]["position"].as_str().expect("text");
+    assert!(applied.starts_with(&format!("{partition}:")), "{answer:?}");
     let barriers = running.metric("bitacora_barriers_total{outcome=\"acknowledged\"} ").await - before;
     assert!(barriers <= 100.0, "{barriers} barriers");
     running.nobody_waits().await;

@@ -226,9 +226,8 @@ impl<'a> Fields<'a> {
             let Some(slot) = fields.slot(&name) else {
                 let other = cut(&name);
                 return Err(A::Error::custom(format_args!(
-                    "there is no field '{other}'; a get and a delete have op and key, a set has value and perhaps ttl as well, \
-                     each of these writes may have ifMatch or ifAbsent, uuid and visible, a get may have consistency, position and \
-                     maxStaleness, and each of them timeout"
+                    "there is no field '{other}'; each has op, key, timeout; a set value, ttl; both writes ifMatch, ifAbsent, uuid, \
+                     visible; a get consistency, position, maxStaleness"
                 )));
             };
             let twice = || A::Error::custom(format_args!("the field '{name}' is given twice"));
