@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::Cluster;
 use e2e::figures::median;
-use e2e::http::encode;
+use e2e::http::{encode, read_answer_bytes};
 use e2e::process::Process;
 use e2e::runner::{self, Ctx, Needs, Test};
 use e2e::topic::{KeyValue, Topic};
@@ -18,7 +18,7 @@ use e2e::{ports, wait};
 use futures_util::future::try_join_all;
 use rdkafka::ClientConfig;
 use rdkafka::producer::{FutureProducer, FutureRecord};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use warp::Filter;
 
@@ -113,7 +113,7 @@ async fn http_load(port: u16, connections: usize, request: impl Fn(usize) -> Vec
             while start.elapsed() < ROUND {
                 let sent = Instant::now();
                 stream.write_all(&request).await?;
-                let answer = read_answer(&mut stream, &mut buffer).await?;
+                let answer = read_answer_bytes(&mut stream, &mut buffer).await?;
                 ensure!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(answer));
                 latencies.push(sent.elapsed().as_micros() as u32);
             }
@@ -122,21 +122,6 @@ async fn http_load(port: u16, connections: usize, request: impl Fn(usize) -> Vec
     });
     let latencies = try_join_all(workers).await?.concat();
     Ok(Load::new(latencies, start.elapsed()))
-}
-
-async fn read_answer<'a>(stream: &mut TcpStream, buffer: &'a mut [u8]) -> Result<&'a [u8]> {
-    let mut read = 0;
-    loop {
-        let count = stream.read(&mut buffer[read..]).await?;
-        ensure!(count > 0, "the server closed the connection");
-        read += count;
-        let Some(head) = buffer[..read].windows(4).position(|window| window == b"\r\n\r\n") else { continue };
-        let text = std::str::from_utf8(&buffer[..head])?;
-        let length = text.lines().find_map(|line| line.strip_prefix("content-length: "));
-        if read >= head + 4 + length.context("no content-length")?.parse::<usize>()? {
-            return Ok(&buffer[..read]);
-        }
-    }
 }
 
 fn value() -> String {
@@ -234,7 +219,7 @@ async fn visible(ctx: Ctx) -> Result<()> {
         let acknowledged = Instant::now();
         loop {
             stream.write_all(request.as_bytes()).await?;
-            if read_answer(&mut stream, &mut buffer).await?.starts_with(b"HTTP/1.1 200") {
+            if read_answer_bytes(&mut stream, &mut buffer).await?.starts_with(b"HTTP/1.1 200") {
                 break;
             }
         }

@@ -8,13 +8,11 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use bitacora_protocol::rpc::{
-    FrameLimits, FrameReader, HandshakeMatch, HandshakeRequest, HandshakeResponse, PROTOCOL_HASH, Request,
-    put_frame,
-};
+use bitacora_protocol::rpc::{Request, put_frame};
 use e2e::cluster::node_binary;
 use e2e::figures::median;
 use e2e::process::Process;
+use e2e::rpc::shake_hands;
 use e2e::runner::{self, Ctx, Needs, Test};
 use e2e::{ports, wait};
 use hdrhistogram::Histogram;
@@ -98,26 +96,6 @@ async fn caller(protocol: &str, port: u16, seed: u64, started: Instant) -> Resul
         latencies.record(sent.elapsed().as_micros() as u64)?;
     }
     Ok(latencies)
-}
-
-async fn shake_hands(stream: &mut TcpStream) -> Result<()> {
-    let mut out = Vec::new();
-    put_frame(&mut out, 0, |out| {
-        HandshakeRequest { client_hash: *PROTOCOL_HASH, client_protocol: None, server_hash: *PROTOCOL_HASH }
-            .encode(out);
-        Request::GetValue { key: "none" }.encode(out);
-    });
-    stream.write_all(&out).await?;
-    let mut reader = FrameReader::new(FrameLimits { bytes: 1 << 20, buffers: 16 });
-    let (mut input, mut scratch) = (Vec::new(), Vec::new());
-    loop {
-        ensure!(stream.read_buf(&mut input).await? > 0, "the node closed the connection");
-        if let Some(frame) = reader.next(&input, &mut scratch)? {
-            let (response, _) = HandshakeResponse::decode(frame.message)?;
-            ensure!(response.matched == HandshakeMatch::Both, "{response:?}");
-            return Ok(());
-        }
-    }
 }
 
 fn key(number: u64) -> String {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use reqwest::Method;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -275,6 +275,22 @@ pub async fn read_answer(
     let mut unread = Vec::new();
     let outcome = tokio::time::timeout(deadline, read_one(stream, &mut unread)).await;
     outcome.with_context(|| format!("no answer and no close within {deadline:?}"))?
+}
+
+/// Reads one answer that has a `content-length`, as it is; for benchmarks, which have no time to take it apart.
+pub async fn read_answer_bytes<'a>(stream: &mut TcpStream, buffer: &'a mut [u8]) -> Result<&'a [u8]> {
+    let mut read = 0;
+    loop {
+        let count = stream.read(&mut buffer[read..]).await?;
+        ensure!(count > 0, "the server closed the connection");
+        read += count;
+        let Some(head) = buffer[..read].windows(4).position(|window| window == b"\r\n\r\n") else { continue };
+        let text = std::str::from_utf8(&buffer[..head])?;
+        let length = text.lines().find_map(|line| line.strip_prefix("content-length: "));
+        if read >= head + 4 + length.context("no content-length")?.parse::<usize>()? {
+            return Ok(&buffer[..read]);
+        }
+    }
 }
 
 async fn read_one(stream: &mut (impl AsyncReadExt + Unpin), unread: &mut Vec<u8>) -> Result<Option<Answer>> {

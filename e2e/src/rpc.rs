@@ -165,6 +165,27 @@ impl RpcConnection {
     }
 }
 
+/// Shakes hands with the node's own protocol on a connection that a benchmark drives by itself.
+pub async fn shake_hands(stream: &mut TcpStream) -> Result<()> {
+    let mut out = Vec::new();
+    put_frame(&mut out, 0, |out| {
+        HandshakeRequest { client_hash: *PROTOCOL_HASH, client_protocol: None, server_hash: *PROTOCOL_HASH }
+            .encode(out);
+        Request::GetValue { key: "none" }.encode(out);
+    });
+    stream.write_all(&out).await?;
+    let mut reader = FrameReader::new(FrameLimits { bytes: 1 << 20, buffers: 16 });
+    let (mut input, mut scratch) = (Vec::new(), Vec::new());
+    loop {
+        ensure!(stream.read_buf(&mut input).await? > 0, "the node closed the connection");
+        if let Some(frame) = reader.next(&input, &mut scratch)? {
+            let (response, _) = HandshakeResponse::decode(frame.message)?;
+            ensure!(response.matched == HandshakeMatch::Both, "{response:?}");
+            return Ok(());
+        }
+    }
+}
+
 /// Decodes an answer that is no failure.
 pub fn good(message: Message, answer: &[u8]) -> Result<Answer<'_>> {
     Ok(Answer::decode(message, answer)??)

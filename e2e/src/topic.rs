@@ -221,6 +221,17 @@ impl Topic {
         Ok(resource.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect())
     }
 
+    /// The high watermark of each of so many partitions.
+    pub async fn high_watermarks(&self, partitions: i32) -> Result<Vec<i64>> {
+        let topic = self.clone();
+        let ask = move || {
+            let consumer: BaseConsumer = topic.config().create().context("creating a consumer")?;
+            let high = |partition| anyhow::Ok(consumer.fetch_watermarks(&topic.name, partition, PATIENCE)?.1);
+            (0..partitions).map(high).collect::<Result<_>>().context("asking for the high watermarks")
+        };
+        tokio::task::spawn_blocking(ask).await.context("the consumer panicked")?
+    }
+
     /// Reads every partition from its start to the high watermark of now, in order.
     pub async fn read_all(&self) -> Result<Vec<Record>> {
         let topic = self.clone();

@@ -1,0 +1,271 @@
+//! One call at a time, of each kind.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use bitacora_client::{Client, Position, Session};
+use e2e::figures::Spread;
+use e2e::runner::Ctx;
+use e2e::topic::{KeyValue, Topic};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use tokio::sync::mpsc;
+
+use crate::{DEADLINE, PARTITIONS, client_of, two_nodes, value};
+
+const ROUNDS: usize = 7;
+const SAMPLES: usize = 150;
+/// Before the first round, of each kind; not counted.
+const WARM_UP: usize = 20;
+/// Spread over all partitions.
+const KEYS: usize = 64;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Eventual,
+    Session,
+    Latest,
+    Strong,
+    Set,
+    ConditionalSet,
+    Kafka,
+}
+
+impl Kind {
+    const ALL: [Kind; 7] = [
+        Kind::Eventual,
+        Kind::Session,
+        Kind::Latest,
+        Kind::Strong,
+        Kind::Set,
+        Kind::ConditionalSet,
+        Kind::Kafka,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Eventual => "eventual read",
+            Kind::Session => "session read after a set on another node",
+            Kind::Latest => "latest read",
+            Kind::Strong => "strong read",
+            Kind::Set => "set",
+            Kind::ConditionalSet => "compare_and_set",
+            Kind::Kafka => "bare Kafka, produce to consume",
+        }
+    }
+}
+
+/// Of one round and kind, in µs.
+struct Latencies {
+    p50: f64,
+    p99: f64,
+}
+
+impl Latencies {
+    fn of(mut samples: Vec<Duration>) -> Latencies {
+        samples.sort_unstable();
+        let at = |part: f64| {
+            let index = (samples.len().saturating_sub(1) as f64 * part).round() as usize;
+            samples.get(index).map_or(f64::NAN, |sample| sample.as_secs_f64() * 1e6)
+        };
+        Latencies { p50: at(0.5), p99: at(0.99) }
+    }
+}
+
+pub async fn run(ctx: Ctx) -> Result<()> {
+    let cluster = two_nodes(&ctx).await?;
+    let kafka = BareKafka::start(&cluster.topic).await?;
+    let calls = Calls::start(client_of(&cluster.nodes[0]).await?, client_of(&cluster.nodes[1]).await?, kafka);
+    // In a task of the runtime's own threads, which also wait for the sockets.
+    let rounds = tokio::spawn(async move { measure(calls.await?).await }).await??;
+    print(&rounds);
+    Ok(())
+}
+
+/// For each round, the latencies of each kind.
+async fn measure(mut calls: Calls) -> Result<Vec<Vec<Latencies>>> {
+    for kind in Kind::ALL {
+        for number in 0..WARM_UP {
+            calls.sample(kind, number).await?;
+        }
+    }
+    let mut rounds = Vec::new();
+    for _ in 0..ROUNDS {
+        let mut round = Vec::new();
+        for kind in Kind::ALL {
+            let mut samples = Vec::new();
+            for number in 0..SAMPLES {
+                samples.push(calls.sample(kind, number).await.with_context(|| kind.name())?);
+            }
+            round.push(Latencies::of(samples));
+        }
+        rounds.push(round);
+    }
+    Ok(rounds)
+}
+
+fn print(rounds: &[Vec<Latencies>]) {
+    println!(
+        "\nOne call at a time through the client library, values of 100 bytes, 2 nodes, one broker, acks=all; \
+         {ROUNDS} rounds of {SAMPLES} calls of each kind, alternating; µs"
+    );
+    println!("  {:<42} {:<24} {:<26} p50 / bare Kafka's", "", "p50", "p99");
+    for (index, kind) in Kind::ALL.iter().enumerate() {
+        let of = |figure: fn(&Latencies) -> f64| Spread::of(rounds.iter().map(|round| figure(&round[index])));
+        let kafka = |round: &[Latencies]| round.last().map_or(f64::NAN, |latencies| latencies.p50);
+        let ratio = Spread::of(rounds.iter().map(|round| round[index].p50 / kafka(round)));
+        let (p50, p99) = (of(|latencies| latencies.p50), of(|latencies| latencies.p99));
+        println!("  {:<42} {p50:<24} {p99:<26} {ratio:.2}", kind.name());
+    }
+}
+
+/// What is measured.
+struct Calls {
+    /// Of one node.
+    here: Client,
+    /// Of the other.
+    there: Client,
+    kafka: BareKafka,
+    /// Of each key that is written conditionally.
+    versions: Vec<Position>,
+    value: String,
+}
+
+impl Calls {
+    async fn start(here: Client, there: Client, kafka: BareKafka) -> Result<Calls> {
+        let (mut versions, value) = (Vec::new(), value());
+        for number in 0..KEYS {
+            here.set(&read_key(number), &value).await?;
+            versions.push(here.create(&conditional_key(number), &value).await?.position);
+        }
+        Ok(Calls { here, there, kafka, versions, value })
+    }
+
+    async fn sample(&mut self, kind: Kind, number: usize) -> Result<Duration> {
+        let Calls { here, there, kafka, versions, value } = self;
+        let (number, key) = (number % KEYS, read_key(number));
+        let began;
+        match kind {
+            Kind::Eventual => {
+                began = Instant::now();
+                here.get(&key).await?;
+            }
+            Kind::Session => {
+                let session = Session::new();
+                let written = there.write(&key, value).session(&session).await?;
+                began = Instant::now();
+                let record = here.read(&key).session(&session).await?;
+                ensure!(record.position == written.position, "the session read has {}", record.position);
+            }
+            Kind::Latest => {
+                began = Instant::now();
+                here.read(&key).latest().await?;
+            }
+            Kind::Strong => {
+                began = Instant::now();
+                here.read(&key).strong().await?;
+            }
+            Kind::Set => {
+                began = Instant::now();
+                here.set(&key, value).await?;
+            }
+            Kind::ConditionalSet => {
+                let (key, version) = (conditional_key(number), &mut versions[number]);
+                began = Instant::now();
+                *version = here.compare_and_set(&key, *version, value).await?.position;
+            }
+            Kind::Kafka => return kafka.sample(number).await,
+        }
+        Ok(began.elapsed())
+    }
+}
+
+fn read_key(number: usize) -> String {
+    format!("read-{}", number % KEYS)
+}
+
+fn conditional_key(number: usize) -> String {
+    format!("conditional-{}", number % KEYS)
+}
+
+/// A producer and a consumer with the settings of a node's, on a topic of their own.
+struct BareKafka {
+    producer: FutureProducer,
+    topic: String,
+    value: Vec<u8>,
+    /// When the consumer had each record.
+    arrivals: mpsc::UnboundedReceiver<Instant>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl BareKafka {
+    async fn start(beside: &Topic) -> Result<BareKafka> {
+        let topic = Topic { brokers: beside.brokers.clone(), name: format!("{}-bare", beside.name) };
+        topic
+            .create(PARTITIONS, &[("cleanup.policy", "compact"), ("message.timestamp.type", "LogAppendTime")])
+            .await?;
+        let mut common = ClientConfig::new();
+        common
+            .set("bootstrap.servers", &topic.brokers)
+            .set("socket.nagle.disable", "true")
+            .set("reconnect.backoff.max.ms", "1000");
+        let producer = common
+            .clone()
+            .set("acks", "all")
+            .set("enable.idempotence", "true")
+            .set("linger.ms", "0")
+            .create()?;
+        let consumer: BaseConsumer = common
+            .set("group.id", "bare-consumer")
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("enable.partition.eof", "true")
+            .set("fetch.queue.backoff.ms", "10")
+            .set("fetch.error.backoff.ms", "100")
+            .create()?;
+        let mut assignment = TopicPartitionList::new();
+        for partition in 0..PARTITIONS {
+            assignment.add_partition_offset(&topic.name, partition, Offset::Beginning)?;
+        }
+        consumer.assign(&assignment)?;
+        let (arrived, arrivals) = mpsc::unbounded_channel();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                // Ends of partitions are told as errors; a lasting error shows as a record that does not arrive.
+                if let Some(Ok(_)) = consumer.poll(Duration::from_millis(100)) {
+                    let _ = arrived.send(Instant::now());
+                }
+            }
+        });
+        let value = KeyValue::new("bare", &value()).to_avro();
+        Ok(BareKafka { producer, topic: topic.name, value, arrivals, stop, thread: Some(thread) })
+    }
+
+    /// From the hand-over of a record to the producer until the consumer has it.
+    async fn sample(&mut self, number: usize) -> Result<Duration> {
+        let partition = number as i32 % PARTITIONS;
+        let record = FutureRecord::to(&self.topic).key("bare").payload(&self.value).partition(partition);
+        let began = Instant::now();
+        let acknowledged = self.producer.send_result(record).map_err(|(error, _)| error)?;
+        let arrived = tokio::time::timeout(DEADLINE, self.arrivals.recv()).await;
+        let arrived = arrived.context("the record did not arrive")?.context("the consumer has ended")?;
+        acknowledged.await?.map_err(|(error, _)| error)?;
+        Ok(arrived - began)
+    }
+}
+
+impl Drop for BareKafka {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
