@@ -14,7 +14,7 @@ use e2e::{ports, tests, wait};
 pub fn tests() -> Vec<Test> {
     tests![
         Nothing: writes_are_read_on_all_nodes_and_survive_a_kill,
-            the_readmes_curl_lines_work_as_they_are, what_is_in_the_way_is_told_in_one_sentence
+            the_readmes_curl_lines_work_as_they_are, the_readmes_demonstration_shows_what_it_says, what_is_in_the_way_is_told_in_one_sentence
     ]
 }
 
@@ -102,6 +102,35 @@ async fn the_readmes_curl_lines_work_as_they_are(ctx: Ctx) -> Result<()> {
         ran += 1;
     }
     ensure!(ran >= 12, "only {ran} lines were found");
+    Ok(())
+}
+
+async fn the_readmes_demonstration_shows_what_it_says(ctx: Ctx) -> Result<()> {
+    let port = free_ports();
+    let dev = dev(&ctx, port, &ctx.dir.join("data"), "dev.log").await?;
+    started(&dev).await;
+    let readme = include_str!("../../../README.md");
+    let (_, block) = readme.split_once("<!-- demonstration:").context("the README has a demonstration")?;
+    let (_, block) = block.split_once("```sh\n").context("it has commands")?;
+    let (block, _) = block.split_once("```").context("the commands end")?;
+    // The names first: a port here may have the digits of one there.
+    let script = block.replace("8080", "FIRST").replace("8082", "SECOND").replace("8084", "THIRD");
+    let script = script
+        .replace("FIRST", &port.to_string())
+        .replace("SECOND", &(port + 2).to_string())
+        .replace("THIRD", &(port + 4).to_string());
+    let mut shell = tokio::process::Command::new("bash");
+    let output = shell.args(["-euo", "pipefail", "-c", &script]).kill_on_drop(true).output().await?;
+    let (said, complained) = (
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    );
+    ensure!(output.status.success(), "{said}{complained}");
+    let (read, statuses) = said.split_once('}').context("a record is read")?;
+    ensure!(read.contains("\"value\":\"book\""), "{said}");
+    let mut statuses: Vec<_> = statuses.split_whitespace().collect();
+    statuses.sort_unstable();
+    ensure!(statuses == ["200", "412", "412"], "{said}");
     Ok(())
 }
 

@@ -38,6 +38,12 @@ async fn load(cluster: &Cluster) -> Result<()> {
             api.get("never set").await?.expect(404);
             api.delete(&format!("key {}", (round + 50) % 100)).await?.expect(200);
             api.call(Method::GET, "/rpc/scan?prefix=key&consistency=strong").await?.expect(200);
+            // The second one has to be refused.
+            for status in [200, 412] {
+                let path = format!("/rpc?key=created {round} {}&value=x&ttl=1m", node.api_port).replace(' ', "%20");
+                let absent = [("If-None-Match", "*")];
+                api.send(Method::POST, &path, &absent, Vec::new()).await?.expect(status);
+            }
             let written = api.set("session", "value").await?;
             let position = written.header("bitacora-position").context("a write has a position")?;
             for level in ["latest", "strong", &format!("session&position={position}")] {
