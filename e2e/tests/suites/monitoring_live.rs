@@ -40,7 +40,8 @@ async fn load(cluster: &Cluster) -> Result<()> {
             api.call(Method::GET, "/rpc/scan?prefix=key&consistency=strong").await?.expect(200);
             // The second one has to be refused.
             for status in [200, 412] {
-                let path = format!("/rpc?key=created {round} {}&value=x&ttl=1m", node.api_port).replace(' ', "%20");
+                let path =
+                    format!("/rpc?key=created {round} {}&value=x&ttl=1m", node.api_port).replace(' ', "%20");
                 let absent = [("If-None-Match", "*")];
                 api.send(Method::POST, &path, &absent, Vec::new()).await?.expect(status);
             }
