@@ -117,16 +117,19 @@ fn a_wrong_path_or_link_is_found() {
     assert!(broken(page, "#none").is_some());
 }
 
-/// `docs/trimming.md` says of each deliberate mistake of the simulation what it breaks, and of no other.
+/// One of the pages says of each deliberate mistake of the simulation what it breaks, and of no other.
 #[test]
 fn every_simulated_mistake_is_explained() {
     let code = read(Path::new("node/tests/simulation/mistake.rs"));
     let (_, rest) = code.split_once("pub enum Mistake {").expect("the enum of the mistakes");
     let (body, _) = rest.split_once("\n}").expect("its end");
     let mut mistakes: Vec<_> = body.lines().filter_map(|line| line.trim().strip_suffix(',')).collect();
-    let page = read(Path::new("docs/trimming.md"));
-    let (_, section) = page.split_once("## What each deliberate mistake breaks").expect("the section");
-    let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    let pages = ["docs/trimming.md", "docs/conditional-writes.md"].map(|page| read(Path::new(page)));
+    let rows = pages.iter().flat_map(|page| {
+        let (_, section) = page.split_once("## What each deliberate mistake breaks").expect("the section");
+        let section = section.split("\n## ").next().unwrap_or_default();
+        section.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
+    });
     let mut explained: Vec<_> = rows.map(|(name, _)| name).collect();
     mistakes.sort_unstable();
     explained.sort_unstable();

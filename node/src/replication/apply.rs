@@ -107,7 +107,11 @@ pub(super) fn decode<'a>(
             let repaired_at = Position { offset: earlier(offset)?, ..at };
             let reach = reach.map_or(Ok(offset), earlier)?;
             let repaired = LogRecord { timestamp: repaired, ..*record };
-            let entry = entry(&repaired, text, repaired_at)?;
+            let mut entry = entry(&repaired, text, repaired_at)?;
+            // What had expired by then may have been swept by who sent this: no node shows a value that may not be the record's.
+            if (1..=timestamp.ms()).contains(&entry.ttl()) {
+                entry = Entry::new(repaired_at, entry.timestamp(), entry.ttl(), &[]);
+            }
             Change::Repair { at, timestamp, entry, reach, settles: settles(reach), complete }
         }
         Some(Condition::Trim { .. } | Condition::Unreadable) => {

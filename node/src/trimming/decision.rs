@@ -7,8 +7,9 @@ use super::GRACE_FOR_ELECTED_TRIMMER;
 use crate::clock::LogTime;
 use crate::log::{Condition, Level, LogTag, NewRecord};
 use crate::replication::progress::AppliedUntil;
-use crate::store::{NeededRepair, Store, StoreError, TrimQuery, Trimmable};
+use crate::store::{Entry, NeededRepair, Store, StoreError, TrimQuery, Trimmable};
 use bitacora_protocol::Position;
+use bitacora_protocol::record::{KeyValue, source};
 
 /// Tombstones, and repairs, appended in one step.
 const MAX_RECORDS_PER_ROUND: usize = 500;
@@ -100,9 +101,21 @@ fn repair(
     // Who only understands the first level would not understand how far it reaches.
     let reach = (level >= Level::CONDITIONAL_WRITES).then_some(pending.position.offset);
     let condition = Condition::Repair { offset, timestamp: entry.timestamp(), until, log, reach };
-    // The repair of a tombstone is a tombstone again.
-    let value = entry.has_record().then(|| entry.record_bytes().to_vec());
+    let value = value_of(&key, &entry);
     NewRecord::conditional(partition, key, value, condition)
+}
+
+/// The value that says of a key what an entry says. That of a tombstone is a tombstone again. An expired record whose value was swept
+/// still has its version and its expiry: a conditional write may expect just those.
+fn value_of(key: &[u8], entry: &Entry) -> Option<Vec<u8>> {
+    if entry.has_record() {
+        return Some(entry.record_bytes().to_vec());
+    }
+    let key = std::str::from_utf8(key).ok().filter(|_| !entry.is_tombstone())?;
+    let (ttl, timestamp) = (entry.ttl(), entry.timestamp().ms());
+    let mut value = Vec::new();
+    KeyValue { key, value: "", timestamp, source: source::PRODUCER, ttl, uuid: "" }.encode(&mut value);
+    Some(value)
 }
 
 fn trim(key: Vec<u8>, Position { partition, offset }: Position, until: LogTime, log: LogTag) -> NewRecord {

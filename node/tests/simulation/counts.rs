@@ -22,6 +22,18 @@ pub struct Counts {
     pub trimmed: u64,
     pub void: u64,
     pub repairs: u64,
+    pub attempts: u64,
+    pub attempts_void: u64,
+    pub accepted: u64,
+    pub refused: u64,
+    pub elsewhere: u64,
+    pub in_doubt: u64,
+    pub successes: u64,
+    pub lost: u64,
+    pub undecided: u64,
+    pub outcomes: u64,
+    pub doubts: u64,
+    pub given_up: u64,
     pub swept: u64,
     pub compacted: u64,
     pub reads: u64,
@@ -30,7 +42,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    pub fn each(&self) -> [(&'static str, u64); 25] {
+    pub fn each(&self) -> [(&'static str, u64); 37] {
         [
             ("steps", self.steps),
             ("writes", self.writes),
@@ -52,6 +64,18 @@ impl Counts {
             ("records that they removed", self.trimmed),
             ("of them and of repairs void", self.void),
             ("repairs sent", self.repairs),
+            ("attempts appended", self.attempts),
+            ("of them void", self.attempts_void),
+            ("attempts that nodes accepted", self.accepted),
+            ("refused with 412 at once", self.refused),
+            ("refused with 409", self.elsewhere),
+            ("refused for a doubt", self.in_doubt),
+            ("answered with success", self.successes),
+            ("answered with 412 when decided", self.lost),
+            ("answered with 503, undecided", self.undecided),
+            ("outcomes of attempts checked", self.outcomes),
+            ("doubts that nodes had", self.doubts),
+            ("keys written since no node could repair them", self.given_up),
             ("keys swept", self.swept),
             ("records compacted away", self.compacted),
             ("reads checked", self.reads),

@@ -9,18 +9,22 @@
 //! - [`histories`]: for each [`mistake`] that could be made, a history that ends well, and breaks a promise if it is made.
 
 mod accidents;
+mod clients;
 mod cluster;
 mod counts;
 mod histories;
 mod member;
+mod misreading;
 mod mistake;
 mod observation;
 mod oracle;
+mod outcomes;
 mod promise;
 mod random;
 mod run;
 mod seeds;
 mod simulated_log;
+mod truth;
 mod workspace;
 mod world;
 mod writers;

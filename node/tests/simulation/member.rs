@@ -1,15 +1,16 @@
 //! A node's life: it starts, goes on in steps, crashes, and its disk is lost or copied.
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bitacora_node::clock::{LogTime, WallTime};
 use bitacora_node::cluster::Membership;
-use bitacora_node::log::{Condition, Log, NewRecord};
+use bitacora_node::log::Log;
 use bitacora_node::metrics::Metrics;
+use bitacora_node::replication::decisions::Decisions;
 use bitacora_node::replication::progress::Progress;
 use bitacora_node::replication::{self, Applier, Watermarks};
 use bitacora_node::service::memory::Memory;
@@ -18,9 +19,9 @@ use bitacora_node::service::reads::{PeerReads, Reads};
 use bitacora_node::store::{Checkpoint, Store};
 use bitacora_node::telemetry::Telemetry;
 use bitacora_node::trimming::{self, Upkeep};
-use bitacora_protocol::Position;
 
 use crate::cluster::{Cluster, Crashed, NodeView, Peer};
+use crate::misreading::{append_wrongly, is_left_out};
 use crate::mistake::Mistake;
 use crate::note;
 use crate::observation::entries;
@@ -33,6 +34,7 @@ pub struct Running {
     pub store: Arc<Store>,
     pub progress: Arc<Progress>,
     pub reads: Arc<Reads>,
+    pub decisions: Arc<Decisions>,
     pub applier: Applier,
     pub watermarks: Watermarks,
     pub upkeep: Upkeep,
@@ -53,6 +55,7 @@ pub struct Seen {
     pub resyncs: u64,
     pub beside: bool,
     pub figures: [u64; 3],
+    pub doubted: BTreeSet<&'static str>,
 }
 
 pub struct Member {
@@ -115,13 +118,14 @@ impl Member {
             peers.map_err(failed)?,
             PeerReads::Auto,
         ));
+        let decisions = Arc::<Decisions>::default();
         let retention = Duration::from_millis(RETENTION.unsigned_abs());
         let (applier, watermarks) = replication::halves(replication::Parts {
             log: Arc::clone(&log),
             store: Arc::clone(&store),
             progress: Arc::clone(&progress),
             metrics: Arc::clone(&metrics),
-            decisions: Arc::default(),
+            decisions: Arc::clone(&decisions),
             telemetry: Telemetry::off(),
             delete_retention: retention,
             snapshots: Some(Arc::new(self.view.clone())),
@@ -139,7 +143,7 @@ impl Member {
         let peer =
             Peer { store: Arc::clone(&store), progress: Arc::clone(&progress), reads: Arc::clone(&reads) };
         self.view.cluster.set_peer(self.who, Some(peer));
-        self.running = Some(Running { store, progress, reads, applier, watermarks, upkeep });
+        self.running = Some(Running { store, progress, reads, decisions, applier, watermarks, upkeep });
         self.observe()
     }
 
@@ -220,24 +224,8 @@ impl Member {
                 entries.iter().map(|(key, entry)| (key.as_bytes(), entry.clone().into())).collect();
             running.store.apply(&mut changes, &[]).map_err(failed)?;
         }
-        if mistake == Some(Mistake::TrimsIgnoreOtherPartitions)
-            && matches!(part, Part::Upkeep)
-            && running.progress.caught_up()
-        {
-            let mut world = self.view.world();
-            let now = world.now;
-            for (key, entry) in entries(&running.store) {
-                if entry.has_record()
-                    && entry.state(WallTime::from_ms(now - RETENTION)) != bitacora_node::store::State::Live
-                {
-                    let Position { partition, offset } = entry.position();
-                    let (key, condition) = (
-                        key.as_bytes().to_vec(),
-                        Condition::Trim { offset, until: LogTime::MAX, log: world.identity().tag() },
-                    );
-                    world.send_conditional(NewRecord::conditional(partition, key, None, condition), 0);
-                }
-            }
+        if matches!(part, Part::Upkeep) && running.progress.caught_up() {
+            append_wrongly(&mut self.view.world(), &running.store);
         }
         self.observe()
     }
@@ -291,13 +279,8 @@ impl Member {
             let Some(running) = &self.running else {
                 return Err(Promise::NodesCatchUp.broken("it should run"));
             };
-            let mistake = self.view.world().mistake;
             let (_, mut needed) = running.store.needed_repairs(usize::MAX).map_err(failed)?;
-            match mistake {
-                Some(Mistake::NoRepairs) => needed.clear(),
-                Some(Mistake::NoRepairOfAnEmptyKey) => needed.retain(|needed| needed.entry.is_some()),
-                _ => {}
-            }
+            needed.retain(|needed| !is_left_out(&self.view.world(), needed));
             if needed.is_empty() {
                 return Ok(());
             }

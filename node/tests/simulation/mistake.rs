@@ -35,4 +35,30 @@ pub enum Mistake {
     AnySnapshotTaken,
     /// What a trimmer sent to the topic that was there before takes effect in this one.
     ConditionalRecordsOfAnotherTopic,
+    /// An attempt is taken for a write.
+    AttemptsAreWrites,
+    /// The pending repair behind an attempt that took no effect is not made.
+    VoidAttemptsAreNotRepaired,
+    /// A repair takes effect only where nothing newer is held than the record that it repeats.
+    RepairsReachOnlyTheirRecord,
+    /// Who reads behind a hole that compaction left decides about attempts all the same.
+    OldAttemptsAreJudged,
+    /// A repair that takes effect settles each pending repair before it, also one that it does not reach.
+    AnyRepairSettles,
+    /// A trim that takes effect settles each pending repair before it, also one that it does not reach.
+    TrimsSettleMoreThanTheyReach,
+    /// A node repeats what it holds of a key although it doubts that.
+    DoubtfulKeysAreRepaired,
+    /// What a node holds of a key is taken for true although it doubts that.
+    DoubtsAreIgnored,
+    /// An attempt takes effect however late it comes.
+    LateAttemptsTakeEffect,
+    /// An attempt that was sent to the topic that was there before takes effect in this one.
+    AttemptsOfAnotherTopic,
+    /// Whether a record has expired when an attempt comes is decided by each node's own clock.
+    ExpiryByOwnClock,
+    /// Another program's tombstone counts as a version, for as long as a node remembers it.
+    TombstonesAreVersions,
+    /// What has expired and was swept is repaired by a tombstone.
+    ExpiredIsRepairedAsDeleted,
 }

@@ -17,6 +17,9 @@ use crate::world::{KEYS, Write};
 impl Member {
     /// Looks at what the node shows after a step.
     pub fn observe(&mut self) -> Outcome {
+        if let Some(violation) = self.view.world().violation.take() {
+            return Err(violation);
+        }
         let Some(running) = &self.running else { return Ok(()) };
         let (Running { store, progress, .. }, metrics) = (running, &self.metrics);
         let checkpoint = store.copy().map_err(failed)?.checkpoint;
@@ -35,6 +38,15 @@ impl Member {
                 *count += new - old;
             }
             self.seen.figures = figures;
+        }
+        for key in KEYS {
+            let doubted = store.in_doubt(key.as_bytes()).map_err(failed)?;
+            let changed = if doubted { self.seen.doubted.insert(key) } else { self.seen.doubted.remove(key) };
+            if changed {
+                let mut world = self.view.world();
+                world.counts.doubts += u64::from(doubted);
+                note!(world, "replica {} doubts {key}: {doubted}", self.who);
+            }
         }
         let before = &self.seen.checkpoint;
         let back = before.identity == checkpoint.identity
@@ -91,6 +103,17 @@ impl Member {
         Ok(())
     }
 
+    /// Long after the last attempt, it must know what it holds.
+    pub fn doubts_nothing(&self) -> Outcome {
+        let Some(Running { store, .. }) = &self.running else { return Ok(()) };
+        for key in KEYS {
+            if store.in_doubt(key.as_bytes()).map_err(failed)? {
+                return Err(Promise::DoubtsEnd.broken(format!("replica {} still doubts {key}", self.who)));
+            }
+        }
+        Ok(())
+    }
+
     /// What it answers must have been written, and not be older than what it has answered before.
     pub fn read(&mut self) -> Outcome {
         let Some(running) = &self.running else { return Ok(()) };
@@ -114,6 +137,9 @@ impl Member {
             };
             let Ok(answer) = answer else { continue };
             let restored = running.progress.restored();
+            let mut stores = vec![Arc::clone(&running.store)];
+            stores.extend(self.view.cluster.others(self.who).into_iter().map(|(_, peer)| peer.store));
+            let doubted = stores.iter().any(|store| store.in_doubt(key.as_bytes()).unwrap_or(true));
             let world = self.view.world();
             let (value, ttl) = match &answer.found {
                 LookupResult::Local(entry) => {
@@ -135,9 +161,12 @@ impl Member {
             // By the clock of whoever answered.
             let behind = world.nodes.iter().map(|node| node.skew).min().unwrap_or(0);
             let expired = ttl != 0 && ttl <= world.now + behind.min(0);
-            if !world.is_real(key, answer.position, timestamp, value.as_deref()) || expired {
-                return Err(Promise::AnswersWereWritten
-                    .broken(format!("{}, which nobody wrote, or which is expired", shown())));
+            let at = (answer.position, timestamp);
+            if !world.is_real(key, at, value.as_deref(), doubted) || expired {
+                return Err(Promise::AnswersWereWritten.broken(format!(
+                    "{}, which nobody wrote, or which is expired (in doubt: {doubted})",
+                    shown()
+                )));
             }
             let age = (timestamp, answer.position.offset, answer.position.partition);
             // Of two markers that one partition each holds, the newer may be trimmed first.

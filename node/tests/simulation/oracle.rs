@@ -3,12 +3,13 @@
 use bitacora_node::clock::WallTime;
 use bitacora_node::log::Batch;
 use bitacora_node::replication;
-use bitacora_node::store::{Entry, State, Store};
+use bitacora_node::store::{Decision, Entry, State, Store};
 use bitacora_protocol::record::ttl;
 use bitacora_protocol::{NextOffset, Position};
 
-use crate::promise::{Outcome, Promise, failed};
-use crate::simulated_log::read;
+use crate::misreading::read;
+use crate::mistake::Mistake;
+use crate::promise::{Outcome, Promise, Violation, failed};
 use crate::world::{KEYS, World, Write};
 
 impl World {
@@ -24,17 +25,34 @@ impl World {
     }
 
     /// Whether somebody wrote that, at some time.
-    pub fn is_real(&self, key: &str, position: Position, timestamp: i64, value: Option<&str>) -> bool {
-        let found = self.ever.get(&(position.partition, position.offset, timestamp));
+    pub fn is_real(
+        &self,
+        key: &str,
+        (position, timestamp): (Position, i64),
+        value: Option<&str>,
+        doubted: bool,
+    ) -> bool {
+        let at = (position.partition, position.offset, timestamp);
+        // Who doubts what he holds may show an attempt that took no effect.
+        let found = self.ever.get(&at).or_else(|| self.void.get(&at).filter(|_| doubted));
         found.is_some_and(|(of, write)| {
             *of == key && value.map_or(write.ttl != ttl::FOR_EVER, |value| write.value == value)
         })
     }
 }
 
+/// Whether a node says that what it holds of a key may not be true.
+pub fn is_doubted(world: &World, store: &Store, key: &str) -> Result<bool, Violation> {
+    let ignored = world.mistake == Some(Mistake::DoubtsAreIgnored);
+    Ok(!ignored && store.in_doubt(key.as_bytes()).map_err(failed)?)
+}
+
 /// Holds a store that has read everything against the oracle.
 pub fn compare(world: &World, store: &Store, who: &str) -> Outcome {
     for key in KEYS {
+        if is_doubted(world, store, key)? {
+            continue;
+        }
         let found = store.get(key.as_bytes()).map_err(failed)?;
         let live = found
             .as_ref()
@@ -74,10 +92,24 @@ pub fn compare_new_node(world: &mut World, spare: &Store) -> Outcome {
     let mut batch = Batch::default();
     for (partition, log) in (0..).zip(&world.log) {
         for record in &log.records {
-            batch.push(read(world.mistake, partition, record));
+            batch.push(read(world, None, partition, record));
         }
     }
-    replication::apply(spare, &batch, world.identity().tag(), &[]).map_err(failed)?;
+    // It has heard of no high watermark before: nothing is young.
+    let (applied, _) = replication::apply(spare, &batch, world.identity().tag(), &[]).map_err(failed)?;
+    for decided in &applied.decided {
+        let Position { partition, offset } = decided.entry.position();
+        let in_effect = match decided.decision {
+            Decision::InEffect => true,
+            Decision::Void => false,
+            Decision::Unknown => continue,
+        };
+        let truth = world.log[partition as usize].truth.took_effect(offset);
+        if world.mistake.is_none() && truth != Some(in_effect) {
+            let what = format!("a new node says that {partition}:{offset} took effect: {in_effect}");
+            return Err(Promise::OutcomesAgree.broken(what));
+        }
+    }
     world.counts.compared += 1;
     compare(world, spare, "a new node")
 }

@@ -13,6 +13,16 @@ pub enum Promise {
     AnswersNeverGoBack,
     /// What a node has applied stays applied, unless its store is built anew.
     PositionsNeverGoBack,
+    /// A replica decides of each attempt what the whole log says of it, if it decides.
+    OutcomesAgree,
+    /// An attempt that was answered with its success is in the log once, and took effect.
+    SuccessesTookEffect,
+    /// Where an attempt was answered with "the condition does not hold", it did not hold at some moment since it was asked.
+    RefusalsWereTrue,
+    /// For who has read everything, a repair says what it holds, or what was dead when it was trimmed.
+    RepairsChangeNothing,
+    /// A node does not doubt what it holds for longer than compaction leaves records alone.
+    DoubtsEnd,
     /// A node that nothing disturbs catches up, and the repairs come to an end.
     NodesCatchUp,
 }

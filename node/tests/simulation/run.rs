@@ -9,8 +9,9 @@ use crate::cluster::Cluster;
 use crate::member::{Member, Part};
 use crate::note;
 use crate::oracle::compare_new_node;
+use crate::outcomes::{Watches, each_took_effect_once};
 use crate::promise::{Outcome, Violation};
-use crate::world::{Crash, DELAY, HOUR, LAG, MINUTE, RETENTION, SECOND, SKEW, TOMBSTONES, World};
+use crate::world::{Crash, DELAY, HOUR, KEYS, LAG, MINUTE, RETENTION, SECOND, SKEW, TOMBSTONES, World};
 
 /// Of a run.
 const STEPS: u64 = 400;
@@ -42,6 +43,8 @@ pub struct Simulation {
     pace: u64,
     /// Whether topics, clusters and disks fail in this run, too.
     rough: bool,
+    /// Attempts that are waited for.
+    watches: Watches,
 }
 
 impl Drop for Simulation {
@@ -63,7 +66,8 @@ impl Simulation {
         let now = world.now;
         let cluster = Cluster::new(world);
         let members = (0..=NODES).map(|who| Member::new(&cluster, who, dir)).collect();
-        Self { cluster, members, spare: Arc::clone(spare), repaired: now, trimmed: now, pace, rough }
+        let (spare, watches) = (Arc::clone(spare), Watches::default());
+        Self { cluster, members, spare, repaired: now, trimmed: now, pace, rough, watches }
     }
 
     fn world(&self) -> MutexGuard<'_, World> {
@@ -86,8 +90,37 @@ impl Simulation {
         for _ in 0..STEPS {
             self.world().counts.steps += 1;
             self.step()?;
+            self.look()?;
         }
-        self.end()
+        self.end()?;
+        each_took_effect_once(&self.world())
+    }
+
+    /// A client asks a node to write under a condition.
+    fn attempt(&mut self, who: usize) -> Outcome {
+        let key = {
+            let world = &mut *self.world();
+            KEYS[world.random.index(world.keys)]
+        };
+        if let Some(request) = self.members[who].accept(key)? {
+            self.watches.begin(&self.members, request.clone());
+            self.world().send_attempt(&request);
+        }
+        Ok(())
+    }
+
+    /// What became of attempts. Who finds that his own was void appends the repair at once, or dies before.
+    fn look(&mut self) -> Outcome {
+        for who in self.watches.look(&self.members)? {
+            if self.one_in(4) {
+                self.crash(who);
+            } else {
+                let trims = std::mem::replace(&mut self.world().nodes[who].trims, true);
+                self.members[who].step(Part::Upkeep)?;
+                self.world().nodes[who].trims = trims;
+            }
+        }
+        Ok(())
     }
 
     fn step(&mut self) -> Outcome {
@@ -96,7 +129,8 @@ impl Simulation {
         let who = self.world().random.index(NODES);
         let kind = if self.one_in(self.pace) { self.between(86, 99) } else { self.between(0, 99) };
         match kind {
-            0..26 => self.world().write(),
+            0..16 => self.world().write(),
+            16..26 => self.attempt(who)?,
             26..31 => self.world().foreign(),
             31..50 => self.go_on(who)?,
             50..58 => self.read_on(who)?,
@@ -282,7 +316,7 @@ impl Simulation {
             }
             // What was held up may make pending repairs at any time.
             let next = self.world().next_conditional();
-            let next = next.map(|due| due + self.between(0, LAG / 2));
+            let next = next.map(|due| due + self.between(0, LAG / 4));
             let until = next.map_or(end, |next| next.clamp(now + 1, end)).min(now + TOMBSTONES / 4);
             if until - self.trimmed > TOMBSTONES / 4 {
                 let trimmer = self.started(somebody)?;
@@ -297,10 +331,9 @@ impl Simulation {
                 self.trimmed = now;
                 self.elect();
             }
-            if until - self.repaired > LAG / 2 {
+            if until - self.repaired > LAG / 4 {
                 self.world().pass(DELAY);
-                let payer = self.started(somebody)?;
-                self.members[payer].append_repairs()?;
+                self.pay(somebody)?;
                 let now = self.world().now;
                 self.repaired = now;
                 self.elect();
@@ -313,6 +346,21 @@ impl Simulation {
                 }
             }
         }
+    }
+
+    /// Somebody appends the repairs that are needed: that node, or others where it doubts what it holds. What they all doubt, somebody
+    /// writes anew: the assumption is that this does not happen.
+    fn pay(&mut self, somebody: usize) -> Outcome {
+        let payer = self.started(somebody)?;
+        self.members[payer].append_repairs()?;
+        for who in 0..NODES {
+            if self.world().has_pending() && self.members[who].is_up() {
+                self.started(who)?;
+                self.members[who].append_repairs()?;
+            }
+        }
+        self.world().write_pending();
+        Ok(())
     }
 
     /// That node or, if it is away, the next; nothing is wrong with it.
@@ -360,7 +408,7 @@ impl Simulation {
             self.started(who)?;
             self.members[who].catch_up()?;
         }
-        self.members[0].append_repairs()?;
+        self.pay(0)?;
         for _ in 0..6 {
             for who in 0..NODES {
                 // Whatever was to befall it.
@@ -370,8 +418,7 @@ impl Simulation {
                 self.members[who].step(Part::Upkeep)?;
             }
             self.world().pass(DELAY);
-            self.started(0)?;
-            self.members[0].append_repairs()?;
+            self.pay(0)?;
             self.world().compact_all();
             for who in 0..NODES {
                 self.started(who)?;
@@ -381,6 +428,15 @@ impl Simulation {
         }
         note!(self.world(), "a new node joins");
         self.members[NODES].start()?;
-        self.members[NODES].catch_up()
+        self.members[NODES].catch_up()?;
+        // By now they are long over; nodes learn the time from what is written, and look now and then.
+        for _ in 0..3 {
+            self.world().send_level(0);
+            self.world().pass(MINUTE);
+            for who in 0..=NODES {
+                self.members[who].catch_up()?;
+            }
+        }
+        self.members.iter().try_for_each(Member::doubts_nothing)
     }
 }

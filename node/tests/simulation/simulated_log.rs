@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use bitacora_node::clock::{LogTime, WallTime};
+use bitacora_node::clock::LogTime;
 use bitacora_node::log::{
-    AppendError, Appended, Batch, Condition, Log, LogIdentity, LogInfo, LogReader, LogRecord, LogTag,
-    NewRecord, OpenError, ReadError,
+    AppendError, Appended, Batch, Condition, Log, LogIdentity, LogInfo, LogReader, NewRecord, OpenError,
+    ReadError,
 };
 use bitacora_node::store::NeededRepair;
 use bitacora_protocol::record::KeyValue;
@@ -16,9 +16,10 @@ use bitacora_protocol::{HighWatermark, NextOffset, Position};
 use futures_util::future::{BoxFuture, FutureExt as _, ready};
 
 use crate::cluster::{Crashed, NodeView};
+use crate::misreading::{change_store_wrongly, fill, is_left_out, read};
 use crate::mistake::Mistake;
 use crate::note;
-use crate::world::{Crash, DELAY, LAG, LONG, Partition, RETENTION, Record, World};
+use crate::world::{Crash, DELAY, LAG, LONG, Partition, RETENTION, World};
 
 pub struct SimulatedLog {
     pub view: NodeView,
@@ -59,10 +60,9 @@ impl Log for SimulatedLog {
         Ok(LogInfo { identity: world.identity(), partitions, compaction_lag })
     }
 
-    fn append_record(&self, record: NewRecord) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        let (Some(partition), Some(_)) = (record.partition, record.condition) else {
-            unreachable!("writers have their own way")
-        };
+    /// Only trimmers append here; writers have their own way.
+    fn append_record(&self, mut record: NewRecord) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        let partition = record.partition.expect("a trimmer names the partition");
         let world = &mut *self.view.call();
         let (who, undisturbed) = (self.view.who, world.nodes[self.view.who].undisturbed);
         match record.condition {
@@ -78,14 +78,16 @@ impl Log for SimulatedLog {
             };
             needed.into_iter().find(of_this)
         };
-        match world.mistake {
-            Some(Mistake::NoRepairs) if needed_repair().is_some() => return unknown,
-            Some(Mistake::NoRepairOfAnEmptyKey)
-                if needed_repair().is_some_and(|needed| needed.entry.is_none()) =>
-            {
-                return unknown;
-            }
-            _ => {}
+        if let Some(needed) = needed_repair().filter(|_| world.mistake.is_some())
+            && is_left_out(world, &needed)
+        {
+            return unknown;
+        }
+        let expired = |value: &Vec<u8>| KeyValue::decode(value).is_ok_and(|record| record.ttl > 0);
+        if world.mistake == Some(Mistake::ExpiredIsRepairedAsDeleted)
+            && record.value.as_ref().is_some_and(expired)
+        {
+            record.value = None;
         }
         let held_up = world.nodes[who].held_up;
         let delay = match world.random.below(20) {
@@ -192,6 +194,7 @@ impl LogReader for Reader {
         if node.cut_off {
             return Ok(());
         }
+        let store = mistake.and_then(|_| self.view.cluster.peer(who)).map(|peer| peer.store);
         for (partition, (next, epoch)) in (0..).zip(&mut self.next) {
             if !undisturbed && world.random.one_in(3) {
                 continue;
@@ -207,7 +210,11 @@ impl LogReader for Reader {
                 None => 1 + world.random.index(10),
             };
             for record in log.records[from..].iter().take(count) {
-                batch.push(read(mistake, partition, record));
+                if mistake == Some(Mistake::OldAttemptsAreJudged) {
+                    fill(batch, partition, *next..record.offset);
+                }
+                let reader = store.as_deref().map(|store| (who, store));
+                batch.push(read(world, reader, partition, record));
                 batch.appended_at(LogTime::from_ms(record.timestamp));
                 (*next, *epoch) = (record.offset + 1, Some(record.epoch));
             }
@@ -218,21 +225,12 @@ impl LogReader for Reader {
                 }
             }
         }
-        let ends = world.log.iter().map(|log| log.end);
-        let all = self.next.iter().map(|(next, _)| *next).eq(ends);
-        let store = || self.view.cluster.peer(who).map(|peer| peer.store);
-        match mistake {
-            Some(Mistake::PositionsCommittedBeforeRecords) => {
-                if let Some(store) = store() {
-                    store.apply_read(&mut Vec::new(), batch.read()).expect("writable");
-                }
-            }
-            Some(Mistake::NewStoreTrustedAfterOneReading) if all => {
-                if let Some(store) = store().filter(|store| !store.is_building()) {
-                    store.note_caught_up(WallTime::from_ms(world.now)).expect("writable");
-                }
-            }
-            _ => {}
+        if mistake.is_some()
+            && let Some(store) = &store
+        {
+            let ends = world.log.iter().map(|log| log.end);
+            let all = self.next.iter().map(|(next, _)| *next).eq(ends);
+            change_store_wrongly(world, store, batch, all);
         }
         if batch.records().len() > 0 && world.nodes[who].crash == Some(Crash::BeforeApply) {
             resume_unwind(Box::new(Crashed));
@@ -241,35 +239,4 @@ impl LogReader for Reader {
     }
 
     fn applied(&mut self, _: &[NextOffset]) {}
-}
-
-/// A record as a reader gets it.
-pub fn read(mistake: Option<Mistake>, partition: i32, record: &Record) -> LogRecord<'_> {
-    let condition = match (mistake, record.condition) {
-        (Some(Mistake::UnconditionalTrims), Some(Condition::Trim { .. })) => None,
-        (Some(Mistake::UnconditionalRepairs), Some(Condition::Repair { .. })) => None,
-        (_, Some(mut condition)) => {
-            if let Condition::Trim { until, log, .. } | Condition::Repair { until, log, .. } = &mut condition
-            {
-                match mistake {
-                    Some(Mistake::LateConditionalRecordsTakeEffect) => *until = LogTime::MAX,
-                    Some(Mistake::ConditionalRecordsOfAnotherTopic) => *log = LogTag::default(),
-                    _ => {}
-                }
-            }
-            Some(condition)
-        }
-        (_, None) => None,
-    };
-    let forgotten = mistake == Some(Mistake::UndecodableRecordsIgnored)
-        && record.value.as_deref().is_some_and(|value| KeyValue::decode(value).is_err());
-    LogRecord {
-        position: Position { partition, offset: record.offset },
-        timestamp: LogTime::from_ms(record.timestamp),
-        key: Some(record.key.as_bytes()).filter(|_| !forgotten),
-        value: record.value.as_deref(),
-        condition,
-        level: None,
-        epoch: Some(record.epoch).filter(|_| mistake != Some(Mistake::LeaderEpochsNotRemembered)),
-    }
 }

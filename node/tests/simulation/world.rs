@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use bitacora_node::log::{Condition, LogIdentity, NewRecord};
+use bitacora_node::log::{Condition, Level, LogIdentity, NewRecord, is_reserved};
 use bitacora_node::store::Checkpoint;
 use bitacora_protocol::record::{KeyValue, ttl};
 use bitacora_protocol::{NextOffset, Position};
 
 use crate::counts::Counts;
 use crate::mistake::Mistake;
+use crate::promise::Violation;
 use crate::random::Random;
+use crate::truth::{Effect, Truth};
 use crate::writers::{encode, known, show};
 
 pub const SECOND: i64 = 1_000;
@@ -38,6 +40,7 @@ pub struct Record {
     pub key: &'static str,
     pub value: Option<Vec<u8>>,
     pub condition: Option<Condition>,
+    pub level: Option<Level>,
     /// Of the leader under which it was appended.
     pub epoch: i32,
     /// When the cleaner may remove this tombstone.
@@ -54,8 +57,12 @@ pub struct Partition {
     pub cleaned: i64,
     /// Its leaders' epochs, and where each began to append.
     pub epochs: Vec<(i32, i64)>,
-    /// The last write of each key.
+    /// The last write of each key that took effect.
     pub writes: BTreeMap<&'static str, Write>,
+    /// What each record did.
+    pub truth: Truth,
+    /// The offset from which on attempts may be appended.
+    pub level_at: Option<i64>,
 }
 
 impl Partition {
@@ -99,6 +106,7 @@ pub struct Sent {
     pub key: &'static str,
     pub value: Option<Vec<u8>>,
     pub condition: Option<Condition>,
+    pub level: Option<Level>,
 }
 
 /// When a node crashes.
@@ -147,8 +155,12 @@ pub struct World {
     pub log: Vec<Partition>,
     /// What a broker that lags has of each partition, and since when.
     pub lagging: Vec<(i64, Partition)>,
-    /// All that was ever written, by partition, offset and timestamp.
+    /// All that was ever written and took effect, by partition, offset and timestamp.
     pub ever: BTreeMap<(i32, i64, i64), (&'static str, Write)>,
+    /// The same of attempts that took no effect.
+    pub void: BTreeMap<(i32, i64, i64), (&'static str, Write)>,
+    /// A promise that was broken by what was appended.
+    pub violation: Option<Violation>,
     pub sent: Vec<Sent>,
     pub nodes: Vec<NodeState>,
     /// When the topic last got a partition.
@@ -214,6 +226,8 @@ impl World {
             log,
             lagging,
             ever: BTreeMap::new(),
+            void: BTreeMap::new(),
+            violation: None,
             sent: Vec::new(),
             nodes,
             grown: now,
@@ -259,7 +273,7 @@ impl World {
     }
 
     fn append(&mut self, sent: Sent) {
-        let Sent { partition, key, value, condition, .. } = sent;
+        let Sent { partition, key, value, condition, level, .. } = sent;
         // The topic has fewer partitions now.
         let Some(log) = self.log.get_mut(partition as usize) else { return };
         // Each partition is led by another broker, with a clock of its own.
@@ -267,27 +281,57 @@ impl World {
         let offset = log.end;
         // Now and then an offset is a transaction's marker.
         log.end += if self.random.one_in(20) { 2 } else { 1 };
-        if condition.is_none() {
-            let write = match value.as_deref().map(KeyValue::decode) {
-                None => Some((ttl::DELETED, "")),
-                Some(Ok(record)) => Some((record.ttl, record.value)),
-                // It says nothing of its key, although compaction prefers it to what does.
-                Some(Err(_)) => None,
-            };
-            match write {
-                Some((ttl, text)) => {
-                    let position = Position { partition, offset };
-                    let write = Write { position, timestamp, ttl, value: text.to_owned() };
-                    log.writes.insert(key, write.clone());
-                    self.ever.insert((partition, offset, timestamp), (key, write));
-                }
-                None => self.counts.undecodable += 1,
-            }
+        let epoch = log.epoch();
+        if level.is_some() {
+            log.level_at.get_or_insert(offset);
         }
-        note!(self, "{partition}:{offset} {key} {} {condition:?}", show(value.as_deref()));
+        let record = Record { offset, timestamp, key, value, condition, level, epoch, horizon: None };
+        note!(self, "{partition}:{offset} {key} {} {condition:?}", show(record.value.as_deref()));
+        self.decide(partition, &record);
+        self.log[partition as usize].records.push(record);
+    }
+
+    /// Notes what a record does for who reads everything.
+    fn decide(&mut self, partition: i32, record: &Record) {
+        if is_reserved(record.key.as_bytes()) {
+            return;
+        }
+        let tag = self.identity().tag();
+        let Record { offset, timestamp, key, .. } = *record;
         let log = &mut self.log[partition as usize];
-        let record = Record { offset, timestamp, key, value, condition, epoch: log.epoch(), horizon: None };
-        log.records.push(record);
+        let effect = match log.truth.decide(record, tag, log.level_at.is_none()) {
+            Ok(effect) => effect,
+            Err(violation) => {
+                self.violation.get_or_insert(violation);
+                Effect::Kept
+            }
+        };
+        let is_attempt = match record.condition {
+            None => false,
+            Some(Condition::Attempt { .. }) => true,
+            Some(_) => return,
+        };
+        let (ttl, text) = match record.value.as_deref().map(KeyValue::decode) {
+            None => (ttl::DELETED, ""),
+            Some(Ok(record)) => (record.ttl, record.value),
+            // It says nothing of its key, although compaction prefers it to what does.
+            Some(Err(_)) => {
+                self.counts.undecodable += 1;
+                return;
+            }
+        };
+        let position = Position { partition, offset };
+        let write = Write { position, timestamp, ttl, value: text.to_owned() };
+        if effect == Effect::Written {
+            log.writes.insert(key, write.clone());
+            self.ever.insert((partition, offset, timestamp), (key, write));
+        } else {
+            self.void.insert((partition, offset, timestamp), (key, write));
+        }
+        if is_attempt {
+            self.counts.attempts += 1;
+            self.counts.attempts_void += u64::from(effect == Effect::Void);
+        }
     }
 
     pub fn send(&mut self, key: &'static str, value: Option<Vec<u8>>, partition: i32) {
@@ -297,24 +341,24 @@ impl World {
             1..6 => self.now + self.random.between(0, DELAY),
             _ => self.now,
         };
-        self.sent.push(Sent { due, partition, key, value, condition: None });
+        self.sent.push(Sent { due, partition, key, value, condition: None, level: None });
         self.pass(0);
     }
 
     /// What a trimmer sends is on its way for so long. Now and then somebody writes the key meanwhile.
     pub fn send_conditional(&mut self, record: NewRecord, delay: i64) {
-        let NewRecord { partition: Some(partition), key, value, condition, .. } = record else {
-            unreachable!("it has a condition, and so a partition")
-        };
+        let partition = record.partition.expect("a condition is of a partition");
         if delay > 0 && self.random.one_in(2) {
             self.counts.writes += 1;
             let text = self.value();
-            let value = Some(encode(known(&key), &text, ttl::FOR_EVER));
+            let value = Some(encode(known(&record.key), &text, ttl::FOR_EVER));
             let due = self.now + self.random.between(0, delay.min(DELAY));
-            self.sent.push(Sent { due, partition, key: known(&key), value, condition: None });
+            let key = known(&record.key);
+            self.sent.push(Sent { due, partition, key, value, condition: None, level: None });
         }
+        let NewRecord { key, value, condition, .. } = record;
         let (due, key) = (self.now + delay, known(&key));
-        self.sent.push(Sent { due, partition, key, value, condition });
+        self.sent.push(Sent { due, partition, key, value, condition, level: None });
         self.pass(0);
     }
 }

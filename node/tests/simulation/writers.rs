@@ -4,7 +4,7 @@ use bitacora_protocol::partition_of;
 use bitacora_protocol::record::{KeyValue, source, ttl};
 use std::fmt::Write as _;
 
-use crate::world::{KEYS, MINUTE, SECOND, SKEW, World};
+use crate::world::{KEYS, MINUTE, Partition, SECOND, SKEW, Sent, World};
 
 impl World {
     pub fn value(&mut self) -> String {
@@ -48,6 +48,25 @@ impl World {
         self.send(key, value, partition);
     }
 
+    pub fn has_pending(&self) -> bool {
+        self.log.iter().any(|log| log.truth.pending().next().is_some())
+    }
+
+    /// Writes each key that has a pending repair, in that partition.
+    pub fn write_pending(&mut self) {
+        let pending = |(partition, log): (i32, &Partition)| {
+            log.truth.pending().map(|key| (partition, key)).collect::<Vec<_>>()
+        };
+        let pending: Vec<_> = (0..).zip(&self.log).flat_map(pending).collect();
+        for (partition, key) in pending {
+            self.counts.given_up += 1;
+            let text = self.value();
+            let value = Some(encode(key, &text, ttl::FOR_EVER));
+            self.sent.push(Sent { due: self.now, partition, key, value, condition: None, level: None });
+        }
+        self.pass(0);
+    }
+
     /// Nonsense behind the key that has not been written for longest.
     pub fn poison_oldest(&mut self) {
         let written = |key: &&'static str| self.expected(key).map_or(0, |write| write.timestamp);
@@ -63,8 +82,12 @@ pub fn known(key: &[u8]) -> &'static str {
 }
 
 pub fn encode(key: &str, value: &str, ttl: i64) -> Vec<u8> {
+    encode_as(key, value, ttl, "")
+}
+
+pub fn encode_as(key: &str, value: &str, ttl: i64, uuid: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
-    KeyValue { key, value, timestamp: 0, source: source::PRODUCER, ttl, uuid: "" }.encode(&mut bytes);
+    KeyValue { key, value, timestamp: 0, source: source::PRODUCER, ttl, uuid }.encode(&mut bytes);
     bytes
 }
 

@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, MutexGuard};
 
+use bitacora_node::clock::LogTime;
+use bitacora_node::log::{Condition, Expected};
 use bitacora_node::store::Store;
 use bitacora_protocol::record::ttl;
 
@@ -11,8 +13,8 @@ use crate::mistake::Mistake;
 use crate::oracle::compare_new_node;
 use crate::promise::{Outcome, Promise};
 use crate::workspace::Workspace;
-use crate::world::{Crash, LAG, MANY_OFFSETS, MINUTE, RETENTION, TOMBSTONES, World};
-use crate::writers::encode;
+use crate::world::{Crash, LAG, MANY_OFFSETS, MINUTE, RETENTION, Sent, TOMBSTONES, World};
+use crate::writers::{encode, encode_as};
 
 const NODES: usize = 3;
 
@@ -76,6 +78,38 @@ impl History {
         self.world().send(key, Some(encode(key, "", ttl::DELETED)), partition);
     }
 
+    pub fn set_expiring(&self, partition: i32, key: &'static str, value: &str, in_ms: i64) {
+        let world = &mut *self.world();
+        let expires = world.now + in_ms;
+        world.send(key, Some(encode(key, value, expires)), partition);
+    }
+
+    /// Says in a partition that there may be attempts behind; the first thing in it, at offset 0.
+    pub fn raise_level(&self, partition: i32) {
+        self.world().send_level(partition);
+    }
+
+    pub fn attempt(&self, partition: i32, key: &'static str, expected: Expected, value: &str) {
+        self.attempt_held_up(partition, key, expected, value, 0);
+    }
+
+    /// An attempt that may take effect for a minute, and arrives after so many ms.
+    pub fn attempt_held_up(
+        &self,
+        partition: i32,
+        key: &'static str,
+        expected: Expected,
+        value: &str,
+        ms: i64,
+    ) {
+        let world = &mut *self.world();
+        let until = LogTime::from_ms(world.now + MINUTE);
+        let condition = Some(Condition::Attempt { expected, until, log: world.identity().tag() });
+        let value = Some(encode_as(key, value, ttl::FOR_EVER, value));
+        world.sent.push(Sent { due: world.now + ms, partition, key, value, condition, level: None });
+        world.pass(0);
+    }
+
     /// Another program's, which always deletes, and which the log forgets.
     pub fn write_tombstone(&self, partition: i32, key: &'static str) {
         self.world().send(key, None, partition);
@@ -126,6 +160,14 @@ impl History {
         world.clean(partition, end, end);
     }
 
+    /// Waits until all that is in the log may be compacted, and compacts what is below an offset.
+    pub fn compact_below(&mut self, partition: usize, end: i64) -> Outcome {
+        self.wait(LAG + MINUTE)?;
+        assert!(end <= self.world().compactable(partition));
+        self.world().clean(partition, end, end);
+        Ok(())
+    }
+
     /// Waits until all that is in the log may be compacted, and compacts it; only tombstones stay.
     pub fn compact_all(&mut self) -> Outcome {
         self.wait(LAG + MINUTE)?;
@@ -155,6 +197,10 @@ impl History {
     /// A node that runs is not scheduled while time passes.
     pub fn pause(&mut self, who: usize) {
         self.paused[who] = true;
+    }
+
+    pub fn set_clock(&self, who: usize, skew: i64) {
+        self.world().nodes[who].skew = skew;
     }
 
     pub fn cut_off(&self, who: usize) {
@@ -211,6 +257,11 @@ impl History {
     fn appended(&self) -> u64 {
         let counts = self.world().counts;
         counts.trims + counts.repairs
+    }
+
+    /// A node appends what is due, if anything is.
+    pub fn upkeep(&mut self, who: usize) -> Outcome {
+        self.members[who].step(Part::Upkeep)
     }
 
     /// A node appends all repairs that are needed.
