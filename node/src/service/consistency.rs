@@ -350,3 +350,6 @@ impl Drop for Counted<'_> {
         metrics.read_wait_seconds.with_label_values(&[level]).observe(began.elapsed().as_secs_f64());
     }
 }
+
+#[cfg(test)]
+mod tests;
