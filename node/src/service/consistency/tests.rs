@@ -5,9 +5,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::clock::LogTime;
-use crate::log::{
-    AppendError, Appended, LogInfo, LogReader, NewRecord, OpenError, PartitionRead, ReadError,
-};
+use crate::log::{AppendError, Appended, LogInfo, LogReader, NewRecord, OpenError, PartitionRead, ReadError};
 use crate::replication::state::Event;
 use bitacora_protocol::{HighWatermark, NextOffset};
 
@@ -67,18 +65,15 @@ fn node(next: i64) -> Node {
     progress.learn_high_watermarks(&[HighWatermark(next)], progress.question_for_high_watermarks());
     *log.high_watermark.lock() = next;
     let metrics = Arc::new(Metrics::new().expect("names differ"));
-    let reads = ConsistentReads::new(
-        Arc::<ByHand>::clone(&log),
-        Arc::clone(&progress),
-        Memory::unlimited(),
-        metrics,
-    );
+    let reads =
+        ConsistentReads::new(Arc::<ByHand>::clone(&log), Arc::clone(&progress), Memory::unlimited(), metrics);
     Node { log, progress, reads: Arc::new(reads) }
 }
 
 impl Node {
     fn begin(&self, consistency: Consistency) -> BoxFuture<'static, Result<Reached, ConsistencyError>> {
-        let (reads, options) = (Arc::clone(&self.reads), ReadOptions { consistency, ..ReadOptions::default() });
+        let (reads, options) =
+            (Arc::clone(&self.reads), ReadOptions { consistency, ..ReadOptions::default() });
         let demand = Demand { timeout: WAIT, ..Demand::of(&options).expect("it makes sense") };
         async move { reads.reach(Some("k"), &demand).await }.boxed()
     }
