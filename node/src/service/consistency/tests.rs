@@ -101,9 +101,8 @@ impl Node {
     }
 }
 
-fn at(offset: i64) -> Result<Appended, AppendError> {
-    let position = Position { partition: 0, offset };
-    Ok(Appended { position, timestamp: LogTime::default() })
+fn at(offset: i64) -> Appended {
+    Appended { position: Position { partition: 0, offset }, timestamp: LogTime::default() }
 }
 
 fn why(outcome: Result<Reached, ConsistencyError>) -> String {
@@ -118,14 +117,14 @@ async fn a_barrier_counts_only_for_who_came_before_it_was_sent() {
     let mut second = tokio::spawn(node.begin(Consistency::Strong));
     let mut third = tokio::spawn(node.begin(Consistency::Strong));
     node.none_is_appended().await;
-    sent.send(at(7)).expect("it is awaited");
+    sent.send(Ok(at(7))).expect("it is awaited");
     let next = node.appended().await;
     assert!((&mut first).now_or_never().is_none(), "acknowledged is not applied");
     node.apply(8);
     (&mut first).await.expect("it lives").expect("reached");
     node.none_is_appended().await;
     assert!((&mut second).now_or_never().is_none() && (&mut third).now_or_never().is_none());
-    next.send(at(8)).expect("it is awaited");
+    next.send(Ok(at(8))).expect("it is awaited");
     node.apply(9);
     second.await.expect("it lives").expect("reached");
     third.await.expect("it lives").expect("reached");
@@ -142,7 +141,7 @@ async fn a_barrier_that_failed_fails_its_readers_and_no_later_ones() {
     sent.send(Err(AppendError::Unknown("away".to_owned()))).expect("it is awaited");
     let sentence = why(failed.await.expect("it lives"));
     assert!(sentence.contains("away") && sentence.contains("has applied 0:4"), "{sentence}");
-    node.appended().await.send(at(5)).expect("it is awaited");
+    node.appended().await.send(Ok(at(5))).expect("it is awaited");
     node.apply(6);
     later.await.expect("it lives").expect("reached");
 }
@@ -151,7 +150,7 @@ async fn a_barrier_that_failed_fails_its_readers_and_no_later_ones() {
 async fn a_barrier_in_another_log_proves_nothing() {
     let node = node(5);
     let read = tokio::spawn(node.begin(Consistency::Strong));
-    node.appended().await.send(at(4)).expect("it is awaited");
+    node.appended().await.send(Ok(at(4))).expect("it is awaited");
     let sentence = why(read.await.expect("it lives"));
     assert!(sentence.contains("not the one that this node reads"), "{sentence}");
 }
@@ -160,7 +159,7 @@ async fn a_barrier_in_another_log_proves_nothing() {
 async fn a_strong_read_that_is_dropped_leaves_nothing_behind() {
     let node = node(5);
     let read = tokio::spawn(node.begin(Consistency::Strong));
-    node.appended().await.send(at(9)).expect("it is awaited");
+    node.appended().await.send(Ok(at(9))).expect("it is awaited");
     while node.progress.waits() == 0 {
         tokio::task::yield_now().await;
     }
