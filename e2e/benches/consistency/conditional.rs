@@ -82,10 +82,12 @@ pub async fn run(ctx: Ctx) -> Result<()> {
 fn print<'a>(name: &str, rounds: impl Iterator<Item = &'a Round> + Clone) {
     let of = |figure: fn(&Round) -> f64| Spread::of(rounds.clone().map(figure));
     println!(
-        "  {name:<16} {} /s   p50 {} µs   p99 {} µs",
+        "  {name:<16} {} /s   p50 {} µs   p99 {} µs   slowest {} µs",
         of(|round| round.done.successes as f64 / round.seconds),
         of(|round| round.done.latencies.value_at_quantile(0.5) as f64),
-        of(|round| round.done.latencies.value_at_quantile(0.99) as f64)
+        of(|round| round.done.latencies.value_at_quantile(0.99) as f64),
+        // A client that others always outrun has few successes: it shows here only.
+        of(|round| round.done.latencies.max() as f64)
     );
     println!(
         "  {:<16} per success: records appended {:.2}, conditions not met {:.2}; given up {}, unclear {}",
