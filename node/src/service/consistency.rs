@@ -145,6 +145,13 @@ impl ConsistentReads {
         outcome
     }
 
+    /// The error of a read of a key whose record the store can't be sure of.
+    #[must_use]
+    pub fn in_doubt(&self, key: &str) -> ConsistencyError {
+        let why = "what this node holds of the key is in doubt, for as long as compaction waits; another node may know";
+        self.not_reached(Some(key), why.to_owned())
+    }
+
     /// Whether the store that was read is the one that had been reached.
     ///
     /// # Errors

@@ -124,7 +124,11 @@ impl Service {
             return Ok(self.reads.get_local(key)?);
         }
         let reached = self.consistent.reach(Some(key), &demand).await?;
+        let doubted = self.reads.in_doubt(key)?;
         let answer = self.reads.get_local(key)?;
+        if doubted || self.reads.in_doubt(key)? {
+            return Err(self.consistent.in_doubt(key).into());
+        }
         self.consistent.confirm(Some(key), reached)?;
         Ok(answer)
     }
@@ -264,7 +268,12 @@ async fn get_consistent(
     demand: &Demand,
 ) -> Result<Answer, OperationError> {
     let reached = consistent.reach(Some(key), demand).await?;
+    let doubted = reads.in_doubt(key)?;
     let answer = reads.get_own(key)?;
+    // Asked twice: a doubt may have come, or been settled, meanwhile.
+    if doubted || reads.in_doubt(key)? {
+        return Err(consistent.in_doubt(key).into());
+    }
     consistent.confirm(Some(key), reached)?;
     Ok(answer)
 }

@@ -202,6 +202,14 @@ impl Reads {
         if self.store.log() == log { Ok((answer, log)) } else { Err(GetError::NotRestored) }
     }
 
+    /// Whether what the store holds of a key may not be what the log says: a conditional write behind it could not be judged.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn in_doubt(&self, key: &str) -> Result<bool, GetError> {
+        Ok(self.store.in_doubt(key.as_bytes())?)
+    }
+
     /// The newest record of a key that this node's store has.
     ///
     /// # Errors
