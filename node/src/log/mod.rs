@@ -78,9 +78,9 @@ pub trait Log: Send + Sync + 'static {
     /// Whether the log keeps what conditional writes rest on. Blocks, for seconds at most.
     ///
     /// # Errors
-    /// Why the topic is not fit for it and how to mend that, or that it did not answer.
-    fn check_conditional_writes(&self) -> Result<(), String> {
-        self.check_trimming()
+    /// Why the topic is not fit for it and how to mend that; or that it did not answer, or is not read as a whole yet, which may pass.
+    fn check_conditional_writes(&self) -> Result<(), OpenError> {
+        self.check_trimming().map_err(OpenError::Refused)
     }
 
     /// Starts to read every partition at its next offset; `from[p]` is partition p's, and `epochs[p]` that of the leader

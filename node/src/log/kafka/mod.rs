@@ -208,7 +208,7 @@ impl Log for KafkaLog {
         topic::check_trimming(&self.queries, &self.settings, self.partitions.load(Ordering::Relaxed))
     }
 
-    fn check_conditional_writes(&self) -> Result<(), String> {
+    fn check_conditional_writes(&self) -> Result<(), OpenError> {
         topic::check_conditional_writes(
             &self.queries,
             &self.settings,

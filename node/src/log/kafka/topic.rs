@@ -232,8 +232,9 @@ pub(super) fn check_conditional_writes(
     queries: &BaseConsumer<LastProblem>,
     settings: &KafkaSettings,
     read: usize,
-) -> Result<(), String> {
-    meets(&config_if_all_is_read(queries, settings, read)?, settings, &conditional_write_needs(settings))
+) -> Result<(), OpenError> {
+    let config = config_if_all_is_read(queries, settings, read).map_err(OpenError::Unavailable)?;
+    meets(&config, settings, &conditional_write_needs(settings)).map_err(OpenError::Refused)
 }
 
 /// The topic's settings, if this node reads all of it.

@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout_at};
 use super::key_access::{Attempt, KeyAccess, NewAttempt, Prepared};
 use super::{ConditionalError, NotMet};
 use crate::clock::{LogTime, Moment};
-use crate::log::{Condition, Log, NewRecord};
+use crate::log::{Condition, Log, NewRecord, OpenError};
 use crate::replication::decisions::Decisions;
 use crate::replication::progress::Progress;
 use crate::service::consistency::{ConsistentReads, Demand};
@@ -23,8 +23,10 @@ use crate::trimming;
 
 /// Between two looks whether the topic is fit for conditional writes: it is an operator who changes it.
 const TOPIC_RECHECK_INTERVAL: Duration = Duration::from_mins(1);
-/// The same where it was not, or did not say: who mends it does not want to wait.
+/// The same where it was not: who mends it does not want to wait.
 const UNFIT_TOPIC_RECHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// The same where it did not say.
+const UNKNOWN_TOPIC_RECHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// What conditional writes work with.
 pub struct Parts {
@@ -41,11 +43,29 @@ pub struct Parts {
     pub retention: Duration,
 }
 
+/// Why there are no conditional writes of a topic.
+#[derive(Clone)]
+enum Unfit {
+    /// May pass: it did not say, or is not read as a whole yet.
+    Unknown(String),
+    /// An operator must change it.
+    Refused(String),
+}
+
+impl From<OpenError> for Unfit {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Unavailable(why) => Self::Unknown(why),
+            OpenError::Refused(why) => Self::Refused(why),
+        }
+    }
+}
+
 /// A node's store and log.
 pub struct NodeAccess {
     parts: Parts,
     /// Whether the topic is fit for conditional writes, and when it was looked at.
-    topic: Mutex<Option<(Moment, Result<(), String>)>>,
+    topic: Mutex<Option<(Moment, Result<(), Unfit>)>>,
 }
 
 impl NodeAccess {
@@ -58,8 +78,12 @@ impl NodeAccess {
     async fn check_topic(&self) -> Result<(), ConditionalError> {
         let mut known = self.topic.lock().await;
         let now = self.now();
-        let is_fresh = |(looked, fit): &(Moment, Result<(), String>)| {
-            let interval = if fit.is_ok() { TOPIC_RECHECK_INTERVAL } else { UNFIT_TOPIC_RECHECK_INTERVAL };
+        let is_fresh = |(looked, fit): &(Moment, Result<(), Unfit>)| {
+            let interval = match fit {
+                Ok(()) => TOPIC_RECHECK_INTERVAL,
+                Err(Unfit::Refused(_)) => UNFIT_TOPIC_RECHECK_INTERVAL,
+                Err(Unfit::Unknown(_)) => UNKNOWN_TOPIC_RECHECK_INTERVAL,
+            };
             now.since(*looked) < interval
         };
         let fit = match known.as_ref().filter(|known| is_fresh(known)) {
@@ -68,12 +92,16 @@ impl NodeAccess {
                 let log = Arc::clone(&self.parts.log);
                 // It blocks.
                 let fit = tokio::task::spawn_blocking(move || log.check_conditional_writes()).await;
-                let fit = fit.unwrap_or_else(|_| Err("the look at the topic ended early".to_owned()));
+                let ended_early = || OpenError::Unavailable("the look at the topic ended early".to_owned());
+                let fit = fit.unwrap_or_else(|_| Err(ended_early())).map_err(Unfit::from);
                 *known = Some((now, fit.clone()));
                 fit
             }
         };
-        fit.map_err(ConditionalError::NotPossible)
+        fit.map_err(|unfit| match unfit {
+            Unfit::Unknown(why) => ConditionalError::NotReady(why),
+            Unfit::Refused(why) => ConditionalError::NotPossible(why),
+        })
     }
 
     /// The number of the store that is read.
@@ -96,8 +124,9 @@ impl KeyAccess for NodeAccess {
         }
         let too_late =
             |_| ConditionalError::NotMade("the topic's settings were not known in time".to_owned());
-        timeout_at(deadline, self.check_topic()).await.map_err(too_late)??;
+        // First: before the log was opened, nobody knows whether its topic is fit.
         let store_number = self.store_number()?;
+        timeout_at(deadline, self.check_topic()).await.map_err(too_late)??;
         let partition = self.parts.progress.applied_for(key.as_bytes()).partition;
         self.held(key, Prepared { partition, store_number })?;
         self.parts.level.raise(partition, deadline).await?;
