@@ -76,6 +76,9 @@ impl World {
         let until = LogTime::from_ms(self.now + self.random.between(10 * SECOND, 10 * MINUTE));
         let condition = Condition::Attempt { expected: request.expected, until, log: self.identity().tag() };
         let times = if self.random.one_in(6) { 2 } else { 1 };
+        // The assumption: nothing comes between two copies of an attempt that expects nothing, which has no version to tell them apart.
+        let together = request.expected == Expected::Nothing;
+        let mut first = None;
         for _ in 0..times {
             let delay = match self.random.below(20) {
                 0 => continue,
@@ -84,6 +87,7 @@ impl World {
                 17..19 => self.random.between(0, HOUR),
                 _ => self.random.between(0, LONG),
             };
+            let delay = if together { *first.get_or_insert(delay) } else { delay };
             let value = Some(encode_as(request.key, &value, ttl, &request.uuid));
             let (partition, key) = (request.partition, request.key);
             let condition = Some(condition);

@@ -6,7 +6,7 @@ use bitacora_node::replication::decisions::{Decisions, Waiting};
 use bitacora_node::store::{Decided, Decision};
 use bitacora_protocol::Position;
 
-use crate::clients::{Asked, Request};
+use crate::clients::Request;
 use crate::member::{Member, Running};
 use crate::note;
 use crate::promise::{Outcome, Promise, Violation};
@@ -19,6 +19,8 @@ const MAX_WATCHED: usize = 200;
 struct Watch {
     who: usize,
     request: Arc<Request>,
+    /// To which it was sent: an outcome says nothing of the next.
+    topic: u64,
     /// Of the node's life in which this began.
     decisions: Arc<Decisions>,
     waiting: Waiting,
@@ -38,6 +40,7 @@ impl Watches {
             self.0.push(Watch {
                 who: member.who,
                 request: Arc::clone(&request),
+                topic: member.view.world().topic,
                 waiting: decisions.wait_for(request.key.as_bytes(), &request.uuid),
                 decisions: Arc::clone(decisions),
                 seen: 0,
@@ -54,7 +57,7 @@ impl Watches {
         self.0.retain_mut(|watch| {
             let member = &members[watch.who];
             let lives = member.running.as_ref().is_some_and(|r| Arc::ptr_eq(&r.decisions, &watch.decisions));
-            if !lives {
+            if !lives || member.view.world().topic != watch.topic {
                 return false;
             }
             let told = watch.waiting.told();
@@ -106,7 +109,7 @@ impl Watch {
                 self.who
             )));
         }
-        let (copies, times) = truth.appearances(uuid);
+        let (_, times) = truth.appearances(uuid);
         if self.who == self.request.who {
             world.counts.successes += u64::from(in_effect);
             world.counts.lost += u64::from(!in_effect);
@@ -119,9 +122,7 @@ impl Watch {
                 return Ok(true);
             }
             world.counts.lost += u64::from(!in_effect);
-            // Of `If-None-Match: *`, a later copy may take effect when the key was deleted in between.
-            let may_come = *asked == Asked::Absent && copies > 1;
-            if !in_effect && times != 0 && !may_come {
+            if !in_effect && times != 0 {
                 return Err(Promise::RefusalsWereTrue
                     .broken(format!("{asked:?} of {key} was refused, but {uuid} took effect")));
             }

@@ -43,6 +43,8 @@ pub struct Truth {
     attempts: BTreeMap<i64, (String, bool)>,
     /// The last void record of a key behind which nothing says what is true: its offset and timestamp.
     pending: BTreeMap<&'static str, (i64, i64)>,
+    /// The keys of which something that can't be decoded came where nothing was held, and no write since.
+    spoiled: BTreeSet<&'static str>,
 }
 
 impl Truth {
@@ -69,6 +71,11 @@ impl Truth {
     /// Whether the attempt at an offset is the first of its uuid, which the log acknowledged.
     pub fn is_first(&self, offset: i64, uuid: &str) -> bool {
         self.attempts.iter().find(|(_, (of, _))| of == uuid).is_some_and(|(first, _)| *first == offset)
+    }
+
+    /// Whether an attempt might be decided differently: what can't be decoded hides a trim, and nobody repairs that.
+    pub fn is_spoiled(&self, key: &str) -> bool {
+        self.spoiled.contains(key)
     }
 
     /// An attempt that took effect more than once.
@@ -108,10 +115,14 @@ impl Truth {
             (None, Some(own)) => {
                 self.held.insert(key, own);
                 self.pending.remove(key);
+                self.spoiled.remove(key);
                 return Ok(Effect::Written);
             }
             // It says nothing; where nothing is held, it hides nothing.
-            (None, None) if held.is_none() => return Ok(Effect::Kept),
+            (None, None) if held.is_none() => {
+                self.spoiled.insert(key);
+                return Ok(Effect::Kept);
+            }
             (Some(Condition::Attempt { expected, .. }), Some(own)) => {
                 let in_effect = valid && self.is_met(key, expected, timestamp);
                 let uuid = decoded.and_then(Result::ok).map(|record| record.uuid.to_owned());

@@ -276,6 +276,10 @@ impl World {
         let Sent { partition, key, value, condition, level, .. } = sent;
         // The topic has fewer partitions now.
         let Some(log) = self.log.get_mut(partition as usize) else { return };
+        // The assumption: no attempt follows nonsense on a key that held nothing.
+        if matches!(condition, Some(Condition::Attempt { .. })) && log.truth.is_spoiled(key) {
+            return;
+        }
         // Each partition is led by another broker, with a clock of its own.
         let timestamp = self.now + i64::from(partition) * 10;
         let offset = log.end;
