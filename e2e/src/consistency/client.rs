@@ -178,7 +178,7 @@ fn read(answer: Answer) -> Result<Outcome> {
     match answer.status {
         200 => {
             let position = answer.position();
-            let same = version(&answer)?.is_none_or(|version| version == position);
+            let same = version(&answer)? == Some(position);
             ensure!(same, "the ETag is not the position: {answer}");
             Ok(Outcome::Found(found(&answer, &answer.json(), position)?))
         }

@@ -47,7 +47,7 @@ impl Workload {
             counters: 2,
             strong: Level::Strong,
             levels: true,
-            conditional: false,
+            conditional: true,
             pace: 0..20,
         }
     }

@@ -1,7 +1,7 @@
 //! The same on three brokers, three ZooKeepers and three nodes, while brokers are restarted, the leader of some partitions is
 //! cut off together with a node, and one is frozen and goes on after another took its place.
 //!
-//! `CONSISTENCY_BROKERS_SECONDS` (90) says for how long, `CONSISTENCY_SEED` repeats the choices of clients and faults.
+//! `CONSISTENCY_BROKERS_SECONDS` (60) says for how long, `CONSISTENCY_SEED` repeats the choices of clients and faults.
 //! `CONSISTENCY_LEVEL=latest` reads `latest` where else it reads `strong`: a deposed leader then leads to stale reads, and the test
 //! fails unless the check sees some.
 
@@ -25,7 +25,7 @@ pub fn tests() -> Vec<Test> {
     tests.into_iter().map(|test| test.within(deadline)).collect()
 }
 
-const DURATION: Duration = Duration::from_secs(90);
+const DURATION: Duration = Duration::from_secs(60);
 /// Longer than it takes until another broker leads (KAFKA_BROKER_SESSION_TIMEOUT_MS, 4 s).
 const DEPOSED: std::ops::Range<u64> = 9_000..15_000;
 const RECOVERY: Duration = Duration::from_secs(120);
