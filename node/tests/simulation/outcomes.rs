@@ -112,7 +112,6 @@ impl Watch {
         let (_, times) = truth.appearances(uuid);
         if self.who == self.request.who {
             world.counts.successes += u64::from(in_effect);
-            world.counts.lost += u64::from(!in_effect);
             if in_effect && times != 1 {
                 return Err(Promise::SuccessesTookEffect.broken(format!("{uuid} took effect {times} times")));
             }
