@@ -36,7 +36,11 @@ impl Watches {
     pub fn begin(&mut self, members: &[Member], request: Request) {
         let request = Arc::new(request);
         for member in members {
-            let Some(Running { decisions, .. }) = &member.running else { continue };
+            let Some(Running { decisions, store, .. }) = &member.running else { continue };
+            // One that has not noticed that the topic was replaced says nothing of this one.
+            if store.log() != member.view.world().identity().tag() {
+                continue;
+            }
             self.0.push(Watch {
                 who: member.who,
                 request: Arc::clone(&request),

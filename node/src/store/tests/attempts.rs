@@ -272,6 +272,21 @@ mod doubts {
     }
 
     #[test]
+    fn nonsense_behind_a_doubt_makes_a_new_store_read_twice() {
+        let (_dir, store) = holding(&[50]);
+        apply(&store, unjudged(60, 50));
+        let found = |young_from: i64| {
+            let found = store.keys_with_pending_repairs(&[bitacora_protocol::HighWatermark(young_from)]);
+            found.expect("readable").len()
+        };
+        assert_eq!(found(1_000), 0, "an attempt that was taken for a write hides nothing that is known");
+        let at = Position { partition: P0, offset: 70 };
+        apply(&store, Change::NoEffect { at, timestamp: log_ms(1_070), by: Writer::Unknown });
+        assert!(in_doubt(&store));
+        assert_eq!((found(1_000), found(70)), (1, 0), "unless compaction can't have acted on it yet");
+    }
+
+    #[test]
     fn a_doubt_ends_when_what_follows_it_has_been_read() {
         let (dir, store) = holding(&[50]);
         apply(&store, unjudged(60, 50));

@@ -63,8 +63,8 @@ impl Store {
         Ok((environment.log_in(&txn)?, all))
     }
 
-    /// The keys that have pending repairs, and the positions of what those partitions hold of them. Without those behind whose void
-    /// record compaction can't have acted yet, since it is as young as [`crate::replication::progress::Progress::young_from`] says.
+    /// The keys that have pending repairs, or doubts that a record without effect has moved, and the positions of what those
+    /// partitions hold of them. Without those behind whose void record compaction can't have acted yet, since it is as young as [`crate::replication::progress::Progress::young_from`] says.
     ///
     /// # Errors
     /// When LMDB fails.
@@ -88,6 +88,16 @@ impl Store {
                 }
             }
         }
+        for item in environment.doubts.iter(&txn)? {
+            let (key, doubts) = item?;
+            for behind in with_entries(environment, &txn, key, doubts)? {
+                let at = behind.pending.position;
+                // A doubt at the record itself is of an attempt that was taken for a write: nothing is known to be hidden.
+                if let Some(entry) = behind.entry.filter(|entry| entry.position() != at && !is_young(at)) {
+                    all.insert((behind.key, entry.position()));
+                }
+            }
+        }
         Ok(all)
     }
 }
@@ -102,6 +112,16 @@ fn repairs_of(
     if environment.doubts.get(txn, key)?.is_some() {
         return Ok(Vec::new());
     }
+    with_entries(environment, txn, key, pending_repairs)
+}
+
+/// The pending repairs or the doubts of a key, as they are stored, each with what its partition holds.
+fn with_entries(
+    environment: &Environment,
+    txn: &RoTxn<'_>,
+    key: &[u8],
+    pending_repairs: &[u8],
+) -> Result<Vec<NeededRepair>, StoreError> {
     let stored = environment.records.get(txn, key)?;
     let record = stored.map(|bytes| Entry::from_bytes(bytes).ok_or(StoreError::Corrupt("records")));
     let record = record.transpose()?.filter(|record| !record.is_provisional());
