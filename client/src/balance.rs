@@ -371,7 +371,8 @@ impl Opening {
     }
 }
 
-fn pauses(shortest: Duration, longest: Duration) -> ExponentialBackoff {
+/// Pauses that grow from the shortest to the longest, each made up to twice as long by chance, without end.
+pub(crate) fn pauses(shortest: Duration, longest: Duration) -> ExponentialBackoff {
     ExponentialBuilder::default()
         .with_min_delay(shortest)
         .with_max_delay(longest)

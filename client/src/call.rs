@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use backon::ExponentialBackoff;
 use bitacora_protocol::rpc::{self, ErrorCode, Message, RecordOperation, Request, RequestError};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::balance::{Node, is_among};
+use crate::balance::{Node, is_among, pauses};
 use crate::client::Inner;
 use crate::connection::{Failure, Found, Missing, Reply};
 use crate::error::{Error, NodeFailure, Refusal};
@@ -59,12 +59,7 @@ pub(crate) struct Call<'a> {
 impl<'a> Call<'a> {
     pub(crate) fn new(inner: &'a Inner, deadline: Duration, ends: Instant, is_write: bool) -> Self {
         inner.calls.fetch_add(1, Ordering::SeqCst);
-        let pauses = ExponentialBuilder::default()
-            .with_min_delay(SHORTEST_RETRY_PAUSE)
-            .with_max_delay(LONGEST_RETRY_PAUSE)
-            .with_jitter()
-            .without_max_times()
-            .build();
+        let pauses = pauses(SHORTEST_RETRY_PAUSE, LONGEST_RETRY_PAUSE);
         Self {
             inner,
             deadline,

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use bitacora_protocol::Position;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -11,6 +10,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use uuid::Uuid;
 
+use crate::balance::pauses;
 use crate::client::Client;
 use crate::error::{Error, Refusal};
 use crate::types::Written;
@@ -80,12 +80,7 @@ impl Client {
     /// [`Error::Refused`] if `ttl` is below 300 ms.
     pub async fn lock(&self, key: &str, ttl: Duration) -> Result<Lock, Error> {
         let ends = Instant::now().checked_add(self.deadline);
-        let mut pauses = ExponentialBuilder::default()
-            .with_min_delay(SHORTEST_PAUSE)
-            .with_max_delay(LONGEST_PAUSE)
-            .with_jitter()
-            .without_max_times()
-            .build();
+        let mut pauses = pauses(SHORTEST_PAUSE, LONGEST_PAUSE);
         loop {
             let error = match self.try_lock(key, ttl).await {
                 Err(error) if error.is_not_met() => error,

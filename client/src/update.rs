@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use bitacora_protocol::WriteCondition;
 use bitacora_protocol::rpc::Request;
 use tokio::time::{Instant, sleep};
 
+use crate::balance::pauses;
 use crate::call::{Call, read};
 use crate::client::Client;
 use crate::connection::Reply;
@@ -99,12 +99,7 @@ async fn run<C: Into<Change>>(
     // is there.
     let mut before = look(&call, key, &ReadLevel::eventual()).await?;
     let mut known = false;
-    let mut pauses = ExponentialBuilder::default()
-        .with_min_delay(SHORTEST_PAUSE)
-        .with_max_delay(LONGEST_PAUSE)
-        .with_jitter()
-        .without_max_times()
-        .build();
+    let mut pauses = pauses(SHORTEST_PAUSE, LONGEST_PAUSE);
     loop {
         let (value, ttl) = match change(before.as_ref()).into() {
             Change::Set(value) => (Some(value), None),

@@ -129,8 +129,6 @@ pub enum OperationError {
     Ttl(i64),
     #[error("the answers of this batch have more bytes than fit into one; ask for this key again")]
     BatchTooLarge,
-    #[error("{0} are not there yet")]
-    NotBuilt(&'static str),
     #[error("'{0}' is no UUID; the uuid of a write is one, such as 9b2c8f1e-5a57-4a0c-8f29-3f4b7d5f8a61")]
     Uuid(String),
     #[error(transparent)]
@@ -179,7 +177,6 @@ impl OperationError {
             | Self::Scan(
                 ScanError::Limit(_) | ScanError::TooLong(..) | ScanError::NoCursor | ScanError::ForeignCursor,
             ) => ErrorKind::BadRequest,
-            Self::NotBuilt(_) => ErrorKind::NotImplemented,
             Self::BatchTooLarge
             | Self::Write(WriteError::ValueTooLarge { .. } | WriteError::Log(AppendError::TooLarge(_))) => {
                 ErrorKind::TooLarge

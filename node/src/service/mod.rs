@@ -32,10 +32,10 @@ use crate::service::consistency::{ConsistentReads, Demand};
 use crate::service::error::OperationError;
 use crate::service::memory::Memory;
 use crate::service::operation::Operation;
-use crate::service::reads::{Answer, Reads};
+use crate::service::reads::{Answer, GetError, Reads};
 use crate::service::scans::{Page, Scans};
 use crate::service::visibility::{Showing, Visibility};
-use crate::service::writes::{MAX_TTL, Writes, Written, check_key};
+use crate::service::writes::{MAX_TTL, WriteError, Writes, Written, check_key};
 use crate::telemetry::TraceParent;
 
 /// The operations of a node.
@@ -106,7 +106,7 @@ impl Service {
         if demand.is_eventual() {
             return Ok(self.reads.get(key).await?);
         }
-        get_consistent(&self.reads, &self.consistent, key, &demand).await
+        read_consistently(&self.reads, &self.consistent, key, &demand, Reads::get_own).await
     }
 
     /// As [`Service::get`], of this node alone, and the log that the answer is of.
@@ -123,14 +123,7 @@ impl Service {
         if demand.is_eventual() {
             return Ok(self.reads.get_local(key)?);
         }
-        let reached = self.consistent.reach(Some(key), &demand).await?;
-        let doubted = self.reads.in_doubt(key)?;
-        let answer = self.reads.get_local(key)?;
-        if doubted || self.reads.in_doubt(key)? {
-            return Err(self.consistent.in_doubt(key).into());
-        }
-        self.consistent.confirm(Some(key), reached)?;
-        Ok(answer)
+        read_consistently(&self.reads, &self.consistent, key, &demand, Reads::get_local).await
     }
 
     /// Sets a key, for ever or for a time to live of at most [`MAX_TTL`]. The write takes its place in the log's order at
@@ -156,14 +149,7 @@ impl Service {
             };
             Ok((showing, written))
         });
-        async move {
-            let (showing, written) = begun?;
-            let written = match written {
-                Either::Left(plain) => plain.await?,
-                Either::Right(written) => written.await?,
-            };
-            Ok(Showing::wait(showing, written).await)
-        }
+        shown(begun)
     }
 
     /// Deletes a key, whether it is there or not; otherwise as [`Service::set`].
@@ -184,14 +170,7 @@ impl Service {
             };
             Ok((showing, written))
         });
-        async move {
-            let (showing, written) = begun?;
-            let written = match written {
-                Either::Left(plain) => plain.await?,
-                Either::Right(written) => written.await?,
-            };
-            Ok(Showing::wait(showing, written).await)
-        }
+        shown(begun)
     }
 
     /// A page of a scan, of this node alone.
@@ -255,27 +234,48 @@ impl Service {
         let (reads, consistent) = (Arc::clone(&self.reads), Arc::clone(&self.consistent));
         let key = key.to_owned();
         Begun::Later(
-            async move { Ok(Done::Read(get_consistent(&reads, &consistent, &key, &demand).await?)) }.boxed(),
+            async move {
+                let answer = read_consistently(&reads, &consistent, &key, &demand, Reads::get_own);
+                Ok(Done::Read(answer.await?))
+            }
+            .boxed(),
         )
     }
 }
 
 /// A read that is more than eventual: once this node's store has what it must see, it is answered from there.
-async fn get_consistent(
+async fn read_consistently<T>(
     reads: &Reads,
     consistent: &ConsistentReads,
     key: &str,
     demand: &Demand,
-) -> Result<Answer, OperationError> {
+    read: impl FnOnce(&Reads, &str) -> Result<T, GetError>,
+) -> Result<T, OperationError> {
     let reached = consistent.reach(Some(key), demand).await?;
     let doubted = reads.in_doubt(key)?;
-    let answer = reads.get_own(key)?;
+    let answer = read(reads, key)?;
     // Asked twice: a doubt may have come, or been settled, meanwhile.
     if doubted || reads.in_doubt(key)? {
         return Err(consistent.in_doubt(key).into());
     }
     consistent.confirm(Some(key), reached)?;
     Ok(answer)
+}
+
+/// A write that has begun, plain or with options, until it is shown by whom it must be.
+async fn shown<P, W>(
+    begun: Result<(Option<Showing>, Either<P, W>), OperationError>,
+) -> Result<Written, OperationError>
+where
+    P: Future<Output = Result<Written, WriteError>>,
+    W: Future<Output = Result<Written, OperationError>>,
+{
+    let (showing, written) = begun?;
+    let written = match written {
+        Either::Left(plain) => plain.await?,
+        Either::Right(with_options) => with_options.await?,
+    };
+    Ok(Showing::wait(showing, written).await)
 }
 
 /// Whether a write takes effect whatever the key holds.
