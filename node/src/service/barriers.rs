@@ -34,6 +34,9 @@ pub struct Barriers {
 #[derive(Clone)]
 pub struct HighWatermarks {
     pub asked_at: Moment,
+    /// What had been applied by then: a log that ends before that is another one, or has lost records. What is applied later may lie
+    /// beyond the answer.
+    pub applied: Arc<[NextOffset]>,
     pub ends: Arc<[HighWatermark]>,
 }
 
@@ -126,12 +129,12 @@ impl Parts {
     }
 
     async fn ask(self: Arc<Self>, reply: Reply<Result<HighWatermarks, Failed>>) {
-        let asked_at = self.progress.clock().now();
+        let (asked_at, applied) = (self.progress.clock().now(), self.progress.next_offsets().into());
         let log = Arc::clone(&self.log);
         // It blocks.
         let answer = tokio::task::spawn_blocking(move || log.high_watermarks()).await;
         reply.tell(match answer {
-            Ok(Ok(ends)) => Ok(HighWatermarks { asked_at, ends: ends.into() }),
+            Ok(Ok(ends)) => Ok(HighWatermarks { asked_at, applied, ends: ends.into() }),
             Ok(Err(error)) => Err(error.to_string().into()),
             Err(_) => Err(panicked()),
         });

@@ -254,9 +254,8 @@ impl ConsistentReads {
         let answer = self.barriers.high_watermarks().await;
         let answer = answer
             .map_err(|why| self.not_reached(key, format!("the high watermarks are not known: {why}")))?;
-        let next = self.progress.next_offsets();
-        if next.len() != answer.ends.len() || next.iter().zip(&*answer.ends).any(|(next, end)| next.0 > end.0)
-        {
+        let ends_before = answer.applied.iter().zip(&*answer.ends).any(|(next, end)| next.0 > end.0);
+        if ends_before || answer.applied.len() != answer.ends.len() {
             let why = "the log is not as it was opened, and is looked at again".to_owned();
             return Err(self.not_reached(key, why));
         }
