@@ -13,7 +13,7 @@ use crate::client::{Client, ttl_ms};
 use crate::connection::{BatchReply, NotMet, Reply};
 use crate::error::{Error, NodeFailure};
 use crate::types::{Operation, Outcome};
-use bitacora_protocol::rpc::{self, MAX_BATCH_OPERATIONS, Request};
+use bitacora_protocol::rpc::{MAX_BATCH_OPERATIONS, Request};
 
 /// Bytes of a piece, unless a single operation has more. A node's limit is 4 MiB by default.
 const PIECE_BYTES: usize = 1 << 20;
@@ -188,13 +188,13 @@ fn of_read(error: Error) -> Error {
     }
 }
 
-fn borrowed(operation: &Operation) -> rpc::Operation<'_> {
+fn borrowed(operation: &Operation) -> bitacora_protocol::Operation<'_> {
     match operation {
-        Operation::Get { key } => rpc::Operation::Get { key },
+        Operation::Get { key } => bitacora_protocol::Operation::get(key),
         // One that is no time to live was refused before.
         Operation::Set { key, value, ttl } => {
-            rpc::Operation::Set { key, value, ttl: ttl.map_or(0, |ttl| ttl_ms(ttl).unwrap_or(0)) }
+            bitacora_protocol::Operation::set(key, value, ttl.map_or(0, |ttl| ttl_ms(ttl).unwrap_or(0)))
         }
-        Operation::Delete { key } => rpc::Operation::Delete { key },
+        Operation::Delete { key } => bitacora_protocol::Operation::delete(key),
     }
 }

@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use backon::ExponentialBackoff;
-use bitacora_protocol::rpc::{self, ErrorCode, Message, RecordOperation, Request, RequestError};
+use bitacora_protocol::Operation;
+use bitacora_protocol::rpc::{self, ErrorCode, Message, Request, RequestError};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::balance::{Node, is_among, pauses};
@@ -267,8 +268,8 @@ fn with_timeout<'r>(request: &Request<'r>, left: Duration) -> Option<Request<'r>
         Request::BatchRecords(operations) => {
             for operation in operations {
                 match operation {
-                    RecordOperation::Read { read, .. } => read.timeout = wait,
-                    RecordOperation::Write { write, .. } | RecordOperation::Remove { write, .. } => {
+                    Operation::Get { read, .. } => read.timeout = wait,
+                    Operation::Set { write, .. } | Operation::Delete { write, .. } => {
                         write.timeout = wait;
                     }
                 }

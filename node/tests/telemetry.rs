@@ -12,7 +12,8 @@ use bitacora_node::cluster::Address;
 use bitacora_node::data_dir::DataDir;
 use bitacora_node::log::embedded::EmbeddedLog;
 use bitacora_node::node::Node;
-use bitacora_protocol::rpc::{Operation, Request, put_frame};
+use bitacora_protocol::Operation;
+use bitacora_protocol::rpc::{Request, put_frame};
 
 use self::otlp::Collector;
 use self::rpc::{put_first_call, rpc_answers};
@@ -83,7 +84,7 @@ async fn a_write_over_rpc_is_followed_into_the_apply_of_every_node() {
     let Pair { collector, one, address, two, other, _folder } = pair().await;
     let mut calls = Vec::new();
     put_first_call(&mut calls, 1, &Request::SetValue { key: "k", value: "v" });
-    put_frame(&mut calls, 2, |out| Request::Batch(vec![Operation::Delete { key: "l" }]).encode(out));
+    put_frame(&mut calls, 2, |out| Request::Batch(vec![Operation::delete("l")]).encode(out));
     put_frame(&mut calls, 3, |out| Request::GetRecord { key: "k" }.encode(out));
     rpc_answers(&address.avro(), &calls, 3).await;
 

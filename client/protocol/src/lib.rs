@@ -9,6 +9,7 @@ mod avro;
 mod connect;
 mod consistency;
 pub mod http;
+mod operation;
 mod position;
 pub mod record;
 pub mod rpc;
@@ -21,5 +22,6 @@ pub use connect::connect;
 pub use consistency::{
     Consistency, ReadOptions, SessionPosition, SessionPositionError, Visible, WriteCondition, WriteOptions,
 };
+pub use operation::Operation;
 pub use position::{HighWatermark, NextOffset, Position, PositionError, partition_of};
 pub use schema::parse_schema;

@@ -3,7 +3,7 @@
 use bitacora_protocol::Position;
 use bitacora_protocol::record::KeyValue;
 use bitacora_protocol::rpc::{
-    Answer, BatchResult, Message, NotMetAnswer, ReadAnswer, RecordResult, RecordWritten, RequestError,
+    self, Answer, BatchResult, Message, NotMetAnswer, ReadAnswer, RecordResult, RecordWritten, RequestError,
     ServedFrom, WriteAnswer, WrittenAnswer,
 };
 
@@ -62,8 +62,8 @@ pub(super) fn decode(message: Message, bytes: &[u8]) -> Result<Reply, Failure> {
             });
             Reply::Batch(results.collect())
         }
-        Answer::Page(page) => Reply::Page(scanned(&page.records, page.cursor)),
-        Answer::RecordPage(page) => Reply::RecordPage(scanned(&page.records, page.cursor), page.positions),
+        Answer::Page(page) => Reply::Page(scanned(&page)),
+        Answer::RecordPage(answer) => Reply::RecordPage(scanned(&answer.page), answer.positions),
         Answer::RecordWritten(RecordWritten::Written(answer)) => {
             Reply::Conditional(Ok(record_written(&answer)))
         }
@@ -108,13 +108,8 @@ fn written(answer: &WriteAnswer<'_>) -> Written {
 }
 
 fn record_written(answer: &WrittenAnswer<'_>) -> Written {
-    Written {
-        position: answer.position,
-        timestamp: answer.timestamp,
-        ttl: answer.ttl,
-        uuid: answer.uuid.to_owned(),
-        not_visible: answer.not_visible.iter().map(|member| (*member).to_owned()).collect(),
-    }
+    let not_visible = answer.not_visible.iter().map(|member| (*member).to_owned()).collect();
+    Written { not_visible, ..written(&answer.write) }
 }
 
 fn not_met(answer: &NotMetAnswer<'_>) -> NotMet {
@@ -123,10 +118,11 @@ fn not_met(answer: &NotMetAnswer<'_>) -> NotMet {
     NotMet { current, position }
 }
 
-fn scanned(records: &[(KeyValue<'_>, Position)], cursor: &str) -> ScanPage {
+fn scanned(page: &rpc::ScanPage<'_>) -> ScanPage {
+    let rpc::ScanPage { records, cursor } = page;
     let records = records.iter().map(|(entry, position)| record(entry, *position, ServedFrom::Store));
     ScanPage {
         records: records.collect(),
-        cursor: Some(cursor.to_owned()).filter(|cursor| !cursor.is_empty()),
+        cursor: Some((*cursor).to_owned()).filter(|cursor| !cursor.is_empty()),
     }
 }

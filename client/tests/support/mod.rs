@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bitacora_protocol::record::{KeyValue, OwnedKeyValue, source, ttl};
 use bitacora_protocol::rpc::{
     Answer, BatchResult, ErrorCode, Failure, ForeignProtocol, FrameLimits, FrameReader, HandshakeMatch,
-    HandshakeRequest, HandshakeResponse, NotMetAnswer, Operation, PROTOCOL, PROTOCOL_HASH, ReadAnswer,
-    RecordPage, RecordWritten, Request, RequestError, ScanPage, ScanRequest, ServedFrom, WriteAnswer,
-    WrittenAnswer, protocol_hash, put_frame,
+    HandshakeRequest, HandshakeResponse, NotMetAnswer, PROTOCOL, PROTOCOL_HASH, ReadAnswer, RecordPage,
+    RecordWritten, Request, RequestError, ScanPage, ScanRequest, ServedFrom, WriteAnswer, WrittenAnswer,
+    protocol_hash, put_frame,
 };
-use bitacora_protocol::{Position, WriteCondition, WriteOptions};
+use bitacora_protocol::{Operation, Position, WriteCondition, WriteOptions};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -311,15 +311,15 @@ impl Store {
                     .map(|(index, operation)| match operation {
                         _ if failing.contains(&index) => String::new(),
                         Operation::Get { .. } => String::new(),
-                        Operation::Set { key, value, ttl } => self.write(key, value, *ttl),
-                        Operation::Delete { key } => self.write(key, "", ttl::DELETED),
+                        Operation::Set { key, value, ttl, .. } => self.write(key, value, *ttl),
+                        Operation::Delete { key, .. } => self.write(key, "", ttl::DELETED),
                     })
                     .collect();
                 let results =
                     operations.iter().zip(&uuids).enumerate().map(
                         |(index, (operation, uuid))| match operation {
                             _ if failing.contains(&index) => BatchResult::Failed(error.clone()),
-                            Operation::Get { key } => BatchResult::Read(self.read(key)),
+                            Operation::Get { key, .. } => BatchResult::Read(self.read(key)),
                             operation => BatchResult::Written(self.written(operation.key(), uuid)),
                         },
                     );
@@ -339,10 +339,10 @@ impl Store {
                 self.outcome(key, outcome.as_deref()).encode(out);
             }
             Request::ScanRecords { scan, .. } => {
-                let ScanPage { records, cursor } = self.page(scan);
+                let page = self.page(scan);
                 let offset = self.writes.len() as i64 - 1;
                 let positions = vec![Position { partition: 0, offset }];
-                Answer::RecordPage(RecordPage { records, cursor, positions }).encode(out);
+                Answer::RecordPage(RecordPage { page, positions }).encode(out);
             }
             Request::BatchRecords(_) => panic!("the library sends no such batch"),
         }
@@ -380,12 +380,9 @@ impl Store {
 
     fn outcome(&self, key: &str, uuid: Option<&str>) -> Answer<'_> {
         Answer::RecordWritten(if uuid.is_some() {
-            let (record, position) = &self.records[key];
+            let (record, _) = &self.records[key];
             RecordWritten::Written(WrittenAnswer {
-                position: *position,
-                timestamp: record.timestamp,
-                ttl: record.ttl,
-                uuid: &record.uuid,
+                write: self.written(key, &record.uuid),
                 not_visible: Vec::new(),
             })
         } else {

@@ -4,9 +4,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use bitacora_protocol::Operation;
 use bitacora_protocol::rpc::{
-    Answer, BatchResult, ErrorCode, Failure, HandshakeMatch, Message, Operation, PROTOCOL_HASH, Request,
-    RequestError, ScanRequest, protocol_hash,
+    Answer, BatchResult, ErrorCode, Failure, HandshakeMatch, Message, PROTOCOL_HASH, Request, RequestError,
+    ScanRequest, protocol_hash,
 };
 use e2e::cluster::{Cluster, Options, START};
 use e2e::rpc::{RpcConnection, good};
@@ -237,11 +238,11 @@ async fn a_batch_and_a_scan(ctx: Ctx) -> Result<()> {
     let node = &cluster.nodes[0];
     let mut connection = RpcConnection::connect(node.avro_port).await?;
     let keys: Vec<_> = (0..3000).map(|i| format!("key/{i:05}")).collect();
-    let mut operations: Vec<_> = keys.iter().map(|key| Operation::Set { key, value: key, ttl: 0 }).collect();
-    operations.push(Operation::Get { key: "canary" });
-    operations.push(Operation::Get { key: "never" });
-    operations.push(Operation::Set { key: " ", value: "", ttl: 0 });
-    operations.push(Operation::Delete { key: &keys[0] });
+    let mut operations: Vec<_> = keys.iter().map(|key| Operation::set(key, key, 0)).collect();
+    operations.push(Operation::get("canary"));
+    operations.push(Operation::get("never"));
+    operations.push(Operation::set(" ", "", 0));
+    operations.push(Operation::delete(&keys[0]));
     let count = operations.len();
     connection
         .call(Request::Batch(operations), |answer| {
@@ -286,7 +287,7 @@ async fn a_batch_and_a_scan(ctx: Ctx) -> Result<()> {
     node.api().set("large", &large).await?.expect(200);
     node.has("large", Some(&large)).await;
     connection
-        .call(Request::Batch(vec![Operation::Get { key: "large" }; 1000]), |answer| {
+        .call(Request::Batch(vec![Operation::get("large"); 1000]), |answer| {
             let Ok(Answer::Batch(results)) = answer else { panic!("{answer:?}") };
             let found = results.iter().filter(|result| matches!(result, BatchResult::Read(_))).count();
             assert!((16..=17).contains(&found), "{found}");

@@ -79,12 +79,12 @@ pub fn put_batch(message: Message, results: &[Outcome], out: &mut Vec<u8>) {
 /// Appends a page of a scan.
 pub fn put_page(message: Message, page: &Page, out: &mut Vec<u8>) {
     let records = page.entries.iter().filter_map(|entry| Some((entry.answer()?, entry.position())));
-    let (records, cursor) = (records.collect(), page.cursor.as_deref().unwrap_or_default());
+    let scanned = ScanPage { records: records.collect(), cursor: page.cursor.as_deref().unwrap_or_default() };
     if message == Message::ScanRecords {
         let positions = page.applied.clone();
-        return Answer::RecordPage(RecordPage { records, cursor, positions }).encode(out);
+        return Answer::RecordPage(RecordPage { page: scanned, positions }).encode(out);
     }
-    Answer::Page(ScanPage { records, cursor }).encode(out);
+    Answer::Page(scanned).encode(out);
 }
 
 fn read(answer: &reads::Answer) -> ReadAnswer<'_> {
@@ -107,7 +107,6 @@ fn not_met(found: &NotMet) -> NotMetAnswer<'_> {
 }
 
 fn record_written(written: &Written) -> WrittenAnswer<'_> {
-    let WriteAnswer { position, timestamp, ttl, uuid } = write(written);
     let not_visible = written.not_visible.iter().map(String::as_str).collect();
-    WrittenAnswer { position, timestamp, ttl, uuid, not_visible }
+    WrittenAnswer { write: write(written), not_visible }
 }

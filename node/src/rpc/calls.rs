@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use bitacora_protocol::ReadOptions;
 use bitacora_protocol::rpc::{
     CallError, ErrorCode, Failure, ForeignProtocol, Frame, HandshakeRequest, Message, Request, RequestError,
 };
+use bitacora_protocol::{Operation, ReadOptions};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all};
 use tokio::sync::OwnedSemaphorePermit;
@@ -18,7 +18,6 @@ use super::report::{AnsweredCalls, WaitedCall, operation_name};
 use super::{Shared, answers};
 use crate::service::error::{ErrorKind, OperationError};
 use crate::service::memory::{Memory, Permit, SMALL_ANSWER_BYTES};
-use crate::service::operation::Operation;
 use crate::service::slow::KeyHash;
 use crate::service::{Begun, Done, Outcome, Service};
 use crate::telemetry::{RequestSpan, TraceParent};
@@ -302,17 +301,8 @@ impl BulkCall {
     ) -> &'static str {
         // It has been decoded before, so it can be again.
         let (scan, read) = match Request::decode(&self.call, self.foreign.as_deref()) {
-            Ok(Some(Request::Batch(operations))) => {
-                let mut operations = operations.into_iter().map(Operation::from);
-                let results = begin_all(&self.shared.service, &mut operations, trace, &mut self.memory);
-                drop(operations);
-                answers::put_batch(message, &results.await, content);
-                return "ok";
-            }
-            Ok(Some(Request::BatchRecords(operations))) => {
-                let mut operations = operations.into_iter().map(Operation::from);
-                let results = begin_all(&self.shared.service, &mut operations, trace, &mut self.memory);
-                drop(operations);
+            Ok(Some(Request::Batch(operations) | Request::BatchRecords(operations))) => {
+                let results = begin_all(&self.shared.service, operations, trace, &mut self.memory);
                 answers::put_batch(message, &results.await, content);
                 return "ok";
             }
@@ -333,12 +323,13 @@ impl BulkCall {
 /// Begins all operations of a batch in their order. A read whose answer finds no memory fails alone.
 fn begin_all(
     service: &Service,
-    operations: &mut dyn Iterator<Item = Operation<'_>>,
+    operations: Vec<Operation<'_>>,
     trace: Option<TraceParent>,
     memory: &mut Permit,
 ) -> impl Future<Output = Vec<Outcome>> + Send + use<> {
     let mut bytes = 0;
     let begun: Vec<_> = operations
+        .into_iter()
         .map(|operation| {
             if bytes > MAX_BATCH_ANSWER_BYTES {
                 return std::future::ready(Err(OperationError::BatchTooLarge)).boxed();

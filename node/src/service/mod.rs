@@ -6,7 +6,6 @@ pub mod consistency;
 pub mod error;
 pub mod level;
 pub mod memory;
-pub mod operation;
 pub mod peers;
 pub mod readiness;
 pub mod reads;
@@ -22,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bitacora_protocol::rpc::ScanRequest;
-use bitacora_protocol::{ReadOptions, WriteCondition, WriteOptions};
+use bitacora_protocol::{Operation, ReadOptions, WriteCondition, WriteOptions};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Either};
 
@@ -31,7 +30,6 @@ use crate::service::conditional::{Content, WritesWithOptions};
 use crate::service::consistency::{ConsistentReads, Demand};
 use crate::service::error::OperationError;
 use crate::service::memory::Memory;
-use crate::service::operation::Operation;
 use crate::service::reads::{Answer, GetError, Reads};
 use crate::service::scans::{Page, Scans};
 use crate::service::visibility::{Showing, Visibility};

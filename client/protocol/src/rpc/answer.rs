@@ -199,11 +199,7 @@ impl<'a> Answer<'a> {
                     _ => BatchResult::Failed(RequestError::take(REQUEST_ERROR_CODES, input)?),
                 })
             })?),
-            Message::Scan => {
-                let records =
-                    take_array(&mut input, |input| Ok((KeyValue::take(input)?, take_position(input)?)))?;
-                Self::Page(ScanPage { records, cursor: input.string("cursor")? })
-            }
+            Message::Scan => Self::Page(ScanPage::take(&mut input)?),
             Message::WriteRecord | Message::RemoveRecord => {
                 Self::RecordWritten(RecordWritten::take(&mut input)?)
             }
@@ -240,13 +236,7 @@ impl<'a> Answer<'a> {
                     error.encode(REQUEST_ERROR_CODES, out);
                 }
             }),
-            Self::Page(page) => {
-                put_array(out, &page.records, |out, (record, position)| {
-                    record.encode(out);
-                    put_position(out, *position);
-                });
-                put_string(out, page.cursor);
-            }
+            Self::Page(page) => page.encode(out),
             Self::RecordWritten(answer) => answer.encode(out),
             Self::RecordBatch(results) => put_array(out, results, |out, result| result.encode(out)),
             Self::RecordPage(page) => page.encode(out),
@@ -340,7 +330,7 @@ impl<'a> ReadAnswer<'a> {
 }
 
 impl<'a> WriteAnswer<'a> {
-    fn take(input: &mut Input<'a>) -> Result<Self, DecodeError> {
+    pub(super) fn take(input: &mut Input<'a>) -> Result<Self, DecodeError> {
         Ok(Self {
             position: take_position(input)?,
             timestamp: input.long("timestamp")?,
@@ -349,11 +339,26 @@ impl<'a> WriteAnswer<'a> {
         })
     }
 
-    fn encode(&self, out: &mut Vec<u8>) {
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
         put_position(out, self.position);
         put_long(out, self.timestamp);
         put_long(out, self.ttl);
         put_string(out, self.uuid);
+    }
+}
+
+impl<'a> ScanPage<'a> {
+    pub(super) fn take(input: &mut Input<'a>) -> Result<Self, DecodeError> {
+        let records = take_array(input, |input| Ok((KeyValue::take(input)?, take_position(input)?)))?;
+        Ok(Self { records, cursor: input.string("cursor")? })
+    }
+
+    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+        put_array(out, &self.records, |out, (record, position)| {
+            record.encode(out);
+            put_position(out, *position);
+        });
+        put_string(out, self.cursor);
     }
 }
 

@@ -12,10 +12,10 @@ use serde_json::json;
 
 use super::answer::CODES;
 use super::*;
-use crate::Position;
 use crate::avro::put_string;
 use crate::record::OwnedKeyValue;
 use crate::schema::Declarations;
+use crate::{Operation, Position};
 
 /// The schemas of a message by `protocol.avpr`.
 struct MessageSchemas {
@@ -214,7 +214,7 @@ proptest! {
     #[test]
     fn every_request(key in ".{0,8}", value in ".{0,8}", other in ".{0,8}", ttl: i64, limit: i32, count in 0usize..5) {
         let (key, value, end) = (key.as_str(), value.as_str(), other.as_str());
-        let operations = [Operation::Get { key }, Operation::Set { key, value, ttl }, Operation::Delete { key: end }];
+        let operations = [Operation::get(key), Operation::set(key, value, ttl), Operation::delete(end)];
         for request in [
             Request::GetValue { key },
             Request::SetValue { key, value },

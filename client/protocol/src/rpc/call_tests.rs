@@ -6,7 +6,7 @@ use super::answer::CODES;
 use super::*;
 use crate::avro::{DecodeError, put_long, put_string};
 use crate::record::OwnedKeyValue;
-use crate::{Position, rpc::PROTOCOL};
+use crate::{Operation, Position, rpc::PROTOCOL};
 
 fn texts() -> impl Strategy<Value = String> {
     ".{0,20}"
@@ -49,7 +49,7 @@ proptest! {
         there_and_back(&Request::SetRecord { key, value, ttl });
         there_and_back(&Request::DeleteRecord { key });
         there_and_back(&Request::Scan(ScanRequest { prefix: key, start: value, end, limit, cursor: key }));
-        let operations = [Operation::Get { key }, Operation::Set { key, value, ttl }, Operation::Delete { key: end }];
+        let operations = [Operation::get(key), Operation::set(key, value, ttl), Operation::delete(end)];
         there_and_back(&Request::Batch(operations.into_iter().cycle().take(count).collect()));
     }
 
@@ -142,7 +142,7 @@ fn a_count_costs_no_memory_before_the_items_are_there() {
     put_string(&mut call, "batch");
     put_long(&mut call, i64::MAX);
     assert_eq!(Request::decode(&call, None), Err(DecodeError::Truncated("operations").into()));
-    let operations = vec![Operation::Get { key: "" }; MAX_BATCH_OPERATIONS + 1];
+    let operations = vec![Operation::get(""); MAX_BATCH_OPERATIONS + 1];
     let mut call = Vec::new();
     Request::Batch(operations).encode(&mut call);
     assert_eq!(Request::decode(&call, None), Err(CallError::BatchTooLong));

@@ -7,6 +7,7 @@ mod protocol;
 mod record_answer;
 mod record_call;
 mod request;
+mod resolved_call;
 
 #[cfg(test)]
 mod apache_avro_tests;
@@ -25,5 +26,4 @@ pub use protocol::{
     ForeignProtocol, Message, PROTOCOL, PROTOCOL_HASH, PROTOCOL_SOURCE, ProtocolError, protocol_hash,
 };
 pub use record_answer::{NotMetAnswer, RecordPage, RecordResult, RecordWritten, WrittenAnswer};
-pub use record_call::RecordOperation;
-pub use request::{CallError, MAX_BATCH_OPERATIONS, Operation, Request, ScanRequest};
+pub use request::{CallError, MAX_BATCH_OPERATIONS, Request, ScanRequest};

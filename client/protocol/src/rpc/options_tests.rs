@@ -15,7 +15,7 @@ use super::protocol::REQUEST_ERROR_CODES;
 use super::*;
 use crate::avro::{put_long, put_string};
 use crate::record::OwnedKeyValue;
-use crate::{Consistency, Position, ReadOptions, Visible, WriteCondition, WriteOptions};
+use crate::{Consistency, Operation, Position, ReadOptions, Visible, WriteCondition, WriteOptions};
 
 fn ms(time: Option<Duration>) -> Value {
     Value::Long(time.map_or(0, |time| time.as_millis() as i64))
@@ -70,12 +70,12 @@ pub(super) fn request_value(request: &Request<'_>) -> Value {
     record(&fields)
 }
 
-fn operation_value(operation: &RecordOperation<'_>) -> Value {
+fn operation_value(operation: &Operation<'_>) -> Value {
     let (read, write) = (ReadOptions::default(), WriteOptions::default());
     let (kind, symbol, value, ttl, read, write) = match operation {
-        RecordOperation::Read { read, .. } => (0, "GET", "", 0, read, &write),
-        RecordOperation::Write { value, ttl, write, .. } => (1, "SET", *value, *ttl, &read, write),
-        RecordOperation::Remove { write, .. } => (2, "DELETE", "", 0, &read, write),
+        Operation::Get { read, .. } => (0, "GET", "", 0, read, &write),
+        Operation::Set { value, ttl, write, .. } => (1, "SET", *value, *ttl, &read, write),
+        Operation::Delete { write, .. } => (2, "DELETE", "", 0, &read, write),
     };
     let first = vec![
         ("kind", Value::Enum(kind, symbol.to_owned())),
@@ -102,14 +102,14 @@ pub(super) fn answer_value(answer: &Answer<'_>) -> Value {
             Value::Array(results.collect())
         }
         Answer::RecordPage(page) => {
-            let records = page.records.iter().map(|(stored, position)| {
+            let records = page.page.records.iter().map(|(stored, position)| {
                 let stored = key_value(&stored.to_owned());
                 record(&[("record", stored), ("position", position_value(*position))])
             });
             let positions = page.positions.iter().map(|position| position_value(*position));
             record(&[
                 ("records", Value::Array(records.collect())),
-                ("cursor", string(page.cursor)),
+                ("cursor", string(page.page.cursor)),
                 ("positions", Value::Array(positions.collect())),
             ])
         }
@@ -119,10 +119,10 @@ pub(super) fn answer_value(answer: &Answer<'_>) -> Value {
 
 fn written_value(written: &WrittenAnswer<'_>) -> Value {
     record(&[
-        ("position", position_value(written.position)),
-        ("timestamp", Value::Long(written.timestamp)),
-        ("ttl", Value::Long(written.ttl)),
-        ("uuid", string(written.uuid)),
+        ("position", position_value(written.write.position)),
+        ("timestamp", Value::Long(written.write.timestamp)),
+        ("ttl", Value::Long(written.write.ttl)),
+        ("uuid", string(written.write.uuid)),
         ("notVisible", Value::Array(written.not_visible.iter().map(|member| string(member)).collect())),
     ])
 }
@@ -163,9 +163,9 @@ proptest! {
     ) {
         let (key, value) = (key.as_str(), value.as_str());
         let operations = [
-            RecordOperation::Read { key, read },
-            RecordOperation::Write { key, value, ttl, write },
-            RecordOperation::Remove { key, write },
+            Operation::Get { key, read },
+            Operation::Set { key, value, ttl, write },
+            Operation::Delete { key, write },
         ];
         let scan = ScanRequest { prefix: key, start: value, end: key, limit, cursor: value };
         for request in [
@@ -189,7 +189,8 @@ proptest! {
         };
         let stored = stored.as_borrowed();
         let written = WrittenAnswer {
-            position, timestamp: numbers[1], ttl: numbers[2], uuid: &texts[2], not_visible: vec![texts[0].as_str(); count],
+            write: WriteAnswer { position, timestamp: numbers[1], ttl: numbers[2], uuid: &texts[2] },
+            not_visible: vec![texts[0].as_str(); count],
         };
         let not_met = NotMetAnswer { current: found.then_some(stored), position };
         let read = ReadAnswer { record: found.then_some(stored), position, timestamp: None, served_from: ServedFrom::Store };
@@ -197,7 +198,7 @@ proptest! {
         let results = [
             RecordResult::Read(read), RecordResult::Written(written.clone()), RecordResult::NotMet(not_met), RecordResult::Failed(failed.clone()),
         ];
-        let page = RecordPage { records: vec![(stored, position); count], cursor: &texts[1], positions: vec![position; count] };
+        let page = RecordPage { page: ScanPage { records: vec![(stored, position); count], cursor: &texts[1] }, positions: vec![position; count] };
         for (message, answer) in [
             (Message::ReadRecord, Answer::Read(read)),
             (Message::WriteRecord, Answer::RecordWritten(RecordWritten::Written(written.clone()))),

@@ -1,6 +1,6 @@
 //! Answers to the calls with options.
 
-use super::answer::{ReadAnswer, RequestError};
+use super::answer::{ReadAnswer, RequestError, ScanPage, WriteAnswer};
 use super::answer::{put_array, put_position, take_array, take_position};
 use super::protocol::CALL_ERROR_CODES;
 use crate::Position;
@@ -18,14 +18,8 @@ pub enum RecordWritten<'a> {
 /// A write that took effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WrittenAnswer<'a> {
-    /// Its place in the log: the version of the key from here on.
-    pub position: Position,
-    /// The write timestamp, ms since the epoch.
-    pub timestamp: i64,
-    /// As [`KeyValue::ttl`].
-    pub ttl: i64,
-    /// Identifies this write.
-    pub uuid: &'a str,
+    /// As a write without options is answered; its position is the version of the key from here on.
+    pub write: WriteAnswer<'a>,
     /// Of [`Visible::All`](crate::Visible::All): the members that do not show it yet, `host:port` of their HTTP.
     pub not_visible: Vec<&'a str>,
 }
@@ -52,10 +46,8 @@ pub enum RecordResult<'a> {
 /// A page of a scan with options.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordPage<'a> {
-    /// In key order.
-    pub records: Vec<(KeyValue<'a>, Position)>,
-    /// For the next page; empty at the end.
-    pub cursor: &'a str,
+    /// As a scan without options is answered.
+    pub page: ScanPage<'a>,
     /// How far each partition was applied when the page was read.
     pub positions: Vec<Position>,
 }
@@ -85,19 +77,13 @@ impl<'a> RecordWritten<'a> {
 impl<'a> WrittenAnswer<'a> {
     fn take(input: &mut Input<'a>) -> Result<Self, DecodeError> {
         Ok(Self {
-            position: take_position(input)?,
-            timestamp: input.long("timestamp")?,
-            ttl: input.long("ttl")?,
-            uuid: input.string("uuid")?,
+            write: WriteAnswer::take(input)?,
             not_visible: take_array(input, |input| input.string("notVisible"))?,
         })
     }
 
     fn encode(&self, out: &mut Vec<u8>) {
-        put_position(out, self.position);
-        put_long(out, self.timestamp);
-        put_long(out, self.ttl);
-        put_string(out, self.uuid);
+        self.write.encode(out);
         put_array(out, &self.not_visible, |out, member| put_string(out, member));
     }
 }
@@ -154,19 +140,11 @@ impl<'a> RecordResult<'a> {
 
 impl<'a> RecordPage<'a> {
     pub(super) fn take(input: &mut Input<'a>) -> Result<Self, DecodeError> {
-        Ok(Self {
-            records: take_array(input, |input| Ok((KeyValue::take(input)?, take_position(input)?)))?,
-            cursor: input.string("cursor")?,
-            positions: take_array(input, take_position)?,
-        })
+        Ok(Self { page: ScanPage::take(input)?, positions: take_array(input, take_position)? })
     }
 
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
-        put_array(out, &self.records, |out, (record, position)| {
-            record.encode(out);
-            put_position(out, *position);
-        });
-        put_string(out, self.cursor);
+        self.page.encode(out);
         put_array(out, &self.positions, |out, position| put_position(out, *position));
     }
 }

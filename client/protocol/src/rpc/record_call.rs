@@ -6,76 +6,82 @@ use super::protocol::Message;
 use super::request::CallError;
 use crate::avro::{DecodeError, Input, put_long, put_string};
 use crate::consistency::{Consistency, ReadOptions, Visible, WriteCondition, WriteOptions};
+use crate::operation::Operation;
 
-/// One operation of a batch, with its options.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum RecordOperation<'a> {
-    Read {
-        key: &'a str,
-        read: ReadOptions<'a>,
-    },
-    /// `ttl`: ms to live, 0 for ever.
-    Write {
-        key: &'a str,
-        value: &'a str,
-        ttl: i64,
-        write: WriteOptions<'a>,
-    },
-    Remove {
-        key: &'a str,
-        write: WriteOptions<'a>,
-    },
+/// The fields that an operation of a batch begins with.
+struct Begin<'a> {
+    kind: usize,
+    key: &'a str,
+    value: &'a str,
+    ttl: i64,
 }
 
-impl<'a> RecordOperation<'a> {
-    /// The key that it is about.
-    #[must_use]
-    pub fn key(&self) -> &'a str {
-        match self {
-            Self::Read { key, .. } | Self::Write { key, .. } | Self::Remove { key, .. } => key,
-        }
-    }
-
-    /// `index`: its place in the batch, for errors.
-    pub(super) fn take(input: &mut Input<'a>, index: usize) -> Result<Self, CallError> {
+impl<'a> Begin<'a> {
+    fn take(input: &mut Input<'a>) -> Result<Self, DecodeError> {
         let kind = input.index(3, "kind")?;
-        let (key, value, ttl) = (input.string("key")?, input.string("value")?, input.long("ttl")?);
-        let texts = Texts {
-            consistency: input.string("consistency")?,
-            position: input.string("position")?,
-            max_staleness: input.long("maxStaleness")?,
-            condition: input.string("condition")?,
-            uuid: input.string("uuid")?,
-            visible: input.string("visible")?,
-            timeout: input.long("timeout")?,
-        };
-        let wrong = |reason| CallError::Options {
-            message: Message::BatchRecords,
-            reason: format!("operation {}: {reason}", index + 1),
-        };
-        Ok(match kind {
-            0 => Self::Read { key, read: texts.read().map_err(wrong)? },
-            1 => Self::Write { key, value, ttl, write: texts.write().map_err(wrong)? },
-            _ => Self::Remove { key, write: texts.write().map_err(wrong)? },
-        })
+        Ok(Self { kind, key: input.string("key")?, value: input.string("value")?, ttl: input.long("ttl")? })
     }
 
-    pub(super) fn encode(&self, out: &mut Vec<u8>) {
-        let (read, write) = (ReadOptions::default(), WriteOptions::default());
-        let (kind, key, value, ttl, read, write) = match self {
-            Self::Read { key, read } => (0, key, "", 0, read, &write),
-            Self::Write { key, value, ttl, write } => (1, key, *value, *ttl, &read, write),
-            Self::Remove { key, write } => (2, key, "", 0, &read, write),
+    fn put(operation: &Operation<'_>, out: &mut Vec<u8>) {
+        let (kind, value, ttl) = match *operation {
+            Operation::Get { .. } => (0, "", 0),
+            Operation::Set { value, ttl, .. } => (1, value, ttl),
+            Operation::Delete { .. } => (2, "", 0),
         };
         put_long(out, kind);
-        put_string(out, key);
+        put_string(out, operation.key());
         put_string(out, value);
         put_long(out, ttl);
-        put_read_level(out, read);
-        put_write_condition(out, write);
-        put_time(out, read.timeout.or(write.timeout));
     }
+}
+
+/// An operation of a batch without options.
+pub(super) fn take_plain_operation<'a>(input: &mut Input<'a>) -> Result<Operation<'a>, DecodeError> {
+    let Begin { kind, key, value, ttl } = Begin::take(input)?;
+    Ok(match kind {
+        0 => Operation::get(key),
+        1 => Operation::set(key, value, ttl),
+        _ => Operation::delete(key),
+    })
+}
+
+/// Its options have no place there.
+pub(super) fn put_plain_operation(out: &mut Vec<u8>, operation: &Operation<'_>) {
+    Begin::put(operation, out);
+}
+
+/// An operation of a batch with options; `index`: its place in the batch, for errors.
+pub(super) fn take_operation<'a>(input: &mut Input<'a>, index: usize) -> Result<Operation<'a>, CallError> {
+    let Begin { kind, key, value, ttl } = Begin::take(input)?;
+    let texts = Texts {
+        consistency: input.string("consistency")?,
+        position: input.string("position")?,
+        max_staleness: input.long("maxStaleness")?,
+        condition: input.string("condition")?,
+        uuid: input.string("uuid")?,
+        visible: input.string("visible")?,
+        timeout: input.long("timeout")?,
+    };
+    let wrong = |reason| CallError::Options {
+        message: Message::BatchRecords,
+        reason: format!("operation {}: {reason}", index + 1),
+    };
+    Ok(match kind {
+        0 => Operation::Get { key, read: texts.read().map_err(wrong)? },
+        1 => Operation::Set { key, value, ttl, write: texts.write().map_err(wrong)? },
+        _ => Operation::Delete { key, write: texts.write().map_err(wrong)? },
+    })
+}
+
+pub(super) fn put_operation(out: &mut Vec<u8>, operation: &Operation<'_>) {
+    let (read, write) = match *operation {
+        Operation::Get { read, .. } => (read, WriteOptions::default()),
+        Operation::Set { write, .. } | Operation::Delete { write, .. } => (ReadOptions::default(), write),
+    };
+    Begin::put(operation, out);
+    put_read_level(out, &read);
+    put_write_condition(out, &write);
+    put_time(out, read.timeout.or(write.timeout));
 }
 
 /// The options as they stand in a message; those that a message does not have are empty or 0.

@@ -3,10 +3,14 @@
 //! Written by hand, as the record is: a node reads hundreds of thousands a second and borrows from the bytes.
 
 use super::answer::put_array;
-use super::protocol::{ForeignProtocol, Kind, Message, Parameters};
-use super::record_call::{RecordOperation, Texts, put_read, put_write};
+use super::protocol::{ForeignProtocol, Message, Parameters};
+use super::record_call::{
+    Texts, put_operation, put_plain_operation, put_read, put_write, take_operation, take_plain_operation,
+};
+use super::resolved_call::Resolved;
 use crate::avro::{DecodeError, Input, put_long, put_string};
 use crate::consistency::{ReadOptions, WriteOptions};
+use crate::operation::Operation;
 
 /// A batch of more operations is refused.
 pub const MAX_BATCH_OPERATIONS: usize = 10_000;
@@ -37,6 +41,7 @@ pub enum Request<'a> {
     DeleteRecord {
         key: &'a str,
     },
+    /// Of plain operations: their options are not sent.
     Batch(Vec<Operation<'a>>),
     Scan(ScanRequest<'a>),
     ReadRecord {
@@ -54,28 +59,10 @@ pub enum Request<'a> {
         key: &'a str,
         write: WriteOptions<'a>,
     },
-    BatchRecords(Vec<RecordOperation<'a>>),
+    BatchRecords(Vec<Operation<'a>>),
     ScanRecords {
         scan: ScanRequest<'a>,
         read: ReadOptions<'a>,
-    },
-}
-
-/// One of a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Operation<'a> {
-    Get {
-        key: &'a str,
-    },
-    /// `ttl`: ms to live, 0 for ever.
-    Set {
-        key: &'a str,
-        value: &'a str,
-        ttl: i64,
-    },
-    Delete {
-        key: &'a str,
     },
 }
 
@@ -140,7 +127,8 @@ impl<'a> Request<'a> {
                 match &declared.parameters {
                     Parameters::AsOurs => Self::take(declared.message, &mut input)?,
                     Parameters::Resolved(parameters) => {
-                        Self::resolve(declared.message, parameters, &mut input)?
+                        let resolved = Resolved::take(declared.message, parameters, &mut input)?;
+                        Self::resolve(declared.message, &resolved)?
                     }
                 }
             }
@@ -173,7 +161,7 @@ impl<'a> Request<'a> {
                 ttl: input.long("ttl")?,
             },
             Message::DeleteRecord => Self::DeleteRecord { key: input.string("key")? },
-            Message::Batch => Self::Batch(operations(input, |input, _| Ok(Operation::take(input)?))?),
+            Message::Batch => Self::Batch(operations(input, |input, _| Ok(take_plain_operation(input)?))?),
             Message::Scan => Self::Scan(ScanRequest::take(input)?),
             Message::ReadRecord => {
                 let key = input.string("key")?;
@@ -188,7 +176,7 @@ impl<'a> Request<'a> {
                 let key = input.string("key")?;
                 Self::RemoveRecord { key, write: write_options(message, &Texts::take_write(input)?)? }
             }
-            Message::BatchRecords => Self::BatchRecords(operations(input, RecordOperation::take)?),
+            Message::BatchRecords => Self::BatchRecords(operations(input, take_operation)?),
             Message::ScanRecords => {
                 let scan = ScanRequest::take(input)?;
                 Self::ScanRecords { scan, read: read_options(message, &Texts::take_read(input)?)? }
@@ -196,46 +184,10 @@ impl<'a> Request<'a> {
         })
     }
 
-    fn resolve(
-        message: Message,
-        parameters: &[(Kind, Option<usize>)],
-        input: &mut Input<'a>,
-    ) -> Result<Self, CallError> {
-        let (mut texts, mut numbers) = ([""; MAX_OWN_PARAMETERS], [0; MAX_OWN_PARAMETERS]);
-        for (kind, index) in parameters {
-            let (text, number) = parameter(kind, input)?;
-            let Some(index) = *index else { continue };
-            match (text, number) {
-                (Some(text), None) if !is_number(message, index) => texts[index] = text,
-                (None, Some(number)) if is_number(message, index) => numbers[index] = number,
-                _ => return Err(DecodeError::OutOfRange("parameter").into()),
-            }
-        }
-        let [key, value, ..] = texts;
-        let write_texts = |first: usize| Texts {
-            condition: texts[first],
-            uuid: texts[first + 1],
-            visible: texts[first + 2],
-            timeout: numbers[first + 3],
-            ..Texts::default()
-        };
-        let read_texts = |first: usize| Texts {
-            consistency: texts[first],
-            position: texts[first + 1],
-            max_staleness: numbers[first + 2],
-            timeout: numbers[first + 3],
-            ..Texts::default()
-        };
-        let scan = || {
-            let limit = i32::try_from(numbers[3]).map_err(|_| DecodeError::OutOfRange("limit"))?;
-            Ok::<_, DecodeError>(ScanRequest {
-                prefix: key,
-                start: value,
-                end: texts[2],
-                limit,
-                cursor: texts[4],
-            })
-        };
+    fn resolve(message: Message, resolved: &Resolved<'a>) -> Result<Self, CallError> {
+        let Resolved { texts: [key, value, ..], numbers } = *resolved;
+        let read = |first| read_options(message, &resolved.read(first));
+        let write = |first| write_options(message, &resolved.write(first));
         Ok(match message {
             Message::GetValue => Self::GetValue { key },
             Message::SetValue => Self::SetValue { key, value },
@@ -243,18 +195,11 @@ impl<'a> Request<'a> {
             Message::GetRecord => Self::GetRecord { key },
             Message::SetRecord => Self::SetRecord { key, value, ttl: numbers[2] },
             Message::DeleteRecord => Self::DeleteRecord { key },
-            Message::Scan => Self::Scan(scan()?),
-            Message::ReadRecord => Self::ReadRecord { key, read: read_options(message, &read_texts(1))? },
-            Message::WriteRecord => {
-                let write = write_options(message, &write_texts(3))?;
-                Self::WriteRecord { key, value, ttl: numbers[2], write }
-            }
-            Message::RemoveRecord => {
-                Self::RemoveRecord { key, write: write_options(message, &write_texts(1))? }
-            }
-            Message::ScanRecords => {
-                Self::ScanRecords { scan: scan()?, read: read_options(message, &read_texts(5))? }
-            }
+            Message::Scan => Self::Scan(resolved.scan()?),
+            Message::ReadRecord => Self::ReadRecord { key, read: read(1)? },
+            Message::WriteRecord => Self::WriteRecord { key, value, ttl: numbers[2], write: write(3)? },
+            Message::RemoveRecord => Self::RemoveRecord { key, write: write(1)? },
+            Message::ScanRecords => Self::ScanRecords { scan: resolved.scan()?, read: read(5)? },
             // Their one parameter is no primitive, so it was not resolved.
             Message::Batch | Message::BatchRecords => {
                 return Err(DecodeError::OutOfRange("operations").into());
@@ -282,7 +227,7 @@ impl<'a> Request<'a> {
                 put_string(out, value);
                 put_long(out, *ttl);
             }
-            Self::Batch(operations) => put_array(out, operations, |out, operation| operation.encode(out)),
+            Self::Batch(operations) => put_array(out, operations, put_plain_operation),
             Self::Scan(scan) => scan.encode(out),
             Self::ReadRecord { key, read } => {
                 put_string(out, key);
@@ -298,9 +243,7 @@ impl<'a> Request<'a> {
                 put_string(out, key);
                 put_write(out, write);
             }
-            Self::BatchRecords(operations) => {
-                put_array(out, operations, |out, operation| operation.encode(out));
-            }
+            Self::BatchRecords(operations) => put_array(out, operations, put_operation),
             Self::ScanRecords { scan, read } => {
                 scan.encode(out);
                 put_read(out, read);
@@ -326,22 +269,6 @@ impl<'a> Request<'a> {
             Self::BatchRecords(_) => Message::BatchRecords,
             Self::ScanRecords { .. } => Message::ScanRecords,
         }
-    }
-}
-
-/// Parameters that a message of ours has, at most.
-const MAX_OWN_PARAMETERS: usize = 9;
-
-/// Whether a parameter of ours is a number; all others of messages that can be resolved are texts.
-fn is_number(message: Message, index: usize) -> bool {
-    match message {
-        Message::SetRecord => index == 2,
-        Message::Scan => index == 3,
-        Message::ReadRecord => index == 3 || index == 4,
-        Message::WriteRecord => index == 2 || index == 6,
-        Message::RemoveRecord => index == 4,
-        Message::ScanRecords => index == 3 || index == 7 || index == 8,
-        _ => false,
     }
 }
 
@@ -373,33 +300,6 @@ impl<'a> ScanRequest<'a> {
     }
 }
 
-/// A parameter of a foreign declaration: a text, or a whole number, or neither.
-fn parameter<'a>(kind: &Kind, input: &mut Input<'a>) -> Result<(Option<&'a str>, Option<i64>), DecodeError> {
-    const FIELD: &str = "parameter";
-    Ok(match kind {
-        Kind::Null => (None, None),
-        Kind::Boolean => {
-            input.boolean(FIELD)?;
-            (None, None)
-        }
-        Kind::Int => (None, Some(input.int(FIELD)?.into())),
-        Kind::Long => (None, Some(input.long(FIELD)?)),
-        Kind::Float => {
-            input.take(4, FIELD)?;
-            (None, None)
-        }
-        Kind::Double => {
-            input.take(8, FIELD)?;
-            (None, None)
-        }
-        Kind::Bytes | Kind::String => (Some(input.string(FIELD)?), None),
-        Kind::Union(branches) => {
-            let branch = &branches[input.index(branches.len(), FIELD)?];
-            parameter(branch, input)?
-        }
-    })
-}
-
 /// `take` also gets the number of those before.
 fn operations<'a, T>(
     input: &mut Input<'a>,
@@ -416,38 +316,6 @@ fn operations<'a, T>(
         }
         for _ in 0..count {
             operations.push(take(input, operations.len())?);
-        }
-    }
-}
-
-impl<'a> Operation<'a> {
-    fn take(input: &mut Input<'a>) -> Result<Self, DecodeError> {
-        let kind = input.index(3, "kind")?;
-        let (key, value, ttl) = (input.string("key")?, input.string("value")?, input.long("ttl")?);
-        Ok(match kind {
-            0 => Self::Get { key },
-            1 => Self::Set { key, value, ttl },
-            _ => Self::Delete { key },
-        })
-    }
-
-    fn encode(&self, out: &mut Vec<u8>) {
-        let (kind, key, value, ttl) = match *self {
-            Self::Get { key } => (0, key, "", 0),
-            Self::Set { key, value, ttl } => (1, key, value, ttl),
-            Self::Delete { key } => (2, key, "", 0),
-        };
-        put_long(out, kind);
-        put_string(out, key);
-        put_string(out, value);
-        put_long(out, ttl);
-    }
-
-    /// The key that it is about.
-    #[must_use]
-    pub fn key(&self) -> &'a str {
-        match self {
-            Self::Get { key } | Self::Set { key, .. } | Self::Delete { key } => key,
         }
     }
 }

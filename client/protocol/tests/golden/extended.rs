@@ -1,11 +1,11 @@
 //! What clients of our own protocol say.
 
-use bitacora_protocol::Position;
 use bitacora_protocol::record::KeyValue;
 use bitacora_protocol::rpc::{
-    Answer, BatchResult, ErrorCode, Failure, Operation, PROTOCOL_HASH, ReadAnswer, Request, RequestError,
-    ScanPage, ScanRequest, ServedFrom, WriteAnswer,
+    Answer, BatchResult, ErrorCode, Failure, PROTOCOL_HASH, ReadAnswer, Request, RequestError, ScanPage,
+    ScanRequest, ServedFrom, WriteAnswer,
 };
+use bitacora_protocol::{Operation, Position};
 
 use crate::conversation::{BOTH, Lines, hello, request, response};
 
@@ -44,11 +44,11 @@ fn every_message_of_the_extended_protocol() {
         RequestError { code: ErrorCode::BadRequest, message: "the key is missing or blank".to_owned() };
     let too_many = RequestError { code: ErrorCode::TooLarge, message: "too many".to_owned() };
     let operations = vec![
-        Operation::Get { key: "key" },
-        Operation::Get { key: "missing" },
-        Operation::Set { key: "key", value: "value", ttl: 60_000 },
-        Operation::Delete { key: "deleted" },
-        Operation::Set { key: "", value: "value", ttl: 0 },
+        Operation::get("key"),
+        Operation::get("missing"),
+        Operation::set("key", "value", 60_000),
+        Operation::delete("deleted"),
+        Operation::set("", "value", 0),
     ];
     let results = vec![
         BatchResult::Read(found),
@@ -79,11 +79,7 @@ fn every_message_of_the_extended_protocol() {
         ("deleteRecord", Request::DeleteRecord { key: "deleted" }, Ok(Answer::Written(delete))),
         ("batch", Request::Batch(operations), Ok(Answer::Batch(results))),
         ("batch-empty", Request::Batch(vec![]), Ok(Answer::Batch(vec![]))),
-        (
-            "batch-refused",
-            Request::Batch(vec![Operation::Get { key: "too many" }]),
-            Err(Failure::Declared(too_many)),
-        ),
+        ("batch-refused", Request::Batch(vec![Operation::get("too many")]), Err(Failure::Declared(too_many))),
         ("scan", Request::Scan(scan), Ok(Answer::Page(page))),
         (
             "scan-empty",

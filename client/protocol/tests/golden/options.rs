@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use bitacora_protocol::record::KeyValue;
 use bitacora_protocol::rpc::{
-    Answer, ErrorCode, Failure, NotMetAnswer, PROTOCOL_HASH, ReadAnswer, RecordOperation, RecordPage,
-    RecordResult, RecordWritten, Request, RequestError, ScanRequest, ServedFrom, WrittenAnswer,
+    Answer, ErrorCode, Failure, NotMetAnswer, PROTOCOL_HASH, ReadAnswer, RecordPage, RecordResult,
+    RecordWritten, Request, RequestError, ScanPage, ScanRequest, ServedFrom, WriteAnswer, WrittenAnswer,
 };
-use bitacora_protocol::{Consistency, Position, ReadOptions, Visible, WriteCondition, WriteOptions};
+use bitacora_protocol::{
+    Consistency, Operation, Position, ReadOptions, Visible, WriteCondition, WriteOptions,
+};
 
 use crate::conversation::{BOTH, Lines, hello, request, response};
 
@@ -45,20 +47,20 @@ fn batch(
     written: WrittenAnswer<'static>,
     taken: NotMetAnswer<'static>,
     unsupported: RequestError,
-) -> (Vec<RecordOperation<'static>>, Vec<RecordResult<'static>>) {
+) -> (Vec<Operation<'static>>, Vec<RecordResult<'static>>) {
     let operations = vec![
-        RecordOperation::Read { key: "key", read: read(Consistency::Strong, "", 1_000) },
-        RecordOperation::Write {
+        Operation::Get { key: "key", read: read(Consistency::Strong, "", 1_000) },
+        Operation::Set {
             key: "key",
             value: "value",
             ttl: 60_000,
             write: WriteOptions { uuid: "a uuid", ..with(WriteCondition::Present) },
         },
-        RecordOperation::Remove {
+        Operation::Delete {
             key: "taken",
             write: WriteOptions { visible: Visible::All, ..with(version(0, 7)) },
         },
-        RecordOperation::Write { key: "unsupported", value: "", ttl: 0, write: with(WriteCondition::Absent) },
+        Operation::Set { key: "unsupported", value: "", ttl: 0, write: with(WriteCondition::Absent) },
     ];
     let results = vec![
         RecordResult::Read(found),
@@ -79,10 +81,12 @@ fn every_message_with_options() {
         served_from: ServedFrom::Peer,
     };
     let written = WrittenAnswer {
-        position: position(0, 1000),
-        timestamp: WRITTEN,
-        ttl: 1_900_000_000_000,
-        uuid: "a uuid",
+        write: WriteAnswer {
+            position: position(0, 1000),
+            timestamp: WRITTEN,
+            ttl: 1_900_000_000_000,
+            uuid: "a uuid",
+        },
         not_visible: vec!["node-2:8080", "node-3:8080"],
     };
     let taken = NotMetAnswer {
@@ -97,11 +101,13 @@ fn every_message_with_options() {
     let write = |key, ttl, write| Request::WriteRecord { key, value: "value", ttl, write };
     let (operations, results) = batch(found, written.clone(), taken, unsupported.clone());
     let page = RecordPage {
-        records: vec![
-            (record("ka", "value of ka", "uuid of ka"), position(0, 7)),
-            (record("kb", "value of kb", "uuid of kb"), position(3, 1 << 33)),
-        ],
-        cursor: "a cursor",
+        page: ScanPage {
+            records: vec![
+                (record("ka", "value of ka", "uuid of ka"), position(0, 7)),
+                (record("kb", "value of kb", "uuid of kb"), position(3, 1 << 33)),
+            ],
+            cursor: "a cursor",
+        },
         positions: vec![position(0, 7), position(3, 1 << 33)],
     };
     let not_met = |answer| Ok(Answer::RecordWritten(RecordWritten::NotMet(answer)));

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bitacora_protocol::http::{BatchLine, LineWriteOptions};
-use bitacora_protocol::{WriteCondition, WriteOptions};
+use bitacora_protocol::{Operation, WriteCondition, WriteOptions};
 use bytes::{Buf, Bytes};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, FuturesOrdered};
@@ -31,7 +31,6 @@ use super::params::{parse_ttl, query_params};
 use super::{Api, Limits, Notes, counted};
 use crate::metrics::Metrics;
 use crate::service::memory::Permit;
-use crate::service::operation::Operation;
 use crate::service::slow::SlowRequests;
 use crate::service::writes::{KeyError, MAX_KEY_BYTES};
 use crate::service::{Begun, Done, Outcome, Service};

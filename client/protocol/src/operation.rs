@@ -1,23 +1,33 @@
 //! An operation on a key, with all that its caller may ask of it.
 
-use bitacora_protocol::{ReadOptions, WriteOptions, rpc};
+use crate::{ReadOptions, WriteOptions};
 
 /// An operation on a key, borrowed from the request that it came with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation<'a> {
+    /// Reads the key.
     Get {
+        /// The key.
         key: &'a str,
+        /// How consistent the read is.
         read: ReadOptions<'a>,
     },
-    /// `ttl`: ms to live, 0 for ever.
+    /// Writes the key.
     Set {
+        /// The key.
         key: &'a str,
+        /// The value; may be empty.
         value: &'a str,
+        /// Ms to live, 0 for ever.
         ttl: i64,
+        /// On which condition, and who must show it.
         write: WriteOptions<'a>,
     },
+    /// Deletes the key.
     Delete {
+        /// The key.
         key: &'a str,
+        /// On which condition, and who must show it.
         write: WriteOptions<'a>,
     },
 }
@@ -46,26 +56,6 @@ impl<'a> Operation<'a> {
     pub fn key(&self) -> &'a str {
         match self {
             Self::Get { key, .. } | Self::Set { key, .. } | Self::Delete { key, .. } => key,
-        }
-    }
-}
-
-impl<'a> From<rpc::Operation<'a>> for Operation<'a> {
-    fn from(operation: rpc::Operation<'a>) -> Self {
-        match operation {
-            rpc::Operation::Get { key } => Self::get(key),
-            rpc::Operation::Set { key, value, ttl } => Self::set(key, value, ttl),
-            rpc::Operation::Delete { key } => Self::delete(key),
-        }
-    }
-}
-
-impl<'a> From<rpc::RecordOperation<'a>> for Operation<'a> {
-    fn from(operation: rpc::RecordOperation<'a>) -> Self {
-        match operation {
-            rpc::RecordOperation::Read { key, read } => Self::Get { key, read },
-            rpc::RecordOperation::Write { key, value, ttl, write } => Self::Set { key, value, ttl, write },
-            rpc::RecordOperation::Remove { key, write } => Self::Delete { key, write },
         }
     }
 }
