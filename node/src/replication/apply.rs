@@ -91,12 +91,11 @@ pub(super) fn decode<'a>(
                 return Err("its header makes no sense".to_owned());
             }
             expected.offset().map_or(Ok(0), earlier)?;
-            let judgement = match (is_void, complete) {
-                (true, _) => Judgement::VoidByItself,
-                (false, true) => Judgement::ByTheStore,
-                (false, false) => Judgement::Impossible,
-            };
-            Change::Attempt { entry: entry(record, text, at)?, expected, judgement }
+            Change::Attempt {
+                entry: entry(record, text, at)?,
+                expected,
+                judgement: judgement(is_void, complete),
+            }
         }
         Some(_) if is_void => Change::NoEffect { at, timestamp, by: Writer::Trimmer },
         Some(Condition::Trim { offset, .. }) if record.value.is_none() => {
@@ -119,6 +118,15 @@ pub(super) fn decode<'a>(
         }
     };
     Ok((key, change))
+}
+
+/// How an attempt is judged; `complete`: everything before it was seen.
+fn judgement(is_void: bool, complete: bool) -> Judgement {
+    match (is_void, complete) {
+        (true, _) => Judgement::VoidByItself,
+        (false, true) => Judgement::ByTheStore,
+        (false, false) => Judgement::Impossible,
+    }
 }
 
 /// The entry that a record's value makes, as of that position; the reason if it is poison.

@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use bitacora_protocol::http::{PartitionStatus, RestoreStatus};
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::{oneshot, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::watch;
 
 use crate::clock::{Clock, LogTime, Moment, SystemClock, past_by_both_clocks};
 use crate::log::PartitionRead;
@@ -19,8 +18,10 @@ use crate::replication::log_ends::{LogEnds, Question};
 pub use crate::replication::state::Phase;
 use crate::replication::state::{Event, RefusedEvent, ReplicaState, StoreState};
 pub use crate::replication::waiters::WaitError;
-use crate::replication::waiters::{Ticket, Waiters, Woken};
+use crate::replication::waiters::{Waiters, Woken};
 use bitacora_protocol::{HighWatermark, NextOffset, Position};
+
+mod waits;
 
 /// The replica's thread shows a sign of life several times a second. One that has shown none for this long is stuck:
 /// longer than any transaction should take, also on a slow disk, and than any one question to the log.
@@ -79,19 +80,6 @@ impl Inner {
     fn replace_store(&mut self) -> Woken {
         self.store_number += 1;
         self.waiters.all(WaitError::StoreReplaced)
-    }
-}
-
-/// Somebody who waits for a position, until this is dropped.
-struct PositionWait {
-    progress: Arc<Progress>,
-    ticket: Ticket,
-    told: oneshot::Receiver<Result<(), WaitError>>,
-}
-
-impl Drop for PositionWait {
-    fn drop(&mut self) {
-        self.progress.lock().waiters.remove(self.ticket);
     }
 }
 
@@ -304,49 +292,7 @@ impl Progress {
         self.wake_waiting();
     }
 
-    /// Ends all waits for a position, and refuses new ones: the node stops.
-    pub(crate) fn end_waits(&self) {
-        let woken = self.lock().waiters.stop();
-        woken.tell();
-    }
-
     // Asked by everybody.
-
-    /// Waits until this node has applied a position in the store that it reads, no longer than until `deadline`. Who drops this
-    /// waits no more.
-    ///
-    /// # Errors
-    /// When that will not come, or has not come in time.
-    pub async fn applied(self: &Arc<Self>, position: Position, deadline: Instant) -> Result<(), WaitError> {
-        let Some(mut wait) = self.begin_wait(position)? else { return Ok(()) };
-        match timeout_at(deadline, &mut wait.told).await {
-            Ok(told) => told.unwrap_or(Err(WaitError::Stopping)),
-            Err(_) => Err(WaitError::NotInTime),
-        }
-    }
-
-    /// `None` if the position is applied already.
-    fn begin_wait(self: &Arc<Self>, position: Position) -> Result<Option<PositionWait>, WaitError> {
-        let mut inner = self.lock();
-        if !inner.serves() {
-            return Err(WaitError::NotServing);
-        }
-        let partition = position.partition;
-        let next = inner.ends.next_offset(partition);
-        let partitions = inner.ends.partition_count();
-        let next = next.ok_or(WaitError::NoSuchPartition { partition, partitions })?;
-        if position.offset < next.0 {
-            return Ok(None);
-        }
-        let (ticket, told) = inner.waiters.add(position)?;
-        Ok(Some(PositionWait { progress: Arc::clone(self), ticket, told }))
-    }
-
-    /// Waits for a position that have not ended.
-    #[must_use]
-    pub fn waits(&self) -> usize {
-        self.lock().waiters.len()
-    }
 
     /// Which store is read, if what it holds is what was applied: an answer that was read while this stayed the same is of one
     /// store. `None` while the store is restored, or built anew beside the one that is read.
