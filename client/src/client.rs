@@ -19,7 +19,8 @@ use crate::call::{Call, read};
 use crate::connection::Reply;
 use crate::discovery::Discovery;
 use crate::error::{Error, Refusal};
-use crate::types::{NodeStatus, Operation, Outcome, Record, Scan, ScanPage, Written};
+use crate::operation::{Operation, Outcome};
+use crate::types::{NodeStatus, Record, Scan, ScanPage, Written};
 
 /// Bytes that a request has besides its texts, at most.
 const REQUEST_OVERHEAD: usize = 128;
@@ -195,6 +196,10 @@ impl Client {
     /// is for all of it. Each operation is retried as if it were called alone, except that a write is given up if other writes
     /// of its key in this batch make their order uncertain.
     ///
+    /// A read may say how consistent it is, and a write its condition, its uuid and who must show it. Where a condition does not
+    /// hold, the result of that write is [`Error::NotMet`]; the others go on. A write that says more waits for the earlier
+    /// writes of its key in the batch, one request for each, so many of them for the same key are slow.
+    ///
     /// ```
     /// # mod support { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/mod.rs")); }
     /// # #[tokio::main(flavor = "current_thread")]
@@ -212,6 +217,20 @@ impl Client {
     ///     }
     /// }
     /// # assert!(client.get("b").await.is_err_and(|error| error.is_not_found()));
+    ///
+    /// use bitacora_client::{Error, ReadLevel};
+    ///
+    /// let version = client.create("limit", "10").await?.position;
+    /// let results = client
+    ///     .batch(&[
+    ///         Operation::read("a", ReadLevel::strong()),
+    ///         Operation::compare_and_set("limit", version, "20").into(),
+    ///         Operation::create("a", "somebody has it").into(),
+    ///     ])
+    ///     .await?;
+    /// assert!(matches!(&results[0], Ok(Outcome::Read(record)) if record.value == "v"));
+    /// assert!(matches!(&results[1], Ok(Outcome::Written(_))));
+    /// assert!(matches!(&results[2], Err(Error::NotMet { current: Some(current), .. }) if current.value == "v"));
     /// # Ok(()) }
     /// ```
     ///

@@ -21,23 +21,23 @@ mod connection;
 mod discovery;
 mod error;
 mod lock;
+mod operation;
 mod read;
 mod session;
 mod types;
 mod update;
 mod write;
 
-pub use bitacora_protocol::Visible;
 pub use bitacora_protocol::zookeeper::ConnectString;
+pub use bitacora_protocol::{Consistency, Visible, WriteCondition};
 pub use builder::ClientBuilder;
 pub use client::Client;
 pub use error::{Error, NodeFailure, Refusal};
 pub use lock::Lock;
+pub use operation::{Operation, Outcome, WriteOperation};
 pub use read::{Read, ReadLevel};
 pub use session::Session;
-pub use types::{
-    NodeState, NodeStatus, Operation, Outcome, Position, Record, Scan, ScanPage, ServedFrom, Written,
-};
+pub use types::{NodeState, NodeStatus, Position, Record, Scan, ScanPage, ServedFrom, Written};
 pub use update::{Change, Updated};
 pub use write::Write;
 

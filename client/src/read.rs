@@ -26,10 +26,14 @@ use crate::types::Record;
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReadLevel {
-    consistency: Consistency,
-    session: Option<Session>,
-    max_staleness: Option<Duration>,
-    timeout: Option<Duration>,
+    /// The level; with a session, *eventual* stands for what the session must see.
+    pub consistency: Consistency,
+    /// What must be seen as well; it is moved on by the read.
+    pub session: Option<Session>,
+    /// How old the data may be.
+    pub max_staleness: Option<Duration>,
+    /// The deadline of the read, in the place of the client's.
+    pub timeout: Option<Duration>,
 }
 
 impl ReadLevel {
@@ -81,6 +85,11 @@ impl ReadLevel {
 
     pub(crate) fn has_session(&self) -> bool {
         self.session.is_some()
+    }
+
+    /// Bytes that the session's text has in a request.
+    pub(crate) fn position_bytes(&self) -> usize {
+        self.session.as_ref().map_or(0, |session| session.to_string().len())
     }
 
     pub(crate) fn deadline(&self) -> Option<Duration> {

@@ -1,7 +1,5 @@
 //! What calls take and give.
 
-use std::time::Duration;
-
 use serde::Serialize;
 
 use crate::read::ReadLevel;
@@ -50,55 +48,6 @@ pub struct Written {
     /// HTTP. They will.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub not_visible: Vec<String>,
-}
-
-/// One of a [batch](crate::Client::batch).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Operation {
-    /// Read a key.
-    Get {
-        /// The key.
-        key: String,
-    },
-    /// Write a key.
-    Set {
-        /// The key.
-        key: String,
-        /// The value; may be empty.
-        value: String,
-        /// How long it lives, as in [`Client::set_with_ttl`](crate::Client::set_with_ttl); `None`: for ever.
-        ttl: Option<Duration>,
-    },
-    /// Delete a key, whether or not it exists.
-    Delete {
-        /// The key.
-        key: String,
-    },
-}
-
-impl Operation {
-    /// The key that it is about.
-    #[must_use]
-    pub fn key(&self) -> &str {
-        match self {
-            Self::Get { key } | Self::Set { key, .. } | Self::Delete { key } => key,
-        }
-    }
-
-    /// Whether it changes the key.
-    #[must_use]
-    pub fn is_write(&self) -> bool {
-        !matches!(self, Self::Get { .. })
-    }
-}
-
-/// What came of an [`Operation`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Of [`Operation::Get`].
-    Read(Record),
-    /// Of [`Operation::Set`] and [`Operation::Delete`].
-    Written(Written),
 }
 
 /// Which keys to [scan](crate::Client::scan), in the order of their UTF-8 bytes.

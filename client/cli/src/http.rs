@@ -4,13 +4,15 @@ use std::borrow::Cow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bitacora_client::{Operation, Outcome, Position, Record, Scan, ScanPage, ServedFrom, Written};
+use bitacora_client::{
+    Operation, Outcome, Position, ReadLevel, Record, Scan, ScanPage, ServedFrom, WriteOperation, Written,
+};
 use bitacora_protocol::http::{
     self as api, BatchLine, FailedLine, IDEMPOTENCY_KEY_HEADER, LineReadOptions, LineWriteOptions, Message,
     NOT_VISIBLE_HEADER, POSITION_HEADER, PositionedRecord, ReadLine, SOURCE_HEADER, WrittenLine,
 };
 use bitacora_protocol::record::OwnedKeyValue;
-use bitacora_protocol::{Consistency, WriteCondition};
+use bitacora_protocol::{Consistency, Visible, WriteCondition};
 use reqwest::header::HeaderMap;
 use reqwest::{Method, RequestBuilder, StatusCode, Url};
 
@@ -124,24 +126,7 @@ impl Http {
     pub async fn batch(&self, operations: &[Operation]) -> Result<Vec<Result<Outcome, Failure>>, Failure> {
         let mut lines = Vec::new();
         for operation in operations {
-            let line = match operation {
-                Operation::Get { key } => {
-                    BatchLine::Get { key: key.into(), read: LineReadOptions::default() }
-                }
-                Operation::Set { key, value, ttl } => {
-                    let ttl = ttl.map(|ttl| in_ms(ttl).into());
-                    BatchLine::Set {
-                        key: key.into(),
-                        value: value.into(),
-                        ttl,
-                        write: LineWriteOptions::default(),
-                    }
-                }
-                Operation::Delete { key } => {
-                    BatchLine::Delete { key: key.into(), write: LineWriteOptions::default() }
-                }
-            };
-            serde_json::to_writer(&mut lines, &line)
+            serde_json::to_writer(&mut lines, &self.batch_line(operation))
                 .map_err(|error| Failure::new(Kind::Failed, error.to_string()))?;
             lines.push(b'\n');
         }
@@ -166,6 +151,51 @@ impl Http {
             return Err(Failure::new(Kind::Unclear, sentence));
         }
         Ok(results)
+    }
+
+    fn batch_line<'a>(&self, operation: &'a Operation) -> BatchLine<'a> {
+        let (read, write) = (LineReadOptions::default(), LineWriteOptions::default());
+        match operation {
+            Operation::Get { key } => BatchLine::Get { key: key.into(), read },
+            Operation::Set { key, value, ttl } => {
+                let ttl = ttl.map(|ttl| in_ms(ttl).into());
+                BatchLine::Set { key: key.into(), value: value.into(), ttl, write }
+            }
+            Operation::Delete { key } => BatchLine::Delete { key: key.into(), write },
+            Operation::Read { key, level } => {
+                let ReadLevel { consistency, session, max_staleness, .. } = level;
+                let session =
+                    session.as_ref().filter(|it| *consistency == Consistency::Eventual && !it.is_empty());
+                let level = if session.is_some() { Consistency::Session } else { *consistency };
+                let read = LineReadOptions {
+                    consistency: Some(level.name().into()),
+                    position: session.map(|session| session.to_string().into()),
+                    timeout: Some(self.wait().into()),
+                    max_staleness: max_staleness.map(|age| in_ms(age).into()),
+                };
+                BatchLine::Get { key: key.into(), read }
+            }
+            Operation::Write(WriteOperation { key, value, ttl, condition, uuid, visible, .. }) => {
+                let write = LineWriteOptions {
+                    if_match: match condition {
+                        WriteCondition::Version(version) => Some(version.to_string().into()),
+                        WriteCondition::Present => Some("*".into()),
+                        WriteCondition::None | WriteCondition::Absent => None,
+                    },
+                    if_absent: *condition == WriteCondition::Absent,
+                    uuid: uuid.as_deref().map(Into::into),
+                    visible: (*visible != Visible::Acknowledged).then(|| visible.name().into()),
+                    timeout: Some(self.wait().into()),
+                };
+                match value {
+                    Some(value) => {
+                        let ttl = ttl.map(|ttl| in_ms(ttl).into());
+                        BatchLine::Set { key: key.into(), value: value.into(), ttl, write }
+                    }
+                    None => BatchLine::Delete { key: key.into(), write },
+                }
+            }
+        }
     }
 
     pub async fn scan_page(
@@ -337,10 +367,10 @@ fn outcome(operation: &Operation, line: &[u8]) -> Result<Result<Outcome, Failure
         return Ok(Err(failure(status, operation.is_write(), message, may_take_effect)));
     }
     Ok(Ok(if operation.is_write() {
-        let WrittenLine { position, timestamp, ttl, uuid, .. } =
+        let WrittenLine { position, timestamp, ttl, uuid, not_visible, .. } =
             serde_json::from_slice(line).map_err(parse)?;
         let uuid = uuid.into_owned();
-        Outcome::Written(Written { position, timestamp, ttl, uuid, not_visible: Vec::new() })
+        Outcome::Written(Written { position, timestamp, ttl, uuid, not_visible })
     } else {
         let ReadLine { position, from, record: found, .. } = serde_json::from_slice(line).map_err(parse)?;
         Outcome::Read(record(found, position, from))

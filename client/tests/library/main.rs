@@ -1,5 +1,6 @@
 //! The client library against nodes that do as they are told.
 
+mod batch_options;
 mod batches;
 mod calls;
 mod closing;

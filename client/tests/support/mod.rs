@@ -8,8 +8,8 @@ use bitacora_protocol::record::{KeyValue, OwnedKeyValue, source, ttl};
 use bitacora_protocol::rpc::{
     Answer, BatchResult, ErrorCode, Failure, ForeignProtocol, FrameLimits, FrameReader, HandshakeMatch,
     HandshakeRequest, HandshakeResponse, NotMetAnswer, PROTOCOL, PROTOCOL_HASH, ReadAnswer, RecordPage,
-    RecordWritten, Request, RequestError, ScanPage, ScanRequest, ServedFrom, WriteAnswer, WrittenAnswer,
-    protocol_hash, put_frame,
+    RecordResult, RecordWritten, Request, RequestError, ScanPage, ScanRequest, ServedFrom, WriteAnswer,
+    WrittenAnswer, protocol_hash, put_frame,
 };
 use bitacora_protocol::{Operation, Position, WriteCondition, WriteOptions};
 use parking_lot::Mutex;
@@ -332,11 +332,11 @@ impl Store {
             Request::ReadRecord { key, .. } => Answer::Read(self.read(key)).encode(out),
             Request::WriteRecord { key, value, ttl, write } => {
                 let outcome = self.write_if(key, value, *ttl, write);
-                self.outcome(key, outcome.as_deref()).encode(out);
+                Answer::RecordWritten(self.outcome(key, outcome.as_deref())).encode(out);
             }
             Request::RemoveRecord { key, write } => {
                 let outcome = self.write_if(key, "", ttl::DELETED, write);
-                self.outcome(key, outcome.as_deref()).encode(out);
+                Answer::RecordWritten(self.outcome(key, outcome.as_deref())).encode(out);
             }
             Request::ScanRecords { scan, .. } => {
                 let page = self.page(scan);
@@ -344,8 +344,36 @@ impl Store {
                 let positions = vec![Position { partition: 0, offset }];
                 Answer::RecordPage(RecordPage { page, positions }).encode(out);
             }
-            Request::BatchRecords(_) => panic!("the library sends no such batch"),
+            Request::BatchRecords(operations) => self.batch_records(operations, failing, error).encode(out),
         }
+    }
+
+    fn batch_records(
+        &mut self,
+        operations: &[Operation<'_>],
+        failing: &[usize],
+        error: &RequestError,
+    ) -> Answer<'_> {
+        let uuids = operations.iter().enumerate().map(|(index, operation)| match operation {
+            _ if failing.contains(&index) => None,
+            Operation::Get { .. } => None,
+            Operation::Set { key, value, ttl, write } => self.write_if(key, value, *ttl, write),
+            Operation::Delete { key, write } => self.write_if(key, "", ttl::DELETED, write),
+        });
+        let uuids: Vec<_> = uuids.collect();
+        let results = operations.iter().zip(&uuids).enumerate().map(|(index, (operation, uuid))| {
+            if failing.contains(&index) {
+                return RecordResult::Failed(error.clone());
+            }
+            match operation {
+                Operation::Get { key, .. } => RecordResult::Read(self.read(key)),
+                operation => match self.outcome(operation.key(), uuid.as_deref()) {
+                    RecordWritten::Written(written) => RecordResult::Written(written),
+                    RecordWritten::NotMet(not_met) => RecordResult::NotMet(not_met),
+                },
+            }
+        });
+        Answer::RecordBatch(results.collect())
     }
 
     /// As another client's plain set.
@@ -378,8 +406,8 @@ impl Store {
         Some(uuid)
     }
 
-    fn outcome(&self, key: &str, uuid: Option<&str>) -> Answer<'_> {
-        Answer::RecordWritten(if uuid.is_some() {
+    fn outcome(&self, key: &str, uuid: Option<&str>) -> RecordWritten<'_> {
+        if uuid.is_some() {
             let (record, _) = &self.records[key];
             RecordWritten::Written(WrittenAnswer {
                 write: self.written(key, &record.uuid),
@@ -388,7 +416,7 @@ impl Store {
         } else {
             let ReadAnswer { record: current, position, .. } = self.read(key);
             RecordWritten::NotMet(NotMetAnswer { current, position })
-        })
+        }
     }
 
     fn read(&self, key: &str) -> ReadAnswer<'_> {

@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use bitacora_client::{Client, Error, Operation, Outcome, ReadLevel, Session, Visible};
 use e2e::cluster::{START, is, node_binary};
 use e2e::http::Api;
 use e2e::process::{Process, tail};
@@ -14,7 +15,8 @@ use e2e::{ports, tests, wait};
 pub fn tests() -> Vec<Test> {
     tests![
         Nothing: writes_are_read_on_all_nodes_and_survive_a_kill,
-            the_readmes_curl_lines_work_as_they_are, the_readmes_demonstration_shows_what_it_says, what_is_in_the_way_is_told_in_one_sentence
+            the_readmes_curl_lines_work_as_they_are, the_readmes_demonstration_shows_what_it_says,
+            a_batch_of_the_library_compares_and_reads_strongly, what_is_in_the_way_is_told_in_one_sentence
     ]
 }
 
@@ -131,6 +133,56 @@ async fn the_readmes_demonstration_shows_what_it_says(ctx: Ctx) -> Result<()> {
     let mut statuses: Vec<_> = statuses.split_whitespace().collect();
     statuses.sort_unstable();
     ensure!(statuses == ["200", "412", "412"], "{said}");
+    Ok(())
+}
+
+async fn a_batch_of_the_library_compares_and_reads_strongly(ctx: Ctx) -> Result<()> {
+    let port = free_ports();
+    let dev = dev(&ctx, port, &ctx.dir.join("data"), "dev.log").await?;
+    started(&dev).await;
+    let client = Client::builder().nodes([1, 3, 5].map(|offset| format!("127.0.0.1:{}", port + offset)));
+    let client = client.deadline(START).build().await?;
+    let version = client.create("limit", "10").await?.position;
+    let session = Session::new();
+    // Writes of a key take their turns, whatever they ask for, and the last one has the last word.
+    let results = client
+        .batch(&[
+            Operation::compare_and_set("limit", version, "20").into(),
+            Operation::create("limit", "30").into(),
+            Operation::create("other", "1").session(&session).into(),
+            Operation::write("other", "2").if_present().session(&session).into(),
+            Operation::Set { key: "other".to_string(), value: "3".to_string(), ttl: None },
+            Operation::delete_if("limit", version).into(),
+            Operation::write("other", "4").if_present().visible(Visible::All).session(&session).into(),
+        ])
+        .await?;
+    let refused = |result: &std::result::Result<Outcome, Error>, value: &str| match result {
+        Err(Error::NotMet { current: Some(current), may_have_taken_effect: false, .. }) => {
+            current.value == value
+        }
+        _ => false,
+    };
+    let written = |result: &std::result::Result<Outcome, Error>| matches!(result, Ok(Outcome::Written(_)));
+    ensure!([0, 2, 3, 4, 6].iter().all(|index| written(&results[*index])), "{results:?}");
+    ensure!([1, 5].iter().all(|index| refused(&results[*index], "20")), "{results:?}");
+    let results = client
+        .batch(&[
+            Operation::read("limit", ReadLevel::strong()),
+            Operation::read("other", ReadLevel::session(&session)),
+            Operation::read("other", ReadLevel::latest().max_staleness(START)),
+            Operation::read("never", ReadLevel::strong()),
+        ])
+        .await?;
+    let values: Vec<_> = results
+        .iter()
+        .map(|result| match result {
+            Ok(Outcome::Read(record)) => record.value.as_str(),
+            Err(error) if error.is_not_found() => "not found",
+            _ => "failed",
+        })
+        .collect();
+    ensure!(values == ["20", "4", "4", "not found"], "{results:?}");
+    client.close().await;
     Ok(())
 }
 
