@@ -344,6 +344,7 @@ mod tests {
                 key: record.key.clone(),
                 value: record.value.clone(),
                 life: if record.ttl == 0 { Life::ForEver } else { Life::Until(record.ttl) },
+                condition: bitacora_client::WriteCondition::None,
             });
             assert_eq!(entries, expected.collect::<Vec<_>>(), "{format:?}");
         }

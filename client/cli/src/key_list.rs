@@ -5,21 +5,36 @@ use std::io::{self, BufRead, BufReader, Read as _};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
+use bitacora_protocol::WriteCondition;
 use serde::Deserialize;
 use tokio::sync::mpsc;
 
 use crate::cli::KeyFormat;
+use crate::records::condition;
 
 /// Keys in a block.
 const BLOCK: usize = 500;
 /// Bytes of a line: a value may be in it too, of which each character may take six.
 const LONGEST_LINE: u64 = 64 << 20;
 
+/// A key, and the condition on which it is deleted, if its line has one.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ListedKey {
+    pub key: String,
+    pub condition: WriteCondition,
+}
+
+impl From<String> for ListedKey {
+    fn from(key: String) -> Self {
+        Self { key, condition: WriteCondition::None }
+    }
+}
+
 /// The keys of a file or, for `-`, of stdin; after an error nothing more comes.
 ///
 /// # Errors
 /// When the file can't be opened.
-pub fn read(path: &Path, format: KeyFormat) -> Result<mpsc::Receiver<Result<Vec<String>>>> {
+pub fn read(path: &Path, format: KeyFormat) -> Result<mpsc::Receiver<Result<Vec<ListedKey>>>> {
     let (name, input): (_, Box<dyn io::Read + Send>) = if path == Path::new("-") {
         ("stdin".to_owned(), Box::new(io::stdin()))
     } else {
@@ -56,7 +71,7 @@ struct Keys<R> {
 
 impl<R: BufRead> Keys<R> {
     /// The next keys, fewer than [`BLOCK`] at the end, and why it is the end, if it is not that of the input.
-    fn block(&mut self) -> (Vec<String>, Option<anyhow::Error>) {
+    fn block(&mut self) -> (Vec<ListedKey>, Option<anyhow::Error>) {
         let mut keys = Vec::new();
         while keys.len() < BLOCK {
             match self.next() {
@@ -68,7 +83,7 @@ impl<R: BufRead> Keys<R> {
         (keys, None)
     }
 
-    fn next(&mut self) -> Result<Option<String>> {
+    fn next(&mut self) -> Result<Option<ListedKey>> {
         let end = match self.format {
             KeyFormat::Ndjson => b'\n',
             KeyFormat::Nul => 0,
@@ -89,7 +104,8 @@ impl<R: BufRead> Keys<R> {
             }
             let key = match self.format {
                 KeyFormat::Nul if ended => {
-                    String::from_utf8(text).map(Some).map_err(|_| "it is not UTF-8".to_owned())
+                    let key = String::from_utf8(text).map_err(|_| "it is not UTF-8".to_owned());
+                    key.map(|key| Some(key.into()))
                 }
                 KeyFormat::Nul => Err("no zero byte ends it; was it cut off?".to_owned()),
                 KeyFormat::Ndjson => key_of_json(&text, self.line == 1),
@@ -105,25 +121,27 @@ impl<R: BufRead> Keys<R> {
 }
 
 /// The key of a line, `None` of an empty one.
-fn key_of_json(line: &[u8], first: bool) -> Result<Option<String>, String> {
+fn key_of_json(line: &[u8], first: bool) -> Result<Option<ListedKey>, String> {
     #[derive(Deserialize)]
     struct Object {
         key: String,
+        #[serde(rename = "ifMatch")]
+        if_match: Option<String>,
     }
     // A byte order mark.
     let line = if first { line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line) } else { line };
     let key = match line.trim_ascii() {
         b"" => return Ok(None),
-        line @ [b'{', ..] => serde_json::from_slice(line).map(|object: Object| object.key),
-        line @ [b'"', ..] => serde_json::from_slice(line),
+        line @ [b'{', ..] => serde_json::from_slice(line),
+        line @ [b'"', ..] => serde_json::from_slice(line).map(|key| Object { key, if_match: None }),
         _ => return Err("it is neither a JSON object with a field \"key\" nor a JSON string".to_owned()),
     };
-    let key = key.map_err(|error| {
+    let Object { key, if_match } = key.map_err(|error| {
         let told = error.to_string();
         // It counts lines of its own.
         told.rsplit_once(" at line ").map_or(told.clone(), |(what, _)| what.to_owned())
-    });
-    key.map(Some)
+    })?;
+    Ok(Some(ListedKey { key, condition: condition(if_match.as_deref(), false)? }))
 }
 
 #[cfg(test)]
@@ -133,7 +151,8 @@ mod tests {
     fn keys(format: KeyFormat, input: &[u8]) -> (Vec<String>, String) {
         let mut keys = Keys { input, name: "stdin".into(), format, line: 0 };
         let (block, error) = keys.block();
-        (block, error.map(|error| error.to_string()).unwrap_or_default())
+        let keys = block.into_iter().map(|listed| listed.key).collect();
+        (keys, error.map(|error| error.to_string()).unwrap_or_default())
     }
 
     #[test]

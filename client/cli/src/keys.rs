@@ -5,15 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use bitacora_client::{Operation, Outcome, Record, Scan, Written};
+use bitacora_client::{Operation, Outcome, Record, Scan, Visible, WriteCondition, WriteOperation, Written};
 use bitacora_program::console::{print, report, tell};
 use bitacora_program::files::same_file;
 use bitacora_protocol::record::LARGEST_VALUE_BYTES;
 use futures_util::{StreamExt as _, stream};
 
 use crate::api::{Api, Failure, Kind};
-use crate::cli::{Del, Get, KeyFormat, Output, Range, ScanArguments, Set};
-use crate::key_list;
+use crate::cli::{Del, Get, KeyFormat, Output, Range, ScanArguments, Set, WriteFlags};
+use crate::key_list::{self, ListedKey};
 use crate::output::{self, KeyWritten, json_line, raw_line};
 
 /// Calls for several keys under way at a time.
@@ -85,7 +85,8 @@ fn value_from(input: impl Read, most: u64) -> Result<String> {
 pub async fn del(api: &Api, arguments: &Del, output: Option<Output>) -> Result<()> {
     match (&arguments.from_file, arguments.format) {
         (Some(file), format) => {
-            return del_listed(api, file, format.unwrap_or(KeyFormat::Ndjson), output).await;
+            let format = format.unwrap_or(KeyFormat::Ndjson);
+            return del_listed(api, file, format, &arguments.write, output).await;
         }
         (None, Some(_)) => {
             return Err(Failure::new(
@@ -116,8 +117,14 @@ fn of_key(key: &str, failure: &Failure) -> Failure {
 }
 
 /// Deletes the keys that a file lists, in its order, so many at a time; ends at the first that could not be deleted, unless it is no
-/// key that a node takes.
-async fn del_listed(api: &Api, file: &Path, format: KeyFormat, output: Option<Output>) -> Result<()> {
+/// key that a node takes, or its condition does not hold.
+async fn del_listed(
+    api: &Api,
+    file: &Path,
+    format: KeyFormat,
+    asked: &WriteFlags,
+    output: Option<Output>,
+) -> Result<()> {
     let input = if file == Path::new("-") { Path::new("/dev/stdin") } else { file };
     // A socket or a pipe may be both, and gives other bytes than it takes.
     let grows = std::fs::metadata(input).is_ok_and(|input| input.is_file());
@@ -127,13 +134,14 @@ async fn del_listed(api: &Api, file: &Path, format: KeyFormat, output: Option<Ou
         return Err(Failure::new(Kind::Usage, sentence).into());
     }
     let mut blocks = key_list::read(file, format)?;
-    let (mut deleted, mut refused, mut is_read) = (0, Refused::default(), true);
+    let (mut deleted, mut refused, mut not_met, mut is_read) =
+        (0, Refused::default(), Refused::default(), true);
     while let Some(block) = blocks.recv().await {
         let ended = |error: anyhow::Error| {
             error.context(format!("ended early; {deleted} keys before it are deleted"))
         };
         let keys = block.map_err(ended)?;
-        let operations: Vec<_> = keys.into_iter().map(|key| Operation::Delete { key }).collect();
+        let operations: Vec<_> = keys.into_iter().map(|listed| deletion(listed, asked)).collect();
         let results = api.batch(&operations).await.map_err(|failure| stopped(deleted, &failure))?;
         let mut written = Vec::new();
         let mut failed = None;
@@ -144,6 +152,9 @@ async fn del_listed(api: &Api, file: &Path, format: KeyFormat, output: Option<Ou
                 Err(failure) if failure.kind == Kind::Refused => {
                     refused.add(of_key(operation.key(), &failure));
                 }
+                Err(failure) if failure.kind == Kind::NotMet => {
+                    not_met.add(of_key(operation.key(), &failure));
+                }
                 Err(failure) => failed = Some(of_key(operation.key(), &failure)),
             }
         }
@@ -153,10 +164,22 @@ async fn del_listed(api: &Api, file: &Path, format: KeyFormat, output: Option<Ou
             return Err(stopped(deleted, &failure).into());
         }
     }
-    refused.tell(deleted)
+    refused.tell("keys are refused", deleted)?;
+    not_met.tell("keys are not deleted", deleted)
 }
 
-/// Listed keys that no node takes.
+fn deletion(listed: ListedKey, asked: &WriteFlags) -> Operation {
+    let ListedKey { key, condition } = listed;
+    let condition =
+        if condition == WriteCondition::None { asked.if_match.unwrap_or_default() } else { condition };
+    let visible = asked.visible.unwrap_or_default();
+    if condition == WriteCondition::None && visible == Visible::Acknowledged {
+        return Operation::Delete { key };
+    }
+    Operation::Write(WriteOperation { condition, visible, ..Operation::remove(key) })
+}
+
+/// Listed keys that are not deleted: no node takes them, or their conditions do not hold.
 #[derive(Default)]
 struct Refused {
     count: usize,
@@ -169,14 +192,13 @@ impl Refused {
         self.first.get_or_insert(failure);
     }
 
-    fn tell(self, deleted: usize) -> Result<()> {
+    fn tell(self, what: &str, deleted: usize) -> Result<()> {
         let Self { count, first } = self;
         match first {
             None => Ok(()),
             Some(first) if count == 1 => Err(first.into()),
             Some(first) => {
-                let sentence =
-                    format!("{count} keys are refused, the first: {first}; {deleted} keys are deleted");
+                let sentence = format!("{count} {what}, the first: {first}; {deleted} keys are deleted");
                 Err(Failure::new(first.kind, sentence).into())
             }
         }

@@ -8,9 +8,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use reqwest::Url;
 
-use bitacora_protocol::WriteCondition;
+use bitacora_protocol::{Visible, WriteCondition};
 
-use super::options::{ReadFlags, WriteFlags};
+use super::options::{ReadFlags, WriteFlags, parse, present};
 use super::values::{http_node, size};
 
 #[derive(Debug, Subcommand)]
@@ -123,11 +123,13 @@ Examples:
   bitacora scan --prefix session: --output json | bitacora del --from-file -
   bitacora export old.ndjson --prefix old: && bitacora del --from-file old.ndjson
   printf 'one\\0two\\0' | bitacora del --from-file - --format nul
+  bitacora scan --prefix old: --output json | jq -c '.ifMatch = .position' | bitacora del --from-file -    unless changed since
 
 A key may hold newlines, spaces and quotes. Handed on as lines or words it would be taken for other keys, so hand keys on as JSON,
 or with a zero byte after each. A line that is no such key ends the command; what was before it is deleted.
 
-With --if-match a key is deleted only if that is still its version ('*': if it is there).
+With --if-match a key is deleted only if that is still its version ('*': if it is there). A line of --from-file may have a version of
+its own, as a field \"ifMatch\"; the keys whose condition does not hold stay, and the others are deleted.
 
 Exit code 4: not acknowledged in time; the delete may still take effect. 7: the condition does not hold; that key is not deleted.";
 
@@ -136,7 +138,7 @@ pub struct Del {
     #[arg(required_unless_present = "from_file", value_name = "KEY", allow_negative_numbers = true)]
     pub keys: Vec<String>,
     /// Delete the keys that this file lists; '-' for stdin
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["keys", "if_match", "idempotency_key", "visible"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["keys", "idempotency_key"])]
     pub from_file: Option<PathBuf>,
     /// How the file lists them [default: ndjson]
     #[arg(long, value_name = "FORMAT")]
@@ -150,9 +152,9 @@ impl Del {
     pub fn check(&self) -> Result<(), &'static str> {
         let of_one = matches!(self.write.if_match, Some(WriteCondition::Version(_)))
             || self.write.idempotency_key.is_some();
-        if of_one && self.keys.len() > 1 {
+        if of_one && (self.keys.len() > 1 || self.from_file.is_some()) {
             return Err(
-                "--if-match with a version and --idempotency-key are for one key; name one, or give --if-match '*'",
+                "--if-match with a version and --idempotency-key are for one key; name one, or give --if-match '*', or ifMatch in the lines of --from-file",
             );
         }
         Ok(())
@@ -237,6 +239,10 @@ end with LF, CR or both. Text is UTF-8, with or without a byte order mark at its
 Avro: an object container file (codec null or deflate) of records with the strings key and value, and perhaps ttl, expires or
 uuid, as above (a ttl that is a number has no unit there: ms); other fields are ignored. Its records are counted as lines.
 
+On a condition: a line, of any format, may have \"ifMatch\", the version that its key must have (partition:offset, or * for any), or
+\"ifAbsent\": true, if there must be no such key. --if-absent and --if-match '*' are for the lines that have neither. What is not written because
+its condition does not hold is counted, and goes to --rejects with the record that is there instead told as the reason.
+
 The last line of a key wins. What a node could not take is sent again; what it refuses is a rejected line: counted and
 written to --rejects as {\"line\",\"reason\",\"text\"}, or the first ten told on stderr. With --checkpoint an import that was
 interrupted goes on where all before was acknowledged, and one that is done is not done again.
@@ -249,8 +255,10 @@ Examples:
   bitacora --rpc old:8081 export - | bitacora --rpc new:8081 import -
   bitacora import --format csv <(zstd -dc users.csv.zst)
   jq -c '.[]' array.json | bitacora import -         an array's elements, one a line
+  bitacora import defaults.ndjson --if-absent        only keys that are not there yet
+  bitacora scan --prefix user: -o json | jq -c '.ifMatch = .position | .value |= ascii_upcase' | bitacora import -
 
-Exit code 6: done, but lines were rejected; 5 or 4: gave up after --retry-for; 1: the input can't be read, or is
+Exit code 6: done, but lines were rejected; 7: done, but conditions did not hold; 5 or 4: gave up after --retry-for; 1: the input can't be read, or is
 no text of its format.";
 
 #[derive(Debug, Args)]
@@ -282,6 +290,22 @@ pub struct Import {
     /// A longer line is rejected
     #[arg(long, value_name = "BYTES", default_value = "8MiB", value_parser = size)]
     pub max_line: usize,
+    /// Write a key only if it is not there; a line's own condition counts in the place of this
+    #[arg(long, conflicts_with = "if_match", help_heading = "Consistency")]
+    pub if_absent: bool,
+    /// '*': write a key only if it is there. A version belongs to one key, so it stands in the line, as ifMatch
+    #[arg(long, value_name = "*", value_parser = present, help_heading = "Consistency")]
+    pub if_match: Option<WriteCondition>,
+    /// Who must show each write: acknowledged (nobody), here (the node that is asked) or all (every member) [default: acknowledged]
+    #[arg(long, value_name = "WHO", value_parser = parse::<Visible>, help_heading = "Consistency")]
+    pub visible: Option<Visible>,
+}
+
+impl Import {
+    /// Of lines that have none of their own.
+    pub fn condition(&self) -> WriteCondition {
+        if self.if_absent { WriteCondition::Absent } else { self.if_match.unwrap_or_default() }
+    }
 }
 
 const EXPORT: &str = "\

@@ -20,7 +20,7 @@ pub use commands::{
     AvroCodec, Bench, Command, Del, Export, Format, Get, Import, KeyFormat, Operation, Range, ScanArguments,
     Set, Status,
 };
-pub use options::{ReadFlags, WriteFlags};
+pub use options::{ReadFlags, WriteFlags, version};
 pub use values::http_node;
 use values::{http_url, node};
 
@@ -60,7 +60,7 @@ which always speak HTTP, use it, and all else the RPC.
 
 Exit codes: 0 done · 1 failed · 2 wrong usage · 3 no such key (get) · 4 timed out, or a write that may still take
 effect · 5 no node reachable, or none ready or as consistent as asked · 6 lines were rejected (import) · 7 the condition
-of a write does not hold (set, del)";
+of a write does not hold (set, del, import)";
 
 #[derive(Debug, Args)]
 pub struct Connection {

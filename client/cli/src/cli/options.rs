@@ -66,7 +66,7 @@ impl ReadFlags {
     }
 }
 
-fn parse<T: std::str::FromStr<Err = String>>(text: &str) -> Result<T, String> {
+pub(super) fn parse<T: std::str::FromStr<Err = String>>(text: &str) -> Result<T, String> {
     text.parse()
 }
 
@@ -78,7 +78,7 @@ fn session(text: &str) -> Result<Session, String> {
 }
 
 /// A version, perhaps in the quotes that HTTP's header `ETag` has.
-fn version(text: &str) -> Result<WriteCondition, String> {
+pub fn version(text: &str) -> Result<WriteCondition, String> {
     if text == "*" {
         return Ok(WriteCondition::Present);
     }
@@ -87,6 +87,16 @@ fn version(text: &str) -> Result<WriteCondition, String> {
     version.map(WriteCondition::Version).map_err(|_| {
         format!("'{text}' is no version; it is written partition:offset, for example 2:1047, or '*'")
     })
+}
+
+/// The condition that can be asked of many keys.
+pub(super) fn present(text: &str) -> Result<WriteCondition, String> {
+    match version(text)? {
+        WriteCondition::Version(_) => {
+            Err("a version belongs to one key; give it in the line, as ifMatch, or '*' here".to_owned())
+        }
+        any => Ok(any),
+    }
 }
 
 fn uuid(text: &str) -> Result<String, String> {

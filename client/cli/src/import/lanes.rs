@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use backon::{BackoffBuilder, ExponentialBuilder};
-use bitacora_client::{Operation, Outcome};
+use bitacora_client::{Operation, Outcome, Visible, WriteCondition, WriteOperation};
 use bytes::Bytes;
 use indicatif::ProgressBar;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use uuid::Uuid;
 
 use super::ledger::{Fate, Ledger};
 use crate::api::{Api, Failure, Kind};
@@ -31,6 +32,14 @@ const BYTES_AHEAD: usize = 64 << 20;
 const SHORTEST_RETRY_PAUSE: Duration = Duration::from_millis(25);
 const LONGEST_RETRY_PAUSE: Duration = Duration::from_secs(1);
 
+/// What is asked of every line.
+#[derive(Clone, Copy, Default)]
+struct Asked {
+    /// Of lines that have none of their own.
+    condition: WriteCondition,
+    visible: Visible,
+}
+
 /// A line on its way to the cluster.
 struct Job {
     /// Its place in the ledger.
@@ -42,14 +51,24 @@ struct Job {
 }
 
 impl Job {
-    fn new(number: u64, text: Bytes, entry: Entry) -> Self {
-        let Entry { key, value, life } = entry;
+    fn new(number: u64, text: Bytes, entry: Entry, asked: Asked) -> Self {
+        let Entry { key, value, life, condition } = entry;
         let (ttl, expires) = match life {
             Life::ForEver => (None, None),
             Life::For(ttl) => (Some(ttl), None),
             Life::Until(at) => (None, Some(at)),
         };
-        Self { number, operation: Operation::Set { key, value, ttl }, expires, text }
+        let condition = if condition == WriteCondition::None { asked.condition } else { condition };
+        let visible = asked.visible;
+        let operation = if condition == WriteCondition::None && visible == Visible::Acknowledged {
+            Operation::Set { key, value, ttl }
+        } else {
+            // Sent again, it is known by its uuid.
+            let uuid = (condition != WriteCondition::None).then(|| Uuid::new_v4().to_string());
+            let write = Operation::write(key, value);
+            Operation::Write(WriteOperation { ttl, condition, uuid, visible, ..write })
+        };
+        Self { number, operation, expires, text }
     }
 
     fn bytes(&self) -> usize {
@@ -58,12 +77,18 @@ impl Job {
 
     /// Sets what is left of its life; false if nothing is.
     fn still_lives(&mut self) -> bool {
-        let (Some(expires), Operation::Set { ttl, .. }) = (self.expires, &mut self.operation) else {
+        let (Some(expires), Operation::Set { ttl, .. } | Operation::Write(WriteOperation { ttl, .. })) =
+            (self.expires, &mut self.operation)
+        else {
             return true;
         };
         let left = u64::try_from(expires.saturating_sub(now_ms())).unwrap_or(0);
         *ttl = Some(Duration::from_millis(left));
         left > 0
+    }
+
+    fn not_met(&self, failure: &Failure) -> Fate {
+        Fate::NotMet { reason: failure.sentence.clone(), text: cut(&self.text) }
     }
 
     fn rejected(&self, failure: &Failure) -> Fate {
@@ -100,6 +125,7 @@ type Sent = (usize, usize, Result<Vec<(u64, Fate)>, Failure>);
 struct Dispatcher<'a> {
     api: &'a Arc<Api>,
     arguments: &'a Import,
+    asked: Asked,
     lanes: Vec<Lane>,
     hashes: RandomState,
     /// Of lines that are read and not settled.
@@ -118,6 +144,7 @@ pub(super) async fn send_all(
     let mut dispatcher = Dispatcher {
         api,
         arguments,
+        asked: Asked { condition: arguments.condition(), visible: arguments.visible.unwrap_or_default() },
         lanes: (0..arguments.parallel).map(|_| Lane::default()).collect(),
         hashes: RandomState::new(),
         bytes: 0,
@@ -160,7 +187,7 @@ impl Dispatcher<'_> {
         let number = ledger.expect(&line);
         match line.entry {
             Ok(entry) => {
-                let job = Job::new(number, line.text, entry);
+                let job = Job::new(number, line.text, entry, self.asked);
                 let lane = self.hashes.hash_one(job.operation.key()) as usize % self.lanes.len();
                 self.bytes += job.bytes();
                 self.lanes[lane].waiting.push_back(job);
@@ -261,6 +288,9 @@ fn settle(
             Err(failure) if failure.kind == Kind::Refused => {
                 fates.push((job.number, job.rejected(&failure)));
             }
+            Err(failure) if failure.kind == Kind::NotMet => {
+                fates.push((job.number, job.not_met(&failure)));
+            }
             Err(failure) => {
                 last = Some(failure);
                 left.push(job);
@@ -275,8 +305,13 @@ mod tests {
     use super::*;
 
     fn job(number: u64, key: &str, bytes: usize) -> Job {
-        let entry = Entry { key: key.into(), value: String::new(), life: Life::ForEver };
-        Job::new(number, vec![b'x'; bytes].into(), entry)
+        let entry = Entry {
+            key: key.into(),
+            value: String::new(),
+            life: Life::ForEver,
+            condition: WriteCondition::None,
+        };
+        Job::new(number, vec![b'x'; bytes].into(), entry, Asked::default())
     }
 
     #[test]
@@ -297,8 +332,13 @@ mod tests {
     #[test]
     fn what_has_expired_is_not_sent() {
         let until = |at| {
-            let entry = Entry { key: "k".into(), value: String::new(), life: Life::Until(at) };
-            let mut job = Job::new(0, Bytes::new(), entry);
+            let entry = Entry {
+                key: "k".into(),
+                value: String::new(),
+                life: Life::Until(at),
+                condition: WriteCondition::None,
+            };
+            let mut job = Job::new(0, Bytes::new(), entry, Asked::default());
             (job.still_lives(), job.operation)
         };
         assert!(!until(-1).0 && !until(now_ms()).0);

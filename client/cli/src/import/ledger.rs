@@ -29,7 +29,15 @@ const SHOWN_REJECTS: u64 = 10;
 pub(super) enum Fate {
     Accepted,
     Skipped,
-    Rejected { reason: String, text: String },
+    Rejected {
+        reason: String,
+        text: String,
+    },
+    /// The condition does not hold; the key is as it was.
+    NotMet {
+        reason: String,
+        text: String,
+    },
 }
 
 /// A line that is read: its end, the number of the next, and what became of it.
@@ -151,6 +159,10 @@ impl Ledger {
                         return Err(Failure::new(Kind::Rejected, sentence).into());
                     }
                 }
+                Some(Fate::NotMet { reason, text }) => {
+                    self.counts.not_met += 1;
+                    self.keep(&Reject { line: number, reason: &reason, text: &text })?;
+                }
                 Some(Fate::Skipped) => self.counts.skipped += 1,
                 _ => self.counts.accepted += 1,
             }
@@ -158,12 +170,19 @@ impl Ledger {
         if self.saved.elapsed() > CHECKPOINT_INTERVAL { self.save() } else { Ok(()) }
     }
 
-    fn reject(&mut self, reject: &Reject) -> Result<()> {
-        match &mut self.rejects {
-            Some(Rejects { unwritten, .. }) => {
-                serde_json::to_writer(&mut *unwritten, reject)?;
-                unwritten.push(b'\n');
-            }
+    /// Writes a line to the file of rejected lines, if there is one.
+    fn keep(&mut self, reject: &Reject<'_>) -> Result<()> {
+        if let Some(Rejects { unwritten, .. }) = &mut self.rejects {
+            serde_json::to_writer(&mut *unwritten, reject)?;
+            unwritten.push(b'\n');
+        }
+        Ok(())
+    }
+
+    fn reject(&mut self, reject: &Reject<'_>) -> Result<()> {
+        self.keep(reject)?;
+        match &self.rejects {
+            Some(_) => {}
             None if self.counts.rejected <= SHOWN_REJECTS => {
                 let text = shown(reject.text);
                 tell(format_args!("bitacora: line {} is rejected: {}: {text}", reject.line, reject.reason));
@@ -209,10 +228,14 @@ impl Ledger {
     }
 
     pub(super) fn tell(&self, before: Counts, time: Duration) {
-        let Counts { accepted, rejected, skipped } = self.counts;
+        let Counts { accepted, rejected, skipped, not_met } = self.counts;
+        let kept = match not_met {
+            0 => String::new(),
+            count => format!(", {count} not written because the condition does not hold"),
+        };
         let rate = per_second(self.counts.all() - before.all(), time);
         tell(format_args!(
-            "bitacora: {accepted} accepted, {rejected} rejected, {skipped} skipped because they have expired; {:.1} s, {rate:.0} records/s",
+            "bitacora: {accepted} accepted, {rejected} rejected, {skipped} skipped because they have expired{kept}; {:.1} s, {rate:.0} records/s",
             time.as_secs_f64()
         ));
     }

@@ -48,11 +48,14 @@ struct Counts {
     rejected: u64,
     /// Already expired.
     skipped: u64,
+    /// Whose condition did not hold.
+    #[serde(default)]
+    not_met: u64,
 }
 
 impl Counts {
     fn all(self) -> u64 {
-        self.accepted + self.rejected + self.skipped
+        self.accepted + self.rejected + self.skipped + self.not_met
     }
 }
 
@@ -78,14 +81,17 @@ pub async fn run(api: &Arc<Api>, arguments: &Import) -> Result<()> {
     ledger.tell(before, started.elapsed());
     outcome?;
     saved?;
-    match ledger.counts().rejected {
-        0 => Ok(()),
-        rejected => {
-            let see = arguments.rejects.as_ref().map(|path| format!("; see {}", path.display()));
-            let sentence = format!("{rejected} lines were rejected{}", see.unwrap_or_default());
-            Err(Failure::new(Kind::Rejected, sentence).into())
-        }
-    }
+    let Counts { rejected, not_met, .. } = ledger.counts();
+    let (kind, sentence) = match (rejected, not_met) {
+        (0, 0) => return Ok(()),
+        (0, _) => (
+            Kind::NotMet,
+            format!("the condition of {not_met} lines does not hold; their keys are as they were"),
+        ),
+        _ => (Kind::Rejected, format!("{rejected} lines were rejected")),
+    };
+    let see = arguments.rejects.as_ref().map(|path| format!("; see {}", path.display()));
+    Err(Failure::new(kind, sentence + &see.unwrap_or_default()).into())
 }
 
 fn read(mut lines: Source, blocks: &mpsc::Sender<io::Result<Vec<Line>>>) {

@@ -10,12 +10,12 @@ use std::sync::LazyLock;
 use anyhow::Result;
 use apache_avro::types::Value;
 use apache_avro::{Codec, DeflateSettings, Schema, Writer, from_avro_datum};
-use bitacora_client::Record;
+use bitacora_client::{Record, WriteCondition};
 use bitacora_protocol::parse_schema;
 use miniz_oxide::inflate::decompress_to_vec_with_limit;
 use serde::Serialize;
 
-use super::{Entry, Line, Place, expires, life, ndjson};
+use super::{Entry, Line, Place, condition, expires, life, ndjson};
 use crate::cli::AvroCodec;
 
 /// What `export` writes.
@@ -378,6 +378,7 @@ impl<R: Read> Blocks<R> {
 fn entry(value: Value) -> Result<Entry, String> {
     let Value::Record(fields) = value else { return Err("it is no record".to_owned()) };
     let (mut key, mut value, mut ttl, mut at, mut uuid) = (None, None, None, None, None);
+    let (mut if_match, mut if_absent) = (None, None);
     for (name, field) in fields {
         let slot = match name.as_str() {
             "key" => &mut key,
@@ -385,6 +386,8 @@ fn entry(value: Value) -> Result<Entry, String> {
             "ttl" => &mut ttl,
             "expires" => &mut at,
             "uuid" => &mut uuid,
+            "ifMatch" => &mut if_match,
+            "ifAbsent" => &mut if_absent,
             _ => continue,
         };
         *slot = match field {
@@ -414,7 +417,14 @@ fn entry(value: Value) -> Result<Entry, String> {
         Some(_) => return Err("expires is no long, of ms since 1970".to_owned()),
     };
     let life = life(ttl.as_deref(), at, uuid.is_some() && ttl.is_some())?;
-    Ok(Entry { key: text("key", key)?, value: text("value", value)?, life })
+    let if_match = if_match.map(|version| text("ifMatch", Some(version))).transpose()?;
+    let if_absent = match if_absent {
+        None => false,
+        Some(Value::Boolean(absent)) => absent,
+        Some(_) => return Err("ifAbsent is no boolean".to_owned()),
+    };
+    let condition = condition(if_match.as_deref(), if_absent)?;
+    Ok(Entry { key: text("key", key)?, value: text("value", value)?, life, condition })
 }
 
 /// A record as the file of rejected lines shows it: a line that can be imported as NDJSON.
@@ -423,6 +433,15 @@ fn text_of(entry: &Entry) -> Vec<u8> {
         super::Life::Until(at) => Some(at),
         _ => None,
     };
-    let line = ndjson::Written { key: &entry.key, value: &entry.value, expires };
+    let line = ndjson::Written {
+        key: &entry.key,
+        value: &entry.value,
+        expires,
+        if_match: match entry.condition {
+            WriteCondition::None | WriteCondition::Absent => None,
+            condition => Some(condition.to_string()),
+        },
+        if_absent: entry.condition == WriteCondition::Absent,
+    };
     serde_json::to_vec(&line).unwrap_or_default()
 }

@@ -182,7 +182,12 @@ fn files_of_other_programs_are_read() {
     );
     let (lines, error) = read(open(&bytes).expect("a header"));
     assert_eq!(error, None);
-    let entry = Entry { key: "k".into(), value: "v".into(), life: Life::For(Duration::from_millis(1_500)) };
+    let entry = Entry {
+        key: "k".into(),
+        value: "v".into(),
+        life: Life::For(Duration::from_millis(1_500)),
+        condition: WriteCondition::None,
+    };
     assert_eq!(lines[0].entry, Ok(entry));
     for (line, names) in lines[1..].iter().zip(["value is null", "key is not UTF-8", "above 0"]) {
         assert!(line.entry.as_ref().expect_err(names).contains(names), "{line:?}");

@@ -9,7 +9,7 @@ use csv::{ByteRecord, Reader, ReaderBuilder};
 
 use super::ends::{check_quotes, line_ends};
 use super::lines::check_length;
-use super::{Entry, Line, Place, expires, life};
+use super::{Entry, Line, Place, condition, expires, life};
 use crate::output::shown;
 
 /// The header of what is written.
@@ -36,6 +36,8 @@ pub(super) struct Columns {
     ttl: Option<usize>,
     expires: Option<usize>,
     uuid: Option<usize>,
+    if_match: Option<usize>,
+    if_absent: Option<usize>,
 }
 
 /// Goes in front of the bytes that are parsed: the crate passes a byte order mark at their start, which in the middle of a file is
@@ -108,6 +110,8 @@ impl Columns {
                 b"ttl" => &mut columns.ttl,
                 b"expires" => &mut columns.expires,
                 b"uuid" => &mut columns.uuid,
+                b"ifmatch" => &mut columns.if_match,
+                b"ifabsent" => &mut columns.if_absent,
                 _ => continue,
             };
             if slot.replace(at).is_some() {
@@ -144,7 +148,13 @@ impl Columns {
             .map(|ms| ms.parse().map_err(|_| format!("expires: '{ms}' is not a number of ms since 1970")))
             .transpose()?;
         let life = life(filled(self.ttl, "ttl")?, expires, filled(self.uuid, "uuid")?.is_some())?;
+        let if_absent = match filled(self.if_absent, "field ifAbsent")? {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(other) => return Err(format!("ifAbsent: '{}' is neither true nor false", shown(other))),
+        };
         Ok(Entry {
+            condition: condition(filled(self.if_match, "field ifMatch")?, if_absent)?,
             key: text(self.key, "key")?.to_owned(),
             value: text(self.value, "value")?.to_owned(),
             life,

@@ -19,10 +19,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 use bitacora_client::Record;
+use bitacora_protocol::WriteCondition;
 use bitacora_protocol::units::positive_duration;
 use bytes::Bytes;
 
-use crate::cli::{AvroCodec, Format};
+use crate::cli::{AvroCodec, Format, version};
 use lines::Lines;
 
 /// Characters of a rejected record that are shown.
@@ -40,6 +41,8 @@ pub struct Entry {
     pub key: String,
     pub value: String,
     pub life: Life,
+    /// Its own; [`WriteCondition::None`] for none.
+    pub condition: WriteCondition,
 }
 
 /// How long a key lives.
@@ -104,6 +107,16 @@ fn life(ttl: Option<&str>, expires: Option<i64>, whole_record: bool) -> Result<L
                 .map_err(|error| format!("ttl: {error}; leave it out to keep the key for ever"))?;
             Ok(Life::For(ttl))
         }
+    }
+}
+
+/// On which condition a record is written, by its fields `ifMatch` and `ifAbsent`.
+pub fn condition(if_match: Option<&str>, if_absent: bool) -> Result<WriteCondition, String> {
+    match (if_match, if_absent) {
+        (None, false) => Ok(WriteCondition::None),
+        (None, true) => Ok(WriteCondition::Absent),
+        (Some(text), false) => version(text).map_err(|error| format!("ifMatch: {error}")),
+        (Some(_), true) => Err("ifMatch and ifAbsent contradict each other; give one".to_owned()),
     }
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::lines::check_length;
-use super::{Entry, Line, Place, expires, life, start};
+use super::{Entry, Line, Place, condition, expires, life, start};
 
 /// What is written.
 #[derive(Serialize)]
@@ -17,13 +17,18 @@ pub(super) struct Written<'a> {
     /// Ms since the epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires: Option<i64>,
+    #[serde(rename = "ifMatch", skip_serializing_if = "Option::is_none")]
+    pub if_match: Option<String>,
+    #[serde(rename = "ifAbsent", skip_serializing_if = "std::ops::Not::not")]
+    pub if_absent: bool,
 }
 
 pub(super) fn encode(records: &[Record]) -> Result<Vec<u8>> {
     let mut text = Vec::new();
     for record in records {
         let Record { key, value, .. } = record;
-        serde_json::to_writer(&mut text, &Written { key, value, expires: expires(record) })?;
+        let written = Written { key, value, expires: expires(record), if_match: None, if_absent: false };
+        serde_json::to_writer(&mut text, &written)?;
         text.push(b'\n');
     }
     Ok(text)
@@ -54,6 +59,10 @@ struct Json {
     ttl: Option<JsonTtl>,
     expires: Option<i64>,
     uuid: Option<serde::de::IgnoredAny>,
+    #[serde(rename = "ifMatch")]
+    if_match: Option<String>,
+    #[serde(rename = "ifAbsent")]
+    if_absent: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -67,14 +76,15 @@ pub(super) fn entry(line: &[u8]) -> Result<Entry, String> {
     if !line.starts_with(b"{") {
         return Err(no_object(line));
     }
-    let Json { key, value, ttl, expires, uuid } =
+    let Json { key, value, ttl, expires, uuid, if_match, if_absent } =
         serde_json::from_slice(line).map_err(|error| explain(line, &error))?;
     let ttl = ttl.map(|ttl| match ttl {
         JsonTtl::Number(number) => number.to_string(),
         JsonTtl::Text(text) => text,
     });
     let life = life(ttl.as_deref(), expires, uuid.is_some())?;
-    Ok(Entry { key, value, life })
+    let condition = condition(if_match.as_deref(), if_absent == Some(true))?;
+    Ok(Entry { key, value, life, condition })
 }
 
 /// What is added if lines seem to end with CR alone.
@@ -139,6 +149,16 @@ fn wrong_field(line: &[u8]) -> Option<(String, String)> {
         };
         let mend = format!("; jq -c '.{name} |= tostring' FILE makes a text of it");
         return Some((format!("the {name} is {kind}, expected a string"), mend));
+    }
+    for (name, expected) in
+        [("ifMatch", "a version such as \"2:1047\", or \"*\""), ("ifAbsent", "true or false")]
+    {
+        let fits = |value: &Value| {
+            value.is_null() || if name == "ifMatch" { value.is_string() } else { value.is_boolean() }
+        };
+        if let Some(wrong) = object.get(name).filter(|value| !fits(value)) {
+            return Some((format!("{name}: {wrong} is not {expected}"), String::new()));
+        }
     }
     let expires = object.get("expires").filter(|expires| !expires.is_null() && !expires.is_i64());
     expires

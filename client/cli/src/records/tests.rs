@@ -45,7 +45,8 @@ fn entry(line: &str) -> Result<Entry, String> {
 #[test]
 fn lines_of_json() {
     let life = |line: &str| entry(line).map(|entry| entry.life);
-    let plain = Entry { key: "k".into(), value: "ü\n".into(), life: Life::ForEver };
+    let plain =
+        Entry { key: "k".into(), value: "ü\n".into(), life: Life::ForEver, condition: WriteCondition::None };
     assert_eq!(entry(r#"{"value":"ü\n","key":"k","more":[1]}"#), Ok(plain));
     assert_eq!(life(r#"{"key":"k","value":"","ttl":"30s"}"#), Ok(Life::For(Duration::from_secs(30))));
     assert_eq!(life(r#"{"key":"k","value":"","ttl":"1500ms"}"#), Ok(Life::For(Duration::from_millis(1_500))));
@@ -93,7 +94,15 @@ fn records_of_csv() {
     let text = b"\xef\xbb\xbfvalue,Key,ttl,note\r\n\"a \"\"b\"\"\r\nc\",k 1,,x\r\n\r\nq\"q,k2,30s,\"\"\r\n1,2\n\xff,k,,\n,k3,x,\nlast,k4,,";
     let lines = all(text, 7, Format::Csv, 100);
     let ok: Vec<_> = lines.iter().filter_map(|line| line.entry.as_ref().ok()).collect();
-    assert_eq!(ok[0], &Entry { key: "k 1".into(), value: "a \"b\"\r\nc".into(), life: Life::ForEver });
+    assert_eq!(
+        ok[0],
+        &Entry {
+            key: "k 1".into(),
+            value: "a \"b\"\r\nc".into(),
+            life: Life::ForEver,
+            condition: WriteCondition::None
+        }
+    );
     assert_eq!(ok[1].life, Life::For(Duration::from_secs(30)));
     assert_eq!((ok[1].value.as_str(), ok[2].value.as_str(), ok.len()), ("q\"q", "last", 3));
     let errors: Vec<_> =

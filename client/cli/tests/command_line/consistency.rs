@@ -70,7 +70,12 @@ fn what_makes_no_sense_is_refused_and_reaches_nobody() {
         (&["del", "k", "--if-absent"], "--if-absent"),
         (&["del", "a", "b", "--if-match", "0:1"], "for one key"),
         (&["del", "a", "b", "--idempotency-key", UUID], "for one key"),
-        (&["del", "--from-file", "-", "--if-match", "*"], "cannot be used with"),
+        (&["del", "--from-file", "-", "--if-match", "0:1"], "ifMatch in the lines"),
+        (&["del", "--from-file", "-", "--idempotency-key", UUID], "cannot be used with"),
+        (&["import", "-", "--if-match", "0:1"], "as ifMatch"),
+        (&["import", "-", "--if-match", "*", "--if-absent"], "cannot be used with"),
+        (&["import", "-", "--visible", "everywhere"], "none of acknowledged, here, all"),
+        (&["import", "-", "--idempotency-key", UUID], "--idempotency-key"),
     ] {
         run(arguments).code(USAGE).says(names);
     }

@@ -3,6 +3,7 @@
 
 mod arguments;
 mod bench;
+mod conditions;
 mod consistency;
 mod del;
 mod export;

@@ -30,6 +30,8 @@ struct State {
     records: BTreeMap<String, (String, i64)>,
     /// The offset of each key that was set by a request.
     versions: HashMap<String, i64>,
+    /// That writes of each key had in a batch.
+    uuids: HashMap<String, HashSet<String>>,
     /// What was asked for beside the key: parameters and headers.
     asked: Vec<String>,
     /// Every value that was set, in order.
@@ -114,7 +116,12 @@ impl FakeNode {
         self.state().history[key].is_sorted_by_key(|value| value.parse::<u64>().expect("a number"))
     }
 
-    /// What the last request asked for beside its key, in order.
+    /// That writes of a key had in batches.
+    pub fn uuids(&self, key: &str) -> HashSet<String> {
+        self.state().uuids.get(key).cloned().unwrap_or_default()
+    }
+
+    /// What the last request, or line of a batch, asked for beside its key, in order.
     pub fn last_asked(&self) -> String {
         self.state().asked.last().cloned().unwrap_or_default()
     }
@@ -363,6 +370,28 @@ impl State {
     fn line(&mut self, line: &[u8]) -> String {
         let line: Value = serde_json::from_slice(line).expect("the program sends JSON");
         let text = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
+        let mut conditions = BTreeMap::new();
+        if let Some(version) = line["ifMatch"].as_str() {
+            let quoted = if version == "*" { version.to_owned() } else { format!("\"{version}\"") };
+            conditions.insert("if-match".to_owned(), quoted);
+        }
+        if line["ifAbsent"] == true {
+            conditions.insert("if-none-match".to_owned(), "*".to_owned());
+        }
+        let named = conditions.iter().map(|(name, value)| format!("{name}={value}"));
+        let visible = line["visible"].as_str().map(|visible| format!("visible={visible}"));
+        let uuid = line["uuid"].as_str().map(|uuid| {
+            self.uuids.entry(text("key")).or_default().insert(uuid.to_owned());
+            "uuid".to_owned()
+        });
+        self.asked.push(named.chain(visible).chain(uuid).collect::<Vec<_>>().join(" "));
+        if !self.holds(&text("key"), &conditions) {
+            let version = self.versions.get(&text("key")).copied().unwrap_or(-1);
+            let message = format!("the version of the key is 0:{version}");
+            return json!({"message": message, "current": null, "status": 412, "position": format!("0:{version}")})
+                .to_string()
+                + "\n";
+        }
         let mut answer = match line["op"].as_str() {
             Some("get") => return self.get(&text("key")).to_string() + "\n",
             Some("set") => {
