@@ -241,7 +241,8 @@ uuid, as above (a ttl that is a number has no unit there: ms); other fields are 
 
 On a condition: a line, of any format, may have \"ifMatch\", the version that its key must have (partition:offset, or * for any), or
 \"ifAbsent\": true, if there must be no such key. --if-absent and --if-match '*' are for the lines that have neither. What is not written because
-its condition does not hold is counted, and goes to --rejects with the record that is there instead told as the reason.
+its condition does not hold is counted, and goes to --rejects with the key's version as the reason. After an interruption that may be so
+of a few lines that this import itself had written: the key holds their value.
 
 The last line of a key wins. What a node could not take is sent again; what it refuses is a rejected line: counted and
 written to --rejects as {\"line\",\"reason\",\"text\"}, or the first ten told on stderr. With --checkpoint an import that was
