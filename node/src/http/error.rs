@@ -14,7 +14,9 @@ use crate::service::memory::OutOfMemory;
 pub enum HttpError {
     #[error("{0}")]
     BadRequest(String),
-    #[error("{0} is not a path of this API; see GET /status, GET /health, GET /metrics and /rpc?key=")]
+    #[error(
+        "{0} is not a path of this API; see GET /status, GET /health, GET /metrics and /rpc?key=, and GET /openapi.json for all"
+    )]
     NoSuchPath(String),
     #[error("{method} is not possible here; possible: {allow}")]
     Method { method: String, allow: String },

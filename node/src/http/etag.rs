@@ -19,12 +19,15 @@ impl Tags {
     /// Whether a record's tag is among them. A weak one is as good as a strong one: so HTTP has it for reads.
     #[must_use]
     pub fn name(&self, position: Position) -> bool {
+        self.has(&position.to_string())
+    }
+
+    /// Whether a tag, without its quotes, is among them.
+    #[must_use]
+    pub fn has(&self, tag: &str) -> bool {
         match self {
             Self::Any => true,
-            Self::Of(tags) => {
-                let own = position.to_string();
-                tags.contains(&own)
-            }
+            Self::Of(tags) => tags.iter().any(|known| known == tag),
         }
     }
 }

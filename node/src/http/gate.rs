@@ -44,7 +44,10 @@ impl Passed {
     pub fn describe(self, origins: &Origins, status: StatusCode, answer: &mut HeaderMap) {
         let Self { readable_by, cache_control } = self;
         let is_read = matches!(status, StatusCode::OK | StatusCode::NOT_FOUND);
-        answer.insert(CACHE_CONTROL, if is_read { cache_control } else { NO_STORE });
+        // An answer that is no one's data says itself how long it may be kept.
+        if !answer.contains_key(CACHE_CONTROL) {
+            answer.insert(CACHE_CONTROL, if is_read { cache_control } else { NO_STORE });
+        }
         origins.describe(readable_by, answer);
     }
 }

@@ -86,7 +86,7 @@ pub(super) async fn delete(
     headers: &HeaderMap,
     notes: &mut Notes,
 ) -> Outcome {
-    let params = query_params(query, &["key", "visible", "timeout"])?;
+    let params = query_params(query, DELETE_FIELDS)?;
     let write = write_options(headers, params.get("visible"), params.get("timeout"))?;
     let key = params.get("key").unwrap_or_default();
     notes.key(key);
@@ -118,9 +118,11 @@ fn write_options<'a>(
 }
 
 /// What a read may have in its query.
-const READ_FIELDS: &[&str] = &["key", "consistency", "position", "timeout", "max_staleness"];
+pub(super) const READ_FIELDS: &[&str] = &["key", "consistency", "position", "timeout", "max_staleness"];
+/// What a delete may have in its query.
+pub(super) const DELETE_FIELDS: &[&str] = &["key", "visible", "timeout"];
 /// What a set may have in its query or form.
-const FIELDS: &[&str] = &["key", "value", "ttl", "visible", "timeout"];
+pub(super) const FIELDS: &[&str] = &["key", "value", "ttl", "visible", "timeout"];
 /// Those by which a body is told to be a form.
 const FORM_FIELDS: &[&str] = &["key", "value", "ttl"];
 

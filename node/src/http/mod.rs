@@ -10,6 +10,7 @@ mod gate;
 mod health;
 mod keys;
 mod media;
+mod openapi;
 mod options;
 mod origins;
 mod params;

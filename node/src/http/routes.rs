@@ -13,19 +13,20 @@ use warp::path::FullPath;
 use warp::reply::{Reply as _, Response};
 
 use super::error::HttpError;
-use super::{Api, Notes, batch, counted, health, keys, scan, snapshot, status};
+use super::{Api, Notes, batch, counted, health, keys, openapi, scan, snapshot, status};
 use crate::service::slow;
 use crate::telemetry::TraceParent;
 
 /// A path and the methods by which it leads to a call. A path may have several rows.
-struct Route {
-    path: &'static str,
-    methods: &'static [Method],
-    call: Call,
+pub struct Route {
+    pub path: &'static str,
+    pub methods: &'static [Method],
+    pub call: Call,
 }
 
+/// Each is described in `openapi/operations.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Call {
+pub enum Call {
     Get,
     Set,
     Delete,
@@ -36,6 +37,7 @@ enum Call {
     Live,
     Status,
     Metrics,
+    OpenApi,
     Snapshot,
 }
 
@@ -43,7 +45,7 @@ const GET: &[Method] = &[Method::GET, Method::HEAD];
 const POST: &[Method] = &[Method::POST];
 
 /// The API. `Allow` names the methods in this order.
-const ROUTES: &[Route] = &[
+pub const ROUTES: &[Route] = &[
     Route { path: "/rpc", methods: GET, call: Call::Get },
     Route { path: "/rpc", methods: POST, call: Call::Set },
     Route { path: "/rpc", methods: &[Method::DELETE], call: Call::Delete },
@@ -55,6 +57,7 @@ const ROUTES: &[Route] = &[
     Route { path: "/health/live", methods: GET, call: Call::Live },
     Route { path: "/status", methods: GET, call: Call::Status },
     Route { path: "/metrics", methods: GET, call: Call::Metrics },
+    Route { path: "/openapi.json", methods: GET, call: Call::OpenApi },
     // Not HEAD, which would read the whole store for nothing.
     Route { path: "/snapshot", methods: &[Method::GET], call: Call::Snapshot },
 ];
@@ -137,6 +140,9 @@ async fn answer<B: Buf + Send + 'static>(
         Call::Live => return health::live(node).into_response(),
         Call::Status => return status::status(node).into_response(),
         Call::Metrics => return status::metrics(node).into_response(),
+        Call::OpenApi => {
+            return openapi::get(&headers).unwrap_or_else(|error| error.reply(false)).into_response();
+        }
         Call::Snapshot => return snapshot::send(snapshots, &query),
     };
     let span = telemetry

@@ -15,9 +15,9 @@ use crate::service::Service;
 use crate::service::scans::Page;
 
 /// Records in a page of a scan that asks for no number.
-const DEFAULT_LIMIT: i32 = 100;
+pub(super) const DEFAULT_LIMIT: i32 = 100;
 /// What a scan may have in its query.
-const FIELDS: &[&str] =
+pub(super) const FIELDS: &[&str] =
     &["prefix", "start", "end", "limit", "cursor", "consistency", "position", "timeout", "max_staleness"];
 
 /// Answers with a page.

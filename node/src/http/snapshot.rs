@@ -1,6 +1,7 @@
 //! `GET /snapshot`: the store, as it is now, to another member or to a backup.
 
 use futures_util::stream;
+use warp::http::header::{CONTENT_TYPE, HeaderValue};
 use warp::reply::{Reply as _, Response};
 
 use super::error::failure;
@@ -19,6 +20,7 @@ pub fn send(snapshots: &Snapshots, query: &str) -> Response {
         Ok(pieces) => {
             let pieces = stream::unfold(pieces, |mut pieces| async { Some((pieces.recv().await?, pieces)) });
             let mut reply = warp::reply::stream(pieces).into_response();
+            reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
             reply.extensions_mut().insert(Verbatim);
             reply
         }

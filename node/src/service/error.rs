@@ -61,6 +61,26 @@ struct ErrorAnswer {
 const SOON: Option<&str> = Some("1");
 
 impl ErrorKind {
+    /// All of them.
+    pub const ALL: [Self; 16] = [
+        Self::BadRequest,
+        Self::Forbidden,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::RequestTimeout,
+        Self::Conflict,
+        Self::ConditionFailed,
+        Self::TooLarge,
+        Self::UnsupportedMediaType,
+        Self::NotImplemented,
+        Self::NotReady,
+        Self::AskAnotherNode,
+        Self::NotTaken,
+        Self::MayTakeEffect,
+        Self::OutOfMemory,
+        Self::Internal,
+    ];
+
     /// The one table.
     const fn answered(self) -> ErrorAnswer {
         let (http_status, retry_after, rpc_code, outcome) = match self {

@@ -3,7 +3,7 @@
 
 use super::Running;
 
-const PATHS: [(&str, &str); 9] = [
+const PATHS: [(&str, &str); 10] = [
     ("GET", "/rpc"),
     ("GET", "/rpc/cluster"),
     ("GET", "/rpc/scan"),
@@ -13,6 +13,7 @@ const PATHS: [(&str, &str); 9] = [
     ("GET", "/health/live"),
     ("GET", "/status"),
     ("GET", "/metrics"),
+    ("GET", "/openapi.json"),
 ];
 
 /// Spellings of a path that RFC 3986 would resolve or decode to it.

@@ -1,0 +1,136 @@
+//! Parameters, in the query and in headers: each is described once, for all calls that have it.
+
+use serde_json::{Value, json};
+
+use super::operations::Operation;
+use super::{examples, patterns};
+use crate::service::consistency::MAX_WAIT;
+use crate::service::scans::MAX_LIMIT;
+use crate::service::writes::{MAX_KEY_BYTES, MAX_TTL};
+
+/// The parameters of an operation, with its examples.
+pub fn of(operation: &Operation) -> Vec<Value> {
+    let query = operation.query.iter().map(|name| (query(name), "query", name));
+    let headers = operation.headers.iter().map(|name| (header(operation, name), "header", name));
+    let of = |((description, schema), place, name): ((String, Value), &str, &&'static str)| {
+        let mut parameter = json!({ "name": name, "in": place, "required": *name == "key", "description": description, "schema": schema });
+        let examples = examples::of_parameter(operation.id, place, name);
+        if !examples.is_empty() {
+            parameter["examples"] = examples.into();
+        }
+        parameter
+    };
+    query.chain(headers).map(of).collect()
+}
+
+fn text(description: &str, schema: Value) -> (String, Value) {
+    (description.to_owned(), schema)
+}
+
+fn reference(schema: &str) -> Value {
+    json!({ "$ref": format!("#/components/schemas/{schema}") })
+}
+
+/// What a parameter of a query means, and its schema.
+fn query(name: &str) -> (String, Value) {
+    match name {
+        "key" => text("The key", reference("Key")),
+        "value" => text("The value, unless the body has it", json!({ "type": "string" })),
+        "ttl" => text("How long the key lives; for ever without it", reference("TimeToLive")),
+        "visible" => text("Who must show the write before it is answered", reference("Visible")),
+        "consistency" => {
+            text("What the answer must have; `session` needs a position", reference("Consistency"))
+        }
+        "position" => text(
+            "With `consistency=session`: positions that the answer must have, of partitions that the topic has, each once; \
+             from `Bitacora-Position` of earlier answers",
+            reference("Positions"),
+        ),
+        "timeout" => text(
+            "How long the request may wait; a number without a unit is of ms. 5 s without it",
+            json!({ "type": "string", "pattern": patterns::time_or_ms(MAX_WAIT) }),
+        ),
+        "max_staleness" => text(
+            "503 unless the node has everything that was appended until so long ago",
+            json!({ "type": "string", "pattern": patterns::any_time() }),
+        ),
+        "limit" => text(
+            "Records in the page, at most",
+            json!({ "type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": super::super::scan::DEFAULT_LIMIT }),
+        ),
+        "cursor" => text(
+            "The `cursor` of the page before, of a scan with the same `prefix`, `start` and `end`",
+            json!({ "type": "string" }),
+        ),
+        "prefix" => text("What the keys begin with", part_of_key()),
+        "start" => text("The first key", part_of_key()),
+        "end" => text("The key before which the scan ends", part_of_key()),
+        _ => (String::new(), json!({ "type": "string" })),
+    }
+}
+
+fn part_of_key() -> Value {
+    json!({ "type": "string", "maxLength": MAX_KEY_BYTES })
+}
+
+/// What a header of a request means, and its schema.
+fn header(operation: &Operation, name: &str) -> (String, Value) {
+    match name {
+        "Bitacora-Position" => text("As the parameter `position`; give one of them", reference("Positions")),
+        "If-Match" => text(
+            "Writes only if this is the version of the key, or with `*` if there is such a key; not together with `If-None-Match`",
+            json!({ "type": "string", "pattern": patterns::condition("\"") }),
+        ),
+        "If-None-Match" if operation.body.is_some() || operation.id == "deleteKey" => {
+            text("Writes only if there is no such key", json!({ "type": "string", "const": "*" }))
+        }
+        "If-None-Match" => text(
+            "304 if what would be answered has one of these ETags",
+            json!({ "type": "string", "pattern": patterns::tags() }),
+        ),
+        "Idempotency-Key" => text(
+            "Becomes the record's uuid. While the key's record has it, the answer is that record again: so a call that failed can be repeated",
+            json!({ "type": "string", "format": "uuid" }),
+        ),
+        _ => (String::new(), json!({ "type": "string" })),
+    }
+}
+
+/// The schemas of what parameters, fields of a form and lines of a batch share.
+pub fn schemas() -> Value {
+    let names = |names: &[&str]| json!({ "type": "string", "enum": names });
+    let levels = bitacora_protocol::Consistency::ALL.map(bitacora_protocol::Consistency::name);
+    let visible = bitacora_protocol::Visible::ALL.map(bitacora_protocol::Visible::name);
+    let described = |schema: Value, text: String| {
+        let mut schema = schema;
+        schema["description"] = text.into();
+        schema
+    };
+    json!({
+        "Key": described(
+            json!({ "type": "string", "minLength": 1, "maxLength": MAX_KEY_BYTES, "pattern": patterns::key() }),
+            format!("At most {MAX_KEY_BYTES} bytes of UTF-8, not blank; keys that begin with U+0000 are the nodes' own"),
+        ),
+        "TimeToLive": described(
+            json!({ "type": "string", "pattern": patterns::time(MAX_TTL) }),
+            "A time with its unit, `500ms`, `30s`, `5m`, `2h` or `7d`: above zero, at most a hundred years".to_owned(),
+        ),
+        "Consistency": described(
+            names(&levels),
+            "`eventual`: what the node holds, the default. `session`: everything up to a position. `latest`: everything below the high watermark that the log \
+             names. `strong`: everything that was acknowledged before the read came".to_owned(),
+        ),
+        "Visible": described(
+            names(&visible),
+            "`acknowledged`: nobody, the default. `here`: the node that answers. `all`: every member".to_owned(),
+        ),
+        "Position": described(
+            json!({ "type": "string", "pattern": patterns::position() }),
+            "A place in the log, partition:offset; offset -1 for nothing of the partition".to_owned(),
+        ),
+        "Positions": described(
+            json!({ "type": "string", "pattern": patterns::positions() }),
+            "Positions with commas between, at most one of a partition: `0:12,3:40`".to_owned(),
+        ),
+    })
+}

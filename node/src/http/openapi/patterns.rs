@@ -1,0 +1,79 @@
+//! Patterns of the texts that the calls read: regular expressions as ECMA-262 has them.
+
+use std::time::Duration;
+
+/// Of Unicode's white space, as [`str::trim`] knows it.
+const BLANKS: &str = r"\t-\r \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000";
+
+const UNITS: [(&str, u64); 5] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+
+/// Of a position, `P:O`: 2:1047, or 2:-1 for nothing of a partition.
+const POSITION: &str = "(?:0|[1-9][0-9]{0,8}):(?:-1|0|[1-9][0-9]{0,17})";
+const VERSION: &str = "(?:0|[1-9][0-9]{0,8}):(?:0|[1-9][0-9]{0,17})";
+
+/// A key: not blank, and not one of the nodes' own.
+pub fn key() -> String {
+    format!(r"^(?:[^\u0000{BLANKS}]|[{BLANKS}][\s\S]*[^{BLANKS}])")
+}
+
+pub fn position() -> String {
+    format!("^{POSITION}$")
+}
+
+/// Positions of several partitions.
+pub fn positions() -> String {
+    format!("^{POSITION}(?:,{POSITION})*$")
+}
+
+/// The condition of a write that names a version, or any; as a header, or as a field of a line.
+pub fn condition(quote: &str) -> String {
+    format!(r"^(?:\*|{quote}{VERSION}{quote})$")
+}
+
+/// Tags that the reader of something has already.
+pub fn tags() -> String {
+    let tag = r#"(?:W/)?"[!#-~]*""#;
+    format!(r"^(?:\*|{tag}(?:, *{tag})*)$")
+}
+
+/// A time with its unit, above zero and of at most `longest`.
+pub fn time(longest: Duration) -> String {
+    let longest = longest.as_millis() as u64;
+    let of = |(unit, ms): &(&str, u64)| format!("0*(?:{}){unit}", up_to(longest / ms));
+    format!("^(?:{})$", UNITS.iter().map(of).collect::<Vec<_>>().join("|"))
+}
+
+/// The same, but zero is one too, and ms need no unit.
+pub fn time_or_ms(longest: Duration) -> String {
+    let longest = longest.as_millis() as u64;
+    let of = |(unit, ms): &(&str, u64)| match longest / ms {
+        0 => format!("0+{unit}"),
+        most if *ms == 1 => format!("0*(?:0|{})(?:{unit})?", up_to(most)),
+        most => format!("0*(?:0|{}){unit}", up_to(most)),
+    };
+    format!("^(?:{})$", UNITS.iter().map(of).collect::<Vec<_>>().join("|"))
+}
+
+/// A time with its unit that is longer than anybody's.
+pub fn any_time() -> String {
+    "^0*[1-9][0-9]{0,10}(?:ms|s|m|h|d)$".to_owned()
+}
+
+/// Numbers from 1 to `most`, without leading zeros.
+fn up_to(most: u64) -> String {
+    let digits = most.to_string();
+    let mut ways = vec![digits.clone()];
+    for (at, digit) in digits.char_indices() {
+        let (before, after) = (&digits[..at], digits.len() - at - 1);
+        let lowest = if at == 0 { '1' } else { '0' };
+        if digit > lowest {
+            let below = char::from(digit as u8 - 1);
+            let rest = if after == 0 { String::new() } else { format!("[0-9]{{{after}}}") };
+            ways.push(format!("{before}[{lowest}-{below}]{rest}"));
+        }
+    }
+    if digits.len() > 1 {
+        ways.push(format!("[1-9][0-9]{{0,{}}}", digits.len() - 2));
+    }
+    ways.join("|")
+}

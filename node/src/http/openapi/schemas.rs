@@ -1,0 +1,197 @@
+//! The schemas of the bodies: JSON as the types of `bitacora_protocol::http` have it. The tests compare them with what a node answers.
+
+use serde_json::{Value, json};
+
+use super::{parameters, patterns};
+use crate::service::consistency::MAX_WAIT;
+
+/// The components of the schemas.
+pub fn all() -> Value {
+    let mut all = parameters::schemas();
+    for schemas in [records(), lines(), results(), status()] {
+        if let (Some(all), Value::Object(schemas)) = (all.as_object_mut(), schemas) {
+            all.extend(schemas);
+        }
+    }
+    all
+}
+
+fn reference(schema: &str) -> Value {
+    json!({ "$ref": format!("#/components/schemas/{schema}") })
+}
+
+/// Either, as OpenAPI 3.1 writes it.
+fn or_null(schema: &Value) -> Value {
+    json!({ "anyOf": [schema, { "type": "null" }] })
+}
+
+/// An object whose other fields than `optional` are always there.
+fn object(fields: &Value, optional: &[&str]) -> Value {
+    let names = fields.as_object().into_iter().flat_map(|fields| fields.keys());
+    let required: Vec<_> = names.filter(|name| !optional.contains(&name.as_str())).cloned().collect();
+    json!({ "type": "object", "properties": fields, "required": required })
+}
+
+/// The fields of a record, and others beside them.
+fn record_fields(others: &Value) -> Value {
+    let mut fields = json!({
+        "key": { "type": "string" },
+        "value": { "type": "string" },
+        "timestamp": { "type": "integer", "format": "int64", "description": "The write timestamp, ms since the epoch" },
+        "source": { "type": "integer", "format": "int32", "description": "1 read from the log, 2 from another member, 3 just written" },
+        "ttl": { "type": "integer", "format": "int64", "description": "0 for ever, -1 deleted, else the ms since the epoch at which it expires" },
+        "uuid": { "type": "string", "description": "The write's own" },
+    });
+    if let (Some(fields), Some(others)) = (fields.as_object_mut(), others.as_object()) {
+        fields.extend(others.clone());
+    }
+    fields
+}
+
+fn message() -> Value {
+    json!({ "type": "string", "description": "What is wrong, a sentence" })
+}
+
+fn may_take_effect() -> Value {
+    json!({ "type": "boolean", "description": "Of a write that is answered 503: whether it may still take effect" })
+}
+
+fn records() -> Value {
+    let position = json!({ "position": reference("Position") });
+    let page = json!({
+        "records": { "type": "array", "items": reference("PositionedRecord") },
+        "cursor": { "type": ["string", "null"], "description": "For the next page; null at the end" },
+    });
+    json!({
+        "Record": object(&record_fields(&json!({})), &[]),
+        "PositionedRecord": object(&record_fields(&position), &[]),
+        "ScanPage": object(&page, &[]),
+        "Error": object(&json!({ "message": message(), "mayTakeEffect": may_take_effect() }), &["mayTakeEffect"]),
+        "ConditionFailed": object(&json!({ "message": message(), "current": or_null(&reference("Record")) }), &[]),
+    })
+}
+
+/// The lines of a batch.
+fn lines() -> Value {
+    let timeout = json!({ "type": "string", "pattern": patterns::time_or_ms(MAX_WAIT) });
+    let line = |op: &str, others: Value, required: &[&str]| {
+        let mut fields = json!({ "op": { "type": "string", "const": op }, "key": reference("Key"), "timeout": timeout.clone() });
+        if let (Some(fields), Value::Object(others)) = (fields.as_object_mut(), others) {
+            fields.extend(others);
+        }
+        json!({ "type": "object", "properties": fields, "required": required, "additionalProperties": false })
+    };
+    let with = |others: Value| {
+        let mut fields = json!({
+            "ifMatch": { "type": "string", "pattern": patterns::condition(""), "description": "The version that the key must have, or * for any" },
+            "ifAbsent": { "type": "boolean", "description": "True: there must be no such key" },
+            "uuid": { "type": "string", "format": "uuid", "description": "As the header Idempotency-Key" },
+            "visible": reference("Visible"),
+        });
+        if let (Some(fields), Value::Object(others)) = (fields.as_object_mut(), others) {
+            fields.extend(others);
+        }
+        fields
+    };
+    let read = json!({
+        "consistency": reference("Consistency"),
+        "position": reference("Positions"),
+        "maxStaleness": { "type": "string", "pattern": patterns::any_time() },
+    });
+    let names = ["BatchGet", "BatchSet", "BatchDelete"].map(reference);
+    json!({
+        "BatchGet": line("get", read, &["op", "key"]),
+        "BatchSet": line(
+            "set",
+            with(json!({ "value": { "type": "string" }, "ttl": reference("TimeToLive") })),
+            &["op", "key", "value"],
+        ),
+        "BatchDelete": line("delete", with(json!({})), &["op", "key"]),
+        "BatchLine": { "oneOf": names, "description": "An operation" },
+    })
+}
+
+/// The result lines of a batch.
+fn results() -> Value {
+    let status = json!({ "type": "integer", "description": "As the status of an answer of its own" });
+    let read = json!({
+        "status": status.clone(),
+        "position": reference("Position"),
+        "from": { "type": "string", "enum": ["cache", "store", "peer"] },
+    });
+    let mut written = record_fields(&json!({
+        "status": status.clone(),
+        "position": reference("Position"),
+        "notVisible": { "type": "array", "items": { "type": "string" }, "description": "As the header Bitacora-Not-Visible" },
+    }));
+    if let Some(written) = written.as_object_mut() {
+        // The caller has sent it a moment ago.
+        written.remove("value");
+    }
+    let not_met = json!({
+        "status": status.clone(),
+        "position": reference("Position"),
+        "message": message(),
+        "current": or_null(&reference("Record")),
+    });
+    let failed = json!({
+        "status": status,
+        "message": message(),
+        "position": reference("Positions"),
+        "mayTakeEffect": may_take_effect(),
+    });
+    let names = ["BatchRead", "BatchWritten", "BatchConditionFailed", "BatchFailed"].map(reference);
+    json!({
+        "BatchRead": object(&record_fields(&read), &[]),
+        "BatchWritten": object(&written, &["notVisible"]),
+        "BatchConditionFailed": object(&not_met, &[]),
+        "BatchFailed": object(&failed, &["position", "mayTakeEffect"]),
+        "BatchResult": { "anyOf": names, "description": "What an operation came to; the status tells which" },
+    })
+}
+
+fn status() -> Value {
+    let count = || json!({ "type": "integer", "format": "int64", "minimum": 0 });
+    let number = || json!({ "type": "number" });
+    let component =
+        object(&json!({ "state": { "type": "string" }, "reason": { "type": "string" } }), &["reason"]);
+    let partition = json!({
+        "partition": { "type": "integer", "format": "int32" },
+        "applied": { "type": "integer", "format": "int64", "description": "Offset of the last record applied; -1 for none" },
+        "high_watermark": { "type": ["integer", "null"], "format": "int64", "description": "Exclusive" },
+        "lag": { "type": ["integer", "null"], "format": "int64" },
+        "lag_seconds": { "type": ["number", "null"], "description": "How old this node's reads are" },
+        "high_watermark_age_ms": { "type": ["integer", "null"], "format": "int64" },
+    });
+    let restore = json!({
+        "done": { "type": "boolean" },
+        "seconds": or_null(&number()),
+        "fraction": or_null(&number()),
+        "remaining_seconds": or_null(&number()),
+        "rebuilding": { "type": "string" },
+    });
+    let cache = json!({ "records": count(), "bytes": count(), "capacity_bytes": count(), "hits": count(), "misses": count() });
+    let status = json!({
+        "node": { "type": "string", "description": "host:port, as the cluster knows it" },
+        "version": { "type": "string" },
+        "ready": { "type": "boolean" },
+        "unready": { "type": "string", "description": "Why it wants no requests" },
+        "caught_up": { "type": "boolean" },
+        "members": { "type": "array", "items": { "type": "string" } },
+        "membership": reference("ComponentState"),
+        "log": reference("ComponentState"),
+        "partitions": { "type": "array", "items": reference("PartitionStatus") },
+        "restore": reference("RestoreStatus"),
+        "log_level": count(),
+        "store": or_null(&reference("StoreStatus")),
+        "cache": or_null(&reference("CacheStatus")),
+    });
+    json!({
+        "Status": object(&status, &["unready"]),
+        "ComponentState": component,
+        "PartitionStatus": object(&partition, &[]),
+        "RestoreStatus": object(&restore, &["rebuilding"]),
+        "StoreStatus": object(&json!({ "records": count(), "bytes": count() }), &[]),
+        "CacheStatus": object(&cache, &[]),
+    })
+}
