@@ -152,6 +152,15 @@ impl ConsistentReads {
         self.not_reached(Some(key), why.to_owned())
     }
 
+    /// The error of a scan whose page has such a key.
+    #[must_use]
+    pub fn scan_in_doubt(&self, key: &str) -> ConsistencyError {
+        let why = format!(
+            "what this node holds of the key '{key}', which belongs in this page, is in doubt, for as long as compaction waits; another node may know"
+        );
+        self.not_reached(None, why)
+    }
+
     /// Whether the store that was read is the one that had been reached.
     ///
     /// # Errors

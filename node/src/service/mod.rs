@@ -30,7 +30,7 @@ use crate::service::conditional::{Content, WritesWithOptions};
 use crate::service::consistency::{ConsistentReads, Demand};
 use crate::service::error::OperationError;
 use crate::service::memory::Memory;
-use crate::service::reads::{Answer, GetError, Reads};
+use crate::service::reads::{Answer, OwnAnswer, Reads};
 use crate::service::scans::{Page, Scans};
 use crate::service::visibility::{Showing, Visibility};
 use crate::service::writes::{MAX_TTL, WriteError, Writes, Written, check_key};
@@ -104,7 +104,8 @@ impl Service {
         if demand.is_eventual() {
             return Ok(self.reads.get(key).await?);
         }
-        read_consistently(&self.reads, &self.consistent, key, &demand, Reads::get_own).await
+        let (answer, _) = read_consistently(&self.reads, &self.consistent, key, &demand).await?;
+        Ok(answer)
     }
 
     /// As [`Service::get`], of this node alone, and the log that the answer is of.
@@ -121,7 +122,7 @@ impl Service {
         if demand.is_eventual() {
             return Ok(self.reads.get_local(key)?);
         }
-        read_consistently(&self.reads, &self.consistent, key, &demand, Reads::get_local).await
+        read_consistently(&self.reads, &self.consistent, key, &demand).await
     }
 
     /// Sets a key, for ever or for a time to live of at most [`MAX_TTL`]. The write takes its place in the log's order at
@@ -181,10 +182,7 @@ impl Service {
         if demand.is_eventual() {
             return Ok(self.scans.page(scan, &self.memory).await?);
         }
-        let reached = self.consistent.reach(None, &demand).await?;
-        let page = self.scans.page(scan, &self.memory).await?;
-        self.consistent.confirm(None, reached)?;
-        Ok(page)
+        scan_consistently(&self.scans, &self.consistent, scan, &demand, &self.memory).await
     }
 
     /// Begins one of several operations, of a batch or of a pipelining client. Writes take their place in the log's order in
@@ -233,31 +231,52 @@ impl Service {
         let key = key.to_owned();
         Begun::Later(
             async move {
-                let answer = read_consistently(&reads, &consistent, &key, &demand, Reads::get_own);
-                Ok(Done::Read(answer.await?))
+                let (answer, _) = read_consistently(&reads, &consistent, &key, &demand).await?;
+                Ok(Done::Read(answer))
             }
             .boxed(),
         )
     }
 }
 
-/// A read that is more than eventual: once this node's store has what it must see, it is answered from there.
-async fn read_consistently<T>(
+/// A read that is more than eventual: once this node's store has what it must see, it is answered from there. With the log that the
+/// answer is of.
+///
+/// One LMDB transaction after the wait is enough. The store commits before it tells that a position is applied, so a transaction that
+/// begins after the wait has all that the read must see. Records and doubts are committed together, so within one transaction
+/// "no doubt" is about the very record that is read: what comes later changes neither. And if the store is replaced or
+/// emptied, its number changes before that, so that `confirm`, after the read, refuses what may be of another store.
+async fn read_consistently(
     reads: &Reads,
     consistent: &ConsistentReads,
     key: &str,
     demand: &Demand,
-    read: impl FnOnce(&Reads, &str) -> Result<T, GetError>,
-) -> Result<T, OperationError> {
+) -> Result<(Answer, LogTag), OperationError> {
     let reached = consistent.reach(Some(key), demand).await?;
-    let doubted = reads.in_doubt(key)?;
-    let answer = read(reads, key)?;
-    // Asked twice: a doubt may have come, or been settled, meanwhile.
-    if doubted || reads.in_doubt(key)? {
+    let OwnAnswer { answer, log, in_doubt } = reads.get_own(key)?;
+    if in_doubt {
         return Err(consistent.in_doubt(key).into());
     }
     consistent.confirm(Some(key), reached)?;
-    Ok(answer)
+    Ok((answer, log))
+}
+
+/// As [`read_consistently`], a page of a scan: it is refused if it would say something of a key in doubt, as a read of that key is.
+/// The page is read in one transaction, too, also what is in doubt.
+async fn scan_consistently(
+    scans: &Scans,
+    consistent: &ConsistentReads,
+    scan: &ScanRequest<'_>,
+    demand: &Demand,
+    memory: &Memory,
+) -> Result<Page, OperationError> {
+    let reached = consistent.reach(None, demand).await?;
+    let page = scans.page(scan, memory).await?;
+    if let Some(key) = &page.in_doubt {
+        return Err(consistent.scan_in_doubt(key).into());
+    }
+    consistent.confirm(None, reached)?;
+    Ok(page)
 }
 
 /// A write that has begun, plain or with options, until it is shown by whom it must be.
@@ -280,3 +299,6 @@ where
 fn is_unconditional(write: &WriteOptions<'_>) -> bool {
     write.condition == WriteCondition::None && write.uuid.is_empty()
 }
+
+#[cfg(test)]
+mod tests;

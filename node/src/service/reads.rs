@@ -9,7 +9,7 @@ use bitacora_protocol::rpc::ServedFrom;
 use crate::log::LogTag;
 use crate::replication::progress::Progress;
 use crate::service::peers::{PeerAnswer, PeerRecord, Peers};
-use crate::store::{Entry, State, Store, StoreError, Tier};
+use crate::store::{Entry, SnapshotRead, State, Store, StoreError, Tier};
 
 pub struct Reads {
     store: Arc<Store>,
@@ -25,6 +25,15 @@ pub struct Answer {
     /// The position that the answer reflects.
     pub position: Position,
     pub from: ServedFrom,
+}
+
+/// What this node's store knows of a key.
+#[derive(Debug)]
+pub struct OwnAnswer {
+    pub answer: Answer,
+    pub log: LogTag,
+    /// Whether that may not be what the log says.
+    pub in_doubt: bool,
 }
 
 impl Answer {
@@ -202,35 +211,30 @@ impl Reads {
         if self.store.log() == log { Ok((answer, log)) } else { Err(GetError::NotRestored) }
     }
 
-    /// Whether what the store holds of a key may not be what the log says: a conditional write behind it could not be judged.
+    /// What this node's store holds of a key, of one moment; whether or not it is restored.
     ///
     /// # Errors
     /// When the store fails.
-    pub fn in_doubt(&self, key: &str) -> Result<bool, GetError> {
-        Ok(self.store.in_doubt(key.as_bytes())?)
+    pub fn snapshot(&self, key: &str) -> Result<SnapshotRead, GetError> {
+        Ok(self.store.snapshot_read(key.as_bytes())?)
     }
 
-    /// The newest record of a key that this node's store has.
+    /// The newest record of a key that this node's store has, the log that it is of, and whether it is in doubt.
     ///
     /// # Errors
     /// When the store fails, or is not restored.
-    pub fn get_own(&self, key: &str) -> Result<Answer, GetError> {
+    pub fn get_own(&self, key: &str) -> Result<OwnAnswer, GetError> {
         // Of before the store is read, so that a miss is never told of a later position than it is of.
         let position = self.progress.applied_for(key.as_bytes());
-        let found = self.local(key)?;
+        let SnapshotRead { entry, in_doubt, log } = self.snapshot(key)?;
         if !self.progress.restored() {
             return Err(GetError::NotRestored);
         }
-        let missing = || Answer { found: LookupResult::Missing, position, from: ServedFrom::Store };
-        Ok(found.unwrap_or_else(missing))
-    }
-
-    /// The newest record of a key that this node's store has, be it a delete marker.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub fn own_entry(&self, key: &str) -> Result<Option<Entry>, GetError> {
-        Ok(self.store.get(key.as_bytes())?.map(|(entry, _)| entry))
+        let answer = match entry {
+            Some(entry) => self.answer_of(entry, Tier::Store),
+            None => Answer { found: LookupResult::Missing, position, from: ServedFrom::Store },
+        };
+        Ok(OwnAnswer { answer, log, in_doubt })
     }
 
     fn local(&self, key: &str) -> Result<Option<Answer>, StoreError> {

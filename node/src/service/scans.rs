@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::replication::progress::Progress;
 use crate::service::memory::{Memory, OutOfMemory, Permit};
 use crate::service::writes::MAX_KEY_BYTES;
-use crate::store::{Entry, State, Store, StoreError};
+use crate::store::{Entry, ScannedPage, State, Store, StoreError};
 
 /// Records in a page, at most.
 pub const MAX_LIMIT: i32 = 10_000;
@@ -31,6 +31,8 @@ pub struct Scans {
 pub struct Page {
     /// In key order; live when they were read, so they can be decoded.
     pub entries: Vec<Entry>,
+    /// A key of which what the page says, or that it is missing, may not be what the log says.
+    pub in_doubt: Option<String>,
     /// For the next page; `None` at the end.
     pub cursor: Option<String>,
     /// How far each partition was applied when the page had been read: nothing in it is of later.
@@ -92,7 +94,8 @@ impl Scans {
         let read = tokio::task::spawn_blocking(move || {
             store.scan(&from, &prefix, &end, limit, |entry| entry.state(now) == State::Live)
         });
-        let (entries, last) = read.await.map_err(|_| StoreError::Corrupt("records"))??;
+        let ScannedPage { entries, last, in_doubt } =
+            read.await.map_err(|_| StoreError::Corrupt("records"))??;
         // The store may have been emptied under the scan, to be rebuilt.
         if !self.progress.restored() {
             return Err(ScanError::NotRestored);
@@ -102,6 +105,7 @@ impl Scans {
         memory.set(entries.iter().map(|entry| entry.as_bytes().len()).sum());
         Ok(Page {
             entries,
+            in_doubt: in_doubt.map(|key| String::from_utf8_lossy(&key).into_owned()),
             cursor: last.map(|key| cursor_after(&key, scan)),
             applied: applied.collect(),
             memory,

@@ -30,7 +30,7 @@ pub use self::copy::{Incoming, StoreCopy};
 pub use self::entry::{Entry, State};
 pub use self::environment::{DATA_FILE, FORMAT, PartitionState};
 pub use self::error::StoreError;
-pub use self::read::{Tier, VersionedRead};
+pub use self::read::{ScannedPage, SnapshotRead, Tier, VersionedRead};
 pub use self::stats::{Disk, StoreStats};
 pub use self::trimming::{Change, Judgement, NeededRepair, PendingRepair, TrimQuery, Trimmable, Writer};
 

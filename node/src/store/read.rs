@@ -42,6 +42,28 @@ impl VersionedRead {
     }
 }
 
+/// What the store holds of a key, of one moment: [`Store::snapshot_read`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotRead {
+    /// The newest record, delete markers included.
+    pub entry: Option<Entry>,
+    /// Whether that may not be what the log says, whichever partition it is in: a conditional write before it could not be judged.
+    pub in_doubt: bool,
+    /// That this is of.
+    pub log: LogTag,
+}
+
+/// A page of a scan, of one moment: [`Store::scan`].
+#[derive(Debug)]
+pub struct ScannedPage {
+    /// In key order.
+    pub entries: Vec<Entry>,
+    /// The last key that was looked at if there are more.
+    pub last: Option<Vec<u8>>,
+    /// The first key in doubt among those that were looked at: what is said of it, or that it is missing, may not be what the log says.
+    pub in_doubt: Option<Vec<u8>>,
+}
+
 /// Where a record was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tier {
@@ -94,15 +116,35 @@ impl Store {
         })
     }
 
-    /// Whether what the store holds of a key may not be what the log says, whichever partition it is in.
+    /// The newest record of a key, and whether it is in doubt, from one LMDB transaction and past the cache: a record and the doubt about it
+    /// are committed together, so both are here or neither is. With the cache, which learns of a commit after it is done, a doubt
+    /// could come or go between the two.
+    ///
+    /// # Errors
+    /// When LMDB fails.
+    pub fn snapshot_read(&self, key: &[u8]) -> Result<SnapshotRead, StoreError> {
+        let generation = self.current.load_full();
+        let log = generation.log;
+        if key.is_empty() || key.len() > self.max_key_bytes() {
+            return Ok(SnapshotRead { entry: None, in_doubt: false, log });
+        }
+        let environment = &generation.environment;
+        let txn = environment.env.read_txn()?;
+        let entry = match environment.records.get(&txn, key)? {
+            None => None,
+            Some(bytes) => Some(Entry::from_bytes(bytes).ok_or(StoreError::Corrupt("records"))?),
+        };
+        // Mostly there is none at all, which is told without a search.
+        let in_doubt = !environment.doubts.is_empty(&txn)? && environment.doubts.get(&txn, key)?.is_some();
+        Ok(SnapshotRead { entry, in_doubt, log })
+    }
+
+    /// [`SnapshotRead::in_doubt`] alone.
     ///
     /// # Errors
     /// When LMDB fails.
     pub fn in_doubt(&self, key: &[u8]) -> Result<bool, StoreError> {
-        let generation = self.current.load_full();
-        let environment = &generation.environment;
-        let txn = environment.env.read_txn()?;
-        Ok(!environment.doubts.is_empty(&txn)? && environment.doubts.get(&txn, key)?.is_some())
+        Ok(self.snapshot_read(key)?.in_doubt)
     }
 
     /// Reads from one generation, be it the current one or, by now, the one before.
@@ -125,7 +167,7 @@ impl Store {
     }
 
     /// Records in key order that are `wanted`: at most `limit`, and no more once they have 1 MiB or 50,000 keys were looked at.
-    /// With the last key looked at if there are more. `end` is exclusive; empty for none.
+    /// `end` is exclusive; empty for none.
     ///
     /// # Errors
     /// When LMDB fails.
@@ -136,34 +178,44 @@ impl Store {
         end: &[u8],
         limit: usize,
         wanted: impl Fn(&Entry) -> bool,
-    ) -> Result<(Vec<Entry>, Option<Vec<u8>>), StoreError> {
+    ) -> Result<ScannedPage, StoreError> {
         let from = match from {
             // LMDB has no empty keys.
             Bound::Included(key) if key.is_empty() => Bound::Unbounded,
             bound => bound.as_ref().map(Vec::as_slice),
         };
-        let end = if end.is_empty() { Bound::Unbounded } else { Bound::Excluded(end) };
+        let range = (from, if end.is_empty() { Bound::Unbounded } else { Bound::Excluded(end) });
         // One short transaction a page: a long one would keep LMDB from using freed pages again.
         let generation = self.current.load_full();
         let environment = &generation.environment;
         let txn = environment.env.read_txn()?;
-        let (mut found, mut bytes, mut last) = (Vec::new(), 0, None);
-        for (looked_at, item) in environment.records.range(&txn, &(from, end))?.enumerate() {
+        let (mut entries, mut bytes, mut last) = (Vec::new(), 0, None);
+        let mut are_more = false;
+        for (looked_at, item) in environment.records.range(&txn, &range)?.enumerate() {
             let (key, stored) = item?;
             if !key.starts_with(prefix) {
-                return Ok((found, None));
+                break;
             }
-            if found.len() == limit || bytes >= MAX_SCAN_BYTES || looked_at == MAX_SCAN_KEYS {
-                return Ok((found, last.map(<[u8]>::to_vec)));
+            if entries.len() == limit || bytes >= MAX_SCAN_BYTES || looked_at == MAX_SCAN_KEYS {
+                are_more = true;
+                break;
             }
             last = Some(key);
             let entry = Entry::from_bytes(stored).ok_or(StoreError::Corrupt("records"))?;
             if wanted(&entry) {
                 bytes += stored.len();
-                found.push(entry);
+                entries.push(entry);
             }
         }
-        Ok((found, None))
+        let last = last.filter(|_| are_more);
+        // A key may be in doubt of which there is no record. Mostly there is none, and this is one look at an empty database.
+        let in_doubt = match environment.doubts.range(&txn, &range)?.next().transpose()? {
+            Some((key, _)) if key.starts_with(prefix) && last.is_none_or(|last| key <= last) => {
+                Some(key.to_vec())
+            }
+            _ => None,
+        };
+        Ok(ScannedPage { entries, last: last.map(<[u8]>::to_vec), in_doubt })
     }
 
     /// The log that what is read came from.

@@ -13,6 +13,7 @@ use crate::service::consistency::{ConsistentReads, Demand, wait_time};
 use crate::service::error::OperationError;
 use crate::service::reads::Reads;
 use crate::service::writes::{Writes, Written, check_key};
+use crate::store::SnapshotRead;
 use crate::telemetry::TraceParent;
 
 /// How long a write may take if its caller does not say, unless the log has longer for its acknowledgement.
@@ -73,7 +74,11 @@ impl WritesWithOptions {
             let strong = Consistency::Strong;
             let read = ReadOptions { consistency: strong, timeout: Some(timeout), ..ReadOptions::default() };
             let reached = self.consistent.reach(Some(key), &Demand::of(&read)?).await?;
-            let held = self.reads.own_entry(key)?;
+            let SnapshotRead { entry: held, in_doubt, .. } = self.reads.snapshot(key)?;
+            if in_doubt {
+                // Its record, or the one before that may be the key's all the same, would tell whether this call has been made before.
+                return Err(self.consistent.in_doubt(key).into());
+            }
             self.consistent.confirm(Some(key), reached)?;
             if let Some(written) = held.as_ref().and_then(|held| written_before(held, uuid)) {
                 return Ok(written);

@@ -214,6 +214,49 @@ mod doubts {
     }
 
     #[test]
+    fn a_record_and_its_doubt_are_read_of_one_moment() {
+        let (_dir, store) = holding(&[50]);
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for offset in (60..2_060).step_by(2) {
+                    apply(&store, unjudged(offset, 50));
+                    apply(&store, write(offset + 1, "certain"));
+                }
+                done.store(true, std::sync::atomic::Ordering::Relaxed);
+            });
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                let read = store.snapshot_read(b"k").expect("readable");
+                let offset = read.entry.expect("always something").position().offset;
+                assert_eq!(read.in_doubt, offset >= 60 && offset % 2 == 0, "at {offset}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_page_names_a_key_in_doubt_that_belongs_to_it() {
+        let (_dir, store) = filled(&["a", "k/1", "k/3", "z"]);
+        let doubted: &[u8] = b"k/2";
+        let attempt = attempt(60, Expected::Nothing, Judgement::Impossible);
+        store.apply(&mut vec![(doubted, attempt)], &[]).expect("applied");
+        let in_doubt = |from: &str, prefix: &str, end: &str, limit| {
+            let from = std::ops::Bound::Included(from.as_bytes().to_vec());
+            let page = store.scan(&from, prefix.as_bytes(), end.as_bytes(), limit, |_| true);
+            page.expect("readable").in_doubt
+        };
+        let found = Some(doubted.to_vec());
+        assert_eq!(in_doubt("", "", "", 9), found);
+        assert_eq!(in_doubt("k", "k", "", 9), found);
+        assert_eq!(in_doubt("", "", "", 3), found, "the last of the page");
+        assert_eq!(in_doubt("", "", "", 2), None, "of the next page");
+        assert_eq!(in_doubt("k/3", "k", "", 9), None);
+        assert_eq!(in_doubt("", "", "k/2", 9), None);
+        assert_eq!(in_doubt("z", "z", "", 9), None);
+        store.apply(&mut vec![(doubted, write(61, "certain").into())], &[]).expect("applied");
+        assert_eq!(in_doubt("", "", "", 9), None);
+    }
+
+    #[test]
     fn an_attempt_that_fits_ends_the_doubt_and_another_moves_it() {
         let (_dir, store) = holding(&[50]);
         apply(&store, unjudged(60, 50));

@@ -13,9 +13,9 @@ fn scan(
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let from = from.map(|key| key.as_bytes().to_vec());
     let keep = |entry: &Entry| !entry.as_bytes().ends_with(b"gone");
-    let (found, last) =
+    let ScannedPage { entries, last, .. } =
         store.scan(&from, prefix.as_bytes(), end.as_bytes(), limit, keep).expect("the store answers");
-    (found.iter().map(|entry| text(&entry.as_bytes()[28..])).collect(), last.map(|key| text(&key)))
+    (entries.iter().map(|entry| text(&entry.as_bytes()[28..])).collect(), last.map(|key: Vec<u8>| text(&key)))
 }
 
 #[test]

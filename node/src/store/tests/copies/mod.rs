@@ -113,7 +113,7 @@ fn use_all(store: &Store) {
         max_records: 1_000,
         max_keys: 1_000,
     });
-    let scanned = store.scan(&Bound::Unbounded, b"", b"", 10_000, |_| true).map(|(found, _)| found);
+    let scanned = store.scan(&Bound::Unbounded, b"", b"", 10_000, |_| true).map(|page| page.entries);
     for entry in scanned.iter().flatten() {
         let _ = (entry.state(wall_ms(0)), entry.answer(), entry.value_field());
     }
