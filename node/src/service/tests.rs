@@ -1,0 +1,121 @@
+//! Reads that are more than eventual, of keys in doubt.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bitacora_protocol::record::{KeyValue, source};
+use bitacora_protocol::{Consistency, HighWatermark, NextOffset, Position};
+
+use super::peers::Peers;
+use super::reads::PeerReads;
+use super::*;
+use crate::clock::LogTime;
+use crate::cluster::fixed::FixedMembership;
+use crate::data_dir::DataDir;
+use crate::log::embedded::EmbeddedLog;
+use crate::log::{Expected, Log};
+use crate::metrics::Metrics;
+use crate::replication::progress::Progress;
+use crate::replication::state::Event;
+use crate::store::{Change, Entry, Judgement, Store};
+
+/// A node that has applied everything, as far as it reads: what is written here into its store.
+struct Reader {
+    store: Arc<Store>,
+    reads: Reads,
+    scans: Scans,
+    consistent: ConsistentReads,
+    _dir: tempfile::TempDir,
+}
+
+fn reader() -> Reader {
+    let dir = tempfile::tempdir().expect("a folder");
+    let store = Arc::new(Store::open(&dir.path().join("store"), 1 << 20).expect("a store"));
+    let folder = DataDir::open(&dir.path().join("log")).expect("a folder");
+    let log: Arc<dyn Log> = Arc::new(EmbeddedLog::open(folder, "t", 1).expect("a log"));
+    let (progress, metrics) = (Arc::<Progress>::default(), Arc::new(Metrics::new().expect("names differ")));
+    progress.begin_reading(&[NextOffset(9)], Event::StoreEmptied).expect("possible");
+    progress.note_caught_up().expect("restored");
+    progress.note_event(Event::LogOpened).expect("possible");
+    progress.learn_high_watermarks(&[HighWatermark(9)], progress.question_for_high_watermarks());
+    let memory = Memory::unlimited();
+    let members = Arc::new(FixedMembership::new(vec!["me:1".to_owned()], "me:1"));
+    let second = Duration::from_secs(1);
+    let peers =
+        Peers::new(members, Arc::clone(&progress), "me:1".into(), second, 1, memory.clone(), metrics.clone());
+    let reads = Reads::new(
+        Arc::clone(&store),
+        Arc::clone(&progress),
+        peers.expect("a client"),
+        PeerReads::Never,
+    );
+    let scans = Scans::new(Arc::clone(&store), Arc::clone(&progress));
+    let consistent = ConsistentReads::new(log, progress, memory, metrics);
+    Reader { store, reads, scans, consistent, _dir: dir }
+}
+
+impl Reader {
+    fn apply(&self, key: &str, offset: i64, doubtful: bool) {
+        let mut bytes = Vec::new();
+        KeyValue { key, value: "v", timestamp: 1, source: source::PRODUCER, ttl: 0, uuid: "u" }
+            .encode(&mut bytes);
+        let position = Position { partition: 0, offset };
+        let entry = Entry::new(position, LogTime::from_ms(1), 0, &bytes);
+        let change = if doubtful {
+            Change::Attempt { entry, expected: Expected::Nothing, judgement: Judgement::Impossible }
+        } else {
+            entry.into()
+        };
+        self.store.apply(&mut vec![(key.as_bytes(), change)], &[]).expect("applied");
+    }
+
+    async fn get(&self, key: &str) -> Result<Answer, OperationError> {
+        let (answer, _) = read_consistently(&self.reads, &self.consistent, key, &demand()).await?;
+        Ok(answer)
+    }
+
+    async fn scan(&self, prefix: &str) -> Result<Page, OperationError> {
+        let scan = ScanRequest { prefix, limit: 9, ..ScanRequest::default() };
+        scan_consistently(&self.scans, &self.consistent, &scan, &demand(), &Memory::unlimited()).await
+    }
+}
+
+/// What this node has applied is enough.
+fn demand() -> Demand {
+    let (consistency, position) = (Consistency::Session, "0:8");
+    Demand::of(&ReadOptions { consistency, position, ..ReadOptions::default() }).expect("it makes sense")
+}
+
+fn refused<T>(outcome: Result<T, OperationError>) -> String {
+    let error = outcome.map(|_| ()).expect_err("refused");
+    assert_eq!(error.kind().http_status(), 503, "{error}");
+    error.to_string()
+}
+
+#[tokio::test]
+async fn a_read_of_a_key_in_doubt_is_refused() {
+    let reader = reader();
+    reader.apply("a", 1, false);
+    reader.apply("k", 2, true);
+    assert_eq!(reader.get("a").await.expect("certain").position.offset, 1);
+    let why = refused(reader.get("k").await);
+    assert!(why.contains("in doubt") && why.ends_with("this node has applied 0:8"), "{why}");
+    reader.apply("k", 3, false);
+    assert_eq!(reader.get("k").await.expect("certain by now").position.offset, 3);
+}
+
+#[tokio::test]
+async fn a_page_with_a_key_in_doubt_is_refused() {
+    let reader = reader();
+    reader.apply("a/1", 1, false);
+    reader.apply("k/1", 2, true);
+    let why = refused(reader.scan("").await);
+    assert!(why.contains("'k/1'") && why.contains("in doubt"), "{why}");
+    refused(reader.scan("k/").await);
+    assert_eq!(reader.scan("a/").await.expect("certain").entries.len(), 1);
+    let eventual = ScanRequest { limit: 9, ..ScanRequest::default() };
+    let page = reader.scans.page(&eventual, &Memory::unlimited()).await.expect("eventual");
+    assert_eq!(page.entries.len(), 2, "it shows what is there");
+    reader.apply("k/1", 3, false);
+    assert_eq!(reader.scan("").await.expect("certain by now").entries.len(), 2);
+}
