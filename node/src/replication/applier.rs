@@ -290,6 +290,8 @@ impl Applier {
         }
         let next = self.reconcile(&info)?;
         *self.shared.checkpoint_before_outage.lock() = None;
+        // It is read once more.
+        self.shared.held_back.lock().clear();
         let checkpoint = self.parts.store.checkpoint()?;
         self.last_caught_up.wall_time = checkpoint.caught_up_at;
         // It was filled by a newer version of this node, or is a copy from one.
@@ -303,6 +305,14 @@ impl Applier {
         *self.shared.identity.lock() = Some(info.identity.clone());
         self.parts.progress.note_event(Event::LogOpened)?;
         tracing::info!(topic = info.identity.topic, partitions = next.len(), "reading the log");
-        Ok(Reading { info, reader, next, batch: Batch::default(), caught_up_since_opened: false, after_gap })
+        Ok(Reading {
+            info,
+            reader,
+            next,
+            batch: Batch::default(),
+            held_back_since: None,
+            caught_up_since_opened: false,
+            after_gap,
+        })
     }
 }

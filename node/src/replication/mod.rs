@@ -31,7 +31,7 @@ use parking_lot::Mutex;
 pub use self::applier::{Applier, Next};
 pub use self::apply::apply;
 pub use self::watermarks::Watermarks;
-use crate::log::{Log, LogIdentity};
+use crate::log::{Log, LogIdentity, PartitionRead};
 use crate::metrics::Metrics;
 use crate::replication::decisions::Decisions;
 use crate::replication::progress::Progress;
@@ -89,9 +89,20 @@ struct Shared {
     /// How far the store was when the log stopped answering. When it answers again it may have lost records, and have
     /// others in their place by the time that somebody looks, or that they are applied.
     checkpoint_before_outage: Mutex<Option<Checkpoint>>,
+    /// What was read and told, and is not committed yet, since it changes nothing in the store but the next offsets.
+    held_back: Mutex<Vec<PartitionRead>>,
 }
 
 impl Shared {
+    /// How far the store is, with what is held back.
+    fn checkpoint(&self, store: &Store) -> Result<Checkpoint, StoreError> {
+        // First: what is committed meanwhile is in either.
+        let held_back = self.held_back.lock().clone();
+        let mut checkpoint = store.checkpoint()?;
+        checkpoint.read_on(&held_back);
+        Ok(checkpoint)
+    }
+
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }

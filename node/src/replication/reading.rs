@@ -8,8 +8,8 @@ use super::applier::{Applier, Interrupted};
 use super::apply::apply;
 use super::compatibility::{reason_too_old_by_log_time, reason_too_old_now};
 use super::state::Event;
-use crate::clock::past_by_both_clocks;
-use crate::log::{Batch, Level, LogInfo, LogReader, LogTag};
+use crate::clock::{Moment, past_by_both_clocks};
+use crate::log::{Batch, Level, LogInfo, LogReader, LogTag, is_reserved};
 use crate::store::StoreError;
 use bitacora_protocol::{NextOffset, Position};
 
@@ -18,12 +18,19 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(30);
 /// A store is built from the log at most so often until what it holds is beyond doubt.
 const MAX_BUILD_READINGS: usize = 3;
 
+/// What changes nothing in the store, such as barriers, is committed after so long, or with the next record that does.
+const HOLD_BACK: Duration = Duration::from_millis(100);
+/// The same, once there are so many.
+const MAX_RECORDS_HELD_BACK: usize = 1_000;
+
 /// A log that is being read.
 pub(super) struct Reading {
     pub info: LogInfo,
     pub reader: Box<dyn LogReader>,
     pub next: Vec<NextOffset>,
     pub batch: Batch,
+    /// Since when what the batch has is told but not committed; `None` if it is committed.
+    pub held_back_since: Option<Moment>,
     pub caught_up_since_opened: bool,
     /// Whether the store may say of a partition that it has been read across a gap.
     pub after_gap: bool,
@@ -41,12 +48,15 @@ pub(super) struct BuildCheck {
 impl Applier {
     /// Reads what there is and applies it.
     pub(super) fn read(&mut self, reading: &mut Reading) -> Result<(), Interrupted> {
-        reading.batch.clear();
+        if reading.held_back_since.is_none() {
+            reading.batch.clear();
+        }
+        let told = reading.batch.records().len();
         let polled = reading.reader.poll(POLL_TIMEOUT, &mut reading.batch);
         self.check_interruption()?;
         // What was read before an error is in order and counts.
         if !reading.batch.says_nothing() {
-            self.apply_batch(reading)?;
+            self.apply_batch(reading, told)?;
         }
         self.parts.progress.note_sign_of_life();
         polled.map_err(Interrupted::Log)?;
@@ -73,7 +83,8 @@ impl Applier {
         Ok(())
     }
 
-    fn apply_batch(&self, reading: &mut Reading) -> Result<(), Interrupted> {
+    /// Applies what was read, but for the first `told` records, which are only held back.
+    fn apply_batch(&self, reading: &mut Reading, told: usize) -> Result<(), Interrupted> {
         // Also of a store that is being built: what the log has lost meanwhile, it will not get any more.
         let retention = self.parts.log.delete_retention();
         if let Some(why) = reason_too_old_now(&self.last_caught_up, self.clock(), retention) {
@@ -81,7 +92,7 @@ impl Applier {
         }
         let batch = &reading.batch;
         let live = self.parts.progress.caught_up();
-        if let Some(time) = batch.records().map(|record| record.timestamp).max() {
+        if let Some(time) = batch.records().skip(told).map(|record| record.timestamp).max() {
             self.parts.progress.note_log_time(time, live && batch.log_time().is_some());
         }
         if let Some((position, level)) = batch.highest_level()
@@ -89,16 +100,39 @@ impl Applier {
         {
             return Err(Interrupted::LevelUnknown { partition: position.partition, level });
         }
-        let began = SystemTime::now();
-        reading.after_gap |= self.persist(|| self.apply(batch, reading.info.identity.tag()))?;
-        // A node that reads the log from its start would tell of writes of long ago, as many as the log has.
-        if reading.caught_up_since_opened {
-            self.parts.telemetry.applied(batch.traced(), began);
+        if self.may_hold_back(reading) {
+            reading.held_back_since.get_or_insert_with(|| self.clock().now());
+            // First, so that who looks at the log after an outage knows of all that was told.
+            batch.read().clone_into(&mut self.shared.held_back.lock());
+            self.parts.progress.note_applied(batch.read());
+        } else {
+            let began = SystemTime::now();
+            reading.after_gap |= self.persist(|| self.apply(batch, reading.info.identity.tag()))?;
+            reading.held_back_since = None;
+            self.shared.held_back.lock().clear();
+            // A node that reads the log from its start would tell of writes of long ago, as many as the log has.
+            if reading.caught_up_since_opened {
+                self.parts.telemetry.applied(batch.traced(), began);
+            }
         }
         for read in batch.read() {
             reading.next[read.partition as usize] = read.next;
         }
         Ok(())
+    }
+
+    /// Whether a batch changes nothing in the store but its next offsets, so that these may be committed later: the store has all that
+    /// lies before them. A commit waits for the disk, and that is most of what a strong read of an idle node would wait for. If the
+    /// process ends meanwhile, what was held back is read once more.
+    fn may_hold_back(&self, reading: &Reading) -> bool {
+        let batch = &reading.batch;
+        let is_due = reading.held_back_since.is_some_and(|since| self.clock().now().since(since) >= HOLD_BACK);
+        !is_due
+            && batch.records().len() <= MAX_RECORDS_HELD_BACK
+            && batch.highest_level().is_none()
+            && batch.records().all(|record| record.key.is_some_and(is_reserved))
+            && reading.caught_up_since_opened
+            && self.writes_complete_store()
     }
 
     /// Applies a batch, and tells who waits. Returns whether compaction may have removed something before it was read.

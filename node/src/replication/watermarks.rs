@@ -52,7 +52,7 @@ impl Watermarks {
                 tracing::debug!(%error, "the high watermarks are not known");
                 let mut checkpoint_before_outage = self.shared.checkpoint_before_outage.lock();
                 if checkpoint_before_outage.is_none() {
-                    *checkpoint_before_outage = self.parts.store.checkpoint().ok();
+                    *checkpoint_before_outage = self.shared.checkpoint(&self.parts.store).ok();
                 }
             }
         }

@@ -40,7 +40,7 @@ use self::error::explain;
 use self::folder::StoreFolder;
 use self::generation::Generation;
 use crate::clock::{LogTime, WallTime};
-use crate::log::{Level, LogIdentity};
+use crate::log::{Level, LogIdentity, PartitionRead};
 use bitacora_protocol::NextOffset;
 
 pub struct Store {
@@ -79,6 +79,24 @@ pub struct Checkpoint {
     /// When everything up to the log's end was last known to be applied; until the first time, when the reading began. By
     /// this machine's clock, and no later than the log's showed: the age of a store is told by the former.
     pub caught_up_at: Option<WallTime>,
+}
+
+impl Checkpoint {
+    /// Of after these reads, as far as they go on from it.
+    pub fn read_on(&mut self, read: &[PartitionRead]) {
+        for read in read {
+            let index = read.partition as usize;
+            let (Some(next), Some(latest), Some(epoch)) =
+                (self.next.get_mut(index), self.latest.get_mut(index), self.epochs.get_mut(index))
+            else {
+                continue;
+            };
+            if *next < read.next {
+                (*next, *epoch) = (read.next, read.epoch);
+                *latest = latest.map(|known| read.latest.map_or(known, |latest| latest.max(known)));
+            }
+        }
+    }
 }
 
 /// See [`Store::watch_use`].

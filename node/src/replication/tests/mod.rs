@@ -22,6 +22,7 @@ use crate::testing::damage::{damaged, damages};
 use bitacora_protocol::{HighWatermark, NextOffset, Position};
 
 mod attempts;
+mod held_back;
 mod log_replaced;
 mod records;
 mod restore;
