@@ -14,6 +14,7 @@ use bitacora_node::node::{Node, Parts};
 use bitacora_node::settings::{Cli, Command};
 use bitacora_protocol::http::OUT_OF_MEMORY_HEADER;
 use bitacora_protocol::rpc::{HandshakeMatch, HandshakeResponse, Request, put_frame};
+use bitacora_protocol::{Consistency, Operation, ReadOptions, WriteCondition, WriteOptions};
 use clap::Parser as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -186,6 +187,66 @@ async fn a_line_that_finds_no_memory_fails_alone() {
     let (first, second) = (results.find("\"status\":503"), results.find("\"status\":404"));
     assert!(first.is_some() && first < second && results.contains("REQUEST_MEMORY"), "{results}");
     assert!(results.contains("\"mayTakeEffect\":false"), "{results}");
+    node.stop().await;
+}
+
+/// Writes a large value, and waits until it is the key's.
+async fn hold_large(http: &str) {
+    let written = answer(http, &request("POST", "key=large&visible=here", &"v".repeat(LARGE))).await;
+    assert!(written.starts_with("HTTP/1.1 200"), "{}", &written[..200]);
+}
+
+/// What waits behind a read that is not answered for a while, of a position that the log does not have yet.
+const SLOW_READ: (&str, Duration) = ("0:1000000", Duration::from_secs(2));
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_that_wait_for_their_place_are_counted() {
+    let Running { node, http, .. } = start().await;
+    hold_large(&http).await;
+    let (position, wait) = SLOW_READ;
+    let uuid = "9b2c8f1e-5a57-4a0c-8f29-3f4b7d5f8a61";
+    let repeated = request("POST", "key=again&visible=here", &"w".repeat(LARGE));
+    let repeated = String::from_utf8(repeated)
+        .expect("text")
+        .replace("host: a", &format!("host: a\r\nidempotency-key: {uuid}"));
+    assert!(answer(&http, repeated.as_bytes()).await.starts_with("HTTP/1.1 200"));
+    for line in [
+        r#"{"op":"set","key":"large","value":"v","ifAbsent":true}"#.to_owned(),
+        r#"{"op":"get","key":"large","consistency":"strong"}"#.to_owned(),
+        format!(r#"{{"op":"set","key":"again","value":"w","uuid":"{uuid}"}}"#),
+    ] {
+        let slow = format!(
+            r#"{{"op":"get","key":"k","consistency":"session","position":"{position}","timeout":"{}ms"}}"#,
+            wait.as_millis()
+        );
+        let lines = format!("{slow}\n{}", format!("{line}\n").repeat(GREEDY));
+        let results = answer(&http, &batch(&lines)).await;
+        let refused = results.matches("REQUEST_MEMORY").count();
+        assert!(refused > 0 && refused < GREEDY, "{refused} refused: {line}");
+        assert_eq!(results.matches("\"status\":").count(), GREEDY + 1, "{line}");
+        wait_for_metric(&http, "bitacora_request_memory_bytes", |bytes| bytes == 0.0).await;
+    }
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_of_a_batch_over_rpc_that_wait_are_counted() {
+    let Running { node, http, rpc, .. } = start().await;
+    hold_large(&http).await;
+    let read = ReadOptions { consistency: Consistency::Strong, ..ReadOptions::default() };
+    let write = WriteOptions { condition: WriteCondition::Absent, ..WriteOptions::default() };
+    for operation in [
+        Operation::Get { key: "large", read },
+        Operation::Set { key: "large", value: "v", ttl: 0, write },
+    ] {
+        let mut sent = Vec::new();
+        put_first_call(&mut sent, 1, &Request::BatchRecords(vec![operation; GREEDY]));
+        let answers = rpc_answers(&rpc, &sent, 1).await;
+        let text = String::from_utf8_lossy(&answers[0].1).into_owned();
+        let refused = text.matches("REQUEST_MEMORY").count();
+        assert!(refused > 0 && refused < GREEDY, "{refused} refused: {operation:?}");
+        wait_for_metric(&http, "bitacora_request_memory_bytes", |bytes| bytes == 0.0).await;
+    }
     node.stop().await;
 }
 

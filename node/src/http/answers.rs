@@ -19,7 +19,6 @@ use crate::service::conditional::NotMet;
 use crate::service::memory::{Memory, OutOfMemory, Permit};
 use crate::service::reads::Answer;
 use crate::service::writes::Written;
-use crate::store::Entry;
 
 pub type Reply = Response<Bytes>;
 
@@ -143,7 +142,7 @@ pub fn not_found(key: &str) -> String {
 pub fn written(key: &str, value: &str, written: &Written, memory: Option<Permit>) -> Reply {
     let Written { appended, ttl, uuid, earlier, not_visible } = written;
     let timestamp = appended.timestamp.ms();
-    let earlier = earlier.as_ref().and_then(Entry::answer);
+    let earlier = earlier.as_ref().and_then(|earlier| earlier.entry.answer());
     let value = earlier.map_or(value, |record| record.value);
     let record = KeyValue { key, value, timestamp, source: source::PRODUCER, ttl: *ttl, uuid };
     let mut reply = counted_json(StatusCode::OK, &record, memory);
@@ -210,7 +209,7 @@ mod tests {
         let record = OwnedKeyValue { key, value, timestamp: 7, source: source::PRODUCER, ttl: 0, uuid };
         let record = PeerRecord::new(record, Memory::unlimited().nothing());
         let position = Position { partition: 1, offset: 5 };
-        Answer { found: LookupResult::Peer(Arc::new(record)), position, from: ServedFrom::Peer }
+        Answer::new(LookupResult::Peer(Arc::new(record)), position, ServedFrom::Peer)
     }
 
     fn spent() -> Memory {

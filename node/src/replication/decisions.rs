@@ -91,7 +91,7 @@ pub struct Waiting {
 
 impl Waiting {
     /// Waits until one of them has taken effect, whichever; or until something else became of the one at `position`, or of any if that is
-    /// not known. Where a write entered the log twice, the second is void, and the first has been told before it. Waits for ever if
+    /// not known: that does not tell what becomes of the others. Where a write entered the log twice, the second is void, and the first has been told before it. Waits for ever if
     /// nothing is ever told: the caller has a deadline. May be called again after it was given up.
     pub async fn decided(&mut self, position: Option<Position>) -> Decided {
         let settles = |decided: &&Decided| {

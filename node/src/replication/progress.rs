@@ -339,6 +339,12 @@ impl Progress {
         self.lock().log_clock.now(self.clock.now())
     }
 
+    /// The log's clock has come as far, as the newest record says; `None` until something was read.
+    #[must_use]
+    pub fn log_time_at_least(&self) -> Option<LogTime> {
+        self.lock().log_clock.at_least(self.clock.now())
+    }
+
     /// Told after every change.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<u64> {

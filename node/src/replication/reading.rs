@@ -126,7 +126,8 @@ impl Applier {
     /// process ends meanwhile, what was held back is read once more.
     fn may_hold_back(&self, reading: &Reading) -> bool {
         let batch = &reading.batch;
-        let is_due = reading.held_back_since.is_some_and(|since| self.clock().now().since(since) >= HOLD_BACK);
+        let is_due =
+            reading.held_back_since.is_some_and(|since| self.clock().now().since(since) >= HOLD_BACK);
         !is_due
             && batch.records().len() <= MAX_RECORDS_HELD_BACK
             && batch.highest_level().is_none()

@@ -8,7 +8,7 @@ use bitacora_protocol::rpc::{
 };
 use bitacora_protocol::{Operation, ReadOptions};
 use futures_util::FutureExt as _;
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::{BoxFuture, Either, Ready, join_all, ready};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tracing::Instrument as _;
@@ -302,8 +302,8 @@ impl BulkCall {
         // It has been decoded before, so it can be again.
         let (scan, read) = match Request::decode(&self.call, self.foreign.as_deref()) {
             Ok(Some(Request::Batch(operations) | Request::BatchRecords(operations))) => {
-                let results = begin_all(&self.shared.service, operations, trace, &mut self.memory);
-                answers::put_batch(message, &results.await, content);
+                let begun = begin_all(&self.shared.service, operations, trace, &mut self.memory);
+                answers::put_batch(message, &begun.finish(&mut self.memory).await, content);
                 return "ok";
             }
             Ok(Some(Request::Scan(scan))) => (scan, ReadOptions::default()),
@@ -326,28 +326,61 @@ fn begin_all(
     operations: Vec<Operation<'_>>,
     trace: Option<TraceParent>,
     memory: &mut Permit,
-) -> impl Future<Output = Vec<Outcome>> + Send + use<> {
+) -> BegunBatch {
     let mut bytes = 0;
-    let begun: Vec<_> = operations
-        .into_iter()
-        .map(|operation| {
-            if bytes > MAX_BATCH_ANSWER_BYTES {
-                return std::future::ready(Err(OperationError::BatchTooLarge)).boxed();
-            }
-            match service.begin(operation, trace) {
-                Begun::Done(outcome) => std::future::ready(counted(outcome, &mut bytes, memory)).boxed(),
-                Begun::Later(outcome) => outcome,
-            }
-        })
-        .collect();
-    join_all(begun)
+    let begun = operations.into_iter().map(|operation| {
+        if bytes > MAX_BATCH_ANSWER_BYTES {
+            return Either::Left(ready(Err(OperationError::BatchTooLarge)));
+        }
+        match service.begin(operation, trace) {
+            Begun::Done(outcome) => Either::Left(ready(counted(outcome, 2, &mut bytes, memory))),
+            Begun::Later(outcome) => Either::Right(outcome),
+        }
+    });
+    let begun = begun.collect();
+    BegunBatch { begun, bytes }
 }
 
-fn counted(outcome: Outcome, bytes: &mut usize, memory: &mut Permit) -> Outcome {
-    if let Ok(Done::Read(answer)) = &outcome {
-        // The record, and its bytes in the answer.
-        memory.grow(2 * answer.bytes())?;
-        *bytes += answer.bytes();
+/// The operations of a batch.
+struct BegunBatch {
+    /// What was done at once, and what waits.
+    begun: Vec<Either<Ready<Outcome>, BoxFuture<'static, Outcome>>>,
+    /// Of the records that were found at once.
+    bytes: usize,
+}
+
+impl BegunBatch {
+    /// Waits for all, and counts the records of those that waited.
+    async fn finish(self, memory: &mut Permit) -> Vec<Outcome> {
+        let Self { begun, mut bytes } = self;
+        let waits: Vec<_> = begun.iter().map(|begun| matches!(begun, Either::Right(_))).collect();
+        let outcomes = join_all(begun).await;
+        let counted = outcomes.into_iter().zip(waits).map(|(outcome, waited)| {
+            // A write that took effect is told whatever was before it.
+            let has_record = waited && record_bytes(&outcome) > 0;
+            if has_record && bytes > MAX_BATCH_ANSWER_BYTES {
+                return Err(OperationError::BatchTooLarge);
+            }
+            // What it holds itself is counted already.
+            if has_record { counted(outcome, 1, &mut bytes, memory) } else { outcome }
+        });
+        counted.collect()
     }
+}
+
+/// Counts the record of an outcome so many times: as it lies there, and its bytes in the answer.
+fn counted(outcome: Outcome, times: usize, bytes: &mut usize, memory: &mut Permit) -> Outcome {
+    let found = record_bytes(&outcome);
+    memory.grow(times * found)?;
+    *bytes += found;
     outcome
+}
+
+/// The bytes of the record that an outcome is answered with; 0 if with none.
+fn record_bytes(outcome: &Outcome) -> usize {
+    match outcome {
+        Ok(Done::Read(answer)) => answer.bytes(),
+        Ok(Done::Written(_)) => 0,
+        Err(error) => error.not_met().map_or(0, |not_met| not_met.current.bytes()),
+    }
 }

@@ -123,6 +123,12 @@ impl ConsistentReads {
         Self { progress, barriers, memory, metrics }
     }
 
+    /// The node's budget.
+    #[must_use]
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
     /// Refuses every barrier from here on: the node stops.
     pub fn close(&self) {
         self.barriers.close();

@@ -253,10 +253,12 @@ async fn read_consistently(
     demand: &Demand,
 ) -> Result<(Answer, LogTag), OperationError> {
     let reached = consistent.reach(Some(key), demand).await?;
-    let OwnAnswer { answer, log, in_doubt } = reads.get_own(key)?;
+    let OwnAnswer { mut answer, log, in_doubt } = reads.get_own(key)?;
     if in_doubt {
         return Err(consistent.in_doubt(key).into());
     }
+    // All who waited for one barrier have their answers at once.
+    answer.count(consistent.memory())?;
     consistent.confirm(Some(key), reached)?;
     Ok((answer, log))
 }

@@ -8,6 +8,7 @@ use bitacora_protocol::rpc::ServedFrom;
 
 use crate::log::LogTag;
 use crate::replication::progress::Progress;
+use crate::service::memory::{Memory, OutOfMemory, Permit};
 use crate::service::peers::{PeerAnswer, PeerRecord, Peers};
 use crate::store::{Entry, SnapshotRead, State, Store, StoreError, Tier};
 
@@ -25,6 +26,8 @@ pub struct Answer {
     /// The position that the answer reflects.
     pub position: Position,
     pub from: ServedFrom,
+    /// For what was found, where that waits for something before it is answered.
+    pub memory: Option<Permit>,
 }
 
 /// What this node's store knows of a key.
@@ -37,6 +40,24 @@ pub struct OwnAnswer {
 }
 
 impl Answer {
+    #[must_use]
+    pub fn new(found: LookupResult, position: Position, from: ServedFrom) -> Self {
+        Self { found, position, from, memory: None }
+    }
+
+    /// Counts what was found against the node's memory until the answer is dropped: for one that takes its place behind others,
+    /// as the results of a batch do.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    pub fn count(&mut self, memory: &Memory) -> Result<(), OutOfMemory> {
+        let bytes = self.bytes();
+        if bytes > 0 {
+            self.memory = Some(memory.take(bytes)?);
+        }
+        Ok(())
+    }
+
     /// The record that was found, as it is answered.
     #[must_use]
     pub fn record(&self) -> Option<KeyValue<'_>> {
@@ -163,15 +184,15 @@ impl Reads {
                 Ok(answer)
             }
             (_, PeerAnswer::Found { record, position }) => {
-                Ok(Answer { found: LookupResult::Peer(record), position, from: ServedFrom::Peer })
+                Ok(Answer::new(LookupResult::Peer(record), position, ServedFrom::Peer))
             }
             (_, PeerAnswer::Gone { timestamp, position }) => {
-                Ok(Answer { found: LookupResult::Gone { timestamp }, position, from: ServedFrom::Peer })
+                Ok(Answer::new(LookupResult::Gone { timestamp }, position, ServedFrom::Peer))
             }
             (_, PeerAnswer::OutOfMemory) => Err(GetError::OutOfMemory),
             (_, PeerAnswer::Missing) => {
                 let position = self.progress.applied_for(key.as_bytes());
-                Ok(Answer { found: LookupResult::Missing, position, from: ServedFrom::Peer })
+                Ok(Answer::new(LookupResult::Missing, position, ServedFrom::Peer))
             }
             (_, PeerAnswer::Unknown) => self.missing(key, ServedFrom::Store),
         }
@@ -232,7 +253,7 @@ impl Reads {
         }
         let answer = match entry {
             Some(entry) => self.answer_of(entry, Tier::Store),
-            None => Answer { found: LookupResult::Missing, position, from: ServedFrom::Store },
+            None => Answer::new(LookupResult::Missing, position, ServedFrom::Store),
         };
         Ok(OwnAnswer { answer, log, in_doubt })
     }
@@ -247,14 +268,14 @@ impl Reads {
             State::Live => LookupResult::Local(entry),
             State::Deleted | State::Expired => LookupResult::Gone { timestamp: entry.timestamp().ms() },
         };
-        Answer { found, position, from: served_from(tier) }
+        Answer::new(found, position, served_from(tier))
     }
 
     fn missing(&self, key: &str, from: ServedFrom) -> Result<Answer, GetError> {
         if !self.progress.restored() {
             return Err(GetError::NotRestored);
         }
-        Ok(Answer { found: LookupResult::Missing, position: self.progress.applied_for(key.as_bytes()), from })
+        Ok(Answer::new(LookupResult::Missing, self.progress.applied_for(key.as_bytes()), from))
     }
 
     /// Asks the other members, but ends at once when the log delivers the key.

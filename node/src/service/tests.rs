@@ -43,12 +43,8 @@ fn reader() -> Reader {
     let second = Duration::from_secs(1);
     let peers =
         Peers::new(members, Arc::clone(&progress), "me:1".into(), second, 1, memory.clone(), metrics.clone());
-    let reads = Reads::new(
-        Arc::clone(&store),
-        Arc::clone(&progress),
-        peers.expect("a client"),
-        PeerReads::Never,
-    );
+    let reads =
+        Reads::new(Arc::clone(&store), Arc::clone(&progress), peers.expect("a client"), PeerReads::Never);
     let scans = Scans::new(Arc::clone(&store), Arc::clone(&progress));
     let consistent = ConsistentReads::new(log, progress, memory, metrics);
     Reader { store, reads, scans, consistent, _dir: dir }

@@ -15,6 +15,7 @@ use uuid::Uuid;
 use crate::log::{AppendError, Appended, Log, NewRecord};
 use crate::metrics::Metrics;
 use crate::now_ms;
+use crate::service::memory::Permit;
 use crate::store::Entry;
 use crate::telemetry::TraceParent;
 
@@ -53,7 +54,15 @@ pub struct Written {
     /// Of a write that was to be shown: the members that did not show it in time, `host:API_PORT` of each.
     pub not_visible: Vec<String>,
     /// The record, if an earlier call of the same uuid has written it; its value may be another than the one that was sent now.
-    pub earlier: Option<Entry>,
+    pub earlier: Option<Earlier>,
+}
+
+/// The record of an earlier call.
+#[derive(Debug)]
+pub struct Earlier {
+    pub entry: Entry,
+    /// For the entry.
+    pub memory: Option<Permit>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

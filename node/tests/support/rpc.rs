@@ -19,7 +19,7 @@ pub fn put_first_call(out: &mut Vec<u8>, serial: i32, call: &Request<'_>) {
 pub async fn rpc_answers(address: &str, frames: &[u8], count: usize) -> Vec<(i32, Vec<u8>)> {
     let mut stream = TcpStream::connect(address).await.expect("a connection");
     stream.write_all(frames).await.expect("sent");
-    let mut reader = FrameReader::new(FrameLimits { bytes: 1 << 20, buffers: 10 });
+    let mut reader = FrameReader::new(FrameLimits { bytes: 16 << 20, buffers: 10 });
     let (mut input, mut scratch, mut answers) = (Vec::new(), Vec::new(), Vec::new());
     while answers.len() < count {
         let read = tokio::time::timeout(Duration::from_secs(30), stream.read_buf(&mut input)).await;

@@ -86,7 +86,11 @@ fn an_outage_remembers_what_is_held_back() {
     bench.watermarks.step();
     let before = bench.applier.shared.checkpoint_before_outage.lock().clone().expect("it is remembered");
     assert_eq!((before.next, bench.committed()), (vec![NextOffset(2)], 1));
-    assert_eq!(before.latest, [Some(log_ms(1_001))], "who lost the barrier, too, has lost what it was read with");
+    assert_eq!(
+        before.latest,
+        [Some(log_ms(1_001))],
+        "who lost the barrier, too, has lost what it was read with"
+    );
 }
 
 #[test]

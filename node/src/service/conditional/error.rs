@@ -7,7 +7,8 @@ use crate::service::error::ErrorKind;
 use crate::service::reads::Answer;
 use crate::store::StoreError;
 
-/// Why a conditional write failed. But for [`ConditionalError::Undecided`], it has not taken effect and will not.
+/// Why a conditional write failed. But for [`ConditionalError::Undecided`] and
+/// [`ConditionalError::Unclear`], it has not taken effect and will not.
 #[derive(Debug, thiserror::Error)]
 pub enum ConditionalError {
     /// The condition did not hold when the write came, or when its turn came.
@@ -30,6 +31,11 @@ pub enum ConditionalError {
     NotMade(String),
     #[error("the log has not told within the time what became of the write; it may still take effect")]
     Undecided,
+    /// What the log has told does not say what became of the write.
+    #[error(
+        "{0}; the write may have taken effect, or still may: the same one again, with its Idempotency-Key, tells"
+    )]
+    Unclear(&'static str),
     #[error(transparent)]
     Log(AppendError),
     #[error(transparent)]
@@ -69,7 +75,9 @@ impl ConditionalError {
             Self::NotPossible(_) => ErrorKind::NotImplemented,
             Self::NotReady(_) => ErrorKind::NotReady,
             Self::NotMade(_) | Self::Log(AppendError::NotTaken(_)) => ErrorKind::NotTaken,
-            Self::Undecided | Self::Log(AppendError::Unknown(_)) => ErrorKind::MayTakeEffect,
+            Self::Undecided | Self::Unclear(_) | Self::Log(AppendError::Unknown(_)) => {
+                ErrorKind::MayTakeEffect
+            }
             Self::Log(AppendError::TooLarge(_)) => ErrorKind::TooLarge,
             Self::Store(_) => ErrorKind::Internal,
         }

@@ -28,7 +28,7 @@ use crate::log::{AppendError, Appended, Expected};
 use crate::metrics::Metrics;
 use crate::now_ms;
 use crate::service::error::ErrorKind;
-use crate::service::writes::Written;
+use crate::service::writes::{Earlier, Written};
 use crate::store::{Decided, Decision, Entry};
 use crate::telemetry::TraceParent;
 
@@ -144,17 +144,20 @@ impl<A: KeyAccess> ConditionalWrites<A> {
             }
             // By the time that decided upon the last attempt, or else the present.
             let now = under_way.appended_at.unwrap_or_else(|| self.access.log_time());
-            match compare(write.condition, held.as_ref(), now) {
+            let expected = compare(write.condition, held.as_ref(), now);
+            if expected.is_none() && fresh {
+                let not_met = self.access.not_met(&write.key, held, now);
+                return Err(ConditionalError::NotMet(Box::new(not_met)));
+            }
+            // It may be large, and what follows takes its time.
+            drop(held);
+            match expected {
                 // What is held and live is also what the log has, or else the attempt is void. What this node does not hold may be there
                 // all the same.
                 Some(expected) if fresh || matches!(expected, Expected::Live(_)) => {
                     if let Some(written) = self.attempt(under_way, expected).await? {
                         return Ok(written);
                     }
-                }
-                None if fresh => {
-                    let not_met = self.access.not_met(&write.key, held, now);
-                    return Err(ConditionalError::NotMet(Box::new(not_met)));
                 }
                 _ => self.catch_up(under_way).await?,
             }
@@ -208,7 +211,7 @@ impl<A: KeyAccess> ConditionalWrites<A> {
             trace: write.trace,
         });
         self.metrics.conditional_attempts.inc();
-        let decided = self.outcome(attempt, under_way.attempts == 1, deadline).await?;
+        let decided = outcome(attempt, deadline).await?;
         let (position, timestamp) = (decided.entry.position(), decided.entry.timestamp());
         match decided.decision {
             Decision::InEffect => {
@@ -232,35 +235,42 @@ impl<A: KeyAccess> ConditionalWrites<A> {
                 }
                 Ok(None)
             }
-            Decision::Unknown => Err(ConditionalError::Undecided),
+            Decision::Unknown => Err(ConditionalError::Unclear(
+                "this node can't judge it, since the log's part before it was compacted when it was read",
+            )),
         }
     }
+}
 
-    /// What became of an attempt, be it told before the acknowledgement or after, or without one. `first`: of its uuid, by this call.
-    async fn outcome(
-        &self,
-        attempt: Attempt,
-        first: bool,
-        deadline: Instant,
-    ) -> Result<Decided, ConditionalError> {
-        let Attempt { mut acknowledged, mut waiting } = attempt;
-        let late = tokio::time::sleep_until(deadline);
-        tokio::pin!(late);
-        let (mut position, mut lost) = (None, false);
-        loop {
-            // What has no effect may be a copy of an attempt before, which the log's client has entered twice.
-            let settled_by = position.or((!first).then_some(NOWHERE));
-            tokio::select! {
-                biased;
-                decided = waiting.decided(settled_by) => return Ok(decided),
-                appended = &mut acknowledged, if position.is_none() && !lost => match appended {
-                    Ok(appended) => position = Some(appended.position),
-                    // It may be in the log all the same, which then tells what became of it.
-                    Err(AppendError::Unknown(_)) => lost = true,
-                    Err(error) => return Err(ConditionalError::Log(error)),
-                },
-                () = &mut late => return Err(ConditionalError::Undecided),
+/// What became of an attempt, be it told before the acknowledgement or after, or without one.
+///
+/// The log's client may enter a record twice, also an attempt before that has the same uuid. So what took no effect tells of this attempt
+/// only if it lies where the acknowledgement says; what is in effect tells wherever it lies.
+async fn outcome(attempt: Attempt, deadline: Instant) -> Result<Decided, ConditionalError> {
+    let Attempt { mut acknowledged, mut waiting } = attempt;
+    let late = tokio::time::sleep_until(deadline);
+    tokio::pin!(late);
+    let (mut position, mut lost) = (None, false);
+    loop {
+        // Where no acknowledgement will come, any copy ends the wait: a later one may take effect, but nothing more can be known.
+        let settled_by = if lost { None } else { Some(position.unwrap_or(NOWHERE)) };
+        tokio::select! {
+            biased;
+            decided = waiting.decided(settled_by) => {
+                if lost && decided.decision != Decision::InEffect {
+                    return Err(ConditionalError::Unclear(
+                        "no broker acknowledged it; a copy of it is in the log, and took no effect",
+                    ));
+                }
+                return Ok(decided);
             }
+            appended = &mut acknowledged, if position.is_none() && !lost => match appended {
+                Ok(appended) => position = Some(appended.position),
+                // It may be in the log all the same, which then tells what became of it.
+                Err(AppendError::Unknown(_)) => lost = true,
+                Err(error) => return Err(ConditionalError::Log(error)),
+            },
+            () = &mut late => return Err(ConditionalError::Undecided),
         }
     }
 }
@@ -270,7 +280,13 @@ fn written_before(held: &Entry, uuid: &str) -> Option<Written> {
     let record = held.record().filter(|record| record.uuid.eq_ignore_ascii_case(uuid))?;
     let (ttl, uuid) = (record.ttl, record.uuid.to_owned());
     let appended = Appended { position: held.position(), timestamp: held.timestamp() };
-    Some(Written { appended, ttl, uuid, not_visible: Vec::new(), earlier: Some(held.clone()) })
+    Some(Written {
+        appended,
+        ttl,
+        uuid,
+        not_visible: Vec::new(),
+        earlier: Some(Earlier { entry: held.clone(), memory: None }),
+    })
 }
 
 /// The record's time to live, and its bytes.

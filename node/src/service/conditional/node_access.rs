@@ -196,15 +196,12 @@ impl KeyAccess for NodeAccess {
         let from = ServedFrom::Store;
         let Some(entry) = held else {
             let position = self.parts.progress.applied_for(key.as_bytes());
-            return NotMet {
-                current: Answer { found: LookupResult::Missing, position, from },
-                version: None,
-            };
+            return NotMet { current: Answer::new(LookupResult::Missing, position, from), version: None };
         };
         let (position, is_live) = (entry.position(), entry.is_live_at(now));
         let timestamp = entry.timestamp().ms();
         let found = if is_live { LookupResult::Local(entry) } else { LookupResult::Gone { timestamp } };
-        NotMet { current: Answer { found, position, from }, version: is_live.then_some(position) }
+        NotMet { current: Answer::new(found, position, from), version: is_live.then_some(position) }
     }
 
     fn write_timeout(&self) -> Duration {
@@ -217,7 +214,10 @@ impl KeyAccess for NodeAccess {
 
     fn log_time(&self) -> LogTime {
         let progress = &self.parts.progress;
-        // An attempt that an error of the clock makes void is followed by one that knows the log's.
-        progress.log_time_now().unwrap_or_else(|| progress.clock().wall().assuming_clocks_agree())
+        // Of the log's clock, at least: what is called expired by it is so, and what a barrier of this call has found live was live when that
+        // was appended. This machine's, which may show anything, is asked only where nothing was read; an attempt that it
+        // makes void is followed by one that knows the log's.
+        let log_time = progress.log_time_now().or_else(|| progress.log_time_at_least());
+        log_time.unwrap_or_else(|| progress.clock().wall().assuming_clocks_agree())
     }
 }

@@ -8,7 +8,9 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use uuid::Uuid;
 
-use super::{ConditionalWrite, ConditionalWrites, Content, KeyAccess, NodeAccess, written_before};
+use super::{
+    ConditionalError, ConditionalWrite, ConditionalWrites, Content, KeyAccess, NodeAccess, written_before,
+};
 use crate::service::consistency::{ConsistentReads, Demand, wait_time};
 use crate::service::error::OperationError;
 use crate::service::reads::Reads;
@@ -53,12 +55,39 @@ impl WritesWithOptions {
         };
         let (parts, key) = (self.clone(), key.to_owned());
         if write.condition == WriteCondition::None {
-            return Ok(async move { parts.write_once(&key, content, uuid, timeout, trace).await }.boxed());
+            return Ok(async move {
+                let written = parts.write_once(&key, content, uuid, timeout, trace).await;
+                parts.counted(written)
+            }
+            .boxed());
         }
         let condition = write.condition;
         let uuid = uuid.unwrap_or_else(|| Uuid::new_v4().to_string());
         let write = ConditionalWrite { key, content, condition, uuid, trace, timeout };
-        Ok(async move { Ok(parts.conditional.write(&write).await?) }.boxed())
+        Ok(async move {
+            let written = parts.conditional.write(&write).await.map_err(OperationError::from);
+            parts.counted(written)
+        }
+        .boxed())
+    }
+
+    /// What came of a write, with memory for the record that its answer has beside what was sent: of a batch, thousands may wait for their
+    /// place. In both cases nothing was written by this call, so that it may as well be refused.
+    fn counted(&self, written: Result<Written, OperationError>) -> Result<Written, OperationError> {
+        let memory = self.consistent.memory();
+        match written {
+            Ok(mut written) => {
+                if let Some(earlier) = &mut written.earlier {
+                    earlier.memory = Some(memory.take(earlier.entry.as_bytes().len())?);
+                }
+                Ok(written)
+            }
+            Err(OperationError::Conditional(ConditionalError::NotMet(mut not_met))) => {
+                not_met.current.count(memory)?;
+                Err(ConditionalError::NotMet(not_met).into())
+            }
+            error => error,
+        }
     }
 
     /// A write on no condition, unless its record is the key's already.

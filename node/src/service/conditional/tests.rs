@@ -51,6 +51,8 @@ struct Log {
     moment: u64,
     /// No barrier is answered.
     stuck: bool,
+    /// By how many ms this node takes the log's clock to be later than it is.
+    ahead: i64,
 }
 
 #[derive(Clone, Default)]
@@ -219,7 +221,7 @@ impl KeyAccess for Double {
         let live = held.filter(|held| held.state_by_log_time(now) == State::Live);
         let version = live.as_ref().map(Entry::position);
         let found = live.map_or(LookupResult::Missing, LookupResult::Local);
-        NotMet { current: Answer { found, position, from: ServedFrom::Store }, version }
+        NotMet { current: Answer::new(found, position, ServedFrom::Store), version }
     }
 
     fn write_timeout(&self) -> Duration {
@@ -233,7 +235,7 @@ impl KeyAccess for Double {
     }
 
     fn log_time(&self) -> LogTime {
-        NOW
+        LogTime::from_ms(NOW.ms() + self.log().ahead)
     }
 }
 
@@ -325,11 +327,12 @@ async fn a_write_that_always_loses_gives_up() {
 
 #[tokio::test]
 async fn what_became_of_it_counts_however_it_is_told() {
-    for acknowledgement in [
-        Acknowledgement::BeforeTheDecision,
-        Acknowledgement::AfterTheDecision,
-        Acknowledgement::Never,
-        Acknowledgement::Lost,
+    for (acknowledgement, void_counts) in [
+        (Acknowledgement::BeforeTheDecision, true),
+        (Acknowledgement::AfterTheDecision, true),
+        // What took no effect may be a copy of the attempt.
+        (Acknowledgement::Never, false),
+        (Acknowledgement::Lost, false),
     ] {
         let double = Double::default();
         let held = double.written(ttl::FOR_EVER);
@@ -337,8 +340,29 @@ async fn what_became_of_it_counts_however_it_is_told() {
         let written = double.write(version(held)).await.expect("in effect");
         assert_eq!(written.appended, Appended { position: at(held + 1), timestamp: NOW });
         double.log().in_front.push_back(Some(entry(held + 2, ttl::FOR_EVER, "other")));
-        assert_eq!(not_met(double.write(version(held + 1)).await), Some(at(held + 2)));
+        let mut second = write(version(held + 1), "mine");
+        if void_counts {
+            assert_eq!(not_met(double.under_test().0.write(&second).await), Some(at(held + 2)));
+        } else {
+            second.timeout = Duration::from_millis(50);
+            let error = double.under_test().0.write(&second).await.expect_err("not known");
+            assert_eq!(error.kind(), ErrorKind::MayTakeEffect, "{error}");
+            assert!(error.to_string().contains("may"), "{error}");
+        }
     }
+}
+
+#[tokio::test]
+async fn an_attempt_too_early_is_refused_by_the_logs_time() {
+    let double = Double::default();
+    // It has expired by the time that this node takes for the log's, which is ahead.
+    double.log().ahead = 10;
+    let held = double.written(NOW.ms() + 5);
+    assert_eq!(not_met(double.write(WriteCondition::Absent).await), Some(at(held)), "it is live by the log");
+    assert_eq!(double.log().attempts, [Expected::Dead(held)], "and once is enough to find out");
+    double.log().held = Some(entry(held, NOW.ms(), "other"));
+    double.log().truth = Some(entry(held, NOW.ms(), "other"));
+    double.write(WriteCondition::Absent).await.expect("it has expired");
 }
 
 #[tokio::test]
@@ -362,7 +386,7 @@ async fn a_repeated_call_is_answered_with_its_record() {
     let again = double.write(WriteCondition::Absent).await.expect("in effect already");
     assert_eq!(again.appended, first.appended);
     assert_eq!(
-        again.earlier.and_then(|entry| Some(entry.record()?.uuid.to_owned())),
+        again.earlier.and_then(|earlier| Some(earlier.entry.record()?.uuid.to_owned())),
         Some("mine".to_owned())
     );
     assert_eq!(double.log().attempts.len(), 1);
