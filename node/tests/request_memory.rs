@@ -235,10 +235,9 @@ async fn answers_of_a_batch_over_rpc_that_wait_are_counted() {
     hold_large(&http).await;
     let read = ReadOptions { consistency: Consistency::Strong, ..ReadOptions::default() };
     let write = WriteOptions { condition: WriteCondition::Absent, ..WriteOptions::default() };
-    for operation in [
-        Operation::Get { key: "large", read },
-        Operation::Set { key: "large", value: "v", ttl: 0, write },
-    ] {
+    for operation in
+        [Operation::Get { key: "large", read }, Operation::Set { key: "large", value: "v", ttl: 0, write }]
+    {
         let mut sent = Vec::new();
         put_first_call(&mut sent, 1, &Request::BatchRecords(vec![operation; GREEDY]));
         let answers = rpc_answers(&rpc, &sent, 1).await;
