@@ -140,6 +140,30 @@ async fn a_counter_is_exact_under_contention_and_lost_answers() {
     assert!((done..=done + unclear).contains(&value) && done > 0, "{done} {unclear} {value}");
 }
 
+/// With pauses that grow, those who lose would wait while the winner wins again.
+#[tokio::test]
+async fn an_update_that_lost_often_tries_no_less_often() {
+    const LOSSES: usize = 300;
+    let node = FakeNode::start().await;
+    let client = client(&[&node]).await;
+    let attempts = Arc::new(AtomicUsize::new(0));
+    node.script({
+        let (store, attempts) = (Arc::clone(node.store()), Arc::clone(&attempts));
+        move |_, request| {
+            if matches!(request, Request::WriteRecord { .. })
+                && attempts.fetch_add(1, Ordering::SeqCst) < LOSSES
+            {
+                store.lock().overwrite("k", "another's");
+            }
+            Reaction::Answer
+        }
+    });
+    let updated = client.update("k", |_| "mine").await.expect("in the end it wins");
+    assert_eq!(updated.before.map(|record| record.value).as_deref(), Some("another's"));
+    assert_eq!(attempts.load(Ordering::SeqCst), LOSSES + 1);
+    assert_eq!(node.calls(), LOSSES + 2, "each refusal tells what is there, so there is one read");
+}
+
 #[tokio::test]
 async fn an_update_keeps_deletes_and_has_an_end() {
     let node = FakeNode::start().await;

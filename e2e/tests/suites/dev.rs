@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use bitacora_client::{Client, Error, Operation, Outcome, ReadLevel, Session, Visible};
 use e2e::cluster::{START, is, node_binary};
+use e2e::command_line::CommandLine;
 use e2e::http::Api;
 use e2e::process::{Process, tail};
 use e2e::runner::{Ctx, Test};
@@ -16,7 +17,8 @@ pub fn tests() -> Vec<Test> {
     tests![
         Nothing: writes_are_read_on_all_nodes_and_survive_a_kill,
             the_readmes_curl_lines_work_as_they_are, the_readmes_demonstration_shows_what_it_says,
-            a_batch_of_the_library_compares_and_reads_strongly, what_is_in_the_way_is_told_in_one_sentence
+            a_batch_of_the_library_compares_and_reads_strongly,
+            imports_and_lists_of_keys_keep_their_conditions, what_is_in_the_way_is_told_in_one_sentence
     ]
 }
 
@@ -183,6 +185,43 @@ async fn a_batch_of_the_library_compares_and_reads_strongly(ctx: Ctx) -> Result<
         .collect();
     ensure!(values == ["20", "4", "4", "not found"], "{results:?}");
     client.close().await;
+    Ok(())
+}
+
+async fn imports_and_lists_of_keys_keep_their_conditions(ctx: Ctx) -> Result<()> {
+    let port = free_ports();
+    let dev = dev(&ctx, port, &ctx.dir.join("data"), "dev.log").await?;
+    started(&dev).await;
+    let rpc = [1, 3, 5].map(|offset| format!("127.0.0.1:{}", port + offset)).join(",");
+    let http = [0, 2, 4].map(|offset| format!("http://127.0.0.1:{}", port + offset)).join(",");
+    for (way, nodes) in [("--rpc", rpc), ("--http", http)] {
+        let prefix = way.trim_start_matches('-');
+        let line = |key: &str, value: &str| format!("{{\"key\":\"{prefix}:{key}\",\"value\":\"{value}\"}}\n");
+        let bitacora = CommandLine::new(&ctx, &[way, &nodes]);
+        let import = ["import", "-", "--if-absent", "--visible", "all"];
+        bitacora.run_on(&import, (line("a", "1") + &line("b", "1")).as_bytes()).await?.expect(0);
+        let said = bitacora.run_on(&import, (line("b", "2") + &line("c", "2")).as_bytes()).await?.expect(7);
+        ensure!(
+            said.stderr.contains("1 accepted") && said.stderr.contains("1 not written"),
+            "{}",
+            said.stderr
+        );
+        // Deleted unless it was changed since.
+        let scan = ["scan", "--prefix", prefix, "--output", "json", "--consistency", "strong"];
+        let listed = bitacora.run(&scan).await?.expect(0).json()?;
+        let listed: String = listed
+            .iter()
+            .map(|record| {
+                serde_json::json!({"key": record["key"], "ifMatch": record["position"]}).to_string() + "\n"
+            })
+            .collect();
+        bitacora.run(&["set", &format!("{prefix}:b"), "3", "--if-match", "*"]).await?.expect(0);
+        let said = bitacora.run_on(&["del", "--from-file", "-"], listed.as_bytes()).await?.expect(7);
+        ensure!(said.stderr.contains(&format!("{prefix}:b")), "{}", said.stderr);
+        let left = bitacora.run(&scan).await?.expect(0).json()?;
+        let left: Vec<_> = left.iter().map(|record| (&record["key"], &record["value"])).collect();
+        ensure!(left == [(&format!("{prefix}:b").into(), &"3".into())], "{left:?}");
+    }
     Ok(())
 }
 
