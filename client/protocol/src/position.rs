@@ -50,7 +50,9 @@ impl FromStr for Position {
         let (partition, offset) = text.split_once(':').ok_or_else(wrong)?;
         let partition = partition.parse().ok().filter(|p| *p >= 0).ok_or_else(wrong)?;
         let offset = offset.parse().ok().filter(|o| *o >= -1).ok_or_else(wrong)?;
-        Ok(Self { partition, offset })
+        let position = Self { partition, offset };
+        // As it is answered, and no other way: neither +1 nor 01.
+        if position.to_string() == text { Ok(position) } else { Err(wrong()) }
     }
 }
 
@@ -131,7 +133,10 @@ mod tests {
             let position = Position { partition, offset };
             prop_assert_eq!(position.to_string().parse(), Ok(position));
             match text.parse::<Position>() {
-                Ok(Position { partition, offset }) => prop_assert!(partition >= 0 && offset >= -1),
+                Ok(position) => {
+                    prop_assert!(position.partition >= 0 && position.offset >= -1);
+                    prop_assert_eq!(position.to_string(), text);
+                }
                 Err(error) => prop_assert!(error.to_string().contains("is not a position")),
             }
         }
@@ -148,9 +153,25 @@ mod tests {
 
     #[test]
     fn anything_else_is_refused() {
-        for text in
-            ["", "1", ":", "1:", ":1", "-1:0", "1:-2", "1:2:3", "a:b", "1:99999999999999999999", " 1:2"]
-        {
+        for text in [
+            "",
+            "1",
+            ":",
+            "1:",
+            ":1",
+            "-1:0",
+            "1:-2",
+            "1:2:3",
+            "a:b",
+            "1:99999999999999999999",
+            " 1:2",
+            "1:+2",
+            "+1:2",
+            "1:02",
+            "01:2",
+            "-0:1",
+            "1:-0",
+        ] {
             assert!(text.parse::<Position>().is_err(), "{text:?} was accepted");
         }
     }

@@ -54,6 +54,18 @@ pub fn no_condition(headers: &HeaderMap, what: &str) -> Result<(), HttpError> {
     }
 }
 
+/// That a read has no `If-Match`: it would be answered as if it held.
+///
+/// # Errors
+/// When there is one.
+pub fn no_write_condition(headers: &HeaderMap) -> Result<(), HttpError> {
+    if headers.contains_key(IF_MATCH) {
+        let why = "the header if-match has no meaning on a read; a read that must see more has consistency, and a write the condition";
+        return Err(HttpError::BadRequest(why.to_owned()));
+    }
+    Ok(())
+}
+
 /// A condition as `If-Match` and the field `ifMatch` of a batch's line have it; the latter without quotes.
 pub fn if_match(text: &str) -> Result<WriteCondition, String> {
     if text == "*" {

@@ -7,7 +7,7 @@ use bytes::Buf;
 use futures_util::Stream;
 use warp::http::HeaderMap;
 
-use super::conditions::{idempotency_key, write_condition};
+use super::conditions::{idempotency_key, no_write_condition, write_condition};
 use super::error::HttpError;
 use super::media::{BodyType, body_type};
 use super::options::read_options;
@@ -24,6 +24,7 @@ pub(super) async fn get(service: &Service, query: &str, headers: &HeaderMap, not
     let key = params.get("key").unwrap_or_default();
     check_key(key).map_err(OperationError::from)?;
     let read = read_options(&params, headers)?;
+    no_write_condition(headers)?;
     let known = etag::if_none_match(headers)?;
     notes.key(key);
     let asked = Instant::now();

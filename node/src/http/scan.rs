@@ -7,6 +7,7 @@ use bitacora_protocol::rpc::ScanRequest;
 use warp::http::{HeaderMap, StatusCode};
 
 use super::answers::{self, Reply};
+use super::conditions::no_write_condition;
 use super::error::HttpError;
 use super::options::read_options;
 use super::params::query_params;
@@ -24,6 +25,7 @@ pub(super) const FIELDS: &[&str] =
 pub(super) async fn scan(service: &Service, query: &str, headers: &HeaderMap, notes: &mut Notes) -> Outcome {
     let params = query_params(query, FIELDS)?;
     let read = read_options(&params, headers)?;
+    no_write_condition(headers)?;
     let text = |name| params.get(name).unwrap_or_default();
     let limit = match params.get("limit") {
         None => DEFAULT_LIMIT,

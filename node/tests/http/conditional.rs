@@ -164,6 +164,10 @@ async fn what_is_no_condition_is_refused_and_changes_nothing() {
         running.ask(path, &[&good], "").await.refusal(400);
     }
     running.ask("POST /rpc/batch", &["If-Match: *"], "{}").await.refusal(400);
+    for path in ["GET /rpc?key=k", "GET /rpc?key=k&consistency=strong", "GET /rpc/scan"] {
+        let why = running.ask(path, &[&good], "").await.refusal(400);
+        assert!(why.contains("if-match has no meaning on a read"), "{path}: {why}");
+    }
     assert_eq!(running.value("k").await.as_deref(), Some("1"));
     running.stop().await;
 }
