@@ -96,6 +96,17 @@ pub trait Log: Send + Sync + 'static {
     /// [`ReadError::Unavailable`] when the log did not answer.
     fn high_watermarks(&self) -> Result<Vec<HighWatermark>, ReadError>;
 
+    /// Asks the log for the high watermark of one partition: its leader answers, whatever became of the others'. Blocks, for a second
+    /// or so at most.
+    ///
+    /// # Errors
+    /// [`ReadError::Unavailable`] when the log did not answer, or has no such partition.
+    fn high_watermark(&self, partition: i32) -> Result<HighWatermark, ReadError> {
+        let ends = self.high_watermarks()?;
+        let end = usize::try_from(partition).ok().and_then(|index| ends.get(index).copied());
+        end.ok_or_else(|| ReadError::Unavailable(format!("there is no partition {partition}")))
+    }
+
     /// The name of a thread of the log's client that has ended although the log is in use: it can't be used any more.
     fn ended_thread(&self) -> Option<&'static str> {
         None

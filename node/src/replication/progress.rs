@@ -29,7 +29,7 @@ pub(crate) const MAX_SILENCE: Duration = Duration::from_secs(30);
 /// How long the reads of a store from an earlier run wait for the log to say whether it is its own. A log that is away
 /// must not hold them up for ever.
 const EARLIER_STORE_WAIT: Duration = Duration::from_secs(1);
-/// A log that has told no high watermark for so long does not answer; it is asked several times a second.
+/// A log that has told no high watermark, of any partition, for so long does not answer; it is asked several times a second.
 const LOG_SILENCE: Duration = Duration::from_secs(2);
 
 pub struct Progress {
@@ -57,7 +57,7 @@ struct Inner {
     waiters: Waiters,
     /// Counts the stores that were read: another number is another store.
     store_number: u64,
-    /// When the log last told its high watermarks.
+    /// When the log last told a high watermark, of whichever partition.
     log_answered: Option<Moment>,
 }
 
@@ -278,6 +278,11 @@ impl Progress {
         self.wake_waiting();
     }
 
+    /// The leader of some partition told its high watermark.
+    pub(crate) fn note_log_answered(&self) {
+        self.lock().log_answered = Some(self.clock.now());
+    }
+
     /// How long a record of the log is safe from compaction.
     pub(crate) fn set_compaction_lag(&self, lag: Duration) {
         self.lock().ends.set_compaction_lag(lag);
@@ -302,7 +307,7 @@ impl Progress {
         (inner.serves() && self.restored()).then_some(inner.store_number)
     }
 
-    /// Whether the log is read and has told its high watermarks within the last two seconds.
+    /// Whether the log is read and has told a high watermark, of any partition, within the last two seconds.
     #[must_use]
     pub fn log_answers(&self) -> bool {
         let inner = self.lock();

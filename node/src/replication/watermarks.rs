@@ -12,6 +12,8 @@ use bitacora_protocol::{HighWatermark, NextOffset};
 
 /// Between two questions for the high watermarks; well within the second after which they are stale.
 const HIGH_WATERMARK_INTERVAL: Duration = Duration::from_millis(250);
+/// So many partitions are asked one by one when not all answer together; each question takes a second or so at most.
+const SINGLE_QUESTIONS: usize = 2;
 /// Between two looks whether the log is still the same.
 const IDENTITY_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -20,12 +22,14 @@ pub struct Watermarks {
     shared: Arc<Shared>,
     /// When it last looked whether the log is the same.
     identity_checked: Moment,
+    /// The partition that answered last when not all did.
+    answering: usize,
 }
 
 impl Watermarks {
     pub(super) fn new(parts: Parts, shared: Arc<Shared>) -> Self {
         let identity_checked = parts.progress.clock().now();
-        Self { parts, shared, identity_checked }
+        Self { parts, shared, identity_checked, answering: 0 }
     }
 
     /// Asks the log once, if it is being read. Blocks for as long as the log takes. Returns for how long to pause.
@@ -50,6 +54,7 @@ impl Watermarks {
             }
             Err(error) => {
                 tracing::debug!(%error, "the high watermarks are not known");
+                self.ask_one_by_one(next.len());
                 let mut checkpoint_before_outage = self.shared.checkpoint_before_outage.lock();
                 if checkpoint_before_outage.is_none() {
                     *checkpoint_before_outage = self.shared.checkpoint(&self.parts.store).ok();
@@ -57,6 +62,19 @@ impl Watermarks {
             }
         }
         HIGH_WATERMARK_INTERVAL
+    }
+
+    /// Finds out whether any leader answers where not all do: reads that must ask the log are refused only where none does. One that
+    /// has answered is asked first again, since those of other partitions may be away for long.
+    fn ask_one_by_one(&mut self, partitions: usize) {
+        for _ in 0..SINGLE_QUESTIONS.min(partitions) {
+            self.answering %= partitions;
+            if self.parts.log.high_watermark(self.answering as i32).is_ok() {
+                self.parts.progress.note_log_answered();
+                return;
+            }
+            self.answering += 1;
+        }
     }
 
     /// Whether the log is another one than was opened, has lost records, or has partitions that nobody reads yet.

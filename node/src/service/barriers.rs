@@ -1,7 +1,9 @@
 //! What `strong` and `latest` reads wait for. A barrier is a record of a reserved key that is appended to a partition: whoever is the
 //! partition's leader can acknowledge it only if nobody else is, so what was acknowledged before lies in front of it. The high
-//! watermark is only asked for, so that a deposed leader that has not noticed may name an old one.
+//! watermark is only asked for, so that a deposed leader that has not noticed may name an old one. Either is of the partition that the
+//! read is of: what became of the leaders of others is nothing to it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bitacora_protocol::{HighWatermark, NextOffset, Position};
@@ -27,17 +29,16 @@ pub struct Barriers {
     parts: Arc<Parts>,
     /// For each partition.
     appends: Mutex<Vec<Arc<Rounds<Result<Moment, Failed>>>>>,
-    high_watermarks: Arc<Rounds<Result<HighWatermarks, Failed>>>,
+    /// For each partition, and for all together (`None`).
+    questions: Mutex<HashMap<Option<i32>, Arc<Rounds<Result<HighWatermarks, Failed>>>>>,
 }
 
-/// The high watermark of each partition, and when it was asked for.
+/// High watermarks, and when they were asked for.
 #[derive(Clone)]
 pub struct HighWatermarks {
     pub asked_at: Moment,
-    /// What had been applied by then: a log that ends before that is another one, or has lost records. What is applied later may lie
-    /// beyond the answer.
-    pub applied: Arc<[NextOffset]>,
-    pub ends: Arc<[HighWatermark]>,
+    /// The last position below that of each partition that was asked for.
+    pub last: Arc<[Position]>,
 }
 
 struct Parts {
@@ -52,9 +53,7 @@ impl Barriers {
     #[must_use]
     pub fn new(log: Arc<dyn Log>, progress: Arc<Progress>, metrics: Arc<Metrics>) -> Self {
         let parts = Arc::new(Parts { log, progress, metrics, closed: false.into() });
-        let asking = Arc::clone(&parts);
-        let high_watermarks = Rounds::new(move |reply| Arc::clone(&asking).ask(reply).boxed());
-        Self { parts, appends: Mutex::default(), high_watermarks }
+        Self { parts, appends: Mutex::default(), questions: Mutex::default() }
     }
 
     /// Refuses every barrier from here on: the node stops.
@@ -71,13 +70,25 @@ impl Barriers {
         async move { passed.await.unwrap_or_else(|| Err(panicked())) }
     }
 
-    /// The high watermarks, asked for after this call.
+    /// The high watermark of a partition or, of `None`, of all, asked for after this call.
     ///
     /// # Errors
-    /// When the log did not name them.
-    pub fn high_watermarks(&self) -> impl Future<Output = Result<HighWatermarks, Failed>> + Send + use<> {
-        let answer = self.high_watermarks.ask();
+    /// When the log did not name them, or ends before what was applied.
+    pub fn high_watermarks(
+        &self,
+        partition: Option<i32>,
+    ) -> impl Future<Output = Result<HighWatermarks, Failed>> + Send + use<> {
+        let answer = self.question(partition).ask();
         async move { answer.await.unwrap_or_else(|| Err(panicked())) }
+    }
+
+    fn question(&self, partition: Option<i32>) -> Arc<Rounds<Result<HighWatermarks, Failed>>> {
+        let mut questions = self.questions.lock();
+        let rounds = questions.entry(partition).or_insert_with(|| {
+            let parts = Arc::clone(&self.parts);
+            Rounds::new(move |reply| Arc::clone(&parts).ask(partition, reply).boxed())
+        });
+        Arc::clone(rounds)
     }
 
     fn append_to(&self, partition: i32) -> Arc<Rounds<Result<Moment, Failed>>> {
@@ -128,21 +139,37 @@ impl Parts {
         });
     }
 
-    async fn ask(self: Arc<Self>, reply: Reply<Result<HighWatermarks, Failed>>) {
-        let (asked_at, applied) = (self.progress.clock().now(), self.progress.next_offsets().into());
+    async fn ask(self: Arc<Self>, partition: Option<i32>, reply: Reply<Result<HighWatermarks, Failed>>) {
+        let asked_at = self.progress.clock().now();
+        // What is applied later may lie beyond the answer.
+        let applied = match partition {
+            Some(partition) => self.progress.next_offset(partition).into_iter().collect(),
+            None => self.progress.next_offsets(),
+        };
         let log = Arc::clone(&self.log);
         // It blocks.
-        let answer = tokio::task::spawn_blocking(move || log.high_watermarks()).await;
-        reply.tell(match answer {
-            Ok(Ok(ends)) => Ok(HighWatermarks { asked_at, applied, ends: ends.into() }),
-            Ok(Err(error)) => Err(error.to_string().into()),
+        let answer = tokio::task::spawn_blocking(move || match partition {
+            Some(partition) => log.high_watermark(partition).map(|end| vec![end]),
+            None => log.high_watermarks(),
+        });
+        reply.tell(match answer.await {
+            Ok(Ok(ends)) => last_positions(partition.unwrap_or(0), &applied, &ends)
+                .map(|last| HighWatermarks { asked_at, last }),
+            Ok(Err(error)) => Err(format!("the high watermark is not known: {error}").into()),
             Err(_) => Err(panicked()),
         });
     }
 }
 
-/// The position at which everything below a high watermark is applied.
-#[must_use]
-pub fn last_below(end: HighWatermark, partition: i32) -> Position {
-    NextOffset(end.0).applied(partition)
+/// For each of the partitions from `first` on, the position at which everything below its high watermark is applied. A log that ends
+/// before what was applied when it was asked, or has other partitions, is another one, or has lost records.
+fn last_positions(
+    first: i32,
+    applied: &[NextOffset],
+    ends: &[HighWatermark],
+) -> Result<Arc<[Position]>, Failed> {
+    if applied.len() != ends.len() || applied.iter().zip(ends).any(|(next, end)| next.0 > end.0) {
+        return Err("the log is not as it was opened, and is looked at again".into());
+    }
+    Ok((first..).zip(ends).map(|(partition, end)| NextOffset(end.0).applied(partition)).collect())
 }

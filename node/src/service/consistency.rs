@@ -1,6 +1,7 @@
 //! What a read that is more than eventual waits for, before it is answered from this node's own store.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bitacora_protocol::{Consistency, Position, ReadOptions, SessionPosition};
@@ -11,7 +12,7 @@ use crate::clock::Moment;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::replication::progress::{Progress, WaitError};
-use crate::service::barriers::{Barriers, last_below};
+use crate::service::barriers::Barriers;
 use crate::service::memory::{Memory, OutOfMemory};
 
 /// How long a read or a write waits that does not say.
@@ -103,8 +104,23 @@ impl Demand {
 pub struct ConsistentReads {
     progress: Arc<Progress>,
     barriers: Barriers,
+    complete: CompleteStores,
     memory: Memory,
     metrics: Arc<Metrics>,
+}
+
+/// Which store is known to have had everything that was acknowledged, in every partition, at some moment after this node learnt how many
+/// partitions there are. A key that lay in another partition before the topic was given more is then in the store, and what is
+/// acknowledged later is in the key's present partition, so that later reads ask that one alone.
+struct CompleteStores {
+    /// As barriers told: the store's number.
+    by_barriers: AtomicU64,
+    /// As high watermarks told.
+    by_high_watermarks: AtomicU64,
+}
+
+impl CompleteStores {
+    const NONE: u64 = u64::MAX;
 }
 
 /// The store had what the read must see.
@@ -120,7 +136,11 @@ impl ConsistentReads {
     #[must_use]
     pub fn new(log: Arc<dyn Log>, progress: Arc<Progress>, memory: Memory, metrics: Arc<Metrics>) -> Self {
         let barriers = Barriers::new(log, Arc::clone(&progress), Arc::clone(&metrics));
-        Self { progress, barriers, memory, metrics }
+        let complete = CompleteStores {
+            by_barriers: CompleteStores::NONE.into(),
+            by_high_watermarks: CompleteStores::NONE.into(),
+        };
+        Self { progress, barriers, complete, memory, metrics }
     }
 
     /// The node's budget.
@@ -196,8 +216,8 @@ impl ConsistentReads {
                 }
                 let asked = async {
                     match level {
-                        Consistency::Strong => self.strong(key).await,
-                        _ => self.latest(key, demand, deadline).await,
+                        Consistency::Strong => self.strong(key, store_number).await,
+                        _ => self.latest(key, store_number, demand, deadline).await,
                     }
                 };
                 let asked = timeout_at(deadline, asked).await;
@@ -205,7 +225,7 @@ impl ConsistentReads {
             }
         };
         if let Some(most) = demand.max_staleness {
-            self.check_staleness(key, most, complete_since)?;
+            self.check_staleness(key, store_number, most, complete_since)?;
         }
         Ok(Reached { store_number })
     }
@@ -242,43 +262,48 @@ impl ConsistentReads {
     }
 
     /// Appends barriers, and waits until they are applied. Returns since when the store has what it has.
-    async fn strong(&self, key: Scope<'_>) -> Result<Moment, ConsistencyError> {
+    async fn strong(&self, key: Scope<'_>, store_number: u64) -> Result<Moment, ConsistencyError> {
         let failed = |why| self.not_reached(key, format!("the barrier of a strong read failed: {why}"));
-        match key {
-            Some(key) => {
-                let partition = self.progress.applied_for(key.as_bytes()).partition;
-                self.barriers.pass(partition).await.map_err(failed)
-            }
-            None => {
-                let all = (0..self.progress.partition_count())
-                    .map(|partition| self.barriers.pass(partition as i32));
-                let appended = try_join_all(all).await.map_err(failed)?;
-                let now = self.progress.clock().now();
-                Ok(appended.into_iter().min().unwrap_or(now))
-            }
+        let is_complete = self.complete.by_barriers.load(Ordering::Relaxed) == store_number;
+        if let Some(partition) = self.partition_of(key.filter(|_| is_complete)) {
+            return self.barriers.pass(partition).await.map_err(failed);
         }
+        let partitions = self.progress.partition_count();
+        let all = (0..partitions).map(|partition| self.barriers.pass(partition as i32));
+        let appended = try_join_all(all).await.map_err(failed)?;
+        self.complete.by_barriers.store(store_number, Ordering::Relaxed);
+        let now = self.progress.clock().now();
+        Ok(appended.into_iter().min().unwrap_or(now))
     }
 
-    /// Asks for the high watermarks, and waits until they are reached.
+    /// Where a key's writes go.
+    fn partition_of(&self, key: Scope<'_>) -> Option<i32> {
+        key.map(|key| self.progress.applied_for(key.as_bytes()).partition)
+    }
+
+    /// The one partition whose high watermark tells how new what the store has of a key is; `None` if all do.
+    fn partition_to_ask(&self, key: Scope<'_>, store_number: u64) -> Option<i32> {
+        let complete = &self.complete.by_high_watermarks;
+        if complete.load(Ordering::Relaxed) != store_number {
+            // Since the number of partitions is known, no high watermark of any has been reached.
+            self.progress.staleness(None)?;
+            complete.store(store_number, Ordering::Relaxed);
+        }
+        self.partition_of(key)
+    }
+
+    /// Asks for high watermarks, and waits until they are reached.
     async fn latest(
         &self,
         key: Scope<'_>,
+        store_number: u64,
         demand: &Demand,
         deadline: Instant,
     ) -> Result<Moment, ConsistencyError> {
-        let answer = self.barriers.high_watermarks().await;
-        let answer = answer
-            .map_err(|why| self.not_reached(key, format!("the high watermarks are not known: {why}")))?;
-        let ends_before = answer.applied.iter().zip(&*answer.ends).any(|(next, end)| next.0 > end.0);
-        if ends_before || answer.applied.len() != answer.ends.len() {
-            let why = "the log is not as it was opened, and is looked at again".to_owned();
-            return Err(self.not_reached(key, why));
-        }
-        let own = key.map(|key| self.progress.applied_for(key.as_bytes()).partition);
-        for (partition, end) in (0..).zip(&*answer.ends) {
-            if own.is_none_or(|own| own == partition) {
-                self.applied(key, last_below(*end, partition), demand, deadline).await?;
-            }
+        let answer = self.barriers.high_watermarks(self.partition_to_ask(key, store_number)).await;
+        let answer = answer.map_err(|why| self.not_reached(key, why.to_string()))?;
+        for last in &*answer.last {
+            self.applied(key, *last, demand, deadline).await?;
         }
         Ok(answer.asked_at)
     }
@@ -287,11 +312,11 @@ impl ConsistentReads {
     fn check_staleness(
         &self,
         key: Scope<'_>,
+        store_number: u64,
         most: Duration,
         complete_since: Option<Moment>,
     ) -> Result<(), ConsistencyError> {
-        let partition = key.map(|key| self.progress.applied_for(key.as_bytes()).partition);
-        let known = self.progress.staleness(partition);
+        let known = self.progress.staleness(self.partition_to_ask(key, store_number));
         let asked = complete_since.map(|moment| self.progress.clock().now().since(moment));
         let age = known.into_iter().chain(asked).min();
         if age.is_some_and(|age| age <= most) {

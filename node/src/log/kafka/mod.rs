@@ -225,9 +225,26 @@ impl Log for KafkaLog {
         if partitions == 0 {
             return Err(ReadError::Unavailable("the topic is not known yet".into()));
         }
-        topic::offsets(&self.queries, &self.settings.topic, partitions, Offset::End, WATERMARK_TIMEOUT)
+        topic::offsets(&self.queries, &self.settings.topic, 0..partitions, Offset::End, WATERMARK_TIMEOUT)
             .map(|ends| ends.into_iter().map(HighWatermark).collect())
             .map_err(|error| ReadError::Unavailable(error.to_string()))
+    }
+
+    fn high_watermark(&self, partition: i32) -> Result<HighWatermark, ReadError> {
+        let partitions = self.partitions.load(Ordering::Relaxed);
+        let index = usize::try_from(partition).ok().filter(|index| *index < partitions);
+        let index =
+            index.ok_or_else(|| ReadError::Unavailable(format!("no partition {partition} is known")))?;
+        let ends = topic::offsets(
+            &self.queries,
+            &self.settings.topic,
+            index..index + 1,
+            Offset::End,
+            WATERMARK_TIMEOUT,
+        )
+        .map_err(|error| ReadError::Unavailable(error.to_string()))?;
+        let end = ends.first().copied().map(HighWatermark);
+        end.ok_or_else(|| ReadError::Unavailable("the broker left it out".into()))
     }
 
     fn ended_thread(&self) -> Option<&'static str> {
@@ -341,6 +358,24 @@ pub(super) mod tests {
         brokers.broker_down(1).expect("it goes down");
         let answer = log.append("k", Vec::new(), None).await;
         assert!(matches!(answer, Err(AppendError::Unknown(_))), "{answer:?}");
+    }
+
+    #[test]
+    fn a_partition_is_asked_for_though_the_leader_of_another_is_away() {
+        let brokers = MockCluster::new(2).expect("brokers");
+        let log = on(&brokers);
+        brokers.create_topic("two", 2, 1).expect("a topic");
+        let log = KafkaLog { settings: KafkaSettings { topic: "two".into(), ..log.settings.clone() }, ..log };
+        log.partitions.store(2, Ordering::Relaxed);
+        for (partition, leader) in [(0, 1), (1, 2)] {
+            brokers.partition_leader("two", partition, Some(leader)).expect("it leads");
+        }
+        assert_eq!(log.high_watermarks().expect("both answer"), [HighWatermark(0); 2]);
+        brokers.broker_down(2).expect("it goes down");
+        assert!(log.high_watermarks().is_err());
+        assert_eq!(log.high_watermark(0).expect("its leader answers"), HighWatermark(0));
+        assert!(log.high_watermark(1).is_err() && log.high_watermark(2).is_err());
+        assert!(log.high_watermark(-1).is_err());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The topic: created where it is missing, checked where it is there.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use futures_executor::block_on;
@@ -55,7 +56,7 @@ pub(super) fn open(
         .ok_or_else(|| unavailable("does not answer", &"it did not tell its cluster id"))?;
     let ask = |at| {
         answered();
-        offsets(queries, &settings.topic, partitions, at, QUERY_TIMEOUT)
+        offsets(queries, &settings.topic, 0..partitions, at, QUERY_TIMEOUT)
     };
     let starts =
         ask(Offset::Beginning).map_err(|error| unavailable("did not tell where the topic starts", &error))?;
@@ -364,25 +365,26 @@ fn admin(settings: &KafkaSettings) -> Result<AdminClient<LastProblem>, OpenError
         .map_err(|error| OpenError::Refused(error.to_string()))
 }
 
-/// Every partition's first (`Offset::Beginning`) or next (`Offset::End`) offset, in one request a broker.
+/// The first (`Offset::Beginning`) or next (`Offset::End`) offset of each of these partitions, in one request a broker; those of others may be away.
 pub(super) fn offsets(
     queries: &BaseConsumer<LastProblem>,
     topic: &str,
-    partitions: usize,
+    partitions: Range<usize>,
     at: Offset,
     timeout: Duration,
 ) -> KafkaResult<Vec<i64>> {
     let mut ask = TopicPartitionList::new();
-    for partition in 0..partitions {
+    for partition in partitions.clone() {
         // ListOffsets takes -1 and -2 for the end and the beginning in the place of a time.
         ask.add_partition_offset(topic, i32::try_from(partition).unwrap_or(i32::MAX), at)?;
     }
     let answer = queries.offsets_for_times(ask, timeout)?;
-    let mut offsets = vec![None; partitions];
+    let mut offsets = vec![None; partitions.len()];
     for element in answer.elements() {
         element.error()?;
-        let place =
-            usize::try_from(element.partition()).ok().and_then(|partition| offsets.get_mut(partition));
+        let index = usize::try_from(element.partition()).ok();
+        let index = index.and_then(|partition| partition.checked_sub(partitions.start));
+        let place = index.and_then(|index| offsets.get_mut(index));
         if let (Some(place), Some(offset)) = (place, element.offset().to_raw().filter(|offset| *offset >= 0))
         {
             *place = Some(offset);

@@ -93,6 +93,8 @@ struct Scripted {
     refuses: Option<&'static str>,
     /// Whether it does not tell the high watermark.
     silent: AtomicBool,
+    /// Whether a partition is told of alone, whatever `silent` says.
+    partition_answers: AtomicBool,
     /// Where the first is that is later than what was read.
     later: Mutex<Option<i64>>,
     while_opening: Mutex<Option<WhileOpening>>,
@@ -110,6 +112,7 @@ impl Scripted {
             started: Mutex::default(),
             refuses: None,
             silent: AtomicBool::new(false),
+            partition_answers: AtomicBool::new(false),
             later: Mutex::default(),
             while_opening: Mutex::default(),
         }
@@ -177,6 +180,13 @@ impl Log for Scripted {
             return Err(ReadError::Unavailable("not a word".to_owned()));
         }
         Ok(vec![HighWatermark(*self.high_watermark.lock())])
+    }
+
+    fn high_watermark(&self, _: i32) -> Result<HighWatermark, ReadError> {
+        if self.partition_answers.load(Ordering::Relaxed) {
+            return Ok(HighWatermark(*self.high_watermark.lock()));
+        }
+        Err(ReadError::Unavailable("not a word".to_owned()))
     }
 
     fn flush(&self, _: Duration) {}

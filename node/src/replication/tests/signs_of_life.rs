@@ -41,3 +41,24 @@ fn a_log_that_never_opens_makes_a_warm_node_unready() {
     assert_eq!(seen[..5], [const { None }; 5], "it may be silent for a while");
     assert!(seen[6].as_ref().is_some_and(|why| why.contains("no sign of life for 35 s")), "{seen:?}");
 }
+
+#[test]
+fn a_log_of_which_one_leader_is_away_answers() {
+    let dir = folder();
+    let mut bench = Bench::start(dir.path(), 0..1);
+    bench.set(0, "k", "v");
+    bench.until_ready();
+    bench.log.silent.store(true, Ordering::Relaxed);
+    bench.log.partition_answers.store(true, Ordering::Relaxed);
+    for _ in 0..10 {
+        bench.watermarks.step();
+        bench.clock.pass(Duration::from_secs(1));
+    }
+    assert!(bench.progress.log_answers() && !bench.progress.caught_up(), "not all is known");
+    bench.log.partition_answers.store(false, Ordering::Relaxed);
+    for _ in 0..3 {
+        bench.watermarks.step();
+        bench.clock.pass(Duration::from_secs(1));
+    }
+    assert!(!bench.progress.log_answers(), "nobody does");
+}
