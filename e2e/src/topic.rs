@@ -232,6 +232,22 @@ impl Topic {
         tokio::task::spawn_blocking(ask).await.context("the consumer panicked")?
     }
 
+    /// The broker that leads a partition, as a broker of [`Topic::brokers`] says.
+    pub async fn leader(&self, partition: i32) -> Result<i32> {
+        let topic = self.clone();
+        let ask = move || {
+            let consumer: BaseConsumer = topic.config().create().context("creating a consumer")?;
+            let metadata =
+                consumer.fetch_metadata(Some(&topic.name), PATIENCE).context("reading metadata")?;
+            let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+            let found = partitions.into_iter().find(|found| found.id() == partition);
+            let leader = found.with_context(|| format!("there is no partition {partition}"))?.leader();
+            ensure!(leader >= 0, "partition {partition} has no leader");
+            Ok(leader)
+        };
+        tokio::task::spawn_blocking(ask).await.context("the consumer panicked")?
+    }
+
     /// Reads every partition from its start to the high watermark of now, in order.
     pub async fn read_all(&self) -> Result<Vec<Record>> {
         let topic = self.clone();

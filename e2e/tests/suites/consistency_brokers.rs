@@ -121,7 +121,7 @@ fn cut_off(broker: usize, node: usize) -> Vec<Fault> {
 }
 
 /// Waits until a node has all that the log has, and knows the others.
-async fn is_well(api: &Api) -> Result<()> {
+pub(super) async fn is_well(api: &Api) -> Result<()> {
     let well = wait::try_until(RECOVERY, || async {
         let status = api.status().await.map_err(|error| format!("{error:#}"))?;
         let members = status["members"].as_array().map_or(0, Vec::len);

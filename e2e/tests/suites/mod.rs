@@ -12,12 +12,15 @@ mod compose;
 mod consistency;
 mod consistency_brokers;
 mod consistency_checks;
+mod consistency_deposed;
+mod consistency_search;
 mod crash;
 mod dev;
 mod ecs;
 mod faults;
 mod foreign_records;
 mod full_disk;
+mod grown_topic;
 mod import_export;
 mod machine;
 mod membership;
@@ -48,6 +51,7 @@ pub fn all() -> Vec<Test> {
         // The longest first, so that no thread is left alone with one at the end.
         faults::tests(),
         consistency_brokers::tests(),
+        consistency_deposed::tests(),
         monitoring_live::tests(),
         consistency::tests(),
         compose::tests(),
@@ -57,6 +61,7 @@ pub fn all() -> Vec<Test> {
         machine::tests(),
         real_data::tests(),
         resync::tests(),
+        grown_topic::tests(),
         request_memory::tests(),
         snapshot::tests(),
         crash::tests(),
@@ -88,6 +93,7 @@ pub fn all() -> Vec<Test> {
         dev::tests(),
         back_ends::tests(),
         consistency_checks::tests(),
+        consistency_search::tests(),
     ]
     .into_iter()
     .flatten()
