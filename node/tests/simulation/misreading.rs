@@ -15,19 +15,10 @@ use crate::world::{RETENTION, Record, World};
 /// Whether a mistake leaves out a repair that is needed.
 pub fn is_left_out(world: &World, needed: &NeededRepair) -> bool {
     let Position { partition, offset } = needed.pending.position;
-    let log = &world.log[partition as usize];
-    let behind = || {
-        let of_key = log.records.iter().filter(|record| record.key.as_bytes() == needed.key);
-        of_key.filter(|record| record.offset > offset).filter_map(|record| record.condition)
-    };
     match world.mistake {
         Some(Mistake::NoRepairs) => true,
         Some(Mistake::NoRepairOfAnEmptyKey) => needed.entry.is_none(),
-        Some(Mistake::VoidAttemptsAreNotRepaired) => log.truth.took_effect(offset) == Some(false),
-        Some(Mistake::AnyRepairSettles) => behind().any(|behind| matches!(behind, Condition::Repair { .. })),
-        Some(Mistake::TrimsSettleMoreThanTheyReach) => {
-            behind().any(|behind| matches!(behind, Condition::Trim { .. }))
-        }
+        Some(Mistake::VoidAttemptsAreNotRepaired) => world.log[partition as usize].truth.took_effect(offset) == Some(false),
         _ => false,
     }
 }
@@ -76,11 +67,22 @@ pub fn read<'a>(
         }
         (Some(Mistake::RepairsReachOnlyTheirRecord), Some(Condition::Repair { reach, .. })) => *reach = None,
         (
-            Some(Mistake::ExpiryByOwnClock | Mistake::TombstonesAreVersions),
+            Some(Mistake::ExpiryByOwnClock | Mistake::TombstonesAreVersions | Mistake::AnyFitEndsDoubts),
             Some(Condition::Attempt { .. }),
         ) => {
             if let Some((who, store)) = reader {
                 decide_wrongly(world, who, store, record, &mut condition);
+            }
+        }
+        (
+            Some(Mistake::DoubtsOutlastRepairs),
+            Some(Condition::Trim { until, offset, .. } | Condition::Repair { until, offset, .. }),
+        ) => {
+            if let Some((_, store)) = reader
+                && doubted(store, record).is_some_and(|held| held > *offset)
+            {
+                // As if it came too late.
+                *until = LogTime::MIN;
             }
         }
         _ => {}
@@ -93,9 +95,18 @@ pub fn read<'a>(
         key: Some(record.key.as_bytes()).filter(|_| !forgotten),
         value: record.value.as_deref(),
         condition,
-        level: record.level,
+        // Repairs below the level mean everything before.
+        level: record.level.filter(|_| mistake != Some(Mistake::AnyRepairSettles)),
         epoch: Some(record.epoch).filter(|_| mistake != Some(Mistake::LeaderEpochsNotRemembered)),
     }
+}
+
+/// The offset of what a node holds of a record's key, if it doubts that.
+fn doubted(store: &Store, record: &Record) -> Option<i64> {
+    let key = record.key.as_bytes();
+    let in_doubt = store.in_doubt(key).expect("readable");
+    let (entry, _) = store.get(key).expect("readable").filter(|_| in_doubt)?;
+    Some(entry.position().offset)
 }
 
 /// What a node with a mistake makes of an attempt that speaks of what it holds.
@@ -116,6 +127,9 @@ fn decide_wrongly(
             } else {
                 *until = LogTime::MIN;
             }
+        }
+        (Some(Mistake::AnyFitEndsDoubts), Expected::Live(offset)) if doubted(store, record) == Some(offset) => {
+            *condition = None;
         }
         (Some(Mistake::TombstonesAreVersions), Expected::Nothing) if !entry.is_provisional() => {
             *until = LogTime::MIN;

@@ -43,14 +43,16 @@ pub enum Mistake {
     RepairsReachOnlyTheirRecord,
     /// Who reads behind a hole that compaction left decides about attempts all the same.
     OldAttemptsAreJudged,
-    /// A repair that takes effect settles each pending repair before it, also one that it does not reach.
+    /// A repair or a trim that takes effect settles what is pending or in doubt before it, also what it does not reach.
     AnyRepairSettles,
-    /// A trim that takes effect settles each pending repair before it, also one that it does not reach.
-    TrimsSettleMoreThanTheyReach,
     /// A node repeats what it holds of a key although it doubts that.
     DoubtfulKeysAreRepaired,
     /// What a node holds of a key is taken for true although it doubts that.
     DoubtsAreIgnored,
+    /// A trim or a repair that does not reach what is doubted has no effect.
+    DoubtsOutlastRepairs,
+    /// An attempt that finds what it expects ends a doubt also if that is not what was doubted.
+    AnyFitEndsDoubts,
     /// An attempt takes effect however late it comes.
     LateAttemptsTakeEffect,
     /// An attempt that was sent to the topic that was there before takes effect in this one.

@@ -140,7 +140,10 @@ impl Member {
             let mut stores = vec![Arc::clone(&running.store)];
             stores.extend(self.view.cluster.others(self.who).into_iter().map(|(_, peer)| peer.store));
             let doubted = stores.iter().any(|store| store.in_doubt(key.as_bytes()).unwrap_or(true));
+            let in_doubt = running.store.in_doubt(key.as_bytes()).map_err(failed)?;
             let world = self.view.world();
+            // Who doubts a key may show what a repair says that has no effect, until that is repaired.
+            let held = world.nodes[self.who].held.get(key).filter(|_| !asked && !in_doubt);
             let (value, ttl) = match &answer.found {
                 LookupResult::Local(entry) => {
                     (entry.record().map(|record| record.value.to_owned()), entry.ttl())
@@ -150,9 +153,8 @@ impl Member {
             };
             let shown = || format!("replica {} answers {answer:?} for {key}", self.who);
             let Some(timestamp) = answer.timestamp() else {
-                let held =
-                    world.nodes[self.who].held.get(key).filter(|held| !world.has_died_since(key, held));
-                if let Some(held) = held.filter(|_| !asked && restored) {
+                let held = held.filter(|held| !world.has_died_since(key, held));
+                if let Some(held) = held.filter(|_| restored) {
                     return Err(Promise::AnswersNeverGoBack
                         .broken(format!("{}, after it has held {held:?}", shown())));
                 }
@@ -172,7 +174,7 @@ impl Member {
             // Of two markers that one partition each holds, the newer may be trimmed first.
             let gone = matches!(answer.found, LookupResult::Gone { .. });
             let dead = |held: &&Write| gone && world.has_died_since(key, held);
-            if let Some(held) = world.nodes[self.who].held.get(key).filter(|held| !asked && !dead(held))
+            if let Some(held) = held.filter(|held| !dead(held))
                 && age < held.age()
             {
                 return Err(

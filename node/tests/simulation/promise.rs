@@ -9,7 +9,7 @@ pub enum Promise {
     LastWriteHolds,
     /// What a node answers was written, and has not expired.
     AnswersWereWritten,
-    /// No answer is older than what the node has held when it had read the whole log.
+    /// No answer is older than what the node has held when it had read the whole log, but of a key that it doubts.
     AnswersNeverGoBack,
     /// What a node has applied stays applied, unless its store is built anew.
     PositionsNeverGoBack,

@@ -35,6 +35,8 @@ impl World {
         // The assumption: nonsense does not follow what the topic's growth has left behind.
         let knows_new = nonsense || !self.random.one_in(4);
         let partition = partition_of(key.as_bytes(), if knows_new { self.log.len() } else { 1 });
+        // Nor where the key has been and may be again.
+        let nonsense = nonsense && self.is_nowhere_else(key, partition);
         let value = match kind {
             0 => {
                 let text = self.value();
@@ -72,8 +74,15 @@ impl World {
         let written = |key: &&'static str| self.expected(key).map_or(0, |write| write.timestamp);
         if let Some(key) = KEYS[..self.keys].iter().copied().min_by_key(written) {
             let partition = partition_of(key.as_bytes(), self.log.len());
-            self.send(key, Some(b"no record".to_vec()), partition);
+            if self.is_nowhere_else(key, partition) {
+                self.send(key, Some(b"no record".to_vec()), partition);
+            }
         }
+    }
+
+    /// Whether no other partition has ever held a key.
+    fn is_nowhere_else(&self, key: &str, partition: i32) -> bool {
+        (0..).zip(&self.log).all(|(other, log)| other == partition || !log.writes.contains_key(key))
     }
 }
 

@@ -185,8 +185,7 @@ mod repairs {
         let (_dir, store) = holding(&[50]);
         apply(&store, unjudged(60, 40));
         assert_eq!(version(&store), Some(60));
-        assert_eq!(apply(&store, reaching(61, 50, 59)).void, 1, "it says nothing of 60");
-        let applied = apply(&store, reaching(62, 50, 61));
+        let applied = apply(&store, reaching(61, 50, 60));
         assert_eq!((applied.changed, applied.contradicted), (1, 0));
         assert_eq!((version(&store), in_doubt(&store)), (Some(50), false));
     }
@@ -344,6 +343,38 @@ mod doubts {
         assert!(in_doubt(&store), "a repair may be to come");
         sweep(late + LAG * 2, Some(appended + LAG));
         assert_eq!((version(&store), in_doubt(&store)), (Some(60), false));
+    }
+
+    #[test]
+    fn a_repair_that_does_not_reach_what_is_doubted_counts() {
+        // For who knows, 60 may have been void, and 70 is the last word.
+        for (overtaken, left) in [(trim_up_to(70, 55), None), (reaching(70, 40, 55), Some(40))] {
+            let (_dir, store) = holding(&[50]);
+            apply(&store, unjudged(60, 50));
+            apply(&store, overtaken);
+            assert_eq!((version(&store), in_doubt(&store)), (left, true));
+            let late = log_ms(1_070) + LAG * 9;
+            store.sweep(late, Duration::ZERO, Some(late), LAG).expect("swept");
+            assert_eq!((version(&store), in_doubt(&store)), (left, false));
+        }
+        // Or 60 took effect, and then a repair of what is behind 70 follows.
+        let (_dir, store) = holding(&[50]);
+        apply(&store, unjudged(60, 50));
+        apply(&store, trim_up_to(70, 55));
+        apply(&store, reaching(80, 60, 70));
+        assert_eq!((version(&store), in_doubt(&store)), (Some(60), false));
+    }
+
+    #[test]
+    fn only_an_attempt_that_expects_what_is_doubted_ends_the_doubt() {
+        let (_dir, store) = holding(&[50]);
+        apply(&store, unjudged(60, 50));
+        apply(&store, reaching(70, 40, 55));
+        // Who sent it knew of 40, but not what came behind it.
+        apply(&store, judged(80, 40));
+        assert_eq!((version(&store), in_doubt(&store)), (Some(80), true));
+        apply(&store, judged(90, 80));
+        assert_eq!((version(&store), in_doubt(&store)), (Some(90), false));
     }
 
     #[test]

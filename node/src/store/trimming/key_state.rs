@@ -64,7 +64,8 @@ impl Change {
 /// A record of no effect that compaction would prefer to what decided before it: the one that the store holds, or the
 /// tombstone that left it nothing. It is pending until a later record of the key takes effect that settles it; the trimmer appends one.
 ///
-/// Also a *doubt*: a conditional write that could not be judged, or what came behind one. What the store holds may not be what the log says.
+/// Also a *doubt*: a conditional write that could not be judged, or what came behind one, and was taken for a record that has an effect.
+/// What the store holds may not be what the log says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PendingRepair {
     /// Of the record without effect, or of a conditional write that took effect behind one.
@@ -130,11 +131,14 @@ impl KeyState {
             Change::NoEffect { timestamp, .. } => self.leave_pending(at, timestamp),
             Change::Repair { timestamp, entry, reach, settles, complete, .. } => {
                 let offset = entry.position().offset;
-                if held_offset > Some(offset.max(reach)) {
+                let is_certain = complete && !self.is_in_doubt(at.partition);
+                if held_offset <= Some(offset.max(reach)) {
+                    self.settle(at.partition, settles);
+                } else if self.is_in_doubt(at.partition) {
+                    self.doubt(at, timestamp);
+                } else {
                     return self.leave_pending(at, timestamp);
                 }
-                let is_certain = complete && !self.is_in_doubt(at.partition);
-                self.settle(at.partition, settles);
                 // The same record again.
                 if held_offset == Some(offset) {
                     return Outcome::Unchanged;
@@ -143,11 +147,14 @@ impl KeyState {
                 if held.is_some() && is_certain { Outcome::Contradicted } else { Outcome::Written }
             }
             Change::Trim { timestamp, offset, settles, complete, .. } => {
-                if held_offset > Some(offset) {
+                let is_certain = complete && !self.is_in_doubt(at.partition);
+                if held_offset <= Some(offset) {
+                    self.settle(at.partition, settles);
+                } else if self.is_in_doubt(at.partition) {
+                    self.doubt(at, timestamp);
+                } else {
                     return self.leave_pending(at, timestamp);
                 }
-                let is_certain = complete && !self.is_in_doubt(at.partition);
-                self.settle(at.partition, settles);
                 let Some(held) = held else { return Outcome::Unchanged };
                 let is_exact = is_certain || held_offset == Some(offset);
                 self.trim(held, is_exact, timestamp)
@@ -164,13 +171,14 @@ impl KeyState {
         judgement: Judgement,
     ) -> Outcome {
         let (at, timestamp) = (entry.position(), entry.timestamp());
-        let in_doubt = self.is_in_doubt(at.partition);
+        let doubt = self.doubts.iter().find(|doubt| doubt.position.partition == at.partition);
+        let doubt = doubt.map(|doubt| doubt.position.offset);
         let is_met = is_met(expected, held.map(|held| &self.entries[held]), timestamp);
-        match (judgement, in_doubt, is_met) {
-            (Judgement::VoidByItself, _, _) | (Judgement::ByTheStore, false, false) => {
+        match (judgement, doubt, is_met) {
+            (Judgement::VoidByItself, _, _) | (Judgement::ByTheStore, None, false) => {
                 self.leave_pending(at, timestamp)
             }
-            (Judgement::ByTheStore, false, true) => {
+            (Judgement::ByTheStore, None, true) => {
                 if self.pending_repairs.iter().any(|pending| pending.position.partition == at.partition) {
                     // Compaction keeps this one now, and it is this one that must be repaired.
                     self.leave_pending(at, timestamp);
@@ -178,15 +186,14 @@ impl KeyState {
                 self.put(entry);
                 Outcome::Written
             }
-            // Who sent it knew what it expects to have taken effect.
-            (Judgement::ByTheStore, true, true) => {
+            // Who sent it knew that the attempt which is doubted had taken effect.
+            (Judgement::ByTheStore, Some(doubt), true) if expected.offset() == Some(doubt) => {
                 self.settle(at.partition, at.offset);
                 self.put(entry);
                 Outcome::Undecided
             }
-            (Judgement::ByTheStore, true, false) | (Judgement::Impossible, _, _) => {
-                self.settle(at.partition, at.offset);
-                self.doubts.push(PendingRepair { position: at, timestamp });
+            (Judgement::ByTheStore, Some(_), _) | (Judgement::Impossible, _, _) => {
+                self.doubt(at, timestamp);
                 self.put(entry);
                 Outcome::Undecided
             }
@@ -213,9 +220,15 @@ impl KeyState {
         Outcome::Trimmed
     }
 
-    /// Whether it is not known what a partition holds: a conditional write that could not be judged was taken for a write.
+    /// Whether it is not known what a partition holds: a record that could not be judged was taken for one that has an effect.
     pub fn is_in_doubt(&self, partition: i32) -> bool {
         self.doubts.iter().any(|doubt| doubt.position.partition == partition)
+    }
+
+    /// A record that may have no effect is taken for one that has: it is the last word on its key, unless a repair follows that reaches it.
+    fn doubt(&mut self, at: Position, timestamp: LogTime) {
+        self.settle(at.partition, at.offset);
+        self.doubts.push(PendingRepair { position: at, timestamp });
     }
 
     /// The pending repair, or the doubt, of a partition lies there now.
@@ -223,11 +236,8 @@ impl KeyState {
         let pending = PendingRepair { position: at, timestamp };
         let in_doubt = self.is_in_doubt(at.partition);
         self.settle(at.partition, at.offset);
-        if in_doubt {
-            self.doubts.push(pending);
-        } else {
-            self.pending_repairs.push(pending);
-        }
+        let pending_repairs = if in_doubt { &mut self.doubts } else { &mut self.pending_repairs };
+        pending_repairs.push(pending);
         Outcome::Void
     }
 

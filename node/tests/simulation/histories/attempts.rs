@@ -37,18 +37,28 @@ fn void_attempts_are_not_repaired() {
     });
 }
 
+/// Node 1 will begin behind a hole, and so with doubts; the others have seen everything. The next offset is 3.
+fn begins_with_a_hole(history: &mut History) -> Outcome {
+    history.raise_level(0);
+    history.set(0, "b", "v0");
+    history.set(0, "b", "v00");
+    history.read_all(0)?;
+    history.read_all(2)?;
+    history.compact_all()?;
+    history.read_all(0)?;
+    history.read_all(2)
+}
+
 #[test]
 fn repairs_reach_only_their_record() {
-    assert_caught(Mistake::RepairsReachOnlyTheirRecord, Promise::LastWriteHolds, 1, |history| {
-        attempt_comes_after_a_write(history);
+    assert_caught(Mistake::RepairsReachOnlyTheirRecord, Promise::DoubtsEnd, 1, |history| {
+        begins_with_a_hole(history)?;
+        history.set(0, "a", "v1");
+        history.attempt(0, "a", Expected::Nothing, "v2");
         history.trim(0)?;
-        history.stop(0);
-        // The segment ends between the attempt and the repair. Who reads the attempt first takes it for a write.
-        history.compact_below(0, 4)?;
-        history.set(0, "b", "v4");
+        // It takes the attempt for a write, and then reads the repair.
         history.read_all(1)?;
-        history.wait(2 * HOUR)?;
-        history.read_all(1)
+        history.doubts_nothing(1)
     });
 }
 
@@ -70,50 +80,41 @@ fn old_attempts_are_judged() {
 #[test]
 fn any_repair_settles() {
     assert_caught(Mistake::AnyRepairSettles, Promise::LastWriteHolds, 1, |history| {
-        attempt_comes_after_a_write(history);
-        // The repair of what is behind the first attempt comes behind a second one.
-        history.trim_held_up(0, MINUTE)?;
-        history.attempt(0, "a", Expected::Live(1), "v4");
-        history.wait(2 * MINUTE)?;
-        history.repair(0)?;
-        // The segment ends between the second attempt and that repair.
-        history.compact_below(0, 5)?;
-        history.set(0, "b", "v5");
-        history.read_all(1)?;
-        history.wait(2 * HOUR)?;
+        begins_with_a_hole(history)?;
+        history.set(0, "a", "v1");
+        // Two nodes repair what is behind attempts, when another has replaced `v1`.
+        history.attempt(0, "a", Expected::Nothing, "v2");
+        history.trim_held_up(2, MINUTE / 3)?;
+        history.attempt(0, "a", Expected::Nothing, "v3");
+        history.trim_held_up(0, MINUTE / 2)?;
+        history.attempt(0, "a", Expected::Live(3), "v4");
+        history.wait(MINUTE)?;
+        // A new node takes the first of them for one that has an effect. The second does not reach the first.
         history.read_all(1)
     });
 }
 
 #[test]
-fn trims_settle_more_than_they_reach() {
-    assert_caught(Mistake::TrimsSettleMoreThanTheyReach, Promise::LastWriteHolds, 1, |history| {
-        history.raise_level(0);
-        history.set(0, "a", "v1");
+fn any_trim_settles() {
+    assert_caught(Mistake::AnyRepairSettles, Promise::LastWriteHolds, 1, |history| {
+        begins_with_a_hole(history)?;
         history.delete(0, "a");
         history.read_all(0)?;
         history.wait(RETENTION + MINUTE)?;
-        // A trim of the delete at 2 comes behind an attempt that found no 1.
-        history.trim_held_up(0, MINUTE)?;
-        history.attempt(0, "a", Expected::Live(1), "v3");
-        history.wait(2 * MINUTE)?;
-        history.repair(0)?;
-        // The segment ends between the two.
-        history.compact_below(0, 4)?;
-        history.set(0, "b", "v4");
-        history.read_all(1)?;
-        history.wait(2 * HOUR)?;
+        // A node trims the delete and another repairs it, when an attempt has replaced it.
+        history.trim_held_up(0, MINUTE / 2)?;
+        history.attempt(0, "a", Expected::Nothing, "v1");
+        history.trim_held_up(2, MINUTE / 3)?;
+        history.attempt(0, "a", Expected::Dead(3), "v2");
+        history.wait(MINUTE)?;
         history.read_all(1)
     });
 }
 
 /// A node that has never been there reads behind a hole that an attempt found no `v1` a moment ago.
 fn new_node_doubts(history: &mut History) -> Outcome {
-    history.raise_level(0);
-    history.set(0, "b", "v0");
-    history.set(0, "b", "v00");
+    begins_with_a_hole(history)?;
     history.set(0, "a", "v1");
-    history.compact_all()?;
     history.set(0, "a", "v2");
     history.attempt(0, "a", Expected::Live(3), "v3");
     history.read_all(1)
@@ -130,6 +131,46 @@ fn doubtful_keys_are_repaired() {
 #[test]
 fn doubts_are_ignored() {
     assert_caught(Mistake::DoubtsAreIgnored, Promise::LastWriteHolds, 1, new_node_doubts);
+}
+
+#[test]
+fn doubts_outlast_repairs() {
+    assert_caught(Mistake::DoubtsOutlastRepairs, Promise::LastWriteHolds, 1, |history| {
+        begins_with_a_hole(history)?;
+        history.set(0, "a", "v1");
+        history.attempt(0, "a", Expected::Nothing, "v2");
+        // The repair of what is behind the first attempt comes behind that of both, and compaction drops the latter.
+        history.trim_held_up(2, 2 * MINUTE)?;
+        history.attempt(0, "a", Expected::Nothing, "v3");
+        history.read_all(1)?;
+        history.stop(1);
+        history.repair(0)?;
+        history.pause(1);
+        history.wait(3 * MINUTE)?;
+        history.compact_all()?;
+        history.set(0, "b", "v4");
+        history.read_all(1)?;
+        history.wait(2 * HOUR)?;
+        history.set(0, "b", "v5");
+        history.read_all(1)
+    });
+}
+
+#[test]
+fn any_fit_ends_doubts() {
+    assert_caught(Mistake::AnyFitEndsDoubts, Promise::LastWriteHolds, 1, |history| {
+        begins_with_a_hole(history)?;
+        history.set(0, "a", "v1");
+        history.attempt(0, "a", Expected::Nothing, "v2");
+        // The repair of that comes when another attempt has replaced `v1`, and so does a third, which finds it no more.
+        history.trim_held_up(2, MINUTE / 3)?;
+        history.attempt(0, "a", Expected::Live(3), "v3");
+        history.attempt_held_up(0, "a", Expected::Live(3), "v4", MINUTE / 2);
+        history.wait(MINUTE / 3)?;
+        history.read_all(1)?;
+        history.wait(MINUTE / 2)?;
+        history.read_all(1)
+    });
 }
 
 #[test]

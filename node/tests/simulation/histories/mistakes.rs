@@ -98,7 +98,7 @@ fn new_store_trusted_after_one_reading() {
         history.trim(0)?;
         history.write_nonsense(0, "a");
         // A new node has read only v1 when compaction leaves nothing but the nonsense.
-        history.apply_first_record(1)?;
+        history.apply_first_records(1, 1)?;
         history.pause(1);
         history.compact_all()?;
         history.read_all(1)

@@ -219,10 +219,10 @@ impl History {
         self.members[who].step(Part::Applier)
     }
 
-    /// Starts a node, which reads the first record of each partition.
-    pub fn apply_first_record(&mut self, who: usize) -> Outcome {
+    /// Starts a node, which reads so many records of each partition.
+    pub fn apply_first_records(&mut self, who: usize, count: usize) -> Outcome {
         self.start(who)?;
-        self.world().nodes[who].records_per_read = Some(1);
+        self.world().nodes[who].records_per_read = Some(count);
         self.apply(who)?;
         self.world().nodes[who].records_per_read = None;
         Ok(())
@@ -269,6 +269,11 @@ impl History {
         self.members[who].append_repairs()?;
         self.world().nodes[who].trims = false;
         Ok(())
+    }
+
+    /// A node knows what it holds.
+    pub fn doubts_nothing(&self, who: usize) -> Outcome {
+        self.members[who].doubts_nothing()
     }
 
     /// A node that has never been there reads the log from its start.
