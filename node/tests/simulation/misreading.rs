@@ -18,7 +18,9 @@ pub fn is_left_out(world: &World, needed: &NeededRepair) -> bool {
     match world.mistake {
         Some(Mistake::NoRepairs) => true,
         Some(Mistake::NoRepairOfAnEmptyKey) => needed.entry.is_none(),
-        Some(Mistake::VoidAttemptsAreNotRepaired) => world.log[partition as usize].truth.took_effect(offset) == Some(false),
+        Some(Mistake::VoidAttemptsAreNotRepaired) => {
+            world.log[partition as usize].truth.took_effect(offset) == Some(false)
+        }
         _ => false,
     }
 }
@@ -128,7 +130,9 @@ fn decide_wrongly(
                 *until = LogTime::MIN;
             }
         }
-        (Some(Mistake::AnyFitEndsDoubts), Expected::Live(offset)) if doubted(store, record) == Some(offset) => {
+        (Some(Mistake::AnyFitEndsDoubts), Expected::Live(offset))
+            if doubted(store, record) == Some(offset) =>
+        {
             *condition = None;
         }
         (Some(Mistake::TombstonesAreVersions), Expected::Nothing) if !entry.is_provisional() => {

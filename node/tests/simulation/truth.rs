@@ -129,8 +129,7 @@ impl Truth {
                 self.attempts.insert(offset, (uuid.unwrap_or_default(), in_effect));
                 if in_effect {
                     self.held.insert(key, own);
-                    // What had to be said again has to be said behind this one.
-                    self.pending.entry(key).and_modify(|pending| *pending = (offset, timestamp));
+                    self.pending.remove(key);
                     return Ok(Effect::Written);
                 }
                 Effect::Void

@@ -146,16 +146,14 @@ mod repairs {
     use super::*;
 
     #[test]
-    fn an_attempt_in_effect_takes_the_pending_repair_along() {
-        let (_dir, store) = holding(&[50]);
-        for change in [judged(60, 40), judged(70, 50)] {
-            apply(&store, change);
+    fn what_takes_effect_settles_the_pending_repair() {
+        for in_effect in [judged(70, 50), write(70, "plain").into()] {
+            let (_dir, store) = holding(&[50]);
+            apply(&store, judged(60, 40));
+            assert_eq!((version(&store), pending_repairs(&store)), (Some(50), vec![60]));
+            apply(&store, in_effect);
+            assert_eq!((version(&store), pending_repairs(&store)), (Some(70), vec![]));
         }
-        assert_eq!((version(&store), pending_repairs(&store)), (Some(70), vec![70]));
-        apply(&store, write(80, "later"));
-        assert_eq!(pending_repairs(&store), [0; 0], "a plain write settles it");
-        apply(&store, judged(90, 80));
-        assert_eq!(pending_repairs(&store), [0; 0], "nothing was pending");
     }
 
     #[test]
@@ -449,7 +447,7 @@ mod histories {
         for (change, expected) in [(judged(100, 50), Decision::Void), (judged(105, 70), Decision::InEffect)] {
             assert_eq!(decision(&all, change), Some(expected));
         }
-        assert_eq!(pending_repairs(&all), [105], "moved");
+        assert_eq!(pending_repairs(&all), [0; 0], "it is the last word");
         let (_dir, resumed) = holding(&[50]);
         apply(&resumed, unjudged(100, 50));
         // Young, so it can be judged; but it does not fit what is in doubt.

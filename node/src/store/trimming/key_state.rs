@@ -68,7 +68,7 @@ impl Change {
 /// What the store holds may not be what the log says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PendingRepair {
-    /// Of the record without effect, or of a conditional write that took effect behind one.
+    /// Of the record without effect.
     pub position: Position,
     /// When that was written.
     pub timestamp: LogTime,
@@ -179,10 +179,7 @@ impl KeyState {
                 self.leave_pending(at, timestamp)
             }
             (Judgement::ByTheStore, None, true) => {
-                if self.pending_repairs.iter().any(|pending| pending.position.partition == at.partition) {
-                    // Compaction keeps this one now, and it is this one that must be repaired.
-                    self.leave_pending(at, timestamp);
-                }
+                self.settle(at.partition, at.offset);
                 self.put(entry);
                 Outcome::Written
             }

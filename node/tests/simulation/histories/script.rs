@@ -160,14 +160,6 @@ impl History {
         world.clean(partition, end, end);
     }
 
-    /// Waits until all that is in the log may be compacted, and compacts what is below an offset.
-    pub fn compact_below(&mut self, partition: usize, end: i64) -> Outcome {
-        self.wait(LAG + MINUTE)?;
-        assert!(end <= self.world().compactable(partition));
-        self.world().clean(partition, end, end);
-        Ok(())
-    }
-
     /// Waits until all that is in the log may be compacted, and compacts it; only tombstones stay.
     pub fn compact_all(&mut self) -> Outcome {
         self.wait(LAG + MINUTE)?;
