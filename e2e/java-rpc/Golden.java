@@ -246,6 +246,8 @@ public final class Golden {
           recordOperation(protocol, "SET", "unsupported", "", 0, "", "", 0L, "absent", "", "", 0L))));
       with.call("scanRecords");
       node.request("scanRecords", request(protocol, "scanRecords", "k", "ka", "kz", 2, "", "latest", "", 0L, 250L));
+      with.call("readChanges");
+      node.request("readChanges", request(protocol, "readChanges", "a token", "k", "", 100, 30_000L, true, false));
     }
   }
 
@@ -256,7 +258,7 @@ public final class Golden {
       public Object respond(Protocol.Message message, Object arguments) throws Exception {
         GenericRecord request = (GenericRecord) arguments;
         String key = request.getSchema().getField("key") == null ? null : request.get("key").toString();
-        if ("".equals(key)) {
+        if ("".equals(key) && !message.getName().equals("readChanges")) {
           String sentence = "the key is missing or blank";
           throw new AvroRemoteException(
               message.getErrors().getTypes().size() == 1 ? sentence
@@ -299,6 +301,13 @@ public final class Golden {
             yield record(type(protocol, "RecordPage"), page.get("records"), page.get("cursor"),
                 List.of(position(protocol, 0, 7), position(protocol, 3, 1L << 33)));
           }
+          case "readChanges" -> record(type(protocol, "ChangePage"),
+              List.of(
+                  record(type(protocol, "StoredRecord"), keyValue(protocol, "ka"), position(protocol, 0, 7)),
+                  record(type(protocol, "DeletedKey"), "kb", position(protocol, 3, 42), WRITTEN,
+                      symbol(protocol, "DeleteReason", "EXPIRED")),
+                  record(type(protocol, "Gap"), "a reason")),
+              "the next token", true, List.of(position(protocol, 0, 7), position(protocol, 3, 42)));
           default -> throw new IllegalStateException(message.getName());
         };
       }

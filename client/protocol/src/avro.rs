@@ -39,6 +39,11 @@ pub(crate) fn put_string(out: &mut Vec<u8>, text: &str) {
     put_bytes(out, text.as_bytes());
 }
 
+#[inline]
+pub(crate) fn put_bool(out: &mut Vec<u8>, value: bool) {
+    out.push(value.into());
+}
+
 /// Bytes that are taken from the front. Nothing here allocates by what a length says before the bytes are seen.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Input<'a>(pub &'a [u8]);

@@ -4,12 +4,14 @@
 //! The order of the fields is the order in which a node writes them. A reader ignores fields that it does not know.
 
 mod batch_line;
+mod changes;
 
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
 pub use self::batch_line::{BatchLine, LineReadOptions, LineWriteOptions};
+pub use self::changes::{ChangeEvent, ChangeList, ChangedRecord, DeleteEvent, Reason, Told};
 use crate::Position;
 use crate::rpc::ServedFrom;
 

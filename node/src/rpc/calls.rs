@@ -169,6 +169,12 @@ fn begin(
     out_memory: &mut Permit,
 ) -> Begin {
     let message = request.message();
+    if message == Message::ReadChanges {
+        let message_text = "this node does not tell changes yet".to_owned();
+        let error = RequestError { code: ErrorCode::Unsupported, message: message_text };
+        Failure::Declared(error).encode(Some(message), out);
+        return Begin::Answered(ErrorKind::NotImplemented.outcome());
+    }
     let Some(operation) = operation(request) else {
         return match BulkCall::new(shared, call, foreign) {
             Ok(call) => Begin::Waits(Work::Bulk(call)),
@@ -195,7 +201,11 @@ fn operation<'a>(request: &Request<'a>) -> Option<Operation<'a>> {
         Request::ReadRecord { key, read } => Some(Operation::Get { key, read }),
         Request::WriteRecord { key, value, ttl, write } => Some(Operation::Set { key, value, ttl, write }),
         Request::RemoveRecord { key, write } => Some(Operation::Delete { key, write }),
-        Request::Batch(_) | Request::Scan(_) | Request::BatchRecords(_) | Request::ScanRecords { .. } => None,
+        Request::Batch(_)
+        | Request::Scan(_)
+        | Request::BatchRecords(_)
+        | Request::ScanRecords { .. }
+        | Request::ReadChanges(_) => None,
     }
 }
 

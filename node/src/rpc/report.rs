@@ -35,6 +35,7 @@ pub fn operation_name(message: Message) -> &'static str {
         Message::Delete | Message::DeleteRecord | Message::RemoveRecord => "delete",
         Message::Batch | Message::BatchRecords => "batch",
         Message::Scan | Message::ScanRecords => "scan",
+        Message::ReadChanges => "changes",
     }
 }
 
@@ -93,5 +94,7 @@ fn waits(message: Message, took: Duration) -> Waits {
         | Message::RemoveRecord => Waits { log: took, ..none },
         Message::Batch | Message::BatchRecords => Waits { operations: took, ..none },
         Message::Scan | Message::ScanRecords => Waits { store: took, ..none },
+        // It waits for something to happen, as it was told to.
+        Message::ReadChanges => none,
     }
 }

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
+use super::changes::ChangePage;
 use super::protocol::{CALL_ERROR_CODES, Message, REQUEST_ERROR_CODES};
 use super::record_answer::{RecordPage, RecordResult, RecordWritten};
 use crate::Position;
@@ -27,6 +28,7 @@ pub enum Answer<'a> {
     RecordWritten(RecordWritten<'a>),
     RecordBatch(Vec<RecordResult<'a>>),
     RecordPage(RecordPage<'a>),
+    Changes(ChangePage<'a>),
 }
 
 /// Where the answer to a read came from. In JSON it is its [`ServedFrom::name`].
@@ -205,6 +207,7 @@ impl<'a> Answer<'a> {
             }
             Message::BatchRecords => Self::RecordBatch(take_array(&mut input, RecordResult::take)?),
             Message::ScanRecords => Self::RecordPage(RecordPage::take(&mut input)?),
+            Message::ReadChanges => Self::Changes(ChangePage::take(&mut input)?),
         };
         input.end()?;
         Ok(Ok(answer))
@@ -240,6 +243,7 @@ impl<'a> Answer<'a> {
             Self::RecordWritten(answer) => answer.encode(out),
             Self::RecordBatch(results) => put_array(out, results, |out, result| result.encode(out)),
             Self::RecordPage(page) => page.encode(out),
+            Self::Changes(page) => page.encode(out),
         }
     }
 }

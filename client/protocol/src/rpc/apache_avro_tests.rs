@@ -68,6 +68,7 @@ fn request_value(request: &Request<'_>) -> Value {
             ("limit", Value::Int(scan.limit)),
             ("cursor", string(scan.cursor)),
         ]),
+        Request::ReadChanges(changes) => changes_tests::request_value(changes),
         request => options_tests::request_value(request),
     }
 }
@@ -107,6 +108,7 @@ fn answer_value(answer: &Answer<'_>) -> Value {
             });
             record(&[("records", Value::Array(records.collect())), ("cursor", string(page.cursor))])
         }
+        Answer::Changes(page) => changes_tests::answer_value(page),
         answer => options_tests::answer_value(answer),
     }
 }

@@ -1,6 +1,7 @@
 //! The Avro RPC: frames, the handshake, the protocol, calls and answers.
 
 mod answer;
+mod changes;
 mod frame;
 mod handshake;
 mod protocol;
@@ -14,12 +15,15 @@ mod apache_avro_tests;
 #[cfg(test)]
 mod call_tests;
 #[cfg(test)]
+mod changes_tests;
+#[cfg(test)]
 mod options_tests;
 
 pub use answer::{
     Answer, BatchResult, ErrorCode, Failure, ReadAnswer, RequestError, ScanPage, ServedFrom, WriteAnswer,
     put_value_answer,
 };
+pub use changes::{Change, ChangePage, ChangesRequest, DeleteReason, DeletedKey};
 pub use frame::{Frame, FrameError, FrameLimits, FrameReader, put_frame};
 pub use handshake::{HandshakeMatch, HandshakeRequest, HandshakeResponse, ProtocolHash};
 pub use protocol::{

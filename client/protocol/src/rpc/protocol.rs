@@ -70,11 +70,12 @@ pub enum Message {
     RemoveRecord,
     BatchRecords,
     ScanRecords,
+    ReadChanges,
 }
 
 impl Message {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::GetValue,
         Self::SetValue,
         Self::Delete,
@@ -88,6 +89,7 @@ impl Message {
         Self::RemoveRecord,
         Self::BatchRecords,
         Self::ScanRecords,
+        Self::ReadChanges,
     ];
 
     /// Its name in the protocol.
@@ -107,6 +109,7 @@ impl Message {
             Self::RemoveRecord => "removeRecord",
             Self::BatchRecords => "batchRecords",
             Self::ScanRecords => "scanRecords",
+            Self::ReadChanges => "readChanges",
         }
     }
 
@@ -140,7 +143,8 @@ impl Message {
             | Self::WriteRecord
             | Self::RemoveRecord
             | Self::BatchRecords
-            | Self::ScanRecords => CALL_ERROR_CODES,
+            | Self::ScanRecords
+            | Self::ReadChanges => CALL_ERROR_CODES,
         }
     }
 }

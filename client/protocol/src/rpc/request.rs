@@ -3,6 +3,7 @@
 //! Written by hand, as the record is: a node reads hundreds of thousands a second and borrows from the bytes.
 
 use super::answer::put_array;
+use super::changes::ChangesRequest;
 use super::protocol::{ForeignProtocol, Message, Parameters};
 use super::record_call::{
     Texts, put_operation, put_plain_operation, put_read, put_write, take_operation, take_plain_operation,
@@ -64,6 +65,7 @@ pub enum Request<'a> {
         scan: ScanRequest<'a>,
         read: ReadOptions<'a>,
     },
+    ReadChanges(ChangesRequest<'a>),
 }
 
 /// Which keys to scan, in the order of their UTF-8 bytes. Empty texts stand for nothing.
@@ -181,11 +183,12 @@ impl<'a> Request<'a> {
                 let scan = ScanRequest::take(input)?;
                 Self::ScanRecords { scan, read: read_options(message, &Texts::take_read(input)?)? }
             }
+            Message::ReadChanges => Self::ReadChanges(ChangesRequest::take(input)?),
         })
     }
 
     fn resolve(message: Message, resolved: &Resolved<'a>) -> Result<Self, CallError> {
-        let Resolved { texts: [key, value, ..], numbers } = *resolved;
+        let Resolved { texts: [key, value, ..], numbers, .. } = *resolved;
         let read = |first| read_options(message, &resolved.read(first));
         let write = |first| write_options(message, &resolved.write(first));
         Ok(match message {
@@ -200,6 +203,7 @@ impl<'a> Request<'a> {
             Message::WriteRecord => Self::WriteRecord { key, value, ttl: numbers[2], write: write(3)? },
             Message::RemoveRecord => Self::RemoveRecord { key, write: write(1)? },
             Message::ScanRecords => Self::ScanRecords { scan: resolved.scan()?, read: read(5)? },
+            Message::ReadChanges => Self::ReadChanges(ChangesRequest::resolved(resolved)?),
             // Their one parameter is no primitive, so it was not resolved.
             Message::Batch | Message::BatchRecords => {
                 return Err(DecodeError::OutOfRange("operations").into());
@@ -248,6 +252,7 @@ impl<'a> Request<'a> {
                 scan.encode(out);
                 put_read(out, read);
             }
+            Self::ReadChanges(changes) => changes.encode(out),
         }
     }
 
@@ -268,6 +273,7 @@ impl<'a> Request<'a> {
             Self::RemoveRecord { .. } => Message::RemoveRecord,
             Self::BatchRecords(_) => Message::BatchRecords,
             Self::ScanRecords { .. } => Message::ScanRecords,
+            Self::ReadChanges(_) => Message::ReadChanges,
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::avro::{DecodeError, Input};
 pub(super) struct Resolved<'a> {
     pub texts: [&'a str; MAX_OWN_PARAMETERS],
     pub numbers: [i64; MAX_OWN_PARAMETERS],
+    pub booleans: [bool; MAX_OWN_PARAMETERS],
 }
 
 impl<'a> Resolved<'a> {
@@ -20,16 +21,18 @@ impl<'a> Resolved<'a> {
         input: &mut Input<'a>,
     ) -> Result<Self, DecodeError> {
         let (mut texts, mut numbers) = ([""; MAX_OWN_PARAMETERS], [0; MAX_OWN_PARAMETERS]);
+        let mut booleans = [false; MAX_OWN_PARAMETERS];
         for (kind, index) in parameters {
-            let (text, number) = parameter(kind, input)?;
+            let parameter = parameter(kind, input)?;
             let Some(index) = *index else { continue };
-            match (text, number) {
-                (Some(text), None) if !is_number(message, index) => texts[index] = text,
-                (None, Some(number)) if is_number(message, index) => numbers[index] = number,
+            match parameter {
+                Parameter::Text(text) if is_text(message, index) => texts[index] = text,
+                Parameter::Number(number) if is_number(message, index) => numbers[index] = number,
+                Parameter::Boolean(boolean) if is_boolean(message, index) => booleans[index] = boolean,
                 _ => return Err(DecodeError::OutOfRange("parameter")),
             }
         }
-        Ok(Self { texts, numbers })
+        Ok(Self { texts, numbers, booleans })
     }
 
     /// The options of a read, of which `first` is the first parameter.
@@ -65,7 +68,15 @@ impl<'a> Resolved<'a> {
 /// Parameters that a message of ours has, at most.
 const MAX_OWN_PARAMETERS: usize = 9;
 
-/// Whether a parameter of ours is a number; all others of messages that can be resolved are texts.
+/// All parameters of messages that can be resolved are numbers, booleans or texts.
+fn is_text(message: Message, index: usize) -> bool {
+    !is_number(message, index) && !is_boolean(message, index)
+}
+
+fn is_boolean(message: Message, index: usize) -> bool {
+    message == Message::ReadChanges && (index == 5 || index == 6)
+}
+
 fn is_number(message: Message, index: usize) -> bool {
     match message {
         Message::SetRecord => index == 2,
@@ -74,30 +85,37 @@ fn is_number(message: Message, index: usize) -> bool {
         Message::WriteRecord => index == 2 || index == 6,
         Message::RemoveRecord => index == 4,
         Message::ScanRecords => index == 3 || index == 7 || index == 8,
+        Message::ReadChanges => index == 3 || index == 4,
         _ => false,
     }
 }
 
-/// A parameter of a foreign declaration: a text, or a whole number, or neither.
-fn parameter<'a>(kind: &Kind, input: &mut Input<'a>) -> Result<(Option<&'a str>, Option<i64>), DecodeError> {
+/// A parameter of a foreign declaration.
+enum Parameter<'a> {
+    Text(&'a str),
+    /// A whole one.
+    Number(i64),
+    Boolean(bool),
+    /// What none of ours is.
+    Other,
+}
+
+fn parameter<'a>(kind: &Kind, input: &mut Input<'a>) -> Result<Parameter<'a>, DecodeError> {
     const FIELD: &str = "parameter";
     Ok(match kind {
-        Kind::Null => (None, None),
-        Kind::Boolean => {
-            input.boolean(FIELD)?;
-            (None, None)
-        }
-        Kind::Int => (None, Some(input.int(FIELD)?.into())),
-        Kind::Long => (None, Some(input.long(FIELD)?)),
+        Kind::Null => Parameter::Other,
+        Kind::Boolean => Parameter::Boolean(input.boolean(FIELD)?),
+        Kind::Int => Parameter::Number(input.int(FIELD)?.into()),
+        Kind::Long => Parameter::Number(input.long(FIELD)?),
         Kind::Float => {
             input.take(4, FIELD)?;
-            (None, None)
+            Parameter::Other
         }
         Kind::Double => {
             input.take(8, FIELD)?;
-            (None, None)
+            Parameter::Other
         }
-        Kind::Bytes | Kind::String => (Some(input.string(FIELD)?), None),
+        Kind::Bytes | Kind::String => Parameter::Text(input.string(FIELD)?),
         Kind::Union(branches) => {
             let branch = &branches[input.index(branches.len(), FIELD)?];
             parameter(branch, input)?

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use bitacora_protocol::record::KeyValue;
 use bitacora_protocol::rpc::{
-    Answer, ErrorCode, Failure, NotMetAnswer, PROTOCOL_HASH, ReadAnswer, RecordPage, RecordResult,
-    RecordWritten, Request, RequestError, ScanPage, ScanRequest, ServedFrom, WriteAnswer, WrittenAnswer,
+    Answer, Change, ChangePage, ChangesRequest, DeleteReason, DeletedKey, ErrorCode, Failure, NotMetAnswer,
+    PROTOCOL_HASH, ReadAnswer, RecordPage, RecordResult, RecordWritten, Request, RequestError, ScanPage,
+    ScanRequest, ServedFrom, WriteAnswer, WrittenAnswer,
 };
 use bitacora_protocol::{
     Consistency, Operation, Position, ReadOptions, Visible, WriteCondition, WriteOptions,
@@ -39,6 +40,26 @@ fn read(consistency: Consistency, position: &'static str, max_staleness: u64) ->
 
 const fn version(partition: i32, offset: i64) -> WriteCondition {
     WriteCondition::Version(position(partition, offset))
+}
+
+fn changes_request() -> ChangesRequest<'static> {
+    let wait = Duration::from_secs(30);
+    ChangesRequest { since: "a token", prefix: "k", wait, ..ChangesRequest::default() }
+}
+
+fn changes() -> ChangePage<'static> {
+    let reason = DeleteReason::Expired;
+    let deleted = DeletedKey { key: "kb", position: position(3, 42), timestamp: WRITTEN, reason };
+    ChangePage {
+        events: vec![
+            Change::Set(record("ka", "value of ka", "uuid of ka"), position(0, 7)),
+            Change::Deleted(deleted),
+            Change::Gap("a reason"),
+        ],
+        next: "the next token",
+        current: true,
+        positions: vec![position(0, 7), position(3, 42)],
+    }
 }
 
 /// The operations of a batch, and their results.
@@ -150,6 +171,7 @@ fn every_message_with_options() {
             },
             Ok(Answer::RecordPage(page)),
         ),
+        ("readChanges", Request::ReadChanges(changes_request()), Ok(Answer::Changes(changes()))),
     ];
     for (serial, (call, asked, answer)) in (1..).zip(calls) {
         let first = serial == 1;
