@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::handshake::ProtocolHash;
 use crate::schema::{Declarations, list};
 
-/// The longest protocol of another program that is read, in bytes. Ours has 8,000.
+/// The longest protocol of another program that is read, in bytes. Ours has 10,000.
 const MAX_PROTOCOL_BYTES: usize = 64 << 10;
 /// Parameters that a foreign message may have.
 const MAX_PARAMETERS: usize = 64;
