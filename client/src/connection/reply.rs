@@ -77,7 +77,9 @@ pub(super) fn decode(message: Message, bytes: &[u8]) -> Result<Reply, Failure> {
             });
             Reply::Batch(results.collect())
         }
-        Answer::Value(_) | Answer::Null | Answer::Changes(_) => return Err(nonsense("not asked for".to_owned())),
+        Answer::Value(_) | Answer::Null | Answer::Changes(_) => {
+            return Err(nonsense("not asked for".to_owned()));
+        }
     })
 }
 

@@ -33,7 +33,15 @@ pub struct ChangesRequest<'a> {
 /// What is asked for if nothing else is said: every key from now on, with values, without a wait.
 impl Default for ChangesRequest<'_> {
     fn default() -> Self {
-        Self { since: "", prefix: "", key: "", limit: 100, wait: Duration::ZERO, values: true, initial: false }
+        Self {
+            since: "",
+            prefix: "",
+            key: "",
+            limit: 100,
+            wait: Duration::ZERO,
+            values: true,
+            initial: false,
+        }
     }
 }
 
