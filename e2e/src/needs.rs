@@ -14,6 +14,8 @@ pub enum Needs {
     ServersAndPrometheus,
     /// Node with npm, for a check by a JavaScript project's own library; no servers.
     Npm,
+    /// The servers, and Node with npm for a client in TypeScript.
+    ServersAndNpm,
     /// Docker with Compose, and the nodes' image.
     Deployment,
     /// Python, for a check against a library of it; no servers.
@@ -73,7 +75,9 @@ impl Has {
             Needs::ServersAndPrometheus if !self.prometheus => {
                 Some("no Docker engine, no prometheus and promtool")
             }
-            Needs::Npm if !self.npm => Some("no Node with npm for the check by Grafana's types"),
+            Needs::Npm | Needs::ServersAndNpm if !self.npm => {
+                Some("no Node with npm for the checks by Grafana's types and by a client in TypeScript")
+            }
             Needs::ServersAndMachine if !self.machine => {
                 Some("no Linux with glibc and cc for a machine's faults")
             }
@@ -100,10 +104,14 @@ impl Has {
                 engine && !self.prometheus,
                 "alerts and dashboards were not tried: there is neither a Docker engine nor Prometheus with promtool",
             ),
-            (!self.npm, "the dashboards were not held against Grafana's types: there is no Node with npm"),
+            (
+                !self.npm,
+                "the dashboards were not held against Grafana's types, nor was a TypeScript client tried: there is no Node with npm",
+            ),
             (
                 !self.python,
-                "compose/aws was not checked against botocore, nor Avro files by fastavro: there is no python3 with venv",
+                "compose/aws was not checked against botocore, Avro files by fastavro, nor the API by schemathesis and a Python client: there \
+                 is no python3 with venv",
             ),
         ];
         lines.into_iter().filter(|(missing, _)| *missing).map(|(_, line)| line).collect()

@@ -27,6 +27,7 @@ mod membership;
 mod metrics;
 mod monitoring;
 mod monitoring_live;
+mod openapi;
 mod peers;
 mod real_data;
 mod replication;
@@ -54,6 +55,7 @@ pub fn all() -> Vec<Test> {
         consistency_deposed::tests(),
         monitoring_live::tests(),
         consistency::tests(),
+        openapi::tests(),
         compose::tests(),
         ecs::tests(),
         zookeeper_servers::tests(),

@@ -150,8 +150,8 @@ fn set_request(mut query: Params, body: Vec<u8>, body_type: BodyType) -> Result<
     let mut fields = if form { Some(form_fields(&body).map_err(bad)?) } else { None };
     let raw = match fields {
         Some(_) => None,
-        // Without a word about a body, an empty one was forgotten rather than meant.
-        None if body.is_empty() && (body_type == BodyType::Unsaid || query.get("value").is_some()) => None,
+        // An empty one of no type was forgotten rather than meant, and so was one that programs call a form when they send none.
+        None if body.is_empty() && (body_type != BodyType::Other || query.get("value").is_some()) => None,
         None => Some(body),
     };
     let mut one = |name: &str, raw: Option<String>| {
@@ -253,6 +253,7 @@ mod tests {
     fn an_ambiguous_or_forgotten_value_is_refused() {
         for (query, body, content_type) in [
             ("key=k", "", None),
+            ("key=k", "", Some(FORM)),
             ("key=k&value=v", "w", None),
             ("key=k&value=v", "value=w", Some(FORM)),
             ("key=k&ttl=1s", "value=v&ttl=2s", Some(FORM)),

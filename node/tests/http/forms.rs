@@ -26,6 +26,7 @@ async fn a_form_that_is_no_good_stores_nothing() {
             ("%76alue=a&b=c", "'b'"),
             ("Value=a", "'Value'"),
             ("ttl=30s", "no value"),
+            ("", "no value"),
             ("https://example.org/?q=1&value=2", "'https://example.org/?q'"),
         ] {
             let answer = running.ask("POST /rpc?key=k", &[kind], body).await;

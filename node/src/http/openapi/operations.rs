@@ -199,7 +199,7 @@ fn set() -> Operation {
                         each in one of the two places. A body of any other type is the value as it is",
         "content": {
             "text/plain": { "schema": { "type": "string" } },
-            "application/octet-stream": { "schema": { "type": "string", "description": "Bytes of UTF-8" } },
+            "application/octet-stream": { "schema": { "type": "string", "format": "binary", "description": "Bytes of UTF-8" } },
             "application/x-www-form-urlencoded": { "schema": form },
         },
     });
@@ -238,10 +238,6 @@ fn delete() -> Operation {
 }
 
 fn scan() -> Operation {
-    let mut next = json!({ "cursor": "$response.body#/cursor" });
-    for name in ["prefix", "start", "end", "limit"] {
-        next[name] = format!("$request.query.{name}").into();
-    }
     Operation {
         tag: "keys",
         description: "Live records in the order of their keys' bytes, from what this node holds; no snapshot. A page may be shorter than the limit although there are more.",
@@ -249,7 +245,11 @@ fn scan() -> Operation {
         headers: &["Bitacora-Position"],
         errors: &[ErrorKind::BadRequest, ErrorKind::NotReady, ErrorKind::OutOfMemory, ErrorKind::Internal],
         links: Some(json!({
-            "nextPage": { "operationId": "scan", "description": "Unless the cursor is null", "parameters": next },
+            "nextPage": {
+                "operationId": "scan",
+                "description": "Unless the cursor is null; with the same prefix, start and end",
+                "parameters": { "cursor": "$response.body#/cursor" },
+            },
         })),
         ..plain("scan", "A page of records", Body::Json("ScanPage"))
     }
@@ -260,7 +260,7 @@ fn batch() -> Operation {
         tag: "keys",
         description: "One operation a line, answered with one line each, in their order, while more come in. A line that is wrong fails alone; conditions and uuids are fields \
                       of the lines.",
-        body: Some(json!({ "required": true, "content": responses::lines("BatchLine") })),
+        body: Some(json!({ "required": false, "content": responses::lines("BatchLine") })),
         answer: Answer {
             meaning: "What each operation came to",
             headers: &[],

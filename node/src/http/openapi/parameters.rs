@@ -79,18 +79,22 @@ fn header(operation: &Operation, name: &str) -> (String, Value) {
         "Bitacora-Position" => text("As the parameter `position`; give one of them", reference("Positions")),
         "If-Match" => text(
             "Writes only if this is the version of the key, or with `*` if there is such a key; not together with `If-None-Match`",
-            json!({ "type": "string", "pattern": patterns::condition("\"") }),
+            json!({ "type": "string", "minLength": 1, "pattern": patterns::condition("\"") }),
         ),
         "If-None-Match" if operation.body.is_some() || operation.id == "deleteKey" => {
-            text("Writes only if there is no such key", json!({ "type": "string", "const": "*" }))
+            // Generators want a string in a header, and take no constant.
+            text(
+                "Writes only if there is no such key: `*`",
+                json!({ "type": "string", "minLength": 1, "pattern": r"^\*$" }),
+            )
         }
         "If-None-Match" => text(
             "304 if what would be answered has one of these ETags",
-            json!({ "type": "string", "pattern": patterns::tags() }),
+            json!({ "type": "string", "minLength": 1, "pattern": patterns::tags() }),
         ),
         "Idempotency-Key" => text(
             "Becomes the record's uuid. While the key's record has it, the answer is that record again: so a call that failed can be repeated",
-            json!({ "type": "string", "format": "uuid" }),
+            json!({ "type": "string", "pattern": patterns::uuid() }),
         ),
         _ => (String::new(), json!({ "type": "string" })),
     }
@@ -129,7 +133,7 @@ pub fn schemas() -> Value {
             "A place in the log, partition:offset; offset -1 for nothing of the partition".to_owned(),
         ),
         "Positions": described(
-            json!({ "type": "string", "pattern": patterns::positions() }),
+            json!({ "type": "string", "minLength": 3, "pattern": patterns::positions() }),
             "Positions with commas between, at most one of a partition: `0:12,3:40`".to_owned(),
         ),
     })

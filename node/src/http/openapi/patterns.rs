@@ -30,6 +30,11 @@ pub fn condition(quote: &str) -> String {
     format!(r"^(?:\*|{quote}{VERSION}{quote})$")
 }
 
+/// A UUID as records have it. Not as a format: of that, generators make a type that is no text, which no header takes.
+pub fn uuid() -> String {
+    "^[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$".to_owned()
+}
+
 /// Tags that the reader of something has already.
 pub fn tags() -> String {
     let tag = r#"(?:W/)?"[!#-~]*""#;

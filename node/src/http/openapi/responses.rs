@@ -146,7 +146,7 @@ fn content(body: &Body) -> Value {
 pub fn lines(schema: &str) -> Value {
     let description = format!("One {schema} a line, in JSON");
     json!({ "application/x-ndjson": {
-        "schema": { "type": "string", "description": description },
+        "schema": { "type": "string", "format": "binary", "description": description },
         "x-line-schema": format!("#/components/schemas/{schema}"),
     } })
 }

@@ -1,0 +1,31 @@
+"""Tries a node with what schemathesis makes of its description, once openapi-spec-validator has found that valid.
+
+fuzz.py URL SECONDS SEED   prints what schemathesis prints; ends with 1 if it found anything
+"""
+
+import os
+import pathlib
+import sys
+
+import openapi_spec_validator
+import requests
+
+HERE = pathlib.Path(__file__).parent
+
+
+def main(url, seconds, seed):
+    openapi_spec_validator.validate(requests.get(f"{url}/openapi.json", timeout=10).json())
+    partitions = requests.get(f"{url}/status", timeout=10).json()["partitions"]
+    os.environ.update(PARTITIONS=str(len(partitions)), SCHEMATHESIS_HOOKS="hooks")
+    sys.path.insert(0, str(HERE))
+    from schemathesis.cli import schemathesis
+
+    arguments = ["--config-file", str(HERE / "schemathesis.toml"), "--no-color", "run", f"{url}/openapi.json"]
+    # The snapshot is the whole store, and takes no parameter.
+    arguments += ["--exclude-path", "/snapshot", "--continue-on-failure"]
+    arguments += ["--max-time", seconds, "--seed", seed, "--generation-database", "none"]
+    schemathesis.main(args=arguments)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
