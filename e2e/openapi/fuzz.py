@@ -3,6 +3,7 @@
 fuzz.py URL SECONDS SEED   prints what schemathesis prints; ends with 1 if it found anything
 """
 
+import json
 import os
 import pathlib
 import sys
@@ -16,6 +17,9 @@ HERE = pathlib.Path(__file__).parent
 def main(url, seconds, seed):
     openapi_spec_validator.validate(requests.get(f"{url}/openapi.json", timeout=10).json())
     partitions = requests.get(f"{url}/status", timeout=10).json()["partitions"]
+    # More than a page of a scan.
+    keys = [json.dumps({"op": "set", "key": f"page:{i:04}", "value": ""}) for i in range(300)]
+    requests.post(f"{url}/rpc/batch", data="\n".join(keys), timeout=10).raise_for_status()
     os.environ.update(PARTITIONS=str(len(partitions)), SCHEMATHESIS_HOOKS="hooks")
     sys.path.insert(0, str(HERE))
     from schemathesis.cli import schemathesis

@@ -43,6 +43,7 @@ pub(super) async fn get_for_member(service: &Service, query: &str, headers: &Hea
     let params = query_params(query, READ_FIELDS)?;
     let key = params.get("key").unwrap_or_default();
     let read = read_options(&params, headers)?;
+    no_write_condition(headers)?;
     let (answer, log) = service.get_local(key, &read).await?;
     Ok(answers::read_for_member(key, &answer, log, service.memory()))
 }

@@ -43,13 +43,14 @@ async fn queries_have_the_parameters_that_are_described() {
     running.stop().await;
 }
 
-/// A header that a call reads is refused when it is nonsense; any other is of no meaning, but where it would be taken for one that is.
+/// A header that a call reads is refused when it is nonsense; any other is of no meaning, and refused as such where it could be taken for more.
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_read_the_headers_that_are_described() {
     const HEADERS: [&str; 4] = ["Bitacora-Position", "If-Match", "If-None-Match", "Idempotency-Key"];
     let running = Running::start(&[]).await;
     let description = Description::of(&running).await;
-    for operation in description.operations() {
+    // HEAD is the same call as GET, and says nothing.
+    for operation in description.operations().filter(|operation| operation.method != "HEAD") {
         let described = operation.parameters("header");
         assert!(described.iter().all(|name| HEADERS.contains(name)), "{}: {described:?}", operation.id);
         let query = match operation.path {
@@ -59,9 +60,8 @@ async fn calls_read_the_headers_that_are_described() {
         };
         for name in HEADERS {
             let answer = running.ask(&operation.line(query), &[&format!("{name}: nonsense")], "").await;
-            let elsewhere = operation.id == "batch" && name != "Bitacora-Position";
-            let expected = described.contains(&name) || elsewhere;
-            assert_eq!(answer.status == 400, expected, "{} with {name}: {answer:?}", operation.id);
+            let is_read = answer.status == 400 && !answer.body.contains("has no meaning");
+            assert_eq!(is_read, described.contains(&name), "{} with {name}: {answer:?}", operation.id);
         }
     }
     running.stop().await;
