@@ -84,6 +84,20 @@ def continue_scan(query):
         query.pop("cursor", None)
 
 
+# The tokens of answers.
+tokens = set()
+
+
+def follow(query):
+    """A token is a node's own, too."""
+    if query.get("since") not in tokens:
+        query.pop("since", None)
+    if "key" in query:
+        query.pop("prefix", None)
+    # For an event that may not come.
+    query["wait"] = "20ms"
+
+
 @schemathesis.hook
 def before_call(context, case, kwargs):
     query, headers, operation = case.query, case.headers, id_of(case)
@@ -105,10 +119,14 @@ def before_call(context, case, kwargs):
         pair_up_set(case, query)
     if operation in ("scan", "head_scan"):
         continue_scan(query)
+    if operation in ("readChanges", "head_readChanges"):
+        follow(query)
 
 
 @schemathesis.hook
 def after_call(context, case, response):
+    if id_of(case) == "readChanges" and response.status_code == 200:
+        tokens.add(response.json()["next"])
     if id_of(case) == "scan" and response.status_code == 200 and response.json()["cursor"]:
         scans[response.json()["cursor"]] = {name: case.query.get(name) for name in ("prefix", "start", "end")}
 

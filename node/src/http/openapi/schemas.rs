@@ -107,7 +107,7 @@ fn lines() -> Value {
             &["op", "key", "value"],
         ),
         "BatchDelete": line("delete", with(json!({})), &["op", "key"]),
-        "BatchLine": { "oneOf": names, "description": "An operation" },
+        "BatchLine": { "oneOf": names, "description": "An operation; null for a field that is not needed is as good as to leave it out" },
     })
 }
 

@@ -41,7 +41,9 @@ async fn what_needs_no_parameter_is_answered_as_described() {
     let running = Running::start(&[]).await;
     let description = Description::of(&running).await;
     let mut asked = 0;
-    for operation in description.operations().filter(|it| matches!(&*it.method, "GET" | "HEAD")) {
+    let reads =
+        description.operations().filter(|it| matches!(&*it.method, "GET" | "HEAD") && !it.is_endless());
+    for operation in reads {
         let answer = running.ask(&operation.line("").replace('?', ""), &[], "").await;
         description.describes(&operation, &answer);
         asked += 1;

@@ -108,8 +108,14 @@ impl Operation<'_> {
         here.map(|parameter| parameter["name"].as_str().expect("a name")).collect()
     }
 
-    /// The first line of a request, with a query.
+    /// Whether its answer goes on for as long as the client likes.
+    fn is_endless(&self) -> bool {
+        self.described["responses"]["200"]["content"]["text/event-stream"].is_object()
+    }
+
+    /// The first line of a request, with a query; of an answer without an end, its head.
     fn line(&self, query: &str) -> String {
-        format!("{} {}?{query}", self.method, self.path)
+        let method = if self.is_endless() { "HEAD" } else { &self.method };
+        format!("{method} {}?{query}", self.path)
     }
 }
