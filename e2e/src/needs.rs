@@ -1,7 +1,7 @@
 //! What a test needs of the machine that it runs on, and what the machine has.
 
 use crate::backends::Backends;
-use crate::{deployment, java, machine, npm, prometheus, python};
+use crate::{browser, deployment, java, machine, npm, prometheus, python};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Needs {
@@ -16,6 +16,10 @@ pub enum Needs {
     Npm,
     /// The servers, and Node with npm for a client in TypeScript.
     ServersAndNpm,
+    /// Chromium, and Node with npm that drive it; no servers.
+    Browser,
+    /// The servers and the browser.
+    ServersAndBrowser,
     /// Docker with Compose, and the nodes' image.
     Deployment,
     /// Python, for a check against a library of it; no servers.
@@ -28,7 +32,7 @@ pub enum Needs {
 
 impl Needs {
     pub(crate) fn servers(self) -> bool {
-        !matches!(self, Needs::Nothing | Needs::Npm | Needs::Python | Needs::Deployment)
+        !matches!(self, Needs::Nothing | Needs::Npm | Needs::Browser | Needs::Python | Needs::Deployment)
     }
 }
 
@@ -40,6 +44,7 @@ pub(crate) struct Has {
     compose: bool,
     prometheus: bool,
     npm: bool,
+    browser: bool,
     python: bool,
     machine: bool,
 }
@@ -52,6 +57,7 @@ impl Has {
             compose: backends == Backends::Docker && deployment::available(),
             prometheus: prometheus::available(backends),
             npm: npm::available().await,
+            browser: browser::available().await,
             python: python::available().await,
             machine: machine::available().await,
         }
@@ -59,7 +65,8 @@ impl Has {
 
     /// All that any test needs beside the servers.
     pub(crate) fn everything(self) -> bool {
-        self.java && self.compose && self.prometheus && self.npm && self.python && self.machine
+        let of_others = self.java && self.prometheus && self.npm && self.browser && self.python;
+        of_others && self.compose && self.machine
     }
 
     /// Why a test can't run here.
@@ -77,6 +84,9 @@ impl Has {
             }
             Needs::Npm | Needs::ServersAndNpm if !self.npm => {
                 Some("no Node with npm for the checks by Grafana's types and by a client in TypeScript")
+            }
+            Needs::Browser | Needs::ServersAndBrowser if !self.browser => {
+                Some("no Chromium with Node and npm for the console")
             }
             Needs::ServersAndMachine if !self.machine => {
                 Some("no Linux with glibc and cc for a machine's faults")
@@ -108,6 +118,7 @@ impl Has {
                 !self.npm,
                 "the dashboards were not held against Grafana's types, nor was a TypeScript client tried: there is no Node with npm",
             ),
+            (!self.browser, "the console was not tried in a browser: there is no Chromium with Node and npm"),
             (
                 !self.python,
                 "compose/aws was not checked against botocore, Avro files by fastavro, nor the API by schemathesis and a Python client: there \

@@ -172,6 +172,28 @@ pub struct Status {
     pub cache: Option<CacheStatus>,
 }
 
+/// `GET /status/members`: what the members say of themselves, as far as the node that is asked can reach them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MembersStatus {
+    /// The node that was asked first, then the others in the order of their addresses.
+    pub members: Vec<MemberStatus>,
+}
+
+/// A member and what it says of itself: one of `status` and `error` is there.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MemberStatus {
+    /// `host:API_PORT`, as the cluster knows it.
+    pub address: String,
+    /// What it answers to `GET /status`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<Status>,
+    /// Why there is no status, as a sentence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
 /// The state of a part of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]

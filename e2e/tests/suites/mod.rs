@@ -14,6 +14,7 @@ mod consistency_brokers;
 mod consistency_checks;
 mod consistency_deposed;
 mod consistency_search;
+mod console;
 mod crash;
 mod dev;
 mod ecs;
@@ -57,6 +58,7 @@ pub fn all() -> Vec<Test> {
         consistency::tests(),
         openapi::tests(),
         compose::tests(),
+        console::tests(),
         ecs::tests(),
         zookeeper_servers::tests(),
         full_disk::tests(),

@@ -4,6 +4,7 @@ mod answers;
 mod batch;
 mod body;
 mod conditions;
+mod console;
 mod error;
 mod etag;
 mod gate;
@@ -31,6 +32,7 @@ pub use self::server::Server;
 use crate::metrics::Metrics;
 use crate::replication::snapshot::Snapshots;
 use crate::service::Service;
+use crate::service::members::Members;
 use crate::service::slow::{self, KeyHash, SlowRequests, Waits};
 use crate::service::status::NodeStatus;
 use crate::telemetry::{RequestSpan, Telemetry};
@@ -39,6 +41,7 @@ use crate::telemetry::{RequestSpan, Telemetry};
 pub struct Api {
     pub service: Arc<Service>,
     pub status: NodeStatus,
+    pub members: Members,
     pub snapshots: Snapshots,
     pub metrics: Arc<Metrics>,
     pub slow: SlowRequests,

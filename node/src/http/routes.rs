@@ -13,7 +13,7 @@ use warp::path::FullPath;
 use warp::reply::{Reply as _, Response};
 
 use super::error::HttpError;
-use super::{Api, Notes, batch, counted, health, keys, openapi, scan, snapshot, status};
+use super::{Api, Notes, batch, console, counted, health, keys, openapi, scan, snapshot, status};
 use crate::service::slow;
 use crate::telemetry::TraceParent;
 
@@ -36,9 +36,11 @@ pub enum Call {
     Ready,
     Live,
     Status,
+    Members,
     Metrics,
     OpenApi,
     Snapshot,
+    Console,
 }
 
 const GET: &[Method] = &[Method::GET, Method::HEAD];
@@ -56,15 +58,17 @@ pub const ROUTES: &[Route] = &[
     Route { path: "/health/ready", methods: GET, call: Call::Ready },
     Route { path: "/health/live", methods: GET, call: Call::Live },
     Route { path: "/status", methods: GET, call: Call::Status },
+    Route { path: "/status/members", methods: GET, call: Call::Members },
     Route { path: "/metrics", methods: GET, call: Call::Metrics },
     Route { path: "/openapi.json", methods: GET, call: Call::OpenApi },
     // Not HEAD, which would read the whole store for nothing.
     Route { path: "/snapshot", methods: &[Method::GET], call: Call::Snapshot },
+    Route { path: "/", methods: GET, call: Call::Console },
 ];
 
 /// Which call a request is. A slash at the end of a path is of no meaning.
 fn find(full_path: &str, method: &Method) -> Result<Call, HttpError> {
-    let path = full_path.strip_suffix('/').unwrap_or(full_path);
+    let path = full_path.strip_suffix('/').filter(|path| !path.is_empty()).unwrap_or(full_path);
     let mut allowed: Vec<&str> = Vec::new();
     for route in ROUTES.iter().filter(|route| route.path == path) {
         if route.methods.contains(method) {
@@ -124,7 +128,7 @@ async fn answer<B: Buf + Send + 'static>(
 ) -> Response {
     let started = Instant::now();
     let Request { id, method, path, query, headers } = request;
-    let Api { service, status: node, snapshots, metrics, slow, telemetry, limits, .. } = api;
+    let Api { service, status: node, members, snapshots, metrics, slow, telemetry, limits, .. } = api;
     let call = match find(path.as_str(), &method) {
         Ok(call) => call,
         Err(error) => return error.reply(false).into_response(),
@@ -139,11 +143,13 @@ async fn answer<B: Buf + Send + 'static>(
         Call::Ready => return health::ready(node).into_response(),
         Call::Live => return health::live(node).into_response(),
         Call::Status => return status::status(node).into_response(),
+        Call::Members => return status::members(node, members).await.into_response(),
         Call::Metrics => return status::metrics(node).into_response(),
         Call::OpenApi => {
             return openapi::get(&headers).unwrap_or_else(|error| error.reply(false)).into_response();
         }
         Call::Snapshot => return snapshot::send(snapshots, &query),
+        Call::Console => return console::page(node).into_response(),
     };
     let span = telemetry
         .request("http", operation, || TraceParent::parse(headers.get(TraceParent::HEADER)?.as_bytes()));
@@ -182,7 +188,9 @@ mod tests {
             ("/rpc/batch", Some("POST")),
             ("/snapshot", Some("GET")),
             ("/health/live", Some("GET, HEAD")),
-            ("/", None),
+            ("/", Some("GET, HEAD")),
+            ("/status/members", Some("GET, HEAD")),
+            ("", None),
             ("/rpcs", None),
         ] {
             assert_eq!(allow(path).as_deref(), expected, "{path}");

@@ -1,13 +1,19 @@
-//! `GET /status` and `GET /metrics`.
+//! `GET /status`, `GET /status/members` and `GET /metrics`.
 
 use warp::http::StatusCode;
 
 use super::answers::{self, Reply};
+use crate::service::members::Members;
 use crate::service::status::NodeStatus;
 
 /// The node's own account, as JSON.
 pub fn status(status: &NodeStatus) -> Reply {
     answers::json(StatusCode::OK, &status.status())
+}
+
+/// What every member says of itself, as JSON.
+pub async fn members(status: &NodeStatus, members: &Members) -> Reply {
+    answers::json(StatusCode::OK, &members.status(status.status()).await)
 }
 
 /// For Prometheus.

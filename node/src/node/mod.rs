@@ -25,6 +25,7 @@ use crate::service::Service;
 use crate::service::conditional::{self, ConditionalWrites, NodeAccess, WritesWithOptions};
 use crate::service::consistency::ConsistentReads;
 use crate::service::level::LogLevel;
+use crate::service::members::Members;
 use crate::service::memory::Memory;
 use crate::service::peers::Peers;
 use crate::service::readiness::Readiness;
@@ -302,6 +303,7 @@ impl Shared {
                 memory: self.memory.clone(),
                 scrape: Scrape::new(self.metrics.registry())?,
             },
+            members: Members::new(Arc::clone(&self.membership), self.address.clone())?,
             snapshots: Snapshots::new(
                 Arc::clone(&self.store),
                 Arc::clone(&self.progress),

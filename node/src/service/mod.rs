@@ -5,6 +5,7 @@ pub mod conditional;
 pub mod consistency;
 pub mod error;
 pub mod level;
+pub mod members;
 pub mod memory;
 pub mod peers;
 pub mod readiness;

@@ -3,6 +3,7 @@
 mod batches;
 mod conditional;
 mod consistency;
+mod console;
 mod description;
 mod forms;
 mod half_close;

@@ -43,6 +43,7 @@ pub enum Body {
     /// Lines of JSON, each of a schema.
     Lines(&'static str),
     Text,
+    Html,
     Bytes,
 }
 
@@ -65,9 +66,11 @@ impl Operation {
             Call::Ready => health("getReadiness", "Whether the node wants requests, for orchestrators"),
             Call::Live => health("getLiveness", "Whether the process answers and has not given up"),
             Call::Status => plain("getStatus", "The node's own account", Body::Json("Status")),
+            Call::Members => members(),
             Call::Metrics => plain("getMetrics", "Figures for Prometheus", Body::Text),
             Call::OpenApi => description(),
             Call::Snapshot => snapshot(),
+            Call::Console => console(),
         }
     }
 }
@@ -285,6 +288,30 @@ fn health(id: &'static str, summary: &'static str) -> Operation {
         },
         unready: Some("`DOWN`, and why"),
         ..plain(id, summary, Body::Text)
+    }
+}
+
+fn members() -> Operation {
+    Operation {
+        description: "The node asks each of the others for its `/status`, and waits for a second at most. Answers are kept for half a second.",
+        ..plain("getMembersStatus", "What every member says of itself", Body::Json("MembersStatus"))
+    }
+}
+
+fn console() -> Operation {
+    const HEADERS: &[&str] = &[
+        "Content-Security-Policy",
+        "Cross-Origin-Opener-Policy",
+        "Referrer-Policy",
+        "X-Content-Type-Options",
+    ];
+    Operation {
+        answer: Answer {
+            meaning: "The page, with its script and style inside",
+            headers: HEADERS,
+            body: Body::Html,
+        },
+        ..plain("getConsole", "The console, a page for people", Body::Html)
     }
 }
 

@@ -6,7 +6,7 @@ use super::operations::{Body, Operation};
 use super::{errors, examples};
 
 /// The headers of answers: what each means, its schema, and whether all answers have it.
-const HEADERS: [(&str, &str, &str); 10] = [
+const HEADERS: [(&str, &str, &str); 14] = [
     ("Allow", "The methods that the path has", "text"),
     (
         "Bitacora-Log",
@@ -36,8 +36,12 @@ const HEADERS: [(&str, &str, &str); 10] = [
         "integer",
     ),
     ("Cache-Control", "How long the answer may be kept; `no-store` unless the caller asked for more", "text"),
+    ("Content-Security-Policy", "Of the console: what the page may do", "text"),
+    ("Cross-Origin-Opener-Policy", "Of the console", "text"),
     ("ETag", "Of a record its version, which is its position; of this description a hash", "text"),
+    ("Referrer-Policy", "Of the console", "text"),
     ("Retry-After", "Seconds after which it is of use to try again", "integer"),
+    ("X-Content-Type-Options", "Of the console", "text"),
 ];
 
 /// The components of the headers.
@@ -136,6 +140,7 @@ fn content(body: &Body) -> Value {
         Body::AnyJson => json!({ "application/json": { "schema": { "type": "object" } } }),
         Body::Lines(schema) => lines(schema),
         Body::Text => json!({ "text/plain": { "schema": { "type": "string" } } }),
+        Body::Html => json!({ "text/html": { "schema": { "type": "string" } } }),
         Body::Bytes => {
             json!({ "application/octet-stream": { "schema": { "type": "string", "format": "binary" } } })
         }

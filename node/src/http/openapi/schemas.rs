@@ -186,7 +186,15 @@ fn status() -> Value {
         "store": or_null(&reference("StoreStatus")),
         "cache": or_null(&reference("CacheStatus")),
     });
+    let member = json!({
+        "address": { "type": "string", "description": "host:port, as the cluster knows it" },
+        "status": reference("Status"),
+        "error": { "type": "string", "description": "Why there is no status, a sentence" },
+    });
+    let members = json!({ "members": { "type": "array", "items": reference("MemberStatus"), "description": "The node that was asked first" } });
     json!({
+        "MembersStatus": object(&members, &[]),
+        "MemberStatus": object(&member, &["status", "error"]),
         "Status": object(&status, &["unready"]),
         "ComponentState": component,
         "PartitionStatus": object(&partition, &[]),
