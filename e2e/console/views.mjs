@@ -84,12 +84,24 @@ export async function session(base) {
   });
 }
 
+/** The status of an answer that may have no end. */
+async function statusOf(url) {
+  const end = new AbortController();
+  const { status } = await fetch(url, { signal: end.signal });
+  end.abort();
+  return status;
+}
+
 export async function watch(base) {
   await set(base, "w:before", "1");
   await onPage(base, {}, async (page) => {
     await visit(page, "#/watch");
     await page.getByLabel("Keys that begin with").fill("w:");
     await page.getByRole("button", { name: "Watch" }).click();
+    if ((await statusOf(`${base}/watch`)) === 404) {
+      await page.getByRole("alert").getByText("This node can't be watched").waitFor();
+      return;
+    }
     await page.getByText(/^(watching|up to date)$/).waitFor();
     await set(base, "other", "no");
     await set(base, "w:<b>key</b>", "a <i>value</i>");

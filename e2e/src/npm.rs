@@ -5,9 +5,11 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use tokio::process::Command;
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, OnceCell};
 
 use crate::java;
+
+static FETCHING: Mutex<()> = Mutex::const_new(());
 
 /// Whether Node and npm are there; asked once.
 pub async fn available() -> bool {
@@ -31,6 +33,8 @@ pub async fn modules(project: &str) -> Result<PathBuf> {
     let lock = std::fs::read(source.join("package-lock.json")).context("reading package-lock.json")?;
     let dir = java::cache().join(project);
     let (modules, stamp) = (dir.join("node_modules"), dir.join("installed.json"));
+    // Tests that run side by side must not fetch into the same folder.
+    let _alone = FETCHING.lock().await;
     // The stamp is written last, so that an interrupted download is not taken for a whole one.
     if std::fs::read(&stamp).is_ok_and(|done| done == lock) {
         return Ok(modules);
