@@ -1,6 +1,8 @@
 // Opens the console of a node in Chromium, and fails on whatever a page must never do.
 
 import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
 import { chromium } from "playwright-core";
 
 export const EVERY_SIZE = [[360, 740], [768, 1024], [1440, 900]];
@@ -28,6 +30,32 @@ export async function onPage(base, options, steps) {
     await browser.close();
   }
   assert.deepEqual(wrong, []);
+}
+
+const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+
+/** Holds what the page shows to the rules of axe, at every size; with a picture of each where `E2E_SHOTS` asks for them. */
+export async function examine(page, name, theme, whole = true) {
+  if (await page.evaluate(() => typeof axe === "undefined")) await page.evaluate(AXE);
+  for (const [width, height] of EVERY_SIZE) {
+    await page.setViewportSize({ width, height });
+    const place = `${name}, ${theme}, ${width} pixels`;
+    const result = await page.evaluate(() => axe.run(document, { resultTypes: ["violations"] }));
+    const found = result.violations.map(({ id, nodes }) => `${id}: ${nodes.map((node) => node.html.slice(0, 200)).join(" | ")}`);
+    assert.deepEqual(found, [], place);
+    const wider = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+    assert.ok(wider <= 0, `${place}: it is ${wider} pixels wider than the window`);
+    if (process.env.E2E_SHOTS) await page.screenshot({ path: `${process.env.E2E_SHOTS}/${name}-${width}-${theme}.png`, fullPage: whole });
+  }
+}
+
+/** The same in both themes. */
+export async function examineInBothThemes(page, name) {
+  for (const colorScheme of THEMES) {
+    await page.emulateMedia({ colorScheme });
+    await examine(page, name, colorScheme);
+  }
+  await page.setViewportSize({ width: 1440, height: 900 });
 }
 
 /** Goes to a view by its address. */

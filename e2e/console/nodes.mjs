@@ -2,7 +2,7 @@
 // line.
 
 import assert from "node:assert/strict";
-import { onPage, set, visit } from "./browser.mjs";
+import { examineInBothThemes, onPage, set, visit } from "./browser.mjs";
 
 export async function shows(base, count) {
   await onPage(base, {}, async (page) => {
@@ -26,6 +26,7 @@ export async function dies(base, count) {
     const members = page.getByRole("table", { name: "Members" });
     await members.getByText("not answering").or(members.getByRole("row").nth(Number(count))).first().waitFor();
     await page.getByText(`${count - 1} of`).waitFor();
+    await examineInBothThemes(page, "member-down");
     await visit(page, "#/keys?key=kept");
     await page.getByRole("button", { name: "Change" }).click();
     await page.getByRole("textbox", { name: "Value" }).fill("not saved");
@@ -35,11 +36,13 @@ export async function dies(base, count) {
     await page.getByText("What you have typed and not saved stays here").waitFor();
     await page.getByRole("button", { name: "Save" }).click();
     await page.getByText("The node can't be reached.").waitFor();
+    await examineInBothThemes(page, "node-down");
     assert.equal(await page.getByRole("textbox", { name: "Value" }).inputValue(), "not saved");
     await page.getByRole("button", { name: /^Move to/ }).click();
     await page.getByText("stopped answering").waitFor();
     assert.notEqual(new URL(page.url()).origin, base);
     await page.getByRole("region", { name: "Record" }).getByText("here", { exact: true }).waitFor();
+    await examineInBothThemes(page, "moved");
     // Without anything unsaved it moves by itself.
     const second = new URL(page.url()).origin;
     await visit(page, "#/cluster");

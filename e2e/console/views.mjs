@@ -1,12 +1,7 @@
 // The other views, and what all of them must be: for everybody, at every size, in both themes.
 
 import assert from "node:assert/strict";
-import { createRequire } from "node:module";
-import { EVERY_SIZE, THEMES, onPage, set, visit } from "./browser.mjs";
-
-const AXE = createRequire(import.meta.url).resolve("axe-core/axe.min.js");
-// What the page's policy forbids to scripts of its own does not bind what the test brings along.
-const WITHOUT_POLICY = { bypassCSP: true };
+import { EVERY_SIZE, THEMES, examine, onPage, set, visit } from "./browser.mjs";
 
 /** Every place of the console, and what is done there before it is looked at. */
 const PLACES = [
@@ -34,38 +29,22 @@ const PLACES = [
   }],
 ];
 
-async function examine(page, name) {
-  const result = await page.evaluate(() => axe.run(document, { resultTypes: ["violations"] }));
-  const found = result.violations.map(({ id, nodes }) => `${id}: ${nodes.map((node) => node.html.slice(0, 200)).join(" | ")}`);
-  assert.deepEqual(found, [], name);
-  const wider = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
-  assert.ok(wider <= 0, `${name} is ${wider} pixels wider than the window`);
-}
-
 export async function everybody(base) {
   const value = JSON.stringify({ name: "Ann", tags: ["a", "b"], text: "\u202e<b>" });
   for (let i = 0; i < 8; i += 1) await set(base, `user:${i}`, value, i === 1 ? "&ttl=10m" : "");
   await set(base, "greeting", "hello");
   let checks = 0;
   for (const colorScheme of THEMES) {
-    await onPage(base, { ...WITHOUT_POLICY, colorScheme, reducedMotion: "reduce" }, async (page) => {
-      await page.addScriptTag({ path: AXE });
+    await onPage(base, { colorScheme, reducedMotion: "reduce" }, async (page) => {
       for (const [name, place, prepare] of PLACES) {
         await page.setViewportSize({ width: 1440, height: 900 });
-        await page.evaluate((hash) => {
-          allowLeavingForTest();
-          location.hash = hash;
-          function allowLeavingForTest() {
-            [...document.querySelectorAll("button")].find((one) => one.textContent === "Cancel")?.click();
-          }
-        }, place);
+        // What the place before has left unsaved is given up.
+        const cancel = page.getByRole("button", { name: "Cancel" });
+        if ((await cancel.count()) > 0) await cancel.click();
+        await visit(page, place);
         await prepare(page, base);
-        for (const [width, height] of EVERY_SIZE) {
-          await page.setViewportSize({ width, height });
-          await examine(page, `${name}, ${colorScheme}, ${width} pixels`);
-          if (process.env.E2E_SHOTS) await page.screenshot({ path: `${process.env.E2E_SHOTS}/${name}-${width}-${colorScheme}.png`, fullPage: name !== "dialog" });
-          checks += 1;
-        }
+        await examine(page, name, colorScheme, name !== "dialog");
+        checks += EVERY_SIZE.length;
       }
     });
   }

@@ -23,12 +23,15 @@ function withoutEscapes(text) {
   }
 }
 
-// A text field that can show escapes: `{element, input, text()}`.
+// A text field that can show escapes: `{element, input, text(), set(text)}`.
 function textField(id, label, text, Tag, hint) {
-  const escaped = needsEscapes(text);
   const input = el(Tag, { id, class: "mono", autocomplete: "off", autocapitalize: "off", spellcheck: "false", "aria-describedby": `${id}-hint`, type: Tag === "input" ? "text" : false });
-  input.value = escaped ? withEscapes(text) : text;
-  const check = el("input", { type: "checkbox", checked: escaped });
+  const check = el("input", { type: "checkbox" });
+  const set = (text) => {
+    check.checked = needsEscapes(text);
+    input.value = check.checked ? withEscapes(text) : text;
+  };
+  set(text);
   check.addEventListener("change", () => {
     try {
       input.value = check.checked ? withEscapes(input.value) : withoutEscapes(input.value);
@@ -39,7 +42,7 @@ function textField(id, label, text, Tag, hint) {
   });
   const element = el("div", {}, el("label", { for: id }, label), input,
     el("div", { class: "options" }, el("label", { class: "check small" }, check, "with escapes such as \\n and \\u202e"), el("p", { class: "hint", id: `${id}-hint` }, hint)));
-  return { element, input, text: () => (check.checked ? withoutEscapes(input.value) : input.value) };
+  return { element, input, set, text: () => (check.checked ? withoutEscapes(input.value) : input.value) };
 }
 
 const CONDITIONS = {
@@ -57,84 +60,108 @@ function conditionChoice(given, first) {
 // What is left of a record's time to live, as the field has it.
 const leftTtl = (record) => (record && record.ttl > 0 ? `${Math.max(1, Math.round((record.ttl - nodeNow()) / 1000))}s` : "");
 
-function editorOf({ key, record, etag, cancel, saved }) {
-  let version = etag;
-  // One write: tried again with the same name, it takes effect once.
-  let attempt = uuid();
-  const keyField = key === null ? textField("edit-key", "Key", "", "input", "At most 1,024 bytes.") : null;
-  const valueField = textField("edit-value", "Value", record?.value ?? "", "textarea", "At most 1 MiB, unless the node is set otherwise.");
-  const ttl = el("input", { type: "text", id: "edit-ttl", class: "mono", value: leftTtl(record), placeholder: "for ever", "aria-describedby": "edit-ttl-hint", autocomplete: "off" });
-  const conditions = conditionChoice(version ? ["version", "always"] : ["absent", "always"], version ? "version" : "absent");
-  const [result, save] = [el("div", { "aria-live": "polite" }), el("button", { class: "button main" }, "Save")];
-  const form = el("form", { class: "stack", "aria-label": key === null ? "New key" : "Change the record" }, keyField?.element, valueField.element,
-    el("div", {}, el("label", { for: "edit-ttl" }, "Time to live"), ttl, el("p", { class: "hint", id: "edit-ttl-hint" }, "Empty for ever; or a number with its unit: 500ms, 30s, 5m, 2h, 7d.")),
-    conditions, result, el("div", { class: "buttons" }, save, button("Cancel", () => {
+class Editor {
+  constructor({ key, record, etag, cancel, saved }) {
+    this.key = key;
+    this.version = etag;
+    this.saved = saved;
+    // One write: tried again with the same name, it takes effect once.
+    this.attempt = uuid();
+    this.keyField = key === null ? textField("edit-key", "Key", "", "input", "At most 1,024 bytes.") : null;
+    this.valueField = textField("edit-value", "Value", record?.value ?? "", "textarea", "At most 1 MiB, unless the node is set otherwise.");
+    this.ttl = el("input", { type: "text", id: "edit-ttl", class: "mono", value: leftTtl(record), placeholder: "for ever", "aria-describedby": "edit-ttl-hint", autocomplete: "off" });
+    this.conditions = conditionChoice(etag ? ["version", "always"] : ["absent", "always"], etag ? "version" : "absent");
+    this.result = el("div", { "aria-live": "polite" });
+    this.save = el("button", { class: "button main" }, "Save");
+    this.element = this.form(() => {
       setUnsaved(false);
       cancel();
-    })));
-  form.addEventListener("input", () => {
-    setUnsaved(true);
-    attempt = uuid();
-  });
+    });
+  }
 
-  async function write(condition) {
-    const name = key ?? keyField.text();
+  form(cancel) {
+    const ttl = el("div", {}, el("label", { for: "edit-ttl" }, "Time to live"), this.ttl,
+      el("p", { class: "hint", id: "edit-ttl-hint" }, "Empty for ever; or a number with its unit: 500ms, 30s, 5m, 2h, 7d."));
+    const form = el("form", { class: "stack", "aria-label": this.key === null ? "New key" : "Change the record" }, this.keyField?.element,
+      this.valueField.element, ttl, this.conditions, this.result, el("div", { class: "buttons" }, this.save, button("Cancel", cancel)));
+    form.addEventListener("input", () => {
+      setUnsaved(true);
+      this.attempt = uuid();
+    });
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.result.replaceChildren();
+      this.write(form.elements.condition.value);
+    });
+    return form;
+  }
+
+  focus() {
+    (this.keyField ?? this.valueField).input.focus();
+  }
+
+  async write(condition) {
+    // Not disabled, which would take the focus away.
+    if (this.saving) return;
+    this.saving = true;
+    try {
+      await this.tryToWrite(condition);
+    } catch (error) {
+      this.result.replaceChildren(note("bad", el("p", {}, `${error.message} Save again: if it was written meanwhile, that is noticed.`)));
+    }
+    this.saving = false;
+  }
+
+  async tryToWrite(condition) {
+    const key = this.key ?? this.keyField.text();
     const headers = { "Content-Type": "text/plain; charset=utf-8" };
-    if (condition === "version") headers["If-Match"] = version;
+    if (condition === "version") headers["If-Match"] = this.version;
     if (condition === "absent") headers["If-None-Match"] = "*";
-    if (condition !== "always") headers["Idempotency-Key"] = attempt;
-    const answer = await call("POST", "/rpc", { params: { key: name, ttl: ttl.value.trim() }, headers, body: valueField.text(), timeout: 20_000 });
+    if (condition !== "always") headers["Idempotency-Key"] = this.attempt;
+    const params = { key, ttl: this.ttl.value.trim() };
+    const answer = await call("POST", "/rpc", { params, headers, body: this.valueField.text(), timeout: 20_000 });
     if (answer.ok) {
       setUnsaved(false);
       announce(`Saved at ${answer.position}.`);
-      saved(name);
+      this.saved(key);
     } else if (answer.status === 412) {
-      showConflict(answer);
+      this.showConflict(answer.json.current, answer);
     } else {
-      result.replaceChildren(note("bad", el("p", {}, failure(answer))));
+      this.result.replaceChildren(note("bad", el("p", {}, failure(answer))));
     }
   }
 
-  function showConflict(answer) {
-    const { current } = answer.json;
+  // What is there instead, and the two ways on: mine over it, or from it.
+  showConflict(current, { position, etag }) {
     const what = current
-      ? [el("p", {}, "Somebody else has written it: it is at version ", el("span", { class: "mono" }, answer.position ?? "?"), " now."), el("h3", {}, "What is there"), valueBox(prettyJson(current.value) ?? current.value)]
+      ? [el("p", {}, "Somebody else has written it: it is at version ", el("span", { class: "mono" }, position ?? "?"), " now."),
+        el("h3", {}, "What is there"), valueBox(prettyJson(current.value) ?? current.value)]
       : [el("p", {}, "It is gone: somebody has deleted it, or it has expired.")];
     const over = button(current ? "Save mine over it" : "Write it anew", () => {
-      version = answer.etag;
-      attempt = uuid();
-      attemptWrite(current ? "version" : "absent");
+      this.goOnFrom(etag);
+      this.write(current ? "version" : "absent");
     }, "danger");
-    const take = current && button("Take what is there", () => {
-      valueField.input.value = needsEscapes(current.value) ? withEscapes(current.value) : current.value;
-      valueField.element.querySelector("input[type=checkbox]").checked = needsEscapes(current.value);
-      ttl.value = leftTtl(current);
-      version = answer.etag;
-      attempt = uuid();
-      conditions.replaceWith(conditionChoice(["version", "always"], "version"));
-      result.replaceChildren();
-      valueField.input.focus();
-      announce("The form has what is there now.");
-    });
-    const conflict = el("div", { class: "note warn", role: "alert", tabindex: "-1" }, el("p", {}, el("b", {}, "Nothing was written.")), what, el("div", { class: "buttons" }, take, over));
-    result.replaceChildren(conflict);
+    const take = current && button("Take what is there", () => this.take(current, etag));
+    const conflict = el("div", { class: "note warn", role: "alert", tabindex: "-1" }, el("p", {}, el("b", {}, "Nothing was written.")), what,
+      el("div", { class: "buttons" }, take, over));
+    this.result.replaceChildren(conflict);
     conflict.focus();
   }
 
-  async function attemptWrite(condition) {
-    save.disabled = true;
-    try {
-      await write(condition);
-    } catch (error) {
-      result.replaceChildren(note("bad", el("p", {}, `${error.message} Save again: if it was written meanwhile, that is noticed.`)));
-    }
-    save.disabled = false;
+  goOnFrom(etag) {
+    this.version = etag;
+    this.attempt = uuid();
+    const conditions = conditionChoice(etag ? ["version", "always"] : ["absent", "always"], etag ? "version" : "absent");
+    this.conditions.replaceWith(conditions);
+    this.conditions = conditions;
   }
 
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    result.replaceChildren();
-    attemptWrite(form.elements.condition.value);
-  });
-  return { element: form, focus: () => (keyField ?? valueField).input.focus() };
+  take(current, etag) {
+    this.valueField.set(current.value);
+    this.ttl.value = leftTtl(current);
+    this.goOnFrom(etag);
+    this.result.replaceChildren();
+    this.valueField.input.focus();
+    announce("The form has what is there now.");
+  }
 }

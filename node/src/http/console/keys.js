@@ -168,7 +168,7 @@ function keysView(params) {
       return;
     }
     const back = el("a", { class: "button back", href: placeText("keys", { ...params, key: "" }), onclick: () => key === null && open(undefined) }, "Back to the list");
-    record = recordPanel(key, { changed: () => list.reload(), back });
+    record = new RecordPanel(key, { changed: () => list.reload(), back });
     side.replaceChildren(record.element);
     record.focus();
   }

@@ -3,7 +3,7 @@
 const VIEWS = {
   cluster: ["Cluster", clusterView],
   keys: ["Keys", keysView],
-  watch: ["Watch", watchView],
+  watch: ["Watch", (params) => new WatchView(params)],
   session: ["Your own writes", sessionView],
 };
 let current = null;

@@ -62,108 +62,128 @@ function factsOf(record, answer) {
 }
 
 // The panel of a key; `null` for a new one.
-function recordPanel(key, { changed, back }) {
-  const title = el("h2", { class: "record-key", tabindex: "-1" }, key === null ? "New key" : shown(key));
-  const body = el("div", { class: "stack" });
-  const element = el("div", { class: "inside", id: "record" }, back, el("div", { class: "stack" }, title, body));
-  let timers = [];
-  let closed = false;
-
-  function rest() {
-    timers.forEach(clearInterval);
-    timers = [];
+class RecordPanel {
+  constructor(key, { changed, back }) {
+    this.key = key;
+    this.changed = changed;
+    this.timers = [];
+    this.closed = false;
+    this.title = el("h2", { class: "record-key", tabindex: "-1" }, key === null ? "New key" : shown(key));
+    this.body = el("div", { class: "stack" });
+    this.element = el("div", { class: "inside", id: "record" }, back, el("div", { class: "stack" }, this.title, this.body));
+    if (key === null) this.edit(null, null);
+    else this.read();
   }
 
-  async function read() {
-    rest();
-    if (body.childNodes.length === 0) body.append(el("p", { class: "soft" }, "Reading…"));
+  focus() {
+    if (this.key === null) this.body.querySelector("input").focus();
+    else this.title.focus();
+  }
+
+  close() {
+    this.closed = true;
+    this.rest();
+    setUnsaved(false);
+  }
+
+  rest() {
+    this.timers.forEach(clearInterval);
+    this.timers = [];
+  }
+
+  async read() {
+    this.rest();
+    if (this.body.childNodes.length === 0) this.body.append(el("p", { class: "soft" }, "Reading…"));
     try {
-      const answer = await call("GET", "/rpc", { params: { key } });
-      if (closed) return;
-      if (answer.ok) showRecord(answer);
-      else if (answer.status === 404) showMissing(answer);
-      else showError(failure(answer));
+      const answer = await call("GET", "/rpc", { params: { key: this.key } });
+      if (this.closed) return;
+      if (answer.ok) this.showRecord(answer);
+      else if (answer.status === 404) this.showMissing(answer);
+      else this.showError(failure(answer));
     } catch (error) {
-      if (!closed) showError(error.message);
+      if (!this.closed) this.showError(error.message);
     }
   }
 
-  const showError = (text) => body.replaceChildren(note("bad", el("p", {}, text), button("Try again", read)));
-
-  function showMissing(answer) {
-    body.replaceChildren(el("div", { class: "note" }, el("p", {}, "There is no such key at this node."),
-      el("p", { class: "soft small" }, `The node answers for the log up to ${answer.position ?? "an unknown position"}.`),
-      el("div", { class: "buttons" }, button("Write it", () => edit(null, null), "main"), button("Read again", read))));
+  showError(text) {
+    this.body.replaceChildren(note("bad", el("p", {}, text), button("Try again", () => this.read())));
   }
 
-  function showRecord(answer) {
+  showMissing(answer) {
+    const buttons = [button("Write it", () => this.edit(null, null), "main"), button("Read again", () => this.read())];
+    this.body.replaceChildren(el("div", { class: "note" }, el("p", {}, "There is no such key at this node."),
+      el("p", { class: "soft small" }, `The node answers for the log up to ${answer.position ?? "an unknown position"}.`),
+      el("div", { class: "buttons" }, buttons)));
+  }
+
+  showRecord(answer) {
     const record = answer.json;
     const facts = factsOf(record, answer);
     const hint = el("div");
-    const actions = el("div", { class: "buttons" }, button("Change", () => edit(record, answer.etag), "main"), button("Read again", read), button("Delete", () => remove(answer.etag), "danger"));
-    body.replaceChildren(hint, facts.element, actions, valuePart(record.value));
-    timers.push(setInterval(() => {
-      if (facts.tick()) {
-        rest();
-        replace(hint, note("warn", el("p", {}, "This key has expired."), button("Read again", read)));
-        announce("The key has expired.");
-      }
+    const actions = [button("Change", () => this.edit(record, answer.etag), "main"), button("Read again", () => this.read()),
+      button("Delete", () => this.remove(answer.etag), "danger")];
+    this.body.replaceChildren(hint, facts.element, el("div", { class: "buttons" }, actions), valuePart(record.value));
+    this.timers.push(setInterval(() => {
+      if (facts.tick()) this.sayExpired(hint);
     }, 1000));
-    timers.push(setInterval(() => lookAgain(answer.etag, hint), LOOK_AGAIN_MS));
+    this.timers.push(setInterval(() => this.lookAgain(answer.etag, hint), LOOK_AGAIN_MS));
+  }
+
+  sayExpired(hint) {
+    this.rest();
+    hint.replaceChildren(note("warn", el("p", {}, "This key has expired."), button("Read again", () => this.read())));
+    announce("The key has expired.");
   }
 
   // Says when the record is no longer the one that is shown.
-  async function lookAgain(etag, hint) {
+  async lookAgain(etag, hint) {
     if (document.hidden || hint.childNodes.length > 0) return;
-    const answer = await call("GET", "/rpc", { params: { key }, headers: { "If-None-Match": etag } }).catch(() => null);
-    if (closed || !hint.isConnected || !answer || !(answer.ok || answer.status === 404)) return;
+    const answer = await call("GET", "/rpc", { params: { key: this.key }, headers: { "If-None-Match": etag } }).catch(() => null);
+    if (this.closed || !hint.isConnected || !answer || !(answer.ok || answer.status === 404)) return;
     const text = answer.ok ? `This key has changed: it is at version ${answer.position} now.` : "This key is gone by now.";
-    hint.replaceChildren(note("warn", el("p", {}, text), button("Show what is there", read)));
+    hint.replaceChildren(note("warn", el("p", {}, text), button("Show what is there", () => this.read())));
     announce(text);
   }
 
-  async function remove(etag) {
-    const content = el("div", { class: "stack tight" }, el("p", { class: "record-key" }, shown(key)), el("p", {}, "It is deleted at every node, if it is still the version that you see."));
+  async remove(etag) {
+    const content = el("div", { class: "stack tight" }, el("p", { class: "record-key" }, shown(this.key)),
+      el("p", {}, "It is deleted at every node, if it is still the version that you see."));
     if (!(await confirmed("Delete this key?", content, "Delete"))) return;
     try {
-      const answer = await call("DELETE", "/rpc", { params: { key }, headers: { "If-Match": etag, "Idempotency-Key": uuid() } });
-      if (answer.ok) {
-        announce("The key is deleted.");
-        rest();
-        body.replaceChildren(note("good", el("p", {}, `Deleted, at ${answer.position}.`), button("Write it again", () => edit(null, null))));
-        title.focus();
-        changed();
-      } else if (answer.status === 412) {
-        body.prepend(note("warn", el("p", {}, "It was not deleted: it has changed since you read it."), button("Show what is there", read)));
-        body.querySelector(".note button").focus();
-      } else {
-        body.prepend(note("bad", el("p", {}, failure(answer))));
-      }
+      const headers = { "If-Match": etag, "Idempotency-Key": uuid() };
+      this.showRemoved(await call("DELETE", "/rpc", { params: { key: this.key }, headers }));
     } catch (error) {
-      body.prepend(note("bad", el("p", {}, `${error.message} The key may be deleted all the same.`)));
+      this.body.prepend(note("bad", el("p", {}, `${error.message} The key may be deleted all the same.`)));
     }
   }
 
-  function edit(record, etag) {
-    rest();
-    const editor = editorOf({
-      key, record, etag,
-      cancel: () => (key === null ? go("keys", { ...currentPlace().params, key: "" }, true) : read()),
-      saved(savedKey) {
-        changed();
-        if (key === null) go("keys", { ...currentPlace().params, key: savedKey });
-        else read().then(() => title.focus());
-      },
-    });
-    body.replaceChildren(editor.element);
-    editor.focus();
+  showRemoved(answer) {
+    if (answer.ok) {
+      announce("The key is deleted.");
+      this.rest();
+      this.body.replaceChildren(note("good", el("p", {}, `Deleted, at ${answer.position}.`), button("Write it again", () => this.edit(null, null))));
+      this.title.focus();
+      this.changed();
+    } else if (answer.status === 412) {
+      this.body.prepend(note("warn", el("p", {}, "It was not deleted: it has changed since you read it."), button("Show what is there", () => this.read())));
+      this.body.querySelector(".note button").focus();
+    } else {
+      this.body.prepend(note("bad", el("p", {}, failure(answer))));
+    }
   }
 
-  if (key === null) edit(null, null);
-  else read();
-  return { element, focus: () => (key === null ? body.querySelector("input").focus() : title.focus()), close() {
-    closed = true;
-    rest();
-    setUnsaved(false);
-  } };
+  edit(record, etag) {
+    this.rest();
+    const editor = new Editor({
+      key: this.key, record, etag,
+      cancel: () => (this.key === null ? go("keys", { ...currentPlace().params, key: "" }, true) : this.read()),
+      saved: (key) => {
+        this.changed();
+        if (this.key === null) go("keys", { ...currentPlace().params, key });
+        else this.read().then(() => this.title.focus());
+      },
+    });
+    this.body.replaceChildren(editor.element);
+    editor.focus();
+  }
 }

@@ -27,6 +27,8 @@ function sessionView() {
   const place = el("div", { "aria-live": "polite" });
   const buttons = [button("Write and read it back", () => run(1), "main"), button(`Do it ${ROUNDS} times`, () => run(ROUNDS))];
 
+  let running = false;
+
   function rowsOf({ written, reads }, value, saw, rounds) {
     const set = [el("b", {}, "set"), `written: ${value}`, el("span", { class: "mono" }, written.position), shortTimeText(written.ms / 1000), "–"];
     return [set, ...LEVELS.map((level, i) => [
@@ -37,7 +39,8 @@ function sessionView() {
   }
 
   async function run(rounds) {
-    buttons.forEach((one) => (one.disabled = true));
+    if (running) return;
+    running = true;
     const saw = LEVELS.map(() => 0);
     try {
       let [last, value] = [null, ""];
@@ -50,7 +53,7 @@ function sessionView() {
     } catch (error) {
       place.replaceChildren(note("bad", el("p", {}, error.message)));
     }
-    buttons.forEach((one) => (one.disabled = false));
+    running = false;
   }
 
   return {

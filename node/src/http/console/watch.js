@@ -61,56 +61,127 @@ function watchForm(params, start) {
   return form;
 }
 
-function watchView(params) {
-  const state = el("div", { class: "state-line" });
-  const message = el("div", { "aria-live": "polite" });
-  const listing = table("Changes, the newest first", WATCH_COLUMNS, [], "changes");
-  const rows = listing.querySelector(".rows");
-  const empty = el("p", { class: "empty" }, "Nothing has changed yet. Changes appear here as they happen.");
-  const box = el("section", { class: "card", "aria-label": "Changes", hidden: true }, listing, empty);
-  const stop = button("Stop", () => end("Stopped."));
-  stop.hidden = true;
-  let source = null;
-  let waiting = [];
-  let counts = { set: 0, delete: 0 };
-  let said = 0;
-  let timers = [];
-
-  const total = () => counts.set + counts.delete;
-  function showState(kind, text) {
-    replace(state, pill(kind, text), el("span", { class: "soft" }, `${numberText(counts.set)} set, ${numberText(counts.delete)} deleted or expired`),
-      total() > MAX_ROWS && el("span", { class: "soft" }, `the newest ${MAX_ROWS} are shown`));
+// The rows of what has changed, drawn a few times a second, however much comes.
+class WatchRows {
+  constructor() {
+    this.listing = table("Changes, the newest first", WATCH_COLUMNS, [], "changes");
+    this.rows = this.listing.querySelector(".rows");
+    this.empty = el("p", { class: "empty" }, "Nothing has changed yet. Changes appear here as they happen.");
+    this.element = el("section", { class: "card", "aria-label": "Changes", hidden: true }, this.listing, this.empty);
+    this.clear();
   }
-  let shownState = ["", "connecting"];
 
-  function end(text) {
-    source?.close();
-    source = null;
-    timers.forEach(clearInterval);
-    timers = [];
-    draw();
-    stop.hidden = true;
+  clear() {
+    this.rows.replaceChildren();
+    this.waiting = [];
+    this.counts = { set: 0, delete: 0 };
+  }
+
+  total() {
+    return this.counts.set + this.counts.delete;
+  }
+
+  add(name, data) {
+    this.counts[name] += 1;
+    this.waiting.push({ name, data });
+    if (this.waiting.length > 2 * MAX_ROWS) this.waiting = this.waiting.slice(-MAX_ROWS);
+  }
+
+  draw() {
+    if (this.waiting.length > 0) {
+      const fresh = this.waiting.slice(-MAX_ROWS).reverse().map(changeRow);
+      fresh.forEach((row) => row.classList.add("fresh"));
+      this.rows.prepend(...fresh);
+      while (this.rows.childElementCount > MAX_ROWS) this.rows.lastElementChild.remove();
+      this.waiting = [];
+    }
+    this.empty.hidden = this.rows.childElementCount > 0;
+    this.listing.hidden = this.rows.childElementCount === 0;
+  }
+}
+
+class WatchView {
+  constructor(params) {
+    this.state = el("div", { class: "state-line" });
+    this.message = el("div", { "aria-live": "polite" });
+    this.rows = new WatchRows();
+    this.stop = button("Stop", () => this.end("Stopped."));
+    this.stop.hidden = true;
+    this.source = null;
+    this.timers = [];
+    const form = watchForm(params, (options) => {
+      history.replaceState(null, "", placeText("watch", { ...options, on: "1" }));
+      this.begin(options, "");
+    });
+    this.element = el("div", { class: "stack" },
+      heading("Watch", "Every change of the keys that you choose, as this node applies it. A slow reader gets the newest state of a key, not each one before it."),
+      form, this.message, el("div", { class: "value-bar" }, this.state, this.stop), this.rows.element);
+    if (params.on) this.begin(params, params.since);
+  }
+
+  extras() {
+    return this.source && watchToken ? { since: watchToken } : {};
+  }
+
+  close() {
+    this.end("");
+  }
+
+  showState(kind, text) {
+    const { set, delete: deleted } = this.rows.counts;
+    replace(this.state, pill(kind, text), el("span", { class: "soft" }, `${numberText(set)} set, ${numberText(deleted)} deleted or expired`),
+      this.rows.total() > MAX_ROWS && el("span", { class: "soft" }, `the newest ${MAX_ROWS} are shown`));
+  }
+
+  begin(options, since) {
+    this.end("");
+    this.rows.clear();
+    this.message.replaceChildren();
+    this.rows.element.hidden = false;
+    this.stop.hidden = false;
+    this.now = ["", "connecting"];
+    const url = address("/watch", { prefix: options.prefix, initial: options.initial && "true", values: options.values === "0" ? "false" : "", since });
+    const source = new EventSource(url);
+    this.source = source;
+    source.onopen = () => (this.now = ["good", "watching"]);
+    source.onerror = () => {
+      this.now = ["warn", "connecting again"];
+      if (source.readyState === EventSource.CLOSED && source === this.source) this.refused(url, () => this.begin(options, since));
+    };
+    EVENT_NAMES.forEach((name) => source.addEventListener(name, (event) => this.take(name, event)));
+    let said = 0;
+    this.timers = [setInterval(() => this.draw(), RENDER_MS), setInterval(() => {
+      if (this.rows.total() > said) announce(`${numberText(this.rows.total() - said)} changes.`);
+      said = this.rows.total();
+    }, SUMMARY_MS)];
+    this.draw();
+  }
+
+  end(text) {
+    this.source?.close();
+    this.timers.forEach(clearInterval);
+    this.draw();
+    this.source = null;
+    this.stop.hidden = true;
     watchToken = "";
     if (text) {
-      showState("", "stopped");
+      this.showState("", "stopped");
       announce(text);
     }
   }
 
-  function draw() {
-    if (waiting.length > 0) {
-      const fresh = waiting.slice(-MAX_ROWS).reverse().map(changeRow);
-      fresh.forEach((row) => row.classList.add("fresh"));
-      rows.prepend(...fresh);
-      while (rows.childElementCount > MAX_ROWS) rows.lastElementChild.remove();
-      waiting = [];
-    }
-    empty.hidden = rows.childElementCount > 0;
-    listing.hidden = rows.childElementCount === 0;
-    if (source) showState(...shownState);
+  draw() {
+    this.rows.draw();
+    if (this.source) this.showState(...this.now);
   }
 
-  function take(name, event) {
+  async refused(url, again) {
+    this.end("");
+    this.showState("bad", "not watching");
+    this.message.replaceChildren(note("bad", el("p", {}, await whyRefused(url)), button("Try again", again)));
+  }
+
+  take(name, event) {
     let data = null;
     try {
       data = JSON.parse(event.data);
@@ -118,57 +189,12 @@ function watchView(params) {
       return;
     }
     if (event.lastEventId) watchToken = event.lastEventId;
-    if (name === "set" || name === "delete") {
-      counts[name] += 1;
-      waiting.push({ name, data });
-      if (waiting.length > 2 * MAX_ROWS) waiting = waiting.slice(-MAX_ROWS);
-    } else if (name === "current") {
-      shownState = ["good", "up to date"];
-    } else if (name === "gap") {
-      message.replaceChildren(note("warn", el("p", {}, `Changes were missed: ${plainText(String(data.why ?? data.message ?? "the node could not go on from there"), 300)}. What is there now follows.`)));
-    } else if (name === "bye") {
-      shownState = ["warn", "the node stops"];
+    if (name === "set" || name === "delete") this.rows.add(name, data);
+    else if (name === "current") this.now = ["good", "up to date"];
+    else if (name === "bye") this.now = ["warn", "the node stops"];
+    else if (name === "gap") {
+      const why = plainText(String(data.why ?? "the node could not go on from there"), 300);
+      this.message.replaceChildren(note("warn", el("p", {}, `Changes were missed: ${why}. What is there now follows.`)));
     }
   }
-
-  function begin(options, since) {
-    end("");
-    rows.replaceChildren();
-    counts = { set: 0, delete: 0 };
-    message.replaceChildren();
-    box.hidden = false;
-    const url = address("/watch", { prefix: options.prefix, initial: options.initial && "true", values: options.values === "0" ? "false" : "", since });
-    shownState = ["", "connecting"];
-    source = new EventSource(url);
-    const own = source;
-    source.onopen = () => (shownState = ["good", "watching"]);
-    source.onerror = async () => {
-      shownState = ["warn", "connecting again"];
-      if (own.readyState !== EventSource.CLOSED || own !== source) return;
-      end("");
-      showState("bad", "not watching");
-      const why = await whyRefused(url);
-      message.replaceChildren(note("bad", el("p", {}, why), button("Try again", () => begin(options, since))));
-    };
-    EVENT_NAMES.forEach((name) => source.addEventListener(name, (event) => take(name, event)));
-    timers = [setInterval(draw, RENDER_MS), setInterval(() => {
-      if (total() > said) announce(`${numberText(total() - said)} changes.`);
-      said = total();
-    }, SUMMARY_MS)];
-    said = 0;
-    stop.hidden = false;
-    draw();
-  }
-
-  const start = (options) => {
-    history.replaceState(null, "", placeText("watch", { ...options, on: "1" }));
-    begin(options, "");
-  };
-  if (params.on) begin(params, params.since);
-  return {
-    element: el("div", { class: "stack" }, heading("Watch", "Every change of the keys that you choose, as this node applies it. A slow reader gets the newest state of a key, not each one before it."),
-      watchForm(params, start), message, el("div", { class: "value-bar" }, state, stop), box),
-    extras: () => (source && watchToken ? { since: watchToken } : {}),
-    close: () => end(""),
-  };
 }
