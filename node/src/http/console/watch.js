@@ -178,6 +178,7 @@ class WatchView {
   async refused(url, again) {
     this.end("");
     this.showState("bad", "not watching");
+    this.rows.element.hidden = this.rows.total() === 0;
     this.message.replaceChildren(note("bad", el("p", {}, await whyRefused(url)), button("Try again", again)));
   }
 
