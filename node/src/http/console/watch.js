@@ -36,7 +36,8 @@ function changeRow({ name, data }) {
   return table("", WATCH_COLUMNS, [[
     el("a", { class: "mono", href: placeText("keys", { key }) }, shown(key)),
     name === "set" ? pill("good", "set") : removed,
-    clockText(Number(data.timestamp)),
+    // An expiry has no time of its own but that of its record.
+    clockText(data.reason === "expired" ? nodeNow() : Number(data.timestamp)),
     el("span", { class: "mono" }, plainText(String(data.position ?? ""))),
     value === null ? el("span", { class: "soft" }, "–") : el("span", { class: "mono cut" }, shown(text)),
   ]]).querySelector(".rows [role=row]");
@@ -192,9 +193,10 @@ class WatchView {
     if (event.lastEventId) watchToken = event.lastEventId;
     if (name === "set" || name === "delete") this.rows.add(name, data);
     else if (name === "current") this.now = ["good", "up to date"];
+    else if (name === "progress" && data.behind) this.now = ["warn", "without the log"];
     else if (name === "bye") this.now = ["warn", "the node stops"];
     else if (name === "gap") {
-      const why = plainText(String(data.why ?? "the node could not go on from there"), 300);
+      const why = plainText(String(data.reason ?? "the node could not go on from there"), 300);
       this.message.replaceChildren(note("warn", el("p", {}, `Changes were missed: ${why}. What is there now follows.`)));
     }
   }
