@@ -14,8 +14,9 @@ use crate::read::ReadLevel;
 use crate::types::{Record, Written};
 use crate::write::Write;
 
-/// The longest pause after another one was faster for the first time; each further time it is half as long.
-const LONGEST_PAUSE: Duration = Duration::from_millis(8);
+/// The longest pause after another one was faster for the first time; each further time it is twice as long, up to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(4);
+const LAST_PAUSE: Duration = Duration::from_millis(64);
 
 /// What an update makes of a key. A text is the new value, of a key that lives for ever.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,10 +56,10 @@ impl Client {
     /// Changes a key by what it holds, again until nobody else changed it in between. `change` gets the record, `None` if there is
     /// none, and gives the new value or a [`Change`]; it may be called several times, also with what turns out to be old.
     ///
-    /// Fair, as far as chance is: of those who want to change a key at the same time one wins each round, and who has lost more often
-    /// waits less before the next, 16 ms in all at most. There is no queue, so no number of rounds is certain; with `n` callers it takes `n`
-    /// rounds on the average, each as long as the log takes to acknowledge a write and a node to apply it, and the chance to need ten
-    /// times as many is below 1 : 20,000. So the deadline should be many times `n` rounds, or the key be split into several.
+    /// Fair, as far as chance is: of those who want to change a key at the same time one wins each round. Who has lost waits for some time below
+    /// 64 ms, however often, and tries with what is there then. There is no queue, so no number of rounds is certain; with `n` callers it takes
+    /// about `n` rounds, each as long as the log takes to acknowledge a write and a node to apply it. So the deadline should be many times `n`
+    /// rounds, or the key be split into several.
     ///
     /// Exact: an attempt whose fate is unclear is sent again as the same one, and takes effect once. If that can't settle it, because
     /// somebody else has changed the key since, this fails and [says so](Error::may_have_taken_effect), and does not change it again.
@@ -103,6 +104,7 @@ async fn run<C: Into<Change>>(
     let mut before = look(&call, key, &ReadLevel::eventual()).await?;
     let mut known = false;
     let mut losses = 0;
+    let mut paused = false;
     loop {
         let (value, ttl) = match change(before.as_ref()).into() {
             Change::Set(value) => (Some(value), None),
@@ -130,8 +132,10 @@ async fn run<C: Into<Change>>(
             }
             Err(error) => return Err(error),
         }
-        losses += 1;
-        let pause = longest_pause(losses).mul_f64(fastrand::f64());
+        // What was known before a pause is mostly old by now. To be told so cost the log nothing.
+        let pause = if paused { Duration::ZERO } else { longest_pause(losses).mul_f64(fastrand::f64()) };
+        losses += u32::from(!paused);
+        paused = !paused;
         if Instant::now() + pause >= call.ends() {
             let last = Some("others changed the key each time before this did".to_owned());
             return Err(Error::TimedOut { may_have_taken_effect: false, after: client.deadline, last });
@@ -140,11 +144,11 @@ async fn run<C: Into<Change>>(
     }
 }
 
-/// Whoever has lost more often waits less, so that nobody starves: the one who has just won knows the newest version first, and
-/// would win again and again if the others kept away for longer each time. That costs the log nothing: a node makes one attempt at
-/// a time for a key, whoever asks for it.
+/// Long enough that attempts on several nodes seldom meet, each of which costs the log a record and its repair; and bounded, so that
+/// nobody starves: the one who has just won knows the newest version first, and would win again and again if the others kept away for
+/// longer each time.
 fn longest_pause(losses: u32) -> Duration {
-    LONGEST_PAUSE / 1_u32.checked_shl(losses - 1).unwrap_or(u32::MAX)
+    FIRST_PAUSE.saturating_mul(1_u32.checked_shl(losses).unwrap_or(u32::MAX)).min(LAST_PAUSE)
 }
 
 async fn look(call: &Call<'_>, key: &str, level: &ReadLevel) -> Result<Option<Record>, Error> {
@@ -170,9 +174,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_has_lost_more_often_waits_less() {
-        let pauses: Vec<_> = (1..100).map(longest_pause).collect();
-        assert!(pauses.is_sorted_by(|earlier, later| earlier >= later), "{pauses:?}");
-        assert!(pauses[0] == LONGEST_PAUSE && pauses.iter().sum::<Duration>() <= 2 * LONGEST_PAUSE);
+    fn pauses_grow_and_are_bounded() {
+        let pauses: Vec<_> = (0..100).map(longest_pause).collect();
+        assert!(pauses.is_sorted(), "{pauses:?}");
+        assert_eq!((pauses[0], pauses[99]), (FIRST_PAUSE, LAST_PAUSE));
     }
 }

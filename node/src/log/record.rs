@@ -29,9 +29,18 @@ impl NewRecord {
         Self { partition: Some(partition), key, value, condition: Some(condition), ..Self::default() }
     }
 
-    /// A record of a reserved key. Its value is that of a delete marker, which nodes that do not know the key take it for.
+    /// Of barriers.
+    pub const BARRIER_KEY: &str = "\0barrier";
+
+    /// A record that says nothing; whoever appended it knows it by its uuid when it is read.
     #[must_use]
-    pub fn reserved(partition: i32, key: &str, now: WallTime) -> Self {
+    pub fn barrier(partition: i32, uuid: &str, now: WallTime) -> Self {
+        Self::reserved(partition, Self::BARRIER_KEY, uuid, now)
+    }
+
+    /// A record of a reserved key, which is in the log only. Its value is that of a delete marker, which nodes that do not know the
+    /// key take it for.
+    fn reserved(partition: i32, key: &str, uuid: &str, now: WallTime) -> Self {
         let mut value = Vec::new();
         KeyValue {
             key,
@@ -39,7 +48,7 @@ impl NewRecord {
             timestamp: now.ms(),
             source: source::PRODUCER,
             ttl: ttl::DELETED,
-            uuid: "",
+            uuid,
         }
         .encode(&mut value);
         Self { partition: Some(partition), key: key.into(), value: Some(value), ..Self::default() }
@@ -48,6 +57,6 @@ impl NewRecord {
     /// A record that tells the level of a partition.
     #[must_use]
     pub fn level(partition: i32, level: Level, now: WallTime) -> Self {
-        Self { level: Some(level), ..Self::reserved(partition, Level::KEY, now) }
+        Self { level: Some(level), ..Self::reserved(partition, Level::KEY, "", now) }
     }
 }

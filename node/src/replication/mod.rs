@@ -9,6 +9,7 @@
 pub mod age;
 mod applier;
 mod apply;
+mod barriers_read;
 mod compatibility;
 mod continuity;
 pub mod decisions;

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::clock::{Clock, LogTime, Moment, SystemClock, past_by_both_clocks};
 use crate::log::PartitionRead;
 use crate::replication::age::LogClock;
+use crate::replication::barriers_read::BarriersRead;
 use crate::replication::freeze::FreezeDetector;
 use crate::replication::log_ends::{LogEnds, Question};
 pub use crate::replication::state::Phase;
@@ -40,6 +41,7 @@ pub struct Progress {
     /// Changed only while that is held, by [`Progress::change_state`].
     readable: AtomicBool,
     freeze: FreezeDetector,
+    barriers_read: Arc<BarriersRead>,
     /// Counts changes; for those who wait.
     changed: watch::Sender<u64>,
 }
@@ -111,6 +113,7 @@ impl Progress {
             inner: Mutex::new(inner),
             readable: AtomicBool::new(false),
             freeze: FreezeDetector::new(started),
+            barriers_read: Arc::default(),
             changed: watch::Sender::new(0),
         }
     }

@@ -105,9 +105,11 @@ impl Applier {
             // First, so that who looks at the log after an outage knows of all that was told.
             batch.read().clone_into(&mut self.shared.held_back.lock());
             self.parts.progress.note_applied(batch.read());
+            self.parts.progress.barriers_read().tell(batch.records().skip(told));
         } else {
             let began = SystemTime::now();
             reading.after_gap |= self.persist(|| self.apply(batch, reading.info.identity.tag()))?;
+            self.parts.progress.barriers_read().tell(batch.records().skip(told));
             reading.held_back_since = None;
             self.shared.held_back.lock().clear();
             // A node that reads the log from its start would tell of writes of long ago, as many as the log has.

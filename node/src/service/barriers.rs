@@ -10,16 +10,14 @@ use bitacora_protocol::{HighWatermark, NextOffset, Position};
 use futures_util::FutureExt as _;
 use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::consistency::MAX_WAIT;
 use super::rounds::{Reply, Rounds};
 use crate::clock::Moment;
 use crate::log::{Log, NewRecord};
 use crate::metrics::Metrics;
-use crate::replication::progress::Progress;
-
-/// Of barriers. As of all reserved keys, their records are in the log only; nodes that know no barriers take them for deletes.
-const BARRIER_KEY: &str = "\0barrier";
+use crate::replication::progress::{Progress, WaitError};
 
 /// Why a question to the log came to nothing.
 pub type Failed = Arc<str>;
@@ -107,20 +105,28 @@ fn panicked() -> Failed {
 }
 
 impl Parts {
-    /// Appends a barrier to a partition. Done when it is acknowledged; those who wait are told when it is applied.
+    /// Appends a barrier to a partition. Done when it is acknowledged or read, whichever is earlier; those who wait are told when
+    /// everything before it is applied.
     async fn append(self: Arc<Self>, partition: i32, reply: Reply<Result<Moment, Failed>>) {
         let asked_at = self.progress.clock().now();
         let next = self.progress.next_offset(partition);
+        let uuid = Uuid::new_v4().to_string();
+        let mut wait = self.progress.barriers_read().wait_for(&uuid);
         let appended = {
             let closed = self.closed.read();
             if *closed {
                 return reply.tell(Err("this node is stopping".into()));
             }
             let now = self.progress.clock().wall();
-            self.log.append_record(NewRecord::reserved(partition, BARRIER_KEY, now))
+            self.log.append_record(NewRecord::barrier(partition, &uuid, now))
         };
-        let position = match appended.await {
-            Ok(appended) => appended.position,
+        let appended = tokio::select! {
+            biased;
+            position = wait.read() => Ok(position),
+            appended = appended => appended.map(|appended| appended.position),
+        };
+        let position = match appended {
+            Ok(position) => position,
             Err(error) => {
                 self.metrics.barriers.with_label_values(&["failed"]).inc();
                 return reply.tell(Err(error.to_string().into()));
@@ -130,12 +136,20 @@ impl Parts {
         if next.is_none_or(|next| position.offset < next.0) {
             return reply.tell(Err("the log is not the one that this node reads".into()));
         }
+        let progress = Arc::clone(&self.progress);
+        let mut applied = Box::pin(async move { progress.applied(position, Instant::now() + MAX_WAIT).await });
+        let outcome = move |applied: Result<(), WaitError>| {
+            applied.map(|()| asked_at).map_err(|why| why.to_string().into())
+        };
+        if let Some(applied) = (&mut applied).now_or_never() {
+            return reply.tell(outcome(applied));
+        }
         tokio::spawn(async move {
             let applied = tokio::select! {
-                applied = self.progress.applied(position, Instant::now() + MAX_WAIT) => applied,
+                applied = applied => applied,
                 () = reply.nobody_waits() => return,
             };
-            reply.tell(applied.map(|()| asked_at).map_err(|why| why.to_string().into()));
+            reply.tell(outcome(applied));
         });
     }
 

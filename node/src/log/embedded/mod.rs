@@ -371,7 +371,7 @@ mod tests {
             conditional(None, Condition::Trim { offset: 1, until, log: tag }),
             NewRecord { trace, ..conditional(value(), attempt(Expected::Live(7))) },
             NewRecord::level(0, Level::CONDITIONAL_WRITES, WallTime::from_ms(5)),
-            NewRecord::reserved(0, "\0barrier", WallTime::from_ms(5)),
+            NewRecord::barrier(0, "u", WallTime::from_ms(5)),
             NewRecord { partition: Some(0), key: b"k".to_vec(), trace, ..NewRecord::default() },
         ]);
         for record in &records {

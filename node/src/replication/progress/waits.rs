@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::Progress;
+use crate::replication::barriers_read::BarriersRead;
 use crate::replication::waiters::{Ticket, WaitError};
 
 /// Somebody who waits for a position, until this is dropped.
@@ -51,6 +52,12 @@ impl Progress {
         }
         let (ticket, told) = inner.waiters.add(position)?;
         Ok(Some(PositionWait { progress: Arc::clone(self), ticket, told }))
+    }
+
+    /// Barriers that are waited for.
+    #[must_use]
+    pub fn barriers_read(&self) -> &Arc<BarriersRead> {
+        &self.barriers_read
     }
 
     /// Waits for a position that have not ended.
