@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use bitacora_client::{Client, Position, Session};
+use e2e::cluster::Options;
 use e2e::figures::Spread;
 use e2e::runner::Ctx;
 use e2e::topic::{KeyValue, Topic};
@@ -15,7 +16,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tokio::sync::mpsc;
 
-use crate::{DEADLINE, PARTITIONS, client_of, two_nodes, value};
+use crate::{DEADLINE, PARTITIONS, client_of, value};
 
 const ROUNDS: usize = 7;
 const SAMPLES: usize = 150;
@@ -76,13 +77,15 @@ impl Latencies {
     }
 }
 
-pub async fn run(ctx: Ctx) -> Result<()> {
-    let cluster = two_nodes(&ctx).await?;
+/// What a second node costs that reads the same log on the same machine, shows in comparison with one alone.
+pub async fn run(ctx: Ctx, nodes: usize) -> Result<()> {
+    let cluster = ctx.cluster_with(nodes, Options::new()).await?;
     let kafka = BareKafka::start(&cluster.topic).await?;
-    let calls = Calls::start(client_of(&cluster.nodes[0]).await?, client_of(&cluster.nodes[1]).await?, kafka);
+    let (here, there) = (client_of(&cluster.nodes[0]).await?, client_of(&cluster.nodes[nodes - 1]).await?);
+    let calls = Calls::start(here, there, kafka);
     // In a task of the runtime's own threads, which also wait for the sockets.
     let rounds = tokio::spawn(async move { measure(calls.await?).await }).await??;
-    print(&rounds);
+    print(nodes, &rounds);
     Ok(())
 }
 
@@ -108,9 +111,9 @@ async fn measure(mut calls: Calls) -> Result<Vec<Vec<Latencies>>> {
     Ok(rounds)
 }
 
-fn print(rounds: &[Vec<Latencies>]) {
+fn print(nodes: usize, rounds: &[Vec<Latencies>]) {
     println!(
-        "\nOne call at a time through the client library, values of 100 bytes, 2 nodes, one broker, acks=all; \
+        "\nOne call at a time through the client library, values of 100 bytes, nodes: {nodes}, one broker, acks=all; \
          {ROUNDS} rounds of {SAMPLES} calls of each kind, alternating; µs"
     );
     println!("  {:<42} {:<24} {:<26} p50 / bare Kafka's", "", "p50", "p99");

@@ -1,4 +1,4 @@
-//! `cargo bench -p e2e --bench consistency`: what a read of each level and a conditional write cost, on two real nodes and one
+//! `cargo bench -p e2e --bench consistency`: what a read of each level and a conditional write cost, on two real nodes, or one alone, and one
 //! Kafka, beside a bare producer and consumer of the same Kafka.
 //!
 //! All figures of a table are taken in rounds that alternate in one run. What is printed is the median of the rounds, and in
@@ -32,8 +32,10 @@ fn main() -> ExitCode {
     }
     let test = |name, run: fn(Ctx) -> _| Test::new("consistency", name, Needs::Servers, run);
     runner::bench(vec![
-        test("latency", |ctx| Box::pin(latency::run(ctx)) as runner::Outcome),
-        test("throughput", |ctx| Box::pin(throughput::run(ctx)) as runner::Outcome),
+        test("latency", |ctx| Box::pin(latency::run(ctx, 2)) as runner::Outcome),
+        test("latency_of_one_node", |ctx| Box::pin(latency::run(ctx, 1)) as runner::Outcome),
+        test("throughput", |ctx| Box::pin(throughput::run(ctx, 2)) as runner::Outcome),
+        test("throughput_of_one_node", |ctx| Box::pin(throughput::run(ctx, 1)) as runner::Outcome),
         test("conditional", |ctx| Box::pin(conditional::run(ctx)) as runner::Outcome),
     ])
 }

@@ -4,13 +4,13 @@ use std::process::Stdio;
 
 use anyhow::{Result, bail, ensure};
 use bitacora_client::Operation;
-use e2e::cluster::Node;
+use e2e::cluster::{Node, Options};
 use e2e::figures::Spread;
 use e2e::runner::Ctx;
 use e2e::wait;
 
 use crate::load::{CALLERS, KEYS, ROUND, RPC_CONNECTIONS, key};
-use crate::{DEADLINE, client_of, two_nodes, value};
+use crate::{DEADLINE, client_of, value};
 
 const ROUNDS: usize = 3;
 const LOADS: [(&str, &str); 4] =
@@ -23,8 +23,9 @@ struct Round {
     barriers_per_thousand: f64,
 }
 
-pub async fn run(ctx: Ctx) -> Result<()> {
-    let cluster = two_nodes(&ctx).await?;
+/// What a second node costs that reads the same log on the same machine, shows in comparison with one alone.
+pub async fn run(ctx: Ctx, nodes: usize) -> Result<()> {
+    let cluster = ctx.cluster_with(nodes, Options::new()).await?;
     let node = &cluster.nodes[0];
     fill(node).await?;
     let mut rounds = Vec::new();
@@ -36,7 +37,7 @@ pub async fn run(ctx: Ctx) -> Result<()> {
         rounds.push(round);
     }
     println!(
-        "\n{CALLERS} callers of one node with one read under way each; RPC over {RPC_CONNECTIONS} connections, HTTP over \
+        "\n{CALLERS} callers of one node (of {nodes}) with one read under way each; RPC over {RPC_CONNECTIONS} connections, HTTP over \
          {CALLERS}; {ROUNDS} rounds of {} s each, alternating",
         ROUND.as_secs()
     );

@@ -105,14 +105,14 @@ fn panicked() -> Failed {
 }
 
 impl Parts {
-    /// Appends a barrier to a partition. Done when it is acknowledged or read, whichever is earlier; those who wait are told when
-    /// everything before it is applied.
+    /// Appends a barrier to a partition. Done when it is acknowledged; those who wait are told when it has been read, and so everything
+    /// before it applied, which may be earlier.
     async fn append(self: Arc<Self>, partition: i32, reply: Reply<Result<Moment, Failed>>) {
         let asked_at = self.progress.clock().now();
         let next = self.progress.next_offset(partition);
         let uuid = Uuid::new_v4().to_string();
         let mut wait = self.progress.barriers_read().wait_for(&uuid);
-        let appended = {
+        let mut appended = {
             let closed = self.closed.read();
             if *closed {
                 return reply.tell(Err("this node is stopping".into()));
@@ -120,19 +120,35 @@ impl Parts {
             let now = self.progress.clock().wall();
             self.log.append_record(NewRecord::barrier(partition, &uuid, now))
         };
-        let appended = tokio::select! {
+        let acknowledged = tokio::select! {
             biased;
-            position = wait.read() => Ok(position),
-            appended = appended => appended.map(|appended| appended.position),
+            position = wait.read() => {
+                self.metrics.barriers.with_label_values(&["acknowledged"]).inc();
+                self.tell(reply, next, asked_at, position);
+                let _ = appended.await;
+                return;
+            }
+            appended = &mut appended => appended,
         };
-        let position = match appended {
-            Ok(position) => position,
+        let position = match acknowledged {
+            Ok(appended) => appended.position,
             Err(error) => {
                 self.metrics.barriers.with_label_values(&["failed"]).inc();
                 return reply.tell(Err(error.to_string().into()));
             }
         };
         self.metrics.barriers.with_label_values(&["acknowledged"]).inc();
+        self.tell(reply, next, asked_at, position);
+    }
+
+    /// Tells those who wait for a barrier of a partition whose next offset was `next` when it was appended, once it is applied.
+    fn tell(
+        &self,
+        reply: Reply<Result<Moment, Failed>>,
+        next: Option<NextOffset>,
+        asked_at: Moment,
+        position: Position,
+    ) {
         if next.is_none_or(|next| position.offset < next.0) {
             return reply.tell(Err("the log is not the one that this node reads".into()));
         }

@@ -63,10 +63,12 @@ impl<T: Clone + Send + Sync + 'static> Rounds<T> {
         {
             state.asking = true;
             tokio::spawn(async move {
-                let asking = Asking(this);
-                while let Some(reply) = asking.0.next() {
-                    (asking.0.ask)(reply).await;
+                let mut asking = Asking { rounds: this, over: false };
+                while let Some(reply) = asking.rounds.next() {
+                    (asking.rounds.ask)(reply).await;
                 }
+                // Another task may put questions by now.
+                asking.over = true;
             });
         }
         async move { answer.wait_for(Option::is_some).await.ok()?.clone() }
@@ -82,14 +84,17 @@ impl<T: Clone + Send + Sync + 'static> Rounds<T> {
 }
 
 /// The task that puts questions.
-struct Asking<T>(Arc<Rounds<T>>);
+struct Asking<T> {
+    rounds: Arc<Rounds<T>>,
+    /// Whether nobody waited any more.
+    over: bool,
+}
 
 impl<T> Drop for Asking<T> {
     fn drop(&mut self) {
-        // After a panic: those who wait are told by the end of the sender, and the next to come begins anew.
-        let mut state = self.0.state.lock();
-        if state.asking {
-            *state = State { asking: false, next: None };
+        if !self.over {
+            // After a panic: those who wait are told by the end of the sender, and the next to come begins anew.
+            *self.rounds.state.lock() = State { asking: false, next: None };
         }
     }
 }
@@ -142,6 +147,24 @@ mod tests {
         reply.tell(3);
         assert_eq!(later.await, Some(3));
         assert!(questions.try_recv().is_err(), "the dropped one was joined or left out");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn who_comes_when_a_task_ends_is_answered() {
+        let rounds = Rounds::new(|reply: Reply<u32>| Box::pin(async move { reply.tell(1) }));
+        let askers: Vec<_> = (0..4)
+            .map(|_| {
+                let rounds = Arc::clone(&rounds);
+                tokio::spawn(async move {
+                    for _ in 0..20_000 {
+                        assert_eq!(rounds.ask().await, Some(1));
+                    }
+                })
+            })
+            .collect();
+        for asker in askers {
+            asker.await.expect("each time");
+        }
     }
 
     #[tokio::test]
