@@ -42,15 +42,8 @@ impl NewRecord {
     /// key take it for.
     fn reserved(partition: i32, key: &str, uuid: &str, now: WallTime) -> Self {
         let mut value = Vec::new();
-        KeyValue {
-            key,
-            value: "",
-            timestamp: now.ms(),
-            source: source::PRODUCER,
-            ttl: ttl::DELETED,
-            uuid,
-        }
-        .encode(&mut value);
+        KeyValue { key, value: "", timestamp: now.ms(), source: source::PRODUCER, ttl: ttl::DELETED, uuid }
+            .encode(&mut value);
         Self { partition: Some(partition), key: key.into(), value: Some(value), ..Self::default() }
     }
 

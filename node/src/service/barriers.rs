@@ -153,7 +153,8 @@ impl Parts {
             return reply.tell(Err("the log is not the one that this node reads".into()));
         }
         let progress = Arc::clone(&self.progress);
-        let mut applied = Box::pin(async move { progress.applied(position, Instant::now() + MAX_WAIT).await });
+        let mut applied =
+            Box::pin(async move { progress.applied(position, Instant::now() + MAX_WAIT).await });
         let outcome = move |applied: Result<(), WaitError>| {
             applied.map(|()| asked_at).map_err(|why| why.to_string().into())
         };
