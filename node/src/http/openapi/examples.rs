@@ -39,7 +39,9 @@ const NONE: Example = Example {
 
 /// All of them.
 pub fn in_order() -> Vec<Example> {
-    [writes(), reads(), conditions(), batches(), refusals(), of_the_node()].into_iter().flatten().collect()
+    let groups =
+        [writes(), reads(), conditions(), conditional_deletes(), batches(), refusals(), of_the_node()];
+    groups.into_iter().flatten().collect()
 }
 
 /// What a record looks like that was just written.
@@ -173,6 +175,11 @@ fn conditions() -> Vec<Example> {
             })),
             ..NONE
         },
+    ]
+}
+
+fn conditional_deletes() -> Vec<Example> {
+    vec![
         Example {
             name: "deleteIfUnchanged",
             operation: "deleteKey",

@@ -361,7 +361,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_partition_is_asked_for_though_the_leader_of_another_is_away() {
+    fn a_partition_is_asked_though_another_s_leader_is_away() {
         let brokers = MockCluster::new(2).expect("brokers");
         let log = on(&brokers);
         brokers.create_topic("two", 2, 1).expect("a topic");
