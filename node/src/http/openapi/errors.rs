@@ -31,7 +31,7 @@ const fn meaning(kind: ErrorKind) -> &'static str {
         ErrorKind::UnsupportedMediaType => {
             "The body is of a kind that is not taken: `multipart/…`, UTF-16, with a `Content-Encoding`"
         }
-        ErrorKind::NotImplemented => "The cluster as it is has no conditional writes",
+        ErrorKind::NotImplemented => "The cluster as it is has no conditional writes; the message says why",
         ErrorKind::NotReady => "The node does not know yet, or not within the time",
         ErrorKind::AskAnotherNode => "The node can't, and another one can",
         ErrorKind::NotTaken => "The log did not take the write",

@@ -93,7 +93,7 @@ fn header(operation: &Operation, name: &str) -> (String, Value) {
             json!({ "type": "string", "minLength": 1, "pattern": patterns::tags() }),
         ),
         "Idempotency-Key" => text(
-            "Becomes the record's uuid. While the key's record has it, the answer is that record again: so a call that failed can be repeated",
+            "Becomes the record's uuid. While the key's record has it, the answer is that record again: so a call that failed can be repeated. Use a new one for each new write: nothing else that is sent is looked at then",
             json!({ "type": "string", "pattern": patterns::uuid() }),
         ),
         _ => (String::new(), json!({ "type": "string" })),
@@ -122,7 +122,7 @@ pub fn schemas() -> Value {
         "Consistency": described(
             names(&levels),
             "`eventual`: what the node holds, the default. `session`: everything up to a position. `latest`: everything below the high watermark that the log \
-             names. `strong`: everything that was acknowledged before the read came".to_owned(),
+             names; a leader that was replaced and has not noticed names an old one. `strong`: everything that was acknowledged before the read came".to_owned(),
         ),
         "Visible": described(
             names(&visible),

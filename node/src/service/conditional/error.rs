@@ -16,7 +16,7 @@ pub enum ConditionalError {
     NotMet(Box<NotMet>),
     #[error(
         "the key has a record in another partition as well, where it was before the topic was given more; write it on no condition, \
-         and once the other record is trimmed (DELETE_RETENTION), conditional writes of it are possible"
+         and once the other record is trimmed (half of DELETE_RETENTION later), conditional writes of it are possible"
     )]
     Elsewhere,
     /// The cluster as it is can't have conditional writes.
