@@ -61,7 +61,7 @@ impl Client {
     /// about `n` rounds, each as long as the log takes to acknowledge a write and a node to apply it. So the deadline should be many times `n`
     /// rounds, or the key be split into several.
     ///
-    /// Exact: an attempt whose fate is unclear is sent again as the same one, and takes effect once. If that can't settle it, because
+    /// Exact while nobody deletes the key: an attempt whose fate is unclear is sent again as the same one, and takes effect once. If that can't settle it, because
     /// somebody else has changed the key since, this fails and [says so](Error::may_have_taken_effect), and does not change it again.
     ///
     /// ```

@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use bitacora_protocol::http::{PositionedRecord, ScanPage};
+use bitacora_protocol::http::{POSITION_HEADER, PositionedRecord, ScanPage};
 use bitacora_protocol::rpc::ScanRequest;
-use warp::http::{HeaderMap, StatusCode};
+use warp::http::{HeaderMap, HeaderValue, StatusCode};
 
 use super::answers::{self, Reply};
 use super::conditions::no_write_condition;
@@ -42,12 +42,18 @@ pub(super) async fn scan(service: &Service, query: &str, headers: &HeaderMap, no
 }
 
 fn reply(page: Page) -> Reply {
-    let Page { entries, cursor, memory, .. } = page;
+    let Page { entries, cursor, memory, applied, .. } = page;
     let mut records = Vec::with_capacity(entries.len());
     for entry in &entries {
         let position = entry.position();
         records.extend(entry.answer().map(|record| PositionedRecord { record, position }));
     }
     let body = ScanPage { records, cursor: cursor.map(Into::into) };
-    answers::counted_json(StatusCode::OK, &body, Some(memory))
+    let mut reply = answers::counted_json(StatusCode::OK, &body, Some(memory));
+    // For a session that goes on from what the page showed, and did not show.
+    let applied = applied.iter().filter(|position| position.offset >= 0).map(ToString::to_string);
+    if let Ok(positions) = HeaderValue::try_from(applied.collect::<Vec<_>>().join(",")) {
+        reply.headers_mut().insert(POSITION_HEADER, positions);
+    }
+    reply
 }

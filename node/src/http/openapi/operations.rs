@@ -254,6 +254,11 @@ fn scan() -> Operation {
                 "parameters": { "cursor": "$response.body#/cursor" },
             },
         })),
+        answer: Answer {
+            meaning: "A page of records",
+            headers: &["Bitacora-Position"],
+            body: Body::Json("ScanPage"),
+        },
         ..plain("scan", "A page of records", Body::Json("ScanPage"))
     }
 }

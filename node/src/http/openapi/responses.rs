@@ -26,7 +26,7 @@ const HEADERS: [(&str, &str, &str); 14] = [
     (
         "Bitacora-Position",
         "The place in the log that the answer reflects. Of a record its own; of a key that is not there the delete marker's, or how far its partition is \
-         applied. Of a 503, how far the node is, perhaps of several partitions",
+         applied. Of a page of a scan, and of a 503, how far the node is, perhaps of several partitions",
         "Positions",
     ),
     ("Bitacora-Source", "Where the answer to a read came from", "source"),
