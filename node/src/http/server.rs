@@ -97,7 +97,7 @@ async fn run(
             deadline = &mut stopped => break deadline.unwrap_or_else(|_| Instant::now()),
         };
         let verbatim = VerbatimAnswer::default();
-        let socket = Socket::new(stream, write_timeout).with_max_read(MAX_READ_BYTES);
+        let socket = Socket::new(stream, write_timeout).with_max_read(MAX_READ_BYTES).noticing_reset();
         let socket = JsonRefusals::new(socket, Arc::clone(&verbatim));
         let (api, calls) = (Arc::clone(&api), calls.clone());
         let service = service_fn(move |request| {
@@ -132,7 +132,7 @@ fn settings_of_connections(idle: Duration) -> http1::Builder {
     http.timer(TokioTimer::new()).header_read_timeout(idle);
     http.max_buf_size(MAX_HEAD_BYTES);
     // A client may close its sending half once it has sent its last request, and is still to be answered (RFC 9112, section 9.6). One
-    // that has gone altogether is noticed when it is written to.
+    // that has gone altogether is noticed when it is written to, or resets the connection.
     http.half_close(true);
     http
 }

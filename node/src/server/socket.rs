@@ -37,6 +37,8 @@ pub struct Socket {
     stream: TcpStream,
     /// Bytes that one read takes, at most.
     max_read: usize,
+    /// Whether a flush fails once the client has reset the connection.
+    notices_reset: bool,
     /// A client may go without reading for so long while there is something to write.
     write_timeout: Duration,
     /// Running while the client does not read.
@@ -48,13 +50,20 @@ pub struct Socket {
 impl Socket {
     #[must_use]
     pub fn new(stream: TcpStream, write_timeout: Duration) -> Self {
-        Self { stream, max_read: usize::MAX, write_timeout, stalled: None, until: None }
+        Self { stream, max_read: usize::MAX, notices_reset: false, write_timeout, stalled: None, until: None }
     }
 
     /// One read takes so many bytes at most, for who makes its buffer as large as its reads were.
     #[must_use]
     pub fn with_max_read(self, max_read: usize) -> Self {
         Self { max_read, ..self }
+    }
+
+    /// For a task that flushes each time it is woken, and reads nothing while a call is under way: it is woken when the client has
+    /// reset the connection, and the flush fails. Nothing else may read at the same time.
+    #[must_use]
+    pub fn noticing_reset(self) -> Self {
+        Self { notices_reset: true, ..self }
     }
 
     fn stream(self: Pin<&mut Self>) -> Pin<&mut TcpStream> {
@@ -107,6 +116,13 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Of what has come, nothing is taken.
+        let mut byte = [0; 1];
+        if self.notices_reset
+            && let Poll::Ready(Err(reset)) = self.stream.poll_peek(cx, &mut ReadBuf::new(&mut byte))
+        {
+            return Poll::Ready(Err(reset));
+        }
         self.stream().poll_flush(cx)
     }
 

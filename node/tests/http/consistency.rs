@@ -106,6 +106,21 @@ async fn a_wait_whose_caller_has_gone_ends_with_its_deadline() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_wait_whose_caller_resets_the_connection_ends_at_once() {
+    let running = Running::start(&[]).await;
+    let line = "GET /rpc?key=k&consistency=session&position=0:999,1:999,2:999,3:999&timeout=60s";
+    let mut caller = TcpStream::connect(running.address.api()).await.expect("a connection");
+    caller.write_all(&request(line, &[], b"")).await.expect("it is taken");
+    let waits = async { while running.metric("bitacora_position_waits ").await < 1.0 {} };
+    timeout(PATIENCE, waits).await.expect("it waits");
+    caller.set_zero_linger().expect("it is open");
+    drop(caller);
+    let nobody = async { while running.metric("bitacora_position_waits ").await > 0.0 {} };
+    timeout(PATIENCE / 2, nobody).await.expect("long before its deadline");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_makes_no_sense_is_400() {
     let running = Running::start(&[]).await;
     for (query, headers, says) in [
