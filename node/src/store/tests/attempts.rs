@@ -364,6 +364,17 @@ mod doubts {
     }
 
     #[test]
+    fn what_was_doubted_is_not_shown_when_it_is_trimmed() {
+        let (_dir, store) = holding(&[50]);
+        store.note_caught_up(wall_ms(5)).expect("written");
+        apply(&store, unjudged(60, 40));
+        assert!(in_doubt(&store));
+        apply(&store, trim_up_to(70, 60));
+        let shown = store.get(b"k").expect("readable");
+        assert!(shown.is_none_or(|(entry, _)| entry.ttl() == bitacora_protocol::record::ttl::DELETED));
+    }
+
+    #[test]
     fn only_an_attempt_that_expects_what_is_doubted_ends_the_doubt() {
         let (_dir, store) = holding(&[50]);
         apply(&store, unjudged(60, 50));

@@ -147,16 +147,17 @@ impl KeyState {
                 if held.is_some() && is_certain { Outcome::Contradicted } else { Outcome::Written }
             }
             Change::Trim { timestamp, offset, settles, complete, .. } => {
-                let is_certain = complete && !self.is_in_doubt(at.partition);
+                let in_doubt = self.is_in_doubt(at.partition);
                 if held_offset <= Some(offset) {
                     self.settle(at.partition, settles);
-                } else if self.is_in_doubt(at.partition) {
+                } else if in_doubt {
                     self.doubt(at, timestamp);
                 } else {
                     return self.leave_pending(at, timestamp);
                 }
                 let Some(held) = held else { return Outcome::Unchanged };
-                let is_exact = is_certain || held_offset == Some(offset);
+                // What is doubted may have had no effect, and what it hides may have been a delete.
+                let is_exact = !in_doubt && (complete || held_offset == Some(offset));
                 self.trim(held, is_exact, timestamp)
             }
         }
