@@ -52,7 +52,10 @@ fn reply(page: Page) -> Reply {
     let mut reply = answers::counted_json(StatusCode::OK, &body, Some(memory));
     // For a session that goes on from what the page showed, and did not show.
     let applied = applied.iter().filter(|position| position.offset >= 0).map(ToString::to_string);
-    if let Ok(positions) = HeaderValue::try_from(applied.collect::<Vec<_>>().join(",")) {
+    let positions = applied.collect::<Vec<_>>().join(",");
+    if !positions.is_empty()
+        && let Ok(positions) = HeaderValue::try_from(positions)
+    {
         reply.headers_mut().insert(POSITION_HEADER, positions);
     }
     reply
