@@ -123,10 +123,8 @@ fn write_options<'a>(
 pub(super) const READ_FIELDS: &[&str] = &["key", "consistency", "position", "timeout", "max_staleness"];
 /// What a delete may have in its query.
 pub(super) const DELETE_FIELDS: &[&str] = &["key", "visible", "timeout"];
-/// What a set may have in its query or form.
+/// What a set may have in its query or form. A body that has one of them is told to be a form.
 pub(super) const FIELDS: &[&str] = &["key", "value", "ttl", "visible", "timeout"];
-/// Those by which a body is told to be a form.
-const FORM_FIELDS: &[&str] = &["key", "value", "ttl"];
 
 #[derive(Debug, PartialEq, Eq)]
 struct SetRequest {
@@ -147,7 +145,7 @@ fn set_request(mut query: Params, body: Vec<u8>, body_type: BodyType) -> Result<
     let body = String::from_utf8(body).map_err(|_| {
         bad("the body is not UTF-8, and a value is text; encode bytes, for example as base64".to_owned())
     })?;
-    let form = body_type == BodyType::Form && has_field(&body, FORM_FIELDS);
+    let form = body_type == BodyType::Form && has_field(&body, FIELDS);
     let mut fields = if form { Some(form_fields(&body).map_err(bad)?) } else { None };
     let raw = match fields {
         Some(_) => None,

@@ -26,6 +26,8 @@ async fn a_form_that_is_no_good_stores_nothing() {
             ("%76alue=a&b=c", "'b'"),
             ("Value=a", "'Value'"),
             ("ttl=30s", "no value"),
+            ("timeout=1s", "no value"),
+            ("visible=here", "no value"),
             ("", "no value"),
             ("https://example.org/?q=1&value=2", "'https://example.org/?q'"),
         ] {
