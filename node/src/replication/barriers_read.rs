@@ -38,17 +38,6 @@ impl BarriersRead {
             }
         }
     }
-
-    /// How many are waited for.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.0.lock().len()
-    }
-
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
 }
 
 /// Waits for a barrier; no longer when it is dropped.
@@ -110,6 +99,6 @@ mod tests {
         assert_eq!(position, Position { partition: 1, offset: 6 });
         assert!(other.read().now_or_never().is_none());
         drop((mine, other));
-        assert!(barriers.is_empty());
+        assert!(barriers.0.lock().is_empty());
     }
 }

@@ -132,12 +132,8 @@ impl KeyState {
             Change::Repair { timestamp, entry, reach, settles, complete, .. } => {
                 let offset = entry.position().offset;
                 let is_certain = complete && !self.is_in_doubt(at.partition);
-                if held_offset <= Some(offset.max(reach)) {
-                    self.settle(at.partition, settles);
-                } else if self.is_in_doubt(at.partition) {
-                    self.doubt(at, timestamp);
-                } else {
-                    return self.leave_pending(at, timestamp);
+                if !self.counts(at, timestamp, held_offset <= Some(offset.max(reach)), settles) {
+                    return Outcome::Void;
                 }
                 // The same record again.
                 if held_offset == Some(offset) {
@@ -148,12 +144,8 @@ impl KeyState {
             }
             Change::Trim { timestamp, offset, settles, complete, .. } => {
                 let in_doubt = self.is_in_doubt(at.partition);
-                if held_offset <= Some(offset) {
-                    self.settle(at.partition, settles);
-                } else if in_doubt {
-                    self.doubt(at, timestamp);
-                } else {
-                    return self.leave_pending(at, timestamp);
+                if !self.counts(at, timestamp, held_offset <= Some(offset), settles) {
+                    return Outcome::Void;
                 }
                 let Some(held) = held else { return Outcome::Unchanged };
                 // What is doubted may have had no effect, and what it hides may have been a delete.
@@ -161,6 +153,22 @@ impl KeyState {
                 self.trim(held, is_exact, timestamp)
             }
         }
+    }
+
+    /// Whether a trim or a repair changes the key: one that `reaches` what is held, and then settles what is pending or in doubt up to
+    /// `settles`; and one that does not, where what is held is in doubt. Any other is pending from here on.
+    fn counts(&mut self, at: Position, timestamp: LogTime, reaches: bool, settles: i64) -> bool {
+        if reaches {
+            self.settle(at.partition, settles);
+            return true;
+        }
+        let in_doubt = self.is_in_doubt(at.partition);
+        if in_doubt {
+            self.doubt(at, timestamp);
+        } else {
+            self.leave_pending(at, timestamp);
+        }
+        in_doubt
     }
 
     /// A conditional write of a record, where the entry `held` is what its partition holds.
