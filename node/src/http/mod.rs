@@ -3,6 +3,7 @@
 mod answers;
 mod batch;
 mod body;
+mod changes;
 mod conditions;
 mod console;
 mod error;
@@ -21,6 +22,7 @@ mod scan;
 mod server;
 mod snapshot;
 mod status;
+mod watch;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -103,7 +105,12 @@ impl Notes {
         let Self { id, operation, started, key, waits, span } = self;
         let took = started.elapsed();
         metrics.request("http", operation, outcome, took);
-        let took = if operation == "batch" { waits.operations } else { took };
+        let took = match operation {
+            "batch" => waits.operations,
+            // It waits for something to happen, as it was told to.
+            "changes" => waits.store,
+            _ => took,
+        };
         let interface = "http";
         slow.log(&slow::FinishedRequest { id, interface, operation, outcome, key, took, waits: &waits });
         span.end(outcome);

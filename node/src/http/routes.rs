@@ -13,7 +13,9 @@ use warp::path::FullPath;
 use warp::reply::{Reply as _, Response};
 
 use super::error::HttpError;
-use super::{Api, Notes, batch, console, counted, health, keys, openapi, scan, snapshot, status};
+use super::{
+    Api, Notes, batch, changes, console, counted, health, keys, openapi, scan, snapshot, status, watch,
+};
 use crate::service::slow;
 use crate::telemetry::TraceParent;
 
@@ -33,6 +35,8 @@ pub enum Call {
     GetForMember,
     Scan,
     Batch,
+    Changes,
+    Watch,
     Ready,
     Live,
     Status,
@@ -54,6 +58,8 @@ pub const ROUTES: &[Route] = &[
     Route { path: "/rpc/cluster", methods: GET, call: Call::GetForMember },
     Route { path: "/rpc/scan", methods: GET, call: Call::Scan },
     Route { path: "/rpc/batch", methods: POST, call: Call::Batch },
+    Route { path: "/rpc/changes", methods: GET, call: Call::Changes },
+    Route { path: "/watch", methods: GET, call: Call::Watch },
     Route { path: "/health", methods: GET, call: Call::Ready },
     Route { path: "/health/ready", methods: GET, call: Call::Ready },
     Route { path: "/health/live", methods: GET, call: Call::Live },
@@ -140,6 +146,8 @@ async fn answer<B: Buf + Send + 'static>(
         Call::GetForMember => "cluster",
         Call::Scan => "scan",
         Call::Batch => "batch",
+        Call::Changes => "changes",
+        Call::Watch => "watch",
         Call::Ready => return health::ready(node).into_response(),
         Call::Live => return health::live(node).into_response(),
         Call::Status => return status::status(node).into_response(),
@@ -160,6 +168,8 @@ async fn answer<B: Buf + Send + 'static>(
         Call::Delete => keys::delete(service, &query, &headers, &mut notes).await,
         Call::Scan => scan::scan(service, &query, &headers, &mut notes).await,
         Call::Batch => return batch::run(api, &query, &headers, notes, body),
+        Call::Changes => changes::changes(service, &query, &mut notes).await,
+        Call::Watch => return watch::begin(api, &method, &query, &headers, notes),
         _ => keys::get_for_member(service, &query, &headers).await,
     };
     counted(metrics, slow, notes, outcome).into_response()

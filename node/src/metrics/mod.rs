@@ -21,6 +21,7 @@ const BARRIER_OUTCOMES: [&str; 2] = ["acknowledged", "failed"];
 const READ_LEVELS: [&str; 4] = ["eventual", "session", "latest", "strong"];
 const READ_WAIT_OUTCOMES: [&str; 5] = ["reached", "timed_out", "unavailable", "refused", "cancelled"];
 const CONDITIONAL_OUTCOMES: [&str; 5] = ["in_effect", "not_met", "lost", "unclear", "refused"];
+const WATCH_EVENTS: [&str; 3] = ["set", "delete", "gap"];
 const PEER_OUTCOMES: [&str; 6] = ["found", "gone", "no_memory", "missing", "timeout", "no_answer"];
 
 /// 10 µs to 5 s.
@@ -92,6 +93,30 @@ declare_metrics! {
             "read_wait_duration_seconds",
             "Time that a read waited for what it must see, whatever came of it.",
             &["level"],
+        ),
+        pub watchers: IntGauge =
+            gauge("watchers", "Watches, and calls that wait for changes, under way."),
+        pub watchers_limit: IntGauge = gauge("watchers_limit", "MAX_WATCHERS."),
+        pub watchers_catching_up: IntGauge =
+            gauge("watchers_catching_up", "Watchers that are told from the store what the buffer of changes does not hold."),
+        pub watch_pages_waiting: IntGauge =
+            gauge("watch_pages_waiting", "Watchers that wait to read a page of the store."),
+        pub watch_events: IntCounterVec =
+            counters("watch_events_total", "Events that were sent to watchers.", &["event"]),
+        pub watch_conflations: IntCounter = counter(
+            "watch_conflations_total",
+            "Times that a watcher fell behind the buffer of changes, so that states in between may have been left out.",
+        ),
+        pub watch_stalled: IntCounter = counter(
+            "watch_stalled_total",
+            "Watches that ended while their client had not taken what it was sent for most of REQUEST_TIMEOUT.",
+        ),
+        pub watch_buffer_bytes: IntGauge =
+            gauge("watch_buffer_bytes", "Memory of the buffer of changes that all watchers read."),
+        pub watch_delay_seconds: Histogram = histogram(
+            "watch_delay_seconds",
+            "Time from a record's write timestamp until a watcher was sent its event, of watchers that were not catching up.",
+            &SECONDS,
         ),
         pub connections: IntGaugeVec = gauges("connections", "Open connections.", &["interface"]),
         pub connections_limit: IntGauge = gauge("connections_limit", "MAX_CONNECTIONS, of each interface."),
@@ -166,6 +191,9 @@ impl Metrics {
         }
         for outcome in CONDITIONAL_OUTCOMES {
             self.conditional_writes.with_label_values(&[outcome]);
+        }
+        for event in WATCH_EVENTS {
+            self.watch_events.with_label_values(&[event]);
         }
         for outcome in PEER_OUTCOMES {
             self.peer_reads.with_label_values(&[outcome]);

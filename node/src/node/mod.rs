@@ -17,11 +17,13 @@ use crate::http;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::replication::decisions::Decisions;
+use crate::replication::feed::Feed;
 use crate::replication::progress::{Phase, Progress};
 use crate::replication::snapshot::{Fetcher, SnapshotSource, SnapshotUse, Snapshots};
 use crate::replication::{self, Replica};
 use crate::rpc;
 use crate::service::Service;
+use crate::service::changes::{self, Changes};
 use crate::service::conditional::{self, ConditionalWrites, NodeAccess, WritesWithOptions};
 use crate::service::consistency::ConsistentReads;
 use crate::service::level::LogLevel;
@@ -64,6 +66,7 @@ pub struct Node {
     log: Arc<dyn Log>,
     membership: Arc<dyn Membership>,
     store: Arc<Store>,
+    feed: Arc<Feed>,
     replica: Replica,
     trimming: Trimming,
     http: http::Server,
@@ -88,6 +91,8 @@ struct Shared {
     metrics: Arc<Metrics>,
     /// Told by the replica, waited for by who sends conditional writes.
     decisions: Arc<Decisions>,
+    /// Told by the replica, followed by who watches.
+    feed: Arc<Feed>,
     telemetry: Telemetry,
     memory: Memory,
     /// `host:API_PORT`
@@ -127,7 +132,7 @@ impl Node {
             &readiness,
             shared.rpc_limits()?,
         );
-        let Shared { log, membership, store, progress, telemetry, settings, .. } = shared;
+        let Shared { log, membership, store, feed, progress, telemetry, settings, .. } = shared;
         let announcing = announce(Arc::clone(&progress), Arc::clone(&membership));
         let announcer = readiness.run_task("announcer", announcing);
         let NodeSettings { drain_delay, shutdown_grace, .. } = settings;
@@ -135,6 +140,7 @@ impl Node {
             log,
             membership,
             store,
+            feed,
             replica,
             trimming,
             http,
@@ -216,6 +222,7 @@ impl Shared {
             progress,
             metrics,
             decisions: Arc::default(),
+            feed: Arc::default(),
             telemetry,
             memory,
             address,
@@ -253,8 +260,18 @@ impl Shared {
             Arc::clone(&self.store),
             self.address.clone(),
         )?;
+        let changes = Changes::new(changes::Parts {
+            store: Arc::clone(&self.store),
+            progress: Arc::clone(&self.progress),
+            feed: Arc::clone(&self.feed),
+            consistent: Arc::clone(&consistent),
+            memory: memory.clone(),
+            metrics: Arc::clone(&self.metrics),
+            max_watchers: self.settings.max_watchers as usize,
+            retention: self.log.delete_retention(),
+        });
         let parts = WritesWithOptions { reads, writes, consistent, conditional };
-        Ok(Service::new(parts, scans, visibility, memory))
+        Ok(Service::new(parts, scans, visibility, changes, memory))
     }
 
     fn conditional_writes(
@@ -343,6 +360,7 @@ impl Shared {
             progress: Arc::clone(&self.progress),
             metrics: Arc::clone(&self.metrics),
             decisions: Arc::clone(&self.decisions),
+            feed: Arc::clone(&self.feed),
             telemetry: self.telemetry.clone(),
             delete_retention: self.settings.delete_retention,
             snapshots,

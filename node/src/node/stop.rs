@@ -73,6 +73,7 @@ impl Node {
             store,
             readiness,
             progress,
+            feed,
             telemetry,
             data_dir,
             ..
@@ -83,6 +84,7 @@ impl Node {
         times.log_step("finishing requests");
         // What they wait for may come later than the stop may last.
         progress.end_waits();
+        feed.close();
         tokio::join!(http.stop(times.requests), rpc.stop(times.requests));
         times.log_step("refusing writes");
         // It waits for a write that is being handed to the log, which may block.

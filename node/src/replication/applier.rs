@@ -13,6 +13,7 @@ use super::{POLL_TIMEOUT, Parts, RETRY_PAUSE, Shared};
 use crate::clock::Clock;
 use crate::log::{Batch, Level, LogInfo, OpenError, ReadError};
 use crate::store::{Checkpoint, StoreError};
+use bitacora_protocol::NextOffset;
 
 pub struct Applier {
     pub(super) parts: Parts,
@@ -107,6 +108,9 @@ impl Applier {
         let same_topic = checkpoint.identity.as_ref().is_some_and(|identity| identity.topic == log.topic());
         let found =
             if checkpoint.restored && same_topic { Event::EarlierStoreFound } else { Event::RestoreResumed };
+        if checkpoint.restored && same_topic {
+            parts.feed.restart(store.log(), &checkpoint.next, progress.clock().wall());
+        }
         // Never refused: nothing was known of the store until now.
         let _ = progress.begin_reading(&checkpoint.next, found);
         Ok(Self {
@@ -206,6 +210,7 @@ impl Applier {
     }
 
     pub(super) fn discard(&self, why: &str) -> Result<(), StoreError> {
+        self.parts.feed.suspend();
         // First, so that nobody takes the empty store for an answer. Never refused.
         let _ = self.parts.progress.begin_reading(&[], Event::StoreEmptied);
         discard(&self.parts, why)
@@ -281,6 +286,20 @@ impl Applier {
         }
     }
 
+    /// Has the store followed that is read from these next offsets on, if it is complete.
+    fn follow(&self, checkpoint: &Checkpoint, next: &[NextOffset]) {
+        let Parts { store, feed, .. } = &self.parts;
+        if store.is_building() {
+            // The one of before is read, and changes no more.
+            return;
+        }
+        if checkpoint.restored {
+            feed.resume(store.log(), next, self.clock().wall());
+        } else {
+            feed.suspend();
+        }
+    }
+
     /// Begins to read the log that was opened, where the store ends, or anew.
     fn begin_reading(&mut self, info: LogInfo) -> Result<Reading, Interrupted> {
         // What is known of the log from here on is of this one.
@@ -300,6 +319,7 @@ impl Applier {
             return Err(Interrupted::LevelUnknown { partition, level: *level });
         }
         self.parts.progress.set_compaction_lag(info.compaction_lag);
+        self.follow(&checkpoint, &next);
         let after_gap = checkpoint.after_gap.contains(&true);
         let reader = self.parts.log.reader(&next, &checkpoint.epochs).map_err(Interrupted::Log)?;
         *self.shared.identity.lock() = Some(info.identity.clone());

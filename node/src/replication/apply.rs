@@ -4,7 +4,7 @@ use bitacora_protocol::record::{KeyValue, ttl};
 
 use super::continuity::{Continuity, Place};
 use crate::log::{Batch, Condition, Level, LogRecord, LogTag, is_reserved};
-use crate::store::{Applied, Change, Entry, Judgement, Store, StoreError, Writer};
+use crate::store::{Applied, Change, Entry, Judgement, KeyChange, Store, StoreError, Writer};
 use bitacora_protocol::{HighWatermark, Position};
 
 /// A poison record is logged with its position, but not more than so many in one batch.
@@ -20,6 +20,17 @@ pub fn apply(
     batch: &Batch,
     log: LogTag,
     young_from: &[HighWatermark],
+) -> Result<(Applied, usize), StoreError> {
+    apply_telling(store, batch, log, young_from, &mut |_, _| {})
+}
+
+/// As [`apply`]; what is told is as [`Store::apply_telling`] has it.
+pub(super) fn apply_telling(
+    store: &Store,
+    batch: &Batch,
+    log: LogTag,
+    young_from: &[HighWatermark],
+    tell: &mut dyn FnMut(&[u8], KeyChange),
 ) -> Result<(Applied, usize), StoreError> {
     let mut continuity = Continuity::new(store, batch.read(), young_from)?;
     let mut changes = Vec::with_capacity(batch.records().len());
@@ -55,7 +66,7 @@ pub fn apply(
             "nodes sent to another topic what has no effect here; who copies a topic leaves their headers out, see OPERATIONS.md"
         );
     }
-    Ok((store.apply_read(&mut changes, &continuity.finish(batch.read()))?, poison))
+    Ok((store.apply_telling(&mut changes, &continuity.finish(batch.read()), tell)?, poison))
 }
 
 /// What a record of the log changes; the reason if it is poison.

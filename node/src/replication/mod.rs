@@ -13,6 +13,7 @@ mod barriers_read;
 mod compatibility;
 mod continuity;
 pub mod decisions;
+pub mod feed;
 mod freeze;
 pub mod log_ends;
 pub mod progress;
@@ -35,6 +36,7 @@ pub use self::watermarks::Watermarks;
 use crate::log::{Log, LogIdentity, PartitionRead};
 use crate::metrics::Metrics;
 use crate::replication::decisions::Decisions;
+use crate::replication::feed::Feed;
 use crate::replication::progress::Progress;
 use crate::replication::snapshot::SnapshotSource;
 use crate::store::{Checkpoint, Store, StoreError};
@@ -43,6 +45,8 @@ use crate::worker::Worker;
 
 /// How long the reader waits for news before anything else is looked at.
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
+/// Between two looks whether keys have expired. It blocks nobody for longer than a page of the store takes.
+const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
 /// Between two tries to reach a log that does not answer.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
@@ -55,6 +59,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Is told what became of conditional writes.
     pub decisions: Arc<Decisions>,
+    /// Is told what has changed.
+    pub feed: Arc<Feed>,
     /// Is told which records were applied.
     pub telemetry: Telemetry,
     /// How long other writers' tombstones are remembered.
@@ -74,8 +80,9 @@ impl Parts {
         delete_retention: Duration,
     ) -> prometheus::Result<Self> {
         let (progress, metrics) = (Arc::default(), Arc::new(Metrics::new()?));
-        let (decisions, telemetry, snapshots) = (Arc::default(), Telemetry::off(), None);
-        Ok(Self { log, store, progress, metrics, decisions, telemetry, delete_retention, snapshots })
+        let (decisions, feed) = (Arc::default(), Arc::default());
+        let (telemetry, snapshots) = (Telemetry::off(), None);
+        Ok(Self { log, store, progress, metrics, decisions, feed, telemetry, delete_retention, snapshots })
     }
 }
 
@@ -133,6 +140,16 @@ impl Replica {
         let progress = Arc::clone(&parts.progress);
         let (mut applier, mut watermarks) = halves(parts)?;
         let shared = Arc::clone(&applier.shared);
+        let expiries = Worker::spawn("expiries", {
+            let (shared, parts) = (Arc::clone(&shared), applier.parts.clone());
+            move || {
+                let _panic_report = PanicReport { progress: &parts.progress, thread: "expiries" };
+                while !shared.stopped() {
+                    tell_expiries(&parts);
+                    std::thread::sleep(EXPIRY_INTERVAL);
+                }
+            }
+        })?;
         let learner = Worker::spawn("watermarks", {
             let (shared, progress) = (Arc::clone(&shared), Arc::clone(&progress));
             move || {
@@ -152,7 +169,7 @@ impl Replica {
                 }
             }
         })?;
-        Ok(Self { shared, threads: vec![learner, applier] })
+        Ok(Self { shared, threads: vec![learner, expiries, applier] })
     }
 
     /// The name of a thread that has ended, if one has.
@@ -166,6 +183,14 @@ impl Replica {
     pub fn stop(self, deadline: Instant) -> Vec<&'static str> {
         self.shared.stop.store(true, Ordering::Relaxed);
         self.threads.into_iter().filter_map(|thread| thread.join_until(deadline).err()).collect()
+    }
+}
+
+/// Tells those who follow which keys have expired, whether or not the log answers.
+fn tell_expiries(parts: &Parts) {
+    if let Err(error) = parts.feed.tell_expiries(&parts.store, parts.progress.clock().wall()) {
+        // It is tried again in a moment, and whoever applies meets the same error.
+        tracing::debug!(%error, "the keys that have expired could not be read");
     }
 }
 

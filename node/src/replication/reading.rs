@@ -5,12 +5,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::POLL_TIMEOUT;
 use super::applier::{Applier, Interrupted};
-use super::apply::apply;
+use super::apply::apply_telling;
+use super::feed;
 use super::compatibility::{reason_too_old_by_log_time, reason_too_old_now};
 use super::state::Event;
 use crate::clock::{Moment, past_by_both_clocks};
 use crate::log::{Batch, Level, LogInfo, LogReader, LogTag, is_reserved};
-use crate::store::StoreError;
+use crate::store::{KeyChange, StoreError};
 use bitacora_protocol::{NextOffset, Position};
 
 /// Between two notes in the store that the node is caught up, unless `DELETE_RETENTION` is short: its age is known as well.
@@ -142,8 +143,24 @@ impl Applier {
     fn apply(&self, batch: &Batch, log: LogTag) -> Result<bool, StoreError> {
         let started = Instant::now();
         let young_from = self.parts.progress.young_from();
-        let (applied, poison) = apply(&self.parts.store, batch, log, &young_from)?;
+        // A store that is built beside the one that is read is not followed.
+        let is_followed = !self.parts.store.is_building();
+        let mut changes = (is_followed && self.parts.feed.wants_changes()).then(Vec::new);
+        let mut tell = |key: &[u8], change: KeyChange| {
+            if let Some(changes) = &mut changes
+                && let Ok(key) = std::str::from_utf8(key)
+            {
+                changes.push(feed::Change { key: key.into(), change });
+            }
+        };
+        let turn = self.parts.feed.turn();
+        let (applied, poison) = apply_telling(&self.parts.store, batch, log, &young_from, &mut tell)?;
         self.parts.progress.note_applied(batch.read());
+        if is_followed {
+            self.parts.feed.push(changes, &self.parts.progress.next_offsets());
+        }
+        drop(turn);
+        self.parts.metrics.watch_buffer_bytes.set(self.parts.feed.bytes().cast_signed() as i64);
         self.parts.decisions.tell(&applied.decided);
         let metrics = &self.parts.metrics;
         metrics.poison_records.inc_by(poison as u64);
@@ -162,6 +179,7 @@ impl Applier {
     fn sweep(&self, compaction_lag: Duration) -> Result<(), StoreError> {
         // What a wrong clock drops would not come back when it is set right.
         let Some(past) = self.parts.progress.certainly_past() else { return Ok(()) };
+        let past = self.parts.feed.sweep_until(past);
         let applied_until = self.parts.progress.applied_until().map(|until| until.time);
         let swept =
             self.parts.store.sweep(past, self.parts.delete_retention, applied_until, compaction_lag)?;
@@ -222,7 +240,15 @@ impl Applier {
         if was_complete && is_fresh && known.wall_time.is_some_and(|known| known <= at) {
             return Ok(());
         }
+        let is_replaced = self.parts.store.is_building();
+        if is_replaced {
+            self.parts.feed.suspend();
+        }
         self.persist(|| self.parts.store.note_caught_up(at))?;
+        if is_replaced || self.parts.feed.look().is_none() {
+            let next = self.parts.progress.next_offsets();
+            self.parts.feed.restart(self.parts.store.log(), &next, self.clock().wall());
+        }
         (self.last_caught_up.wall_time, self.last_caught_up.written) = (Some(at), Some(now));
         if !was_complete || !self.parts.progress.caught_up_in_this_run() {
             self.parts.progress.note_caught_up()?;

@@ -216,6 +216,7 @@ impl Applier {
         else {
             return Ok(None);
         };
+        self.parts.feed.suspend();
         self.parts.store.install(copy)?;
         self.parts.metrics.snapshots_installed.inc();
         let next = self.add_partitions(&checkpoint, info)?;

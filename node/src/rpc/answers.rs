@@ -1,10 +1,13 @@
 //! What the RPC answers. Which code an error has is decided by its kind: [`crate::service::error::ErrorKind`].
 
+use bitacora_protocol::record::KeyValue;
 use bitacora_protocol::rpc::{
-    Answer, BatchResult, Failure, Message, NotMetAnswer, ReadAnswer, RecordPage, RecordResult, RecordWritten,
+    Answer, BatchResult, Change, ChangePage, DeleteReason, DeletedKey, Failure, Message, NotMetAnswer, ReadAnswer, RecordPage, RecordResult, RecordWritten,
     ScanPage, WriteAnswer, WrittenAnswer, put_value_answer,
 };
 
+use crate::replication::feed::Kind;
+use crate::service::changes::{ChangesAnswer, Told, What};
 use crate::service::conditional::NotMet;
 use crate::service::error::OperationError;
 use crate::service::reads::{self, LookupResult};
@@ -85,6 +88,42 @@ pub fn put_page(message: Message, page: &Page, out: &mut Vec<u8>) {
         return Answer::RecordPage(RecordPage { page: scanned, positions }).encode(out);
     }
     Answer::Page(scanned).encode(out);
+}
+
+/// Appends what has changed; returns the `outcome` label of the metrics. `values`: whether records have theirs.
+pub fn put_changes(
+    message: Message,
+    answer: &Result<ChangesAnswer, OperationError>,
+    values: bool,
+    out: &mut Vec<u8>,
+) -> &'static str {
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(error) => return put_error(message, error, out),
+    };
+    let events = answer.events.iter().filter_map(|told| change(told, values)).collect();
+    let ChangesAnswer { next, current, positions, .. } = answer;
+    Answer::Changes(ChangePage { events, next, current: *current, positions: positions.clone() }).encode(out);
+    "ok"
+}
+
+fn change(told: &Told, values: bool) -> Option<Change<'_>> {
+    let event = match &told.what {
+        What::Event(event) => event,
+        What::Gap(reason) => return Some(Change::Gap(reason)),
+    };
+    let position = event.position();
+    let reason = match event.kind {
+        Kind::Set => {
+            let record = event.entry.answer()?;
+            let value = if values { record.value } else { "" };
+            return Some(Change::Set(KeyValue { value, ..record }, position));
+        }
+        Kind::Deleted => DeleteReason::Deleted,
+        Kind::Expired => DeleteReason::Expired,
+    };
+    let timestamp = event.timestamp().ms();
+    Some(Change::Deleted(DeletedKey { key: &event.key, position, timestamp, reason }))
 }
 
 fn read(answer: &reads::Answer) -> ReadAnswer<'_> {

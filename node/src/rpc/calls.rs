@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bitacora_protocol::rpc::{
-    CallError, ErrorCode, Failure, ForeignProtocol, Frame, HandshakeRequest, Message, Request, RequestError,
+    CallError, ChangesRequest, ErrorCode, Failure, ForeignProtocol, Frame, HandshakeRequest, Message, Request, RequestError,
 };
 use bitacora_protocol::{Operation, ReadOptions};
 use futures_util::FutureExt as _;
@@ -16,6 +16,7 @@ use tracing::Instrument as _;
 use super::handshake::{Client, shake_hands};
 use super::report::{AnsweredCalls, WaitedCall, operation_name};
 use super::{Shared, answers};
+use crate::service::changes::{ChangesAnswer, Wanted};
 use crate::service::error::{ErrorKind, OperationError};
 use crate::service::memory::{Memory, Permit, SMALL_ANSWER_BYTES};
 use crate::service::slow::KeyHash;
@@ -48,6 +49,8 @@ pub struct WaitingCall {
 enum Work {
     Operation { key: KeyHash, outcome: BoxFuture<'static, Outcome> },
     Bulk(BulkCall),
+    /// With whether records have their values.
+    Changes(BoxFuture<'static, (Result<ChangesAnswer, OperationError>, bool)>),
 }
 
 /// What became of a call.
@@ -169,11 +172,8 @@ fn begin(
     out_memory: &mut Permit,
 ) -> Begin {
     let message = request.message();
-    if message == Message::ReadChanges {
-        let message_text = "this node does not tell changes yet".to_owned();
-        let error = RequestError { code: ErrorCode::Unsupported, message: message_text };
-        Failure::Declared(error).encode(Some(message), out);
-        return Begin::Answered(ErrorKind::NotImplemented.outcome());
+    if let Request::ReadChanges(changes) = request {
+        return Begin::Waits(Work::Changes(read_changes(shared, changes)));
     }
     let Some(operation) = operation(request) else {
         return match BulkCall::new(shared, call, foreign) {
@@ -189,6 +189,25 @@ fn begin(
         // The bytes of the call are gone when it is answered.
         Begun::Later(outcome) => Begin::Waits(Work::Operation { key: KeyHash::of(operation.key()), outcome }),
     }
+}
+
+/// Reads changes, and waits for them if it is told to.
+fn read_changes(
+    shared: &Arc<Shared>,
+    changes: &ChangesRequest<'_>,
+) -> BoxFuture<'static, (Result<ChangesAnswer, OperationError>, bool)> {
+    let ChangesRequest { since, prefix, key, limit, wait, values, initial } = *changes;
+    let (shared, since, prefix) = (Arc::clone(shared), since.to_owned(), prefix.to_owned());
+    let key = Some(key.to_owned()).filter(|key| !key.is_empty());
+    async move {
+        let wanted = Wanted { since: &since, prefix: &prefix, key: key.as_deref(), initial };
+        let answer = shared.service.changes().call(&wanted, limit, wait).await;
+        if let Ok(answer) = &answer {
+            shared.service.changes().count(&answer.events);
+        }
+        (answer.map_err(OperationError::from), values)
+    }
+    .boxed()
 }
 
 /// The operation of a call; `None` for a batch or a scan.
@@ -255,6 +274,16 @@ impl WaitingCall {
                 let large = content.len() > SMALL_ANSWER_BYTES;
                 let memory = large.then(|| memory.take_anyway(content.len()));
                 Finished { call: waited(Some(key), outcome), content, bulk_permit: None, memory }
+            }
+            .instrument(log_span)
+            .boxed(),
+            Work::Changes(changes) => async move {
+                let (answer, values) = changes.await;
+                let outcome = answers::put_changes(message, &answer, values, &mut content);
+                span.end(outcome);
+                // Its own is given back: it stood for the bytes that are in the content now.
+                let memory = memory.take_anyway(content.len());
+                Finished { call: waited(None, outcome), content, bulk_permit: None, memory: Some(memory) }
             }
             .instrument(log_span)
             .boxed(),

@@ -75,7 +75,18 @@ impl AnsweredCalls {
             metrics.request(interface, operation, outcome, took);
             let id = u64::from(serial.cast_unsigned());
             let waits = waits(message, took);
-            slow.log(&slow::FinishedRequest { id, interface, operation, outcome, key, took, waits: &waits });
+            // That one waits for something to happen, as it was told to.
+            if message != Message::ReadChanges {
+                slow.log(&slow::FinishedRequest {
+                    id,
+                    interface,
+                    operation,
+                    outcome,
+                    key,
+                    took,
+                    waits: &waits,
+                });
+            }
         }
         self.took = Duration::ZERO;
     }
@@ -94,7 +105,6 @@ fn waits(message: Message, took: Duration) -> Waits {
         | Message::RemoveRecord => Waits { log: took, ..none },
         Message::Batch | Message::BatchRecords => Waits { operations: took, ..none },
         Message::Scan | Message::ScanRecords => Waits { store: took, ..none },
-        // It waits for something to happen, as it was told to.
         Message::ReadChanges => none,
     }
 }

@@ -12,7 +12,7 @@ use crate::clock::Moment;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::replication::progress::{Progress, WaitError};
-use crate::service::barriers::Barriers;
+use crate::service::barriers::{Barriers, Failed, HighWatermarks};
 use crate::service::memory::{Memory, OutOfMemory};
 
 /// How long a read or a write waits that does not say.
@@ -147,6 +147,14 @@ impl ConsistentReads {
     #[must_use]
     pub fn memory(&self) -> &Memory {
         &self.memory
+    }
+
+    /// The high watermarks, asked for after this call.
+    ///
+    /// # Errors
+    /// When the log did not name them.
+    pub fn high_watermarks(&self) -> impl Future<Output = Result<HighWatermarks, Failed>> + Send + use<> {
+        self.barriers.high_watermarks(None)
     }
 
     /// Refuses every barrier from here on: the node stops.

@@ -4,6 +4,7 @@
 use bitacora_protocol::rpc::{ErrorCode, RequestError};
 
 use crate::log::AppendError;
+use crate::service::changes::ChangesError;
 use crate::service::conditional::{ConditionalError, NotMet};
 use crate::service::consistency::ConsistencyError;
 use crate::service::memory::OutOfMemory;
@@ -163,6 +164,8 @@ pub enum OperationError {
     Memory(#[from] OutOfMemory),
     #[error(transparent)]
     Consistency(#[from] ConsistencyError),
+    #[error(transparent)]
+    Changes(#[from] ChangesError),
 }
 
 impl OperationError {
@@ -190,6 +193,7 @@ impl OperationError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Conditional(error) => error.kind(),
+            Self::Changes(error) => error.kind(),
             Self::Key(_)
             | Self::Uuid(_)
             | Self::Ttl(_)

@@ -1,6 +1,7 @@
 //! What an operation means, whichever interface it comes through. HTTP, RPC and batches all go through [`Service`].
 
 pub mod barriers;
+pub mod changes;
 pub mod conditional;
 pub mod consistency;
 pub mod error;
@@ -27,6 +28,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Either};
 
 use crate::log::LogTag;
+use crate::service::changes::Changes;
 use crate::service::conditional::{Content, WritesWithOptions};
 use crate::service::consistency::{ConsistentReads, Demand};
 use crate::service::error::OperationError;
@@ -45,6 +47,7 @@ pub struct Service {
     consistent: Arc<ConsistentReads>,
     visibility: Arc<Visibility>,
     with_options: WritesWithOptions,
+    changes: Arc<Changes>,
     memory: Memory,
 }
 
@@ -77,16 +80,29 @@ pub enum Begun {
 
 impl Service {
     #[must_use]
-    pub fn new(parts: WritesWithOptions, scans: Scans, visibility: Visibility, memory: Memory) -> Self {
+    pub fn new(
+        parts: WritesWithOptions,
+        scans: Scans,
+        visibility: Visibility,
+        changes: Changes,
+        memory: Memory,
+    ) -> Self {
+        let changes = Arc::new(changes);
         let (reads, writes) = (Arc::clone(&parts.reads), Arc::clone(&parts.writes));
         let (consistent, visibility) = (Arc::clone(&parts.consistent), Arc::new(visibility));
-        Self { reads, writes, scans, consistent, visibility, with_options: parts, memory }
+        Self { reads, writes, scans, consistent, visibility, with_options: parts, changes, memory }
     }
 
     /// The budget that what comes in, waits and goes out is counted against.
     #[must_use]
     pub fn memory(&self) -> &Memory {
         &self.memory
+    }
+
+    /// What those follow who want to be told what changes.
+    #[must_use]
+    pub fn changes(&self) -> &Arc<Changes> {
+        &self.changes
     }
 
     /// Refuses every write from here on: the node stops, and flushes its log next.

@@ -28,6 +28,15 @@ pub struct Applied {
     pub gap: bool,
 }
 
+/// The newest entry of a key before a transaction, and after it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyChange {
+    pub before: Option<Entry>,
+    pub after: Option<Entry>,
+    /// Whether there was a record, perhaps, that the transaction both wrote and replaced.
+    pub was_there_between: bool,
+}
+
 /// What became of a conditional write when its turn came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
@@ -96,6 +105,19 @@ impl Store {
         changes: &mut Vec<(&[u8], Change)>,
         read: &[PartitionRead],
     ) -> Result<Applied, StoreError> {
+        self.apply_telling(changes, read, &mut |_, _| {})
+    }
+
+    /// As [`Store::apply_read`]; tells, once it is done, of each key whose newest entry is another one now.
+    ///
+    /// # Errors
+    /// As [`Store::apply`].
+    pub fn apply_telling(
+        &self,
+        changes: &mut Vec<(&[u8], Change)>,
+        read: &[PartitionRead],
+        tell: &mut dyn FnMut(&[u8], KeyChange),
+    ) -> Result<Applied, StoreError> {
         // In key order, a page is written once however many of its keys change; the sort is stable, so each key's changes
         // keep the order of their partition.
         changes.sort_by_key(|(key, _)| *key);
@@ -109,12 +131,15 @@ impl Store {
             let mut state = lookup.key_state(environment, &txn, key)?;
             let before = StoredKey::of(&state);
             applied.apply(&mut state, first);
+            let mut was_there_between = false;
             while let Some((_, change)) = changes.next_if(|(next, _)| *next == key) {
+                was_there_between |= state.entries.iter().any(|entry| entry.ttl() >= 0);
                 applied.apply(&mut state, change);
             }
             state.sort();
             if write_key(environment, &mut txn, key, &before, &state)? {
-                changed.push((key, state.entries.into_iter().next()));
+                let after = state.entries.into_iter().next();
+                changed.push((key, KeyChange { before: before.newest, after, was_there_between }));
             }
         }
         for read in read {
@@ -123,10 +148,11 @@ impl Store {
         txn.commit()?;
         applied.changed = changed.len();
         applied.gap = read.iter().any(|read| read.gap);
-        if let Some(cache) = written.cache() {
-            for (key, newest) in changed {
-                cache.update(key, newest);
+        for (key, change) in changed {
+            if let Some(cache) = written.cache() {
+                cache.update(key, change.after.clone());
             }
+            tell(key, change);
         }
         Ok(applied)
     }

@@ -13,7 +13,7 @@ use bitacora_protocol::Position;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry(Arc<[u8]>);
 
-const HEADER: usize = 28;
+pub(super) const HEADER: usize = 28;
 const PROVISIONAL_BIT: u8 = 0x80;
 
 /// Whether an entry is an answer, at some moment.

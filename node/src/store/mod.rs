@@ -6,6 +6,7 @@
 
 mod apply;
 mod cache;
+mod changes;
 mod check;
 mod copy;
 mod entry;
@@ -25,7 +26,8 @@ use std::sync::{Arc, Weak};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
-pub use self::apply::{Applied, Decided, Decision};
+pub use self::apply::{Applied, Decided, Decision, KeyChange};
+pub use self::changes::{ChangedPage, EntryHead, Expired, KeyRange};
 pub use self::copy::{Incoming, StoreCopy};
 pub use self::entry::{Entry, State};
 pub use self::environment::{DATA_FILE, FORMAT, PartitionState};

@@ -185,7 +185,7 @@ pub(super) fn sweep_key(at: LogTime, key: &[u8]) -> Vec<u8> {
     [&at.ms().to_be_bytes()[..], key].concat()
 }
 
-fn parse_sweep_key(bytes: &[u8]) -> Result<(LogTime, &[u8]), StoreError> {
+pub(super) fn parse_sweep_key(bytes: &[u8]) -> Result<(LogTime, &[u8]), StoreError> {
     let (at, key) = bytes.split_first_chunk().ok_or(StoreError::Corrupt("sweep_times"))?;
     Ok((LogTime::from_ms(i64::from_be_bytes(*at)), key))
 }

@@ -13,6 +13,7 @@ mod paths;
 #[path = "../support/mod.rs"]
 mod support;
 mod visibility;
+mod watch;
 
 use std::sync::Arc;
 

@@ -125,6 +125,7 @@ impl Member {
             store: Arc::clone(&store),
             progress: Arc::clone(&progress),
             metrics: Arc::clone(&metrics),
+            feed: Arc::default(),
             decisions: Arc::clone(&decisions),
             telemetry: Telemetry::off(),
             delete_retention: retention,

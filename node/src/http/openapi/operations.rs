@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::super::routes::Call;
-use super::super::{keys, scan};
+use super::super::{changes, keys, scan, watch};
 use super::{patterns, responses};
 use crate::service::consistency::MAX_WAIT;
 use crate::service::error::ErrorKind;
@@ -44,6 +44,8 @@ pub enum Body {
     Lines(&'static str),
     Text,
     Html,
+    /// Server-Sent Events.
+    Events,
     Bytes,
 }
 
@@ -62,6 +64,8 @@ impl Operation {
             Call::GetForMember => get_for_member(),
             Call::Scan => scan(),
             Call::Batch => batch(),
+            Call::Changes => read_changes(),
+            Call::Watch => watch_changes(),
             Call::Ready if path == "/health" => health("getHealth", "Whether the node wants requests"),
             Call::Ready => health("getReadiness", "Whether the node wants requests, for orchestrators"),
             Call::Live => health("getLiveness", "Whether the process answers and has not given up"),
@@ -281,6 +285,40 @@ fn batch() -> Operation {
             ErrorKind::OutOfMemory,
         ],
         ..plain("batch", "Many operations", Body::Lines("BatchResult"))
+    }
+}
+
+const ERRORS_OF_CHANGES: &[ErrorKind] =
+    &[ErrorKind::BadRequest, ErrorKind::NotReady, ErrorKind::OutOfMemory, ErrorKind::Internal];
+
+fn read_changes() -> Operation {
+    let mut next = json!({ "since": "$response.body#/next" });
+    for name in ["prefix", "limit"] {
+        next[name] = format!("$request.query.{name}").into();
+    }
+    Operation {
+        tag: "keys",
+        description: "What has changed since a token, in an order that is the log's for each key; states, not every state in between. Waits for an event if it is told to. After an \
+                      event `gap`, forget all keys: those that are live follow.",
+        query: changes::FIELDS,
+        errors: ERRORS_OF_CHANGES,
+        links: Some(json!({
+            "goOn": { "operationId": "readChanges", "description": "What has changed since", "parameters": next },
+        })),
+        ..plain("readChanges", "What has changed, by long polling", Body::Json("ChangeList"))
+    }
+}
+
+fn watch_changes() -> Operation {
+    Operation {
+        tag: "keys",
+        description: "Events `set` and `delete`, whose data are as in `/rpc/changes`, without `event`; each with a token as its `id`. `current`: all that was in the log at the \
+                      beginning has been sent. `progress`: the token moves on. `gap`: forget all keys, those that are live follow. `bye`: go on at another node. `Last-Event-ID` \
+                      wins over `since` and `initial`. HEAD answers whether a watch could begin.",
+        query: watch::FIELDS,
+        headers: &["Last-Event-ID"],
+        errors: ERRORS_OF_CHANGES,
+        ..plain("watch", "What changes, as Server-Sent Events", Body::Events)
     }
 }
 

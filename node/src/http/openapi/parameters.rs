@@ -4,16 +4,17 @@ use serde_json::{Value, json};
 
 use super::operations::Operation;
 use super::{examples, patterns};
+use crate::service::changes;
 use crate::service::consistency::MAX_WAIT;
 use crate::service::scans::MAX_LIMIT;
 use crate::service::writes::{MAX_KEY_BYTES, MAX_TTL};
 
 /// The parameters of an operation, with its examples.
 pub fn of(operation: &Operation) -> Vec<Value> {
-    let query = operation.query.iter().map(|name| (query(name), "query", name));
+    let query = operation.query.iter().map(|name| (query(operation, name), "query", name));
     let headers = operation.headers.iter().map(|name| (header(operation, name), "header", name));
     let of = |((description, schema), place, name): ((String, Value), &str, &&'static str)| {
-        let mut parameter = json!({ "name": name, "in": place, "required": *name == "key", "description": description, "schema": schema });
+        let mut parameter = json!({ "name": name, "in": place, "required": *name == "key" && !is_optional(operation), "description": description, "schema": schema });
         let examples = examples::of_parameter(operation.id, place, name);
         if !examples.is_empty() {
             parameter["examples"] = examples.into();
@@ -32,7 +33,7 @@ fn reference(schema: &str) -> Value {
 }
 
 /// What a parameter of a query means, and its schema.
-fn query(name: &str) -> (String, Value) {
+fn query(operation: &Operation, name: &str) -> (String, Value) {
     match name {
         "key" => text("The key", reference("Key")),
         "value" => text("The value, unless the body has it", json!({ "type": "string" })),
@@ -54,6 +55,23 @@ fn query(name: &str) -> (String, Value) {
             "503 unless the node has everything that was appended until so long ago",
             json!({ "type": "string", "pattern": patterns::any_time() }),
         ),
+        "limit" if operation.id == "readChanges" => text(
+            "Events in the answer, at most",
+            json!({ "type": "integer", "minimum": 1, "maximum": changes::MAX_LIMIT, "default": super::super::changes::DEFAULT_LIMIT }),
+        ),
+        "wait" => text(
+            "How long the call waits for an event; a number without a unit is of ms. Not at all without it",
+            json!({ "type": "string", "pattern": patterns::time_or_ms(changes::MAX_WAIT) }),
+        ),
+        "since" => text(
+            "The token to go on from: an `id` of a watch, or `next` of a call. From now on without it",
+            json!({ "type": "string" }),
+        ),
+        "initial" => text(
+            "Without a token: begins with the keys that are there",
+            json!({ "type": "boolean", "default": false }),
+        ),
+        "values" => text("Whether records come with their values", json!({ "type": "boolean", "default": true })),
         "limit" => text(
             "Records in the page, at most",
             json!({ "type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": super::super::scan::DEFAULT_LIMIT }),
@@ -67,6 +85,11 @@ fn query(name: &str) -> (String, Value) {
         "end" => text("The key before which the scan ends", part_of_key()),
         _ => (String::new(), json!({ "type": "string" })),
     }
+}
+
+/// Whether its key need not be given.
+fn is_optional(operation: &Operation) -> bool {
+    operation.query.contains(&"since")
 }
 
 fn part_of_key() -> Value {
@@ -91,6 +114,10 @@ fn header(operation: &Operation, name: &str) -> (String, Value) {
         "If-None-Match" => text(
             "304 if what would be answered has one of these ETags",
             json!({ "type": "string", "minLength": 1, "pattern": patterns::tags() }),
+        ),
+        "Last-Event-ID" => text(
+            "The token to go on from, as browsers send it that connect again",
+            json!({ "type": "string" }),
         ),
         "Idempotency-Key" => text(
             "Becomes the record's uuid. While the key's record has it, the answer is that record again: so a call that failed can be repeated. Use a new one for each new write: nothing else that is sent is looked at then",

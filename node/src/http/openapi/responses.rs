@@ -141,6 +141,7 @@ fn content(body: &Body) -> Value {
         Body::Lines(schema) => lines(schema),
         Body::Text => json!({ "text/plain": { "schema": { "type": "string" } } }),
         Body::Html => json!({ "text/html": { "schema": { "type": "string" } } }),
+        Body::Events => json!({ "text/event-stream": { "schema": { "type": "string" } } }),
         Body::Bytes => {
             json!({ "application/octet-stream": { "schema": { "type": "string", "format": "binary" } } })
         }

@@ -8,7 +8,7 @@ use crate::service::consistency::MAX_WAIT;
 /// The components of the schemas.
 pub fn all() -> Value {
     let mut all = parameters::schemas();
-    for schemas in [records(), lines(), results(), status()] {
+    for schemas in [records(), changes(), lines(), results(), status()] {
         if let (Some(all), Value::Object(schemas)) = (all.as_object_mut(), schemas) {
             all.extend(schemas);
         }
@@ -68,6 +68,35 @@ fn records() -> Value {
         "ScanPage": object(&page, &[]),
         "Error": object(&json!({ "message": message(), "mayTakeEffect": may_take_effect() }), &["mayTakeEffect"]),
         "ConditionFailed": object(&json!({ "message": message(), "current": or_null(&reference("Record")) }), &[]),
+    })
+}
+
+/// What has changed.
+fn changes() -> Value {
+    let event = |name: &str| json!({ "type": "string", "const": name });
+    let set = record_fields(&json!({ "event": event("set"), "position": reference("Position") }));
+    let deleted = json!({
+        "event": event("delete"),
+        "key": { "type": "string" },
+        "timestamp": { "type": "integer", "format": "int64", "description": "The write timestamp of what is at the position" },
+        "position": reference("Position"),
+        "reason": { "type": "string", "enum": ["deleted", "expired"] },
+    });
+    let gap = json!({ "event": event("gap"), "reason": { "type": "string", "description": "A sentence" } });
+    let told = json!({ "type": "string", "description": "Up to where each partition has been told, as `Positions`; empty while that is nowhere" });
+    let list = json!({
+        "events": { "type": "array", "items": reference("ChangeEvent") },
+        "next": { "type": "string", "description": "The token that goes on from here, at any node" },
+        "current": { "type": "boolean", "description": "Whether all that was in the log when the call came has been told" },
+        "position": told,
+    });
+    let names = ["SetEvent", "DeleteEvent", "GapEvent"].map(reference);
+    json!({
+        "SetEvent": object(&set, &["value"]),
+        "DeleteEvent": object(&deleted, &[]),
+        "GapEvent": object(&gap, &[]),
+        "ChangeEvent": { "oneOf": names },
+        "ChangeList": object(&list, &[]),
     })
 }
 

@@ -1,0 +1,62 @@
+//! `GET /rpc/changes`: what changes, by long polling.
+
+use std::time::{Duration, Instant};
+
+use bitacora_protocol::http::{ChangeEvent, ChangeList, Reason};
+use bitacora_protocol::{SessionPosition, units};
+use warp::http::StatusCode;
+
+use super::answers;
+use super::error::HttpError;
+use super::params::query_params;
+use super::watch::{delete_event, flag, set_record, wanted};
+use super::{Notes, Outcome};
+use crate::service::Service;
+use crate::service::changes::{ChangesAnswer, Told, What};
+use crate::service::error::OperationError;
+
+/// Events of an answer to who asks for no number.
+pub(super) const DEFAULT_LIMIT: i32 = 100;
+pub(super) const FIELDS: &[&str] = &["prefix", "key", "since", "initial", "values", "limit", "wait"];
+
+/// Answers with changes.
+pub(super) async fn changes(service: &Service, query: &str, notes: &mut Notes) -> Outcome {
+    let params = query_params(query, FIELDS)?;
+    let wanted = wanted(&params, None)?;
+    let values = flag(&params, "values", true)?;
+    let limit = match params.get("limit") {
+        None => DEFAULT_LIMIT,
+        Some(limit) => limit
+            .parse()
+            .map_err(|_| HttpError::BadRequest(format!("limit={limit} is not a number of events")))?,
+    };
+    let wait = params.get("wait").map(units::duration_or_ms).transpose();
+    let wait = wait.map_err(|error| HttpError::BadRequest(format!("wait: {error}")))?;
+    let answer = service.changes().call(&wanted, limit, wait.unwrap_or(Duration::ZERO)).await;
+    let answered = Instant::now();
+    let ChangesAnswer { events, next, current, positions, memory } = answer.map_err(OperationError::from)?;
+    service.changes().count(&events);
+    let mut position = SessionPosition::default();
+    for told in positions {
+        position.add(told);
+    }
+    let list = ChangeList {
+        events: events.iter().map(|told| event(told, values)).collect(),
+        next: next.into(),
+        current,
+        position: position.to_string().into(),
+    };
+    let reply = answers::counted_json(StatusCode::OK, &list, Some(memory));
+    notes.waits.store = answered.elapsed();
+    Ok((reply, "ok"))
+}
+
+fn event(told: &Told, values: bool) -> ChangeEvent<'_> {
+    match &told.what {
+        What::Event(event) => match set_record(event, values) {
+            Some(record) => ChangeEvent::Set(record),
+            None => ChangeEvent::Delete(delete_event(event)),
+        },
+        What::Gap(reason) => ChangeEvent::Gap(Reason { reason: reason.as_str().into() }),
+    }
+}

@@ -1,0 +1,409 @@
+//! `GET /watch`: what changes, as Server-Sent Events (HTML, section 9.2). What a client has not taken yet is bounded: nothing more is made
+//! while some of it is on its way.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bitacora_protocol::SessionPosition;
+use bitacora_protocol::http::{ChangedRecord, DeleteEvent, PositionedRecord, Reason, Told as HowFar};
+use bitacora_protocol::rpc::DeleteReason;
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, stream};
+use serde::Serialize;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, sleep_until};
+use warp::http::header::{CONTENT_TYPE, HeaderName};
+use warp::http::{HeaderMap, HeaderValue, Method};
+use warp::reply::{Reply as _, Response};
+
+use super::error::HttpError;
+use super::media::text_header;
+use super::params::{Params, query_params};
+use super::refusals::Verbatim;
+use super::{Api, Notes, counted};
+use crate::clock::now_ms;
+use crate::metrics::Metrics;
+use crate::replication::feed::{Event, Kind};
+use crate::service::Service;
+use crate::service::barriers::{Failed, HighWatermarks};
+use crate::service::changes::{Ended, Reader, Told, Wanted, What};
+use crate::service::memory::{Memory, Permit};
+
+pub(super) const FIELDS: &[&str] = &["prefix", "key", "since", "initial", "values"];
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// What is sent leaves in pieces of about this size, and the next is made once the one before has left.
+const PIECE_BYTES: usize = 16 * 1024;
+/// Events in a piece.
+const PIECE_EVENTS: usize = 256;
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+/// Keeps open what is between, whatever it takes for a sign of life.
+const COMMENT_INTERVAL: Duration = Duration::from_secs(15);
+/// Between two questions where the log ends, while it does not answer.
+const ENDS_RETRY: Duration = Duration::from_secs(1);
+/// Before a client that lost its connection opens another, in ms: at once would be too often for a cluster that is restarted.
+const BEGINNING: &[u8] = b"retry: 500\n\n";
+
+/// Begins a watch.
+pub fn begin(api: &Api, method: &Method, query: &str, headers: &HeaderMap, notes: Notes) -> Response {
+    let Api { service, metrics, slow, limits, .. } = api;
+    let (reader, values) = match reader(service, query, headers) {
+        Ok(begun) => begun,
+        Err(error) => return counted(metrics, slow, notes, Err(error)).into_response(),
+    };
+    notes.finish(metrics, slow, "ok");
+    let mut reply = if *method == Method::HEAD {
+        warp::reply::reply().into_response()
+    } else {
+        let watch = Watch::new(service, Arc::clone(metrics), reader, values, limits.request_timeout);
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(watch.run(sender));
+        let pieces = stream::unfold(receiver, |mut receiver: mpsc::Receiver<Bytes>| async move {
+            let piece = receiver.recv().await?;
+            Some((Ok::<_, Infallible>(piece), receiver))
+        });
+        warp::reply::stream(pieces).into_response()
+    };
+    reply.extensions_mut().insert(Verbatim);
+    let headers = reply.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    // nginx would keep the events until it has a page of them.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    reply
+}
+
+/// Who is to be told what, and whether with values.
+fn reader(service: &Service, query: &str, headers: &HeaderMap) -> Result<(Reader, bool), HttpError> {
+    let params = query_params(query, FIELDS)?;
+    let last = text_header(headers, &LAST_EVENT_ID)?.filter(|last| !last.is_empty());
+    let wanted = wanted(&params, last)?;
+    let values = flag(&params, "values", true)?;
+    Ok((service.changes().begin(&wanted).map_err(crate::service::error::OperationError::from)?, values))
+}
+
+/// What is to be told; `last`: the token that a client sends which connects again, with the URL that it began with.
+pub(super) fn wanted<'a>(params: &'a Params, last: Option<&'a str>) -> Result<Wanted<'a>, HttpError> {
+    Ok(Wanted {
+        since: last.or(params.get("since")).unwrap_or_default(),
+        prefix: params.get("prefix").unwrap_or_default(),
+        key: params.get("key"),
+        initial: flag(params, "initial", false)?,
+    })
+}
+
+pub(super) fn flag(params: &Params, name: &str, default: bool) -> Result<bool, HttpError> {
+    match params.get(name) {
+        None => Ok(default),
+        Some("true") => Ok(true),
+        Some("false") => Ok(false),
+        Some(text) => Err(HttpError::BadRequest(format!("{name}={text} is neither true nor false"))),
+    }
+}
+
+/// One client.
+struct Watch {
+    reader: Reader,
+    values: bool,
+    metrics: Arc<Metrics>,
+    memory: Memory,
+    ends: Ends,
+    current_told: bool,
+    next_progress: Instant,
+    next_comment: Instant,
+    /// Made, and not handed on yet.
+    pieces: VecDeque<Bytes>,
+    on_its_way: Arc<OnItsWay>,
+    /// When the piece was handed on that the client has not taken yet.
+    handed_on: Option<Instant>,
+    stalled_after: Duration,
+    ended: bool,
+    service: Arc<Service>,
+}
+
+/// Where the log ended when the watch began.
+enum Ends {
+    Asked(BoxFuture<'static, Result<HighWatermarks, Failed>>),
+    /// The log did not answer, for this reason; when it is asked again.
+    Unknown(Failed, Instant),
+    Known(HighWatermarks),
+}
+
+impl Ends {
+    fn ask(service: &Service) -> Self {
+        Self::Asked(service.changes().ends().boxed())
+    }
+}
+
+/// Bytes that the client has not taken yet.
+#[derive(Default)]
+struct OnItsWay {
+    bytes: AtomicUsize,
+    taken: Notify,
+}
+
+impl OnItsWay {
+    async fn all_taken(&self) {
+        while self.bytes.load(Ordering::Acquire) > 0 {
+            self.taken.notified().await;
+        }
+    }
+}
+
+/// A piece that is on its way.
+struct Piece {
+    bytes: Bytes,
+    on_its_way: Arc<OnItsWay>,
+    _memory: Permit,
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        self.on_its_way.bytes.fetch_sub(self.bytes.len(), Ordering::AcqRel);
+        self.on_its_way.taken.notify_one();
+    }
+}
+
+impl Watch {
+    fn new(
+        service: &Arc<Service>,
+        metrics: Arc<Metrics>,
+        reader: Reader,
+        values: bool,
+        write_timeout: Duration,
+    ) -> Self {
+        let (changes, now) = (service.changes(), Instant::now());
+        Self {
+            reader,
+            values,
+            metrics,
+            memory: changes.memory().clone(),
+            ends: Ends::ask(service),
+            current_told: false,
+            next_progress: now + PROGRESS_INTERVAL,
+            next_comment: now + COMMENT_INTERVAL,
+            pieces: VecDeque::from([Bytes::from_static(BEGINNING)]),
+            on_its_way: Arc::default(),
+            handed_on: None,
+            stalled_after: write_timeout * 3 / 4,
+            ended: false,
+            service: Arc::clone(service),
+        }
+    }
+
+    /// Sends until the client has gone, or there is no more.
+    async fn run(mut self, client: mpsc::Sender<Bytes>) {
+        loop {
+            let taken = Arc::clone(&self.on_its_way);
+            tokio::select! {
+                () = taken.all_taken() => {}
+                () = client.closed() => {}
+            }
+            if client.is_closed() {
+                let is_stalled = self.handed_on.is_some_and(|at| at.elapsed() >= self.stalled_after);
+                self.metrics.watch_stalled.inc_by(is_stalled.into());
+                return;
+            }
+            self.handed_on = None;
+            let piece = tokio::select! {
+                piece = self.next() => piece,
+                () = client.closed() => continue,
+            };
+            let Some(piece) = piece else { return };
+            self.handed_on = Some(Instant::now());
+            // It has room: what was there before has been taken.
+            let _ = client.send(piece).await;
+        }
+    }
+
+    /// The next piece for the client; `None` at the end.
+    async fn next(&mut self) -> Option<Bytes> {
+        while self.pieces.is_empty() {
+            if self.ended {
+                return None;
+            }
+            if !self.make().await {
+                self.wait().await;
+            }
+        }
+        let bytes = self.pieces.pop_front()?;
+        self.on_its_way.bytes.fetch_add(bytes.len(), Ordering::AcqRel);
+        let (memory, on_its_way) = (self.memory.take_anyway(bytes.len()), Arc::clone(&self.on_its_way));
+        Some(Bytes::from_owner(Piece { bytes, on_its_way, _memory: memory }))
+    }
+
+    /// Makes what there is to be sent. Returns whether there was anything to do.
+    async fn make(&mut self) -> bool {
+        let mut small = Vec::new();
+        let read = match self.reader.read(PIECE_EVENTS, PIECE_BYTES).await {
+            Ok(read) => read,
+            Err(ended) => {
+                self.end(&ended);
+                return true;
+            }
+        };
+        let live = !read.more;
+        self.note_sent(&read.events, live);
+        for told in &read.events {
+            let frame = frame(told, self.values);
+            if frame.len() >= PIECE_BYTES {
+                // It is the same for all who are sent it, and not copied.
+                self.hand_on(&mut small);
+                self.pieces.push_back(frame);
+            } else {
+                small.extend_from_slice(&frame);
+            }
+        }
+        if !read.more {
+            self.put_progress(&mut small);
+        }
+        self.hand_on(&mut small);
+        read.more || !self.pieces.is_empty()
+    }
+
+    fn hand_on(&mut self, small: &mut Vec<u8>) {
+        if !small.is_empty() {
+            self.pieces.push_back(std::mem::take(small).into());
+        }
+    }
+
+    /// What says how far the watch is.
+    fn put_progress(&mut self, out: &mut Vec<u8>) {
+        let now = Instant::now();
+        let is_current = matches!(&self.ends, Ends::Known(known) if self.reader.is_current(&known.last));
+        if is_current && !self.current_told {
+            self.current_told = true;
+            out.extend(self.how_far("current"));
+            self.next_progress = now + PROGRESS_INTERVAL;
+        }
+        if now >= self.next_progress {
+            self.next_progress = now + PROGRESS_INTERVAL;
+            out.extend(self.how_far("progress"));
+        }
+        if now >= self.next_comment {
+            self.next_comment = now + COMMENT_INTERVAL;
+            out.extend_from_slice(b":\n\n");
+        }
+    }
+
+    fn how_far(&self, event: &str) -> Vec<u8> {
+        let mut position = SessionPosition::default();
+        for told in self.reader.positions() {
+            position.add(told);
+        }
+        let behind = match &self.ends {
+            Ends::Unknown(why, _) => Some(format!("the log does not say where it ends: {why}").into()),
+            Ends::Asked(_) | Ends::Known(_) => None,
+        };
+        let how_far = HowFar { position: position.to_string().into(), behind };
+        frame_of(event, &self.reader.token().encode(), &how_far)
+    }
+
+    fn end(&mut self, why: &Ended) {
+        self.ended = true;
+        let reason = format!("{why}; go on at another node");
+        let bye = frame_of("bye", &self.reader.token().encode(), &Reason { reason: reason.into() });
+        self.pieces.push_back(bye.into());
+    }
+
+    /// Waits until there may be something to be sent.
+    async fn wait(&mut self) {
+        let until = self.next_progress.min(self.next_comment);
+        match &mut self.ends {
+            Ends::Asked(asked) => {
+                tokio::select! {
+                    answer = asked => self.learn(answer),
+                    () = self.reader.changed() => {}
+                    () = sleep_until(until) => {}
+                }
+            }
+            Ends::Unknown(_, again) => {
+                let until = until.min(*again);
+                tokio::select! {
+                    () = self.reader.changed() => {}
+                    () = sleep_until(until) => {}
+                }
+                if Instant::now() >= *again {
+                    self.ends = Ends::ask(&self.service);
+                }
+            }
+            Ends::Known(_) => {
+                tokio::select! {
+                    () = self.reader.changed() => {}
+                    () = sleep_until(until) => {}
+                }
+            }
+        }
+    }
+
+    fn learn(&mut self, answer: Result<HighWatermarks, Failed>) {
+        self.ends = match answer {
+            Ok(known) => {
+                self.reader.learn_ends(&known.last);
+                Ends::Known(known)
+            }
+            Err(why) => Ends::Unknown(why, Instant::now() + ENDS_RETRY),
+        };
+    }
+
+    fn note_sent(&self, told: &[Told], live: bool) {
+        self.service.changes().count(told);
+        // One of them, so that a busy watch does not spend its time on this.
+        if live
+            && let Some(Told { what: What::Event(event), .. }) = told.last()
+            && event.told_until.is_none()
+        {
+            let ms = now_ms().saturating_sub(event.timestamp().ms()).max(0);
+            self.metrics.watch_delay_seconds.observe(ms as f64 / 1_000.0);
+        }
+    }
+}
+
+/// An event as it is sent. That of a change is made once for all who are sent it.
+fn frame(told: &Told, values: bool) -> Bytes {
+    match &told.what {
+        What::Event(event) if told.is_shared() => {
+            event.look(values, || event_frame(event, &told.token(), values).into()).clone()
+        }
+        What::Event(event) => event_frame(event, &told.token(), values).into(),
+        What::Gap(reason) => {
+            frame_of("gap", &told.token(), &Reason { reason: reason.as_str().into() }).into()
+        }
+    }
+}
+
+fn event_frame(event: &Event, token: &str, values: bool) -> Vec<u8> {
+    match set_record(event, values) {
+        Some(record) => frame_of("set", token, &record),
+        None => frame_of("delete", token, &delete_event(event)),
+    }
+}
+
+/// The record of a set.
+pub(super) fn set_record(event: &Event, values: bool) -> Option<PositionedRecord<ChangedRecord<'_>>> {
+    let record = Some(&event.entry).filter(|_| event.kind == Kind::Set)?.answer()?;
+    Some(PositionedRecord { record: ChangedRecord::new(record, values), position: event.position() })
+}
+
+/// What is told of a key that is no more.
+pub(super) fn delete_event(event: &Event) -> DeleteEvent<'_> {
+    let reason = if event.kind == Kind::Expired { DeleteReason::Expired } else { DeleteReason::Deleted };
+    let (timestamp, position) = (event.timestamp().ms(), event.position());
+    DeleteEvent { key: (&*event.key).into(), timestamp, position, reason }
+}
+
+fn frame_of(event: &str, token: &str, data: &impl Serialize) -> Vec<u8> {
+    let mut frame = format!("event: {event}\nid: {token}\ndata: ").into_bytes();
+    // JSON has no line ends but as escapes, and nothing that is serialized here has a map with keys that are no strings.
+    let _ = serde_json::to_writer(&mut frame, data);
+    frame.extend_from_slice(b"\n\n");
+    frame
+}

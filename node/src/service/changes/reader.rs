@@ -1,0 +1,569 @@
+//! Somebody who follows changes: what they have been told, and what they are told next. Either *live*, behind what the feed's buffer
+//! holds; or by a *scan* of the store, page by page, which tells of each key what has become of it since a base.
+//!
+//! A scan keeps in step with the buffer: before a page is told, so is what has happened to the keys that the scan has passed. A page
+//! is exactly what was in the store when the feed was at some place, which is found by the next offsets that the page was read with.
+//! So each key is told in the order in which it changed, and what a page says of a key is not said again by the buffer. If the buffer
+//! has lost the place of a scan that is slow, the scan goes on alone, and what it has passed is looked at once more by another, from
+//! where the buffer was lost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bitacora_protocol::{NextOffset, Position};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+use super::token::{ScanToken, Token};
+use super::{Changes, Place};
+use crate::clock::WallTime;
+use crate::log::LogTag;
+use crate::replication::feed::{AtStore, Event, Kind, Lost, Point, View, is_within, joined};
+use crate::store::{ChangedPage, EntryHead, KeyRange, StoreError};
+
+/// Events that are taken from the buffer at a time.
+const EVENTS_AT_A_TIME: usize = 256;
+/// A transaction's changes are told at once after it: so long, at most.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
+/// Memory of a page that is read.
+const PAGE_MEMORY_BYTES: usize = 512 << 10;
+/// A page is read within that time, or read again.
+const PAGE_READ_WITHIN: Duration = Duration::from_secs(5);
+
+/// See the module.
+pub struct Reader {
+    changes: Arc<Changes>,
+    _place: Place,
+    range: KeyRange,
+    log: LogTag,
+    generation: u64,
+    /// The number of the next event of the buffer.
+    at: u64,
+    /// Everything up to here has been told, of the keys that a scan has passed.
+    told: Point,
+    scan: Option<Scan>,
+    /// What had been told by other nodes, until this one has come as far: it is not told again.
+    floor: Option<Point>,
+    /// Nothing is told before this node has come as far: something of it has been told.
+    wait_for: Vec<NextOffset>,
+    /// Whether all that is in the buffer has been looked at.
+    at_end: bool,
+    /// To be told before anything else.
+    gap: Option<String>,
+    changed: watch::Receiver<u64>,
+}
+
+/// See the module.
+struct Scan {
+    after: Option<Box<str>>,
+    base: Option<Point>,
+    /// Whether it is in step with the buffer.
+    in_step: bool,
+    /// Up to where something has been told while it was not.
+    seen: Vec<NextOffset>,
+    _counted: CatchingUp,
+}
+
+/// Counts a scan.
+struct CatchingUp(prometheus::IntGauge);
+
+impl Drop for CatchingUp {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Something to be told.
+pub struct Told {
+    pub what: What,
+    /// `None`: that of the event, which is the same for all.
+    token: Option<Token>,
+    log: LogTag,
+}
+
+pub enum What {
+    Event(Arc<Event>),
+    Gap(String),
+}
+
+impl Told {
+    /// With this, somebody goes on behind it.
+    #[must_use]
+    pub fn token(&self) -> String {
+        match (&self.token, &self.what) {
+            (Some(token), _) => token.encode(),
+            (None, What::Event(event)) => {
+                Token { log: self.log, told: event.point(), scan: None }.encode()
+            }
+            (None, What::Gap(_)) => String::new(),
+        }
+    }
+
+    /// Whether it is the same for all who are told it.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.token.is_none()
+    }
+
+    /// Bytes of it, about.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match &self.what {
+            What::Event(event) => event.entry.as_bytes().len() + event.key.len() + 256,
+            What::Gap(reason) => reason.len(),
+        }
+    }
+}
+
+/// What is to be told now.
+pub struct Read {
+    pub events: Vec<Told>,
+    /// Whether there may be more without waiting.
+    pub more: bool,
+}
+
+/// Why a node tells no more.
+#[derive(Debug, thiserror::Error)]
+pub enum Ended {
+    #[error("this node is stopping")]
+    Stopping,
+    #[error("this node is restoring its store")]
+    NotRestored,
+    #[error("the store of this node can't be read")]
+    Store(#[from] StoreError),
+}
+
+impl Reader {
+    pub(super) fn new(
+        changes: Arc<Changes>,
+        place: Place,
+        range: KeyRange,
+        view: &View,
+        token: Option<Token>,
+        initial: bool,
+    ) -> Self {
+        let changed = changes.feed.subscribe();
+        let refusal = token.as_ref().and_then(|token| changes.refusal(token, view.log));
+        let mut reader = Self {
+            changes,
+            _place: place,
+            range,
+            log: view.log,
+            generation: view.generation,
+            at: view.end,
+            told: Point::clone(&view.point),
+            scan: None,
+            floor: None,
+            wait_for: Vec::new(),
+            at_end: false,
+            gap: refusal,
+            changed,
+        };
+        match token {
+            Some(token) if reader.gap.is_none() => reader.go_on(token),
+            None if initial => reader.begin_scan(None),
+            _ => {}
+        }
+        reader
+    }
+
+    /// Goes on behind a token.
+    fn go_on(&mut self, token: Token) {
+        let Token { told, scan, .. } = token;
+        let place = self.changes.feed.locate(self.generation, &told);
+        self.at = place.unwrap_or(self.at);
+        let seen = scan.as_ref().map_or(&[][..], |scan| &scan.seen);
+        self.wait_for = joined(&told.next, seen);
+        self.floor = Some(told.clone());
+        match scan {
+            Some(ScanToken { after, base, seen }) => {
+                let in_step = place.is_ok() && seen.is_empty();
+                self.scan = Some(self.scan(after, base, in_step, seen));
+            }
+            None if place.is_err() => {
+                self.scan = Some(self.scan(None, Some(told.clone()), true, Vec::new()));
+            }
+            None => {}
+        }
+        self.told = told;
+    }
+
+    fn scan(&self, after: Option<Box<str>>, base: Option<Point>, in_step: bool, seen: Vec<NextOffset>) -> Scan {
+        let counted = self.changes.metrics.watchers_catching_up.clone();
+        counted.inc();
+        Scan { after, base, in_step, seen, _counted: CatchingUp(counted) }
+    }
+
+    /// Looks at all keys from where the feed is.
+    fn begin_scan(&mut self, base: Option<Point>) {
+        self.scan = Some(self.scan(None, base, true, Vec::new()));
+    }
+
+    /// What was told is worth nothing any more.
+    fn begin_again(&mut self, view: &View) {
+        (self.log, self.generation, self.at) = (view.log, view.generation, view.end);
+        self.told = Point::clone(&view.point);
+        self.floor = None;
+        self.wait_for.clear();
+        self.begin_scan(None);
+    }
+
+    /// What is to be told next: at most `limit` events, of about so many bytes, at least one if there is any. Never waits for something to happen.
+    ///
+    /// # Errors
+    /// When this node tells no more.
+    pub async fn read(&mut self, limit: usize, bytes: usize) -> Result<Read, Ended> {
+        self.changed.borrow_and_update();
+        self.at_end = false;
+        if self.changes.feed.is_closed() {
+            return Err(Ended::Stopping);
+        }
+        let view = self.changes.feed.begin().filter(|_| self.changes.progress.restored());
+        let view = view.ok_or(Ended::NotRestored)?;
+        if view.generation != self.generation && self.gap.is_none() {
+            self.gap = Some("the store of this node was built anew".to_owned());
+        }
+        if let Some(reason) = self.gap.take() {
+            self.begin_again(&view);
+            let told = Told { what: What::Gap(reason), token: Some(self.token()), log: self.log };
+            return Ok(Read { events: vec![told], more: true });
+        }
+        if !is_within(&self.wait_for, &view.point.next) {
+            // What this store holds is older than what has been told.
+            return Ok(Read { events: Vec::new(), more: false });
+        }
+        if self.scan.is_some() {
+            return self.read_scan(&view, limit).await;
+        }
+        match self.read_live(limit, bytes) {
+            Ok(read) => Ok(read),
+            Err(Lost) => {
+                self.changes.metrics.watch_conflations.inc();
+                let base = self.told.clone();
+                (self.at, self.told) = (view.end, Point::clone(&view.point));
+                self.begin_scan(Some(base));
+                Ok(Read { events: Vec::new(), more: true })
+            }
+        }
+    }
+
+    fn read_live(&mut self, limit: usize, bytes: usize) -> Result<Read, Lost> {
+        let (mut told, mut size) = (Vec::new(), 0);
+        loop {
+            let found = self.changes.feed.events(self.generation, self.at, EVENTS_AT_A_TIME)?;
+            let mut last = None;
+            for event in found.events {
+                if told.len() >= limit || (size >= bytes && !told.is_empty()) {
+                    self.note_last(last.as_deref());
+                    return Ok(Read { events: told, more: true });
+                }
+                self.at += 1;
+                if self.concerns(&event) {
+                    let event = self.of_event(Arc::clone(&event));
+                    size += event.bytes();
+                    told.push(event);
+                }
+                last = Some(event);
+            }
+            match found.point {
+                Some(point) => {
+                    self.advance(&point);
+                    self.at_end = true;
+                    return Ok(Read { events: told, more: false });
+                }
+                None => self.note_last(last.as_deref()),
+            }
+        }
+    }
+
+    /// Whether an event of the buffer is to be told.
+    fn concerns(&self, event: &Event) -> bool {
+        let floor = self.floor.as_ref();
+        self.range.contains(&event.key)
+            && event.is_news(floor)
+            && !floor.is_some_and(|floor| event.is_within(floor) || self.is_overtaken(event, floor))
+    }
+
+    /// Whether a key expired here while this node was behind what had been told, where it may have been written anew.
+    fn is_overtaken(&self, event: &Event, floor: &Point) -> bool {
+        let position = event.position();
+        let was_behind = event.before.of(position.partition) < floor.of(position.partition);
+        if event.kind != Kind::Expired || !was_behind || !floor.holds(position) {
+            return false;
+        }
+        let newest = self.changes.store.get(event.key.as_bytes());
+        newest.is_ok_and(|newest| newest.is_none_or(|(entry, _)| entry.position() != position))
+    }
+
+    fn note_last(&mut self, event: Option<&Event>) {
+        if let Some(event) = event {
+            self.advance(&event.point());
+        }
+    }
+
+    /// The feed has been followed up to a point.
+    fn advance(&mut self, point: &Point) {
+        self.told = self.with_floor(point);
+        if self.floor.as_ref().is_some_and(|floor| floor.is_within(point)) {
+            self.floor = None;
+        }
+    }
+
+    /// A point of this node's, with what had been told by others.
+    fn with_floor(&self, point: &Point) -> Point {
+        match &self.floor {
+            // Not its time: what has expired here by the feed's own is told by that.
+            Some(floor) => Point { next: joined(&point.next, &floor.next), ..*point },
+            None => point.clone(),
+        }
+    }
+
+    fn of_event(&self, event: Arc<Event>) -> Told {
+        let token = match (&self.scan, &self.floor) {
+            (None, None) => None,
+            _ => Some(self.token_at(self.with_floor(&event.point()))),
+        };
+        Told { what: What::Event(event), token, log: self.log }
+    }
+
+    /// What has happened to the keys that the scan has passed, from where it is in the buffer up to a number.
+    fn passed(&mut self, until: u64, limit: usize) -> Result<Vec<Told>, Lost> {
+        let mut told = Vec::new();
+        while self.at < until && told.len() < limit {
+            let most = EVENTS_AT_A_TIME.min((until - self.at) as usize);
+            let found = self.changes.feed.events(self.generation, self.at, most)?;
+            if found.events.is_empty() {
+                break;
+            }
+            for event in found.events {
+                if told.len() == limit {
+                    break;
+                }
+                self.at += 1;
+                let has_passed = self.scan.as_ref().and_then(|scan| scan.after.as_deref());
+                if has_passed.is_some_and(|after| *event.key <= *after) && self.concerns(&event) {
+                    told.push(self.of_event(Arc::clone(&event)));
+                }
+                let point = event.point();
+                self.told = self.with_floor(&point);
+            }
+        }
+        Ok(told)
+    }
+
+    /// The scan goes on without the buffer.
+    fn fall_out_of_step(&mut self) {
+        if let Some(scan) = self.scan.as_mut().filter(|scan| scan.in_step) {
+            scan.in_step = false;
+            self.changes.metrics.watch_conflations.inc();
+        }
+    }
+
+    async fn read_scan(&mut self, view: &View, limit: usize) -> Result<Read, Ended> {
+        let more = |events| Ok(Read { events, more: true });
+        if self.is_in_step() {
+            match self.passed(view.end, limit) {
+                Ok(told) if !told.is_empty() => return more(told),
+                Ok(_) => {}
+                Err(Lost) => self.fall_out_of_step(),
+            }
+        }
+        let (page, latest) = self.page(view, limit).await?;
+        let place = self.place_of(&page).await;
+        if !self.follows_the_same_store() {
+            return more(Vec::new());
+        }
+        let mut told = Vec::new();
+        let mut point = Point { next: page.next.clone(), expired_until: view.point.expired_until };
+        match place {
+            Some((end, at)) if at.expired_until <= latest => {
+                if self.is_in_step() {
+                    match self.passed(end, limit) {
+                        Ok(passed) if passed.len() >= limit || self.at < end => return more(passed),
+                        Ok(passed) => told = passed,
+                        Err(Lost) => self.fall_out_of_step(),
+                    }
+                }
+                point = Point::clone(&at);
+            }
+            Some(_) => return more(Vec::new()),
+            None => self.fall_out_of_step(),
+        }
+        self.tell_page(page, &point, limit, &mut told);
+        more(told)
+    }
+
+    fn is_in_step(&self) -> bool {
+        self.scan.as_ref().is_some_and(|scan| scan.in_step)
+    }
+
+    fn follows_the_same_store(&self) -> bool {
+        self.changes.feed.look().is_some_and(|view| view.generation == self.generation)
+    }
+
+    /// The next page of the scan, and up to when it holds all that expires.
+    async fn page(&self, view: &View, limit: usize) -> Result<(ChangedPage, WallTime), Ended> {
+        let Some(scan) = &self.scan else { return Err(StoreError::Corrupt("records").into()) };
+        let (base, after, range) = (scan.base.clone(), scan.after.clone(), self.range.clone());
+        let changes = &self.changes;
+        changes.metrics.watch_pages_waiting.inc();
+        // Never closed.
+        let _permit = changes.pages.acquire().await;
+        changes.metrics.watch_pages_waiting.dec();
+        let _memory = changes.memory.take_anyway(PAGE_MEMORY_BYTES);
+        let (store, expired_until) = (Arc::clone(&changes.store), view.point.expired_until);
+        let latest = changes.progress.clock().wall().max(expired_until) + PAGE_READ_WITHIN;
+        // It may read much from disk; and LMDB's reader must not outlive the call.
+        let read = tokio::task::spawn_blocking(move || {
+            store.changed_page(&range, after.as_deref(), limit, |head| match &base {
+                None => head.is_live(expired_until),
+                Some(base) => {
+                    let expires = base.expired_until.ms() < head.ttl && head.ttl <= latest.ms();
+                    expires || !base.holds(head.position)
+                }
+            })
+        });
+        let page = read.await.map_err(|_| StoreError::Corrupt("records"))??;
+        Ok((page, latest))
+    }
+
+    /// Where the feed was when the store held what a page says; `None` if the buffer does not know any more.
+    async fn place_of(&mut self, page: &ChangedPage) -> Option<(u64, Arc<Point>)> {
+        let until = Instant::now() + TOLD_WITHIN;
+        loop {
+            self.changed.borrow_and_update();
+            match self.changes.feed.at_store(self.generation, &page.next) {
+                Ok(AtStore::At(end, point)) => return Some((end, point)),
+                Ok(AtStore::NotYet) => {
+                    if timeout_at(until, self.changed.changed()).await.is_err() {
+                        return None;
+                    }
+                }
+                Err(Lost) => return None,
+            }
+        }
+    }
+
+    /// Tells a page, of which everything up to `point` is, behind what there is to be told.
+    fn tell_page(&mut self, page: ChangedPage, point: &Point, limit: usize, told: &mut Vec<Told>) {
+        let in_step = self.is_in_step();
+        if in_step {
+            self.told = self.with_floor(point);
+        }
+        let log = self.log;
+        let Some(scan) = &mut self.scan else { return };
+        if !in_step {
+            scan.seen = joined(&scan.seen, &page.next);
+        }
+        let shared = Arc::new(point.clone());
+        let mut rest = page.entries.into_iter();
+        while told.len() < limit
+            && let Some((key, entry)) = rest.next()
+        {
+            scan.after = Some(key.clone());
+            if let Some(kind) = kind_of(&entry.head(), scan.base.as_ref(), point.expired_until) {
+                let event = Event::new(key, kind, entry, Arc::clone(&shared), Arc::clone(&shared));
+                let token = Token { log, told: self.told.clone(), scan: Some(scan.token()) };
+                told.push(Told { what: What::Event(Arc::new(event)), token: Some(token), log });
+            }
+        }
+        if rest.next().is_some() {
+            return;
+        }
+        match page.last {
+            Some(last) => scan.after = Some(last),
+            None => self.end_scan(),
+        }
+    }
+
+    fn end_scan(&mut self) {
+        let in_step = self.is_in_step();
+        self.scan = None;
+        if in_step {
+            let told = self.told.clone();
+            if self.floor.as_ref().is_some_and(|floor| floor.is_within(&told)) {
+                self.floor = None;
+            }
+        } else if let Some(view) = self.changes.feed.begin() {
+            // What has been passed without the buffer is looked at once more.
+            let base = std::mem::replace(&mut self.told, Point::clone(&view.point));
+            self.at = view.end;
+            self.begin_scan(Some(base));
+        }
+    }
+
+    fn token_at(&self, told: Point) -> Token {
+        let scan = self.scan.as_ref().map(Scan::token);
+        Token { log: self.log, told, scan }
+    }
+
+    /// With this, somebody goes on from here.
+    #[must_use]
+    pub fn token(&self) -> Token {
+        self.token_at(self.told.clone())
+    }
+
+    /// Up to where each partition has been told; empty while that is nowhere.
+    #[must_use]
+    pub fn positions(&self) -> Vec<Position> {
+        let next = match &self.scan {
+            None => &self.told.next,
+            Some(Scan { base: Some(base), .. }) => &base.next,
+            Some(_) => return Vec::new(),
+        };
+        (0..).zip(next).map(|(partition, next)| next.applied(partition)).collect()
+    }
+
+    /// Hears the last position below each end of the log, which was asked for after the token had been given: one that names more is of
+    /// records that were lost.
+    pub fn learn_ends(&mut self, last: &[Position]) {
+        let last_of = |partition: i32| {
+            last.iter().find(|last| last.partition == partition).map_or(-1, |last| last.offset)
+        };
+        let is_future = (0..).zip(&self.wait_for).any(|(partition, next)| next.0 > last_of(partition) + 1);
+        if is_future && self.gap.is_none() {
+            self.gap =
+                Some("the token is of records that the log does not have, or not any more".to_owned());
+        }
+    }
+
+    /// Whether everything up to these positions has been told.
+    #[must_use]
+    pub fn is_current(&self, last: &[Position]) -> bool {
+        let is_told = |last: &Position| last.offset < 0 || self.told.holds(*last);
+        self.at_end && self.gap.is_none() && self.scan.is_none() && last.iter().all(is_told)
+    }
+
+    /// Waits until there may be something to be told.
+    pub async fn changed(&mut self) {
+        if self.changed.changed().await.is_err() {
+            // Never: the feed lives as long as this.
+            std::future::pending::<()>().await;
+        }
+    }
+
+}
+
+impl Scan {
+    fn token(&self) -> ScanToken {
+        let Self { after, base, in_step, seen, .. } = self;
+        let seen = if *in_step { Vec::new() } else { seen.clone() };
+        ScanToken { after: after.clone(), base: base.clone(), seen }
+    }
+}
+
+/// What an entry is to who has been told everything up to `base`, or nothing; `None` if it is nothing new.
+fn kind_of(head: &EntryHead, base: Option<&Point>, expired_until: WallTime) -> Option<Kind> {
+    let is_new = base.is_none_or(|base| !base.holds(head.position));
+    if head.is_live(expired_until) {
+        return is_new.then_some(Kind::Set);
+    }
+    let base = base?;
+    let has_expired = head.ttl > 0 && base.expired_until.ms() < head.ttl;
+    match (is_new, has_expired) {
+        (true, _) if head.ttl < 0 => Some(Kind::Deleted),
+        (true, _) | (false, true) => Some(Kind::Expired),
+        (false, false) => None,
+    }
+}
+
