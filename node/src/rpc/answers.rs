@@ -2,8 +2,9 @@
 
 use bitacora_protocol::record::KeyValue;
 use bitacora_protocol::rpc::{
-    Answer, BatchResult, Change, ChangePage, DeleteReason, DeletedKey, Failure, Message, NotMetAnswer, ReadAnswer, RecordPage, RecordResult, RecordWritten,
-    ScanPage, WriteAnswer, WrittenAnswer, put_value_answer,
+    Answer, BatchResult, Change, ChangePage, DeleteReason, DeletedKey, Failure, Message, NotMetAnswer,
+    ReadAnswer, RecordPage, RecordResult, RecordWritten, ScanPage, WriteAnswer, WrittenAnswer,
+    put_value_answer,
 };
 
 use crate::replication::feed::Kind;

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bitacora_protocol::rpc::{
-    CallError, ChangesRequest, ErrorCode, Failure, ForeignProtocol, Frame, HandshakeRequest, Message, Request, RequestError,
+    CallError, ChangesRequest, ErrorCode, Failure, ForeignProtocol, Frame, HandshakeRequest, Message,
+    Request, RequestError,
 };
 use bitacora_protocol::{Operation, ReadOptions};
 use futures_util::FutureExt as _;
@@ -47,7 +48,10 @@ pub struct WaitingCall {
 
 /// What it waits for.
 enum Work {
-    Operation { key: KeyHash, outcome: BoxFuture<'static, Outcome> },
+    Operation {
+        key: KeyHash,
+        outcome: BoxFuture<'static, Outcome>,
+    },
     Bulk(BulkCall),
     /// With whether records have their values.
     Changes(BoxFuture<'static, (Result<ChangesAnswer, OperationError>, bool)>),

@@ -5,10 +5,10 @@ use std::ops::Bound;
 
 use bitacora_protocol::{NextOffset, Position};
 
+use super::entry::HEADER;
 use super::environment::Environment;
 use super::error::undecoded;
 use super::sweep::{parse_sweep_key, sweep_key};
-use super::entry::HEADER;
 use super::{Entry, Store, StoreError};
 use crate::clock::{LogTime, WallTime};
 

@@ -292,10 +292,6 @@ const ERRORS_OF_CHANGES: &[ErrorKind] =
     &[ErrorKind::BadRequest, ErrorKind::NotReady, ErrorKind::OutOfMemory, ErrorKind::Internal];
 
 fn read_changes() -> Operation {
-    let mut next = json!({ "since": "$response.body#/next" });
-    for name in ["prefix", "limit"] {
-        next[name] = format!("$request.query.{name}").into();
-    }
     Operation {
         tag: "keys",
         description: "What has changed since a token, in an order that is the log's for each key; states, not every state in between. Waits for an event if it is told to. After an \
@@ -303,7 +299,11 @@ fn read_changes() -> Operation {
         query: changes::FIELDS,
         errors: ERRORS_OF_CHANGES,
         links: Some(json!({
-            "goOn": { "operationId": "readChanges", "description": "What has changed since", "parameters": next },
+            "goOn": {
+                "operationId": "readChanges",
+                "description": "What has changed since; with the same prefix or key",
+                "parameters": { "since": "$response.body#/next" },
+            },
         })),
         ..plain("readChanges", "What has changed, by long polling", Body::Json("ChangeList"))
     }
@@ -317,6 +317,7 @@ fn watch_changes() -> Operation {
                       wins over `since` and `initial`. HEAD answers whether a watch could begin.",
         query: watch::FIELDS,
         headers: &["Last-Event-ID"],
+        answer: Answer { meaning: "Events", headers: &["X-Accel-Buffering"], body: Body::Events },
         errors: ERRORS_OF_CHANGES,
         ..plain("watch", "What changes, as Server-Sent Events", Body::Events)
     }

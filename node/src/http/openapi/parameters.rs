@@ -71,7 +71,9 @@ fn query(operation: &Operation, name: &str) -> (String, Value) {
             "Without a token: begins with the keys that are there",
             json!({ "type": "boolean", "default": false }),
         ),
-        "values" => text("Whether records come with their values", json!({ "type": "boolean", "default": true })),
+        "values" => {
+            text("Whether records come with their values", json!({ "type": "boolean", "default": true }))
+        }
         "limit" => text(
             "Records in the page, at most",
             json!({ "type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": super::super::scan::DEFAULT_LIMIT }),

@@ -6,7 +6,7 @@ use super::operations::{Body, Operation};
 use super::{errors, examples};
 
 /// The headers of answers: what each means, its schema, and whether all answers have it.
-const HEADERS: [(&str, &str, &str); 14] = [
+const HEADERS: [(&str, &str, &str); 15] = [
     ("Allow", "The methods that the path has", "text"),
     (
         "Bitacora-Log",
@@ -41,6 +41,7 @@ const HEADERS: [(&str, &str, &str); 14] = [
     ("ETag", "Of a record its version, which is its position; of this description a hash", "text"),
     ("Referrer-Policy", "Of the console", "text"),
     ("Retry-After", "Seconds after which it is of use to try again", "integer"),
+    ("X-Accel-Buffering", "Of a watch: `no`, so that a proxy passes events on as they come", "text"),
     ("X-Content-Type-Options", "Of the console", "text"),
 ];
 

@@ -112,7 +112,7 @@ mod tables {
         let exposed = EXPOSED_HEADERS;
         let exposed: BTreeSet<&str> = exposed.to_str().expect("text").split(", ").collect();
         let described = responses::headers();
-        // The first is exposed by every browser, some are for members, and those of the console for the browser itself.
+        // The first is exposed by every browser, some are for members or proxies, and those of the console for the browser itself.
         let others = [
             "cache-control",
             "bitacora-log",
@@ -120,6 +120,7 @@ mod tables {
             "content-security-policy",
             "cross-origin-opener-policy",
             "referrer-policy",
+            "x-accel-buffering",
             "x-content-type-options",
         ];
         let names = described.as_object().expect("headers").keys().map(|name| name.to_ascii_lowercase());

@@ -24,8 +24,9 @@ use crate::store::{KeyChange, Store, StoreError};
 
 /// What the buffer may take.
 const RING_BYTES: usize = 16 << 20;
-/// The buffer is filled for so long after somebody last read it. Then a commit costs nothing but noting how far it is.
-const KEPT_FOR: Duration = Duration::from_secs(60);
+/// The buffer is filled for so long after somebody last read it: for longer than a call for changes may wait. Then a commit costs
+/// nothing but noting how far it is.
+const KEPT_FOR: Duration = Duration::from_secs(120);
 
 /// A key whose newest entry is another one now.
 #[derive(Debug)]
@@ -154,11 +155,15 @@ impl Feed {
                 return Ok(());
             }
             let (expired, until) = store.expired(point.expired_until, now)?;
+            let is_news = !expired.is_empty();
             if let Some(ring) = self.ring.write().as_mut().filter(|ring| ring.generation == generation) {
                 ring.push_expired(expired, until, self.capacity);
             }
             drop(turn);
-            self.wake();
+            // Nobody waits for a later time alone.
+            if is_news {
+                self.wake();
+            }
         }
     }
 

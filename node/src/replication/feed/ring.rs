@@ -68,12 +68,7 @@ impl Ring {
     }
 
     pub fn view(&self) -> View {
-        View {
-            generation: self.generation,
-            log: self.log,
-            end: self.end(),
-            point: Arc::clone(self.point()),
-        }
+        View { generation: self.generation, log: self.log, end: self.end(), point: Arc::clone(self.point()) }
     }
 
     pub fn bytes(&self) -> usize {
@@ -134,8 +129,7 @@ impl Ring {
             let at = entry.ttl();
             // Of several in the same ms only the last tells that all of them were told.
             let is_last = expired.peek().is_none_or(|next| next.entry.ttl() > at);
-            let mut event =
-                Event::new(key, Kind::Expired, entry, Arc::clone(&before), Arc::clone(&after));
+            let mut event = Event::new(key, Kind::Expired, entry, Arc::clone(&before), Arc::clone(&after));
             event.told_until = Some(WallTime::from_ms(if is_last { at } else { at - 1 }));
             events.push(Arc::new(event));
         }

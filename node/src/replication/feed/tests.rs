@@ -70,8 +70,10 @@ fn what_was_never_shown_is_news_to_who_is_ahead_only() {
         let feed = feed(1 << 20);
         feed.push(Some(vec![Change { key: "k".into(), change }]), &next([6, 0]));
         let found = feed.events(1, 0, 9).expect("they are there").events;
-        found.first().map(|event| [None, Some(point([0, 0], 100)), Some(point([4, 0], 100))]
-            .map(|floor| event.is_news(floor.as_ref())))
+        found.first().map(|event| {
+            [None, Some(point([0, 0], 100)), Some(point([4, 0], 100))]
+                .map(|floor| event.is_news(floor.as_ref()))
+        })
     };
     assert_eq!(change(entry(0, 5, -1), false), None);
     assert_eq!(change(entry(0, 5, -1), true), Some([false, false, true]));
@@ -89,8 +91,7 @@ fn events_of_a_transaction_are_in_the_logs_order_each_with_its_point() {
     feed.push(Some(changes), &next([9, 5]));
     let found = feed.events(1, 0, 9).expect("they are there");
     let points: Vec<_> = found.events.iter().map(|event| (&*event.key, event.point())).collect();
-    let expected =
-        [("c", point([3, 0], 100)), ("b", point([8, 0], 100)), ("a", point([9, 4], 100))];
+    let expected = [("c", point([3, 0], 100)), ("b", point([8, 0], 100)), ("a", point([9, 4], 100))];
     assert_eq!(points, expected);
     assert_eq!(found.point.as_deref(), Some(&point([9, 5], 100)));
 }
@@ -171,10 +172,8 @@ fn what_has_been_told_is_within_a_point() {
     feed.push(Some(vec![change("r", None, Some(entry(0, 3, 0)))]), &next([12, 0]));
     let found = feed.events(1, 0, 9).expect("they are there").events;
     let within = |offset| [0, 1].map(|event: usize| found[event].is_within(&point([offset, 0], 100)));
-    assert_eq!([within(5), within(6), within(11), within(12)], [
-        [false, false],
-        [true, false],
-        [true, false],
-        [true, true]
-    ]);
+    assert_eq!(
+        [within(5), within(6), within(11), within(12)],
+        [[false, false], [true, false], [true, false], [true, true]]
+    );
 }

@@ -3,9 +3,9 @@
 
 mod call;
 mod reader;
-mod token;
 #[cfg(test)]
 mod tests;
+mod token;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -208,7 +208,8 @@ impl Changes {
         }
         let retention = self.retention?;
         let base = token.scan.as_ref().and_then(|scan| scan.base.as_ref());
-        let told = base.map_or(token.told.expired_until, |base| base.expired_until.min(token.told.expired_until));
+        let told =
+            base.map_or(token.told.expired_until, |base| base.expired_until.min(token.told.expired_until));
         // By either clock: to tell everything anew does no harm.
         let log_time = self.progress.log_time_now().map(LogTime::assuming_clocks_agree);
         let is_older = |now: WallTime| told + retention < now;

@@ -92,9 +92,7 @@ impl Told {
     pub fn token(&self) -> String {
         match (&self.token, &self.what) {
             (Some(token), _) => token.encode(),
-            (None, What::Event(event)) => {
-                Token { log: self.log, told: event.point(), scan: None }.encode()
-            }
+            (None, What::Event(event)) => Token { log: self.log, told: event.point(), scan: None }.encode(),
             (None, What::Gap(_)) => String::new(),
         }
     }
@@ -188,7 +186,13 @@ impl Reader {
         self.told = told;
     }
 
-    fn scan(&self, after: Option<Box<str>>, base: Option<Point>, in_step: bool, seen: Vec<NextOffset>) -> Scan {
+    fn scan(
+        &self,
+        after: Option<Box<str>>,
+        base: Option<Point>,
+        in_step: bool,
+        seen: Vec<NextOffset>,
+    ) -> Scan {
         let counted = self.changes.metrics.watchers_catching_up.clone();
         counted.inc();
         Scan { after, base, in_step, seen, _counted: CatchingUp(counted) }
@@ -522,8 +526,7 @@ impl Reader {
         };
         let is_future = (0..).zip(&self.wait_for).any(|(partition, next)| next.0 > last_of(partition) + 1);
         if is_future && self.gap.is_none() {
-            self.gap =
-                Some("the token is of records that the log does not have, or not any more".to_owned());
+            self.gap = Some("the token is of records that the log does not have, or not any more".to_owned());
         }
     }
 
@@ -541,7 +544,6 @@ impl Reader {
             std::future::pending::<()>().await;
         }
     }
-
 }
 
 impl Scan {
@@ -566,4 +568,3 @@ fn kind_of(head: &EntryHead, base: Option<&Point>, expired_until: WallTime) -> O
         (false, false) => None,
     }
 }
-

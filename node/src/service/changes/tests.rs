@@ -182,14 +182,25 @@ impl Client {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Write { key: u8, lives: Option<u16> },
+    Write {
+        key: u8,
+        lives: Option<u16>,
+    },
     Delete(u8),
-    Apply { node: usize, records: usize },
+    Apply {
+        node: usize,
+        records: usize,
+    },
     Pass(u16),
     Expire(usize),
-    Read { limit: usize },
+    Read {
+        limit: usize,
+    },
     /// The connection is cut; the client goes on at a node, from the last event it saw or from what was told after it.
-    Resume { node: usize, from_event: bool },
+    Resume {
+        node: usize,
+        from_event: bool,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Step> {
