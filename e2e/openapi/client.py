@@ -26,12 +26,14 @@ def same(found, expected):
 def main(url):
     generate(url)
     from bitacora_api import Client
-    from bitacora_api.api.keys import batch, delete_key, get_key, scan, set_key
-    from bitacora_api.models import BatchGet, BatchRead, BatchSet, BatchWritten, ConditionFailed, Consistency, Error, Record
+    from bitacora_api.api.keys import batch, delete_key, get_key, read_changes, scan, set_key
+    from bitacora_api.models import BatchGet, BatchRead, BatchSet, BatchWritten, ConditionFailed, Consistency, DeleteEvent, Error, Record
     from bitacora_api.types import File
 
     client = Client(base_url=url)
     key, strong = "python:a ü", Consistency.STRONG
+    begun = read_changes.sync(client=client, prefix="python:")
+    same(begun.events, [])
 
     written = set_key.sync_detailed(client=client, key=key, value="1", ttl="2h")
     same((written.status_code, type(written.parsed)), (200, Record))
@@ -70,6 +72,17 @@ def main(url):
     same((deleted.status_code, deleted.parsed.ttl), (200, -1))
     gone = get_key.sync_detailed(client=client, key=key, consistency=strong)
     same((gone.status_code, gone.parsed.message), (404, f"Key {key} not found"))
+
+    # A key that changed quickly may be told with its last state only; the one that was deleted comes to its end.
+    told, since = {}, begun.next_
+    while not isinstance(told.get(key), DeleteEvent):
+        changes = read_changes.sync(client=client, prefix="python:", since=since, limit=2, wait="20s")
+        told.update((event.key, event) for event in changes.events)
+        since = changes.next_
+    same((told[key].reason, told[key].position), ("deleted", deleted.headers["bitacora-position"]))
+    same({name: told[name].value for name in names}, {name: name.upper() for name in names})
+    refused = read_changes.sync_detailed(client=client, since="x")
+    same((refused.status_code, type(refused.parsed)), (400, Error))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,9 @@ function same(found: unknown, expected: unknown): void {
     if (left !== right) throw new Error(`${left}, not ${right}`);
 }
 
+const begun = await api.GET("/rpc/changes", { params: { query: { prefix: "typescript:" } } });
+same(begun.data?.events, []);
+
 const written = await api.POST("/rpc", { params: { query: { key, value: "1", ttl: "2h" } } });
 same(written.data?.value, "1");
 const position = written.response.headers.get("bitacora-position") ?? "";
@@ -60,6 +63,22 @@ const deleted = await api.DELETE("/rpc", { params: { query: { key }, header: unc
 same([deleted.response.status, deleted.data?.ttl], [200, -1]);
 const gone = await api.GET("/rpc", { params: { query: { key, consistency: "strong" } } });
 same([gone.response.status, gone.error?.message], [404, `Key ${key} not found`]);
+
+// A key that changed quickly may be told with its last state only; the one that was deleted comes to its end.
+const told = new Map<string, components["schemas"]["SetEvent"] | components["schemas"]["DeleteEvent"]>();
+let since = begun.data?.next ?? "";
+while (told.get(key)?.event !== "delete") {
+    const query = { prefix: "typescript:", since, limit: 2, wait: "20s" };
+    const changes = await api.GET("/rpc/changes", { params: { query } });
+    if (!changes.data) throw new Error(`${changes.response.status}: ${changes.error?.message}`);
+    for (const event of changes.data.events) {
+        if (event.event === "gap") throw new Error(event.reason);
+        told.set(event.key, event);
+    }
+    since = changes.data.next;
+}
+same(told.get(key)?.position, deleted.response.headers.get("bitacora-position"));
+same(names.map((name) => { const event = told.get(name); return event?.event === "set" && event.value; }), names.map((name) => name.toUpperCase()));
 
 // The types are sharp: each of these would not compile.
 export const refused = [

@@ -16,8 +16,8 @@ use futures_util::{FutureExt as _, stream};
 use serde::Serialize;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
-use warp::http::header::{CONTENT_TYPE, HeaderName};
-use warp::http::{HeaderMap, HeaderValue, Method};
+use warp::http::header::{CONNECTION, CONTENT_TYPE, HeaderName};
+use warp::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use warp::reply::{Reply as _, Response};
 
 use super::error::HttpError;
@@ -52,7 +52,7 @@ pub fn begin(api: &Api, method: &Method, query: &str, headers: &HeaderMap, notes
     let Api { service, metrics, slow, limits, .. } = api;
     let (reader, values) = match reader(service, query, headers) {
         Ok(begun) => begun,
-        Err(error) => return counted(metrics, slow, notes, Err(error)).into_response(),
+        Err(error) => return refusal(counted(metrics, slow, notes, Err(error)).into_response()),
     };
     notes.finish(metrics, slow, "ok");
     let mut reply = if *method == Method::HEAD {
@@ -73,6 +73,14 @@ pub fn begin(api: &Api, method: &Method, query: &str, headers: &HeaderMap, notes
     // nginx would keep the events until it has a page of them.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     reply
+}
+
+/// A node that can't now closes: a client that opens more watches than it may must not take others' connections with them.
+fn refusal(mut refused: Response) -> Response {
+    if refused.status() == StatusCode::SERVICE_UNAVAILABLE {
+        refused.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    refused
 }
 
 /// Who is to be told what, and whether with values.

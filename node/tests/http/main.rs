@@ -15,10 +15,12 @@ mod support;
 mod visibility;
 mod watch;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use bitacora_node::cluster::Address;
 use bitacora_node::data_dir::DataDir;
+use bitacora_node::log::Log;
 use bitacora_node::log::embedded::EmbeddedLog;
 use bitacora_node::node::Node;
 use tempfile::TempDir;
@@ -28,7 +30,7 @@ use tokio::time::timeout;
 
 use self::support::{PATIENCE, ready, start};
 
-/// A node that is ready.
+/// A node.
 struct Running {
     node: Node,
     address: Address,
@@ -38,10 +40,20 @@ struct Running {
 impl Running {
     async fn start(flags: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let data_dir = |name: &str| folder.path().join(name);
-        let log = EmbeddedLog::open(DataDir::open(&data_dir("log")).expect("a folder"), "topic", 4);
-        let (node, address) = start(&data_dir("node"), Arc::new(log.expect("a log")), flags, None).await;
-        ready(&node).await;
+        let log = Arc::new(embedded_log(folder.path()));
+        Self::start_over(folder, log, flags).await
+    }
+
+    /// One over a log that may be of a test's own, ready.
+    async fn start_over(folder: TempDir, log: Arc<dyn Log>, flags: &[&str]) -> Self {
+        let running = Self::begin(folder, log, flags).await;
+        ready(&running.node).await;
+        running
+    }
+
+    /// One that may still be restoring.
+    async fn begin(folder: TempDir, log: Arc<dyn Log>, flags: &[&str]) -> Self {
+        let (node, address) = start(&folder.path().join("node"), log, flags, None).await;
         Self { node, address, _folder: folder }
     }
 
@@ -79,6 +91,12 @@ impl Running {
             _ => panic!("{answer:?}"),
         }
     }
+}
+
+/// A log in a folder within this one.
+fn embedded_log(folder: &Path) -> EmbeddedLog {
+    let folder = DataDir::open(&folder.join("log")).expect("a folder");
+    EmbeddedLog::open(folder, "topic", 4).expect("a log")
 }
 
 async fn read_to_end(stream: &mut TcpStream) -> String {

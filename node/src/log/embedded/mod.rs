@@ -87,7 +87,9 @@ impl EmbeddedLog {
         let ends = (0..partitions).map(|p| end_of(&txn, records, p)).collect::<heed::Result<_>>()?;
         compact(&mut txn, records, partitions, now())?;
         txn.commit()?;
-        let identity = LogIdentity { cluster, topic: topic.to_owned(), topic_id: None };
+        // The one topic of a cluster of its own: so that what is said of this log is not taken for another's.
+        let topic_id = Some(cluster.clone());
+        let identity = LogIdentity { cluster, topic: topic.to_owned(), topic_id };
         let shared = Arc::new(Shared {
             env,
             records,

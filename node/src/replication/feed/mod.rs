@@ -234,6 +234,14 @@ impl Feed {
         self.of(generation, |ring| ring.events(from, max))
     }
 
+    /// Whether one of the events from a number on is so.
+    ///
+    /// # Errors
+    /// When the buffer does not hold them any more.
+    pub fn any(&self, generation: u64, from: u64, is_so: impl Fn(&Event) -> bool) -> Result<bool, Lost> {
+        self.of(generation, |ring| ring.any(from, is_so))
+    }
+
     /// Where the feed was when everything below these next offsets, and nothing else, was in the store.
     ///
     /// # Errors

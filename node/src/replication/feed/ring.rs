@@ -161,11 +161,17 @@ impl Ring {
         if push.end < self.first { Err(Lost) } else { Ok(push.end) }
     }
 
+    fn index(&self, number: u64) -> Result<usize, Lost> {
+        let index = number.checked_sub(self.first).ok_or(Lost)? as usize;
+        if index > self.events.len() { Err(Lost) } else { Ok(index) }
+    }
+
+    pub fn any(&self, from: u64, is_so: impl Fn(&Event) -> bool) -> Result<bool, Lost> {
+        Ok(self.events.range(self.index(from)?..).any(|event| is_so(event)))
+    }
+
     pub fn events(&self, from: u64, max: usize) -> Result<Events, Lost> {
-        let begin = from.checked_sub(self.first).ok_or(Lost)? as usize;
-        if begin > self.events.len() {
-            return Err(Lost);
-        }
+        let begin = self.index(from)?;
         let end = self.events.len().min(begin.saturating_add(max));
         let events: Vec<_> = self.events.range(begin..end).cloned().collect();
         let point = (end == self.events.len()).then(|| Arc::clone(self.point()));
@@ -190,7 +196,7 @@ impl Ring {
 /// What a change is to who has been told everything that had expired by then; `None` if it is nothing.
 ///
 /// Also whether the key was there before. One that was not is of interest to whoever has been told by another node what this one never
-/// showed, since it wrote and replaced it in one transaction, or met it when its time was over.
+/// showed, since it wrote and replaced it in one transaction, or met it when its time was over; or what was there once its time was over.
 fn kind_of(change: Change, expired_until: WallTime) -> Option<(Box<str>, Kind, Entry, bool)> {
     let Change { key, change: KeyChange { before, after, was_there_between } } = change;
     let is_live = |entry: &Entry| entry.head().is_live(expired_until);
@@ -202,7 +208,8 @@ fn kind_of(change: Change, expired_until: WallTime) -> Option<(Box<str>, Kind, E
             (!is_same).then_some((key, Kind::Set, after, true))
         }
         Some(after) if after.ttl() < 0 => {
-            (was_live || was_there_between).then_some((key, Kind::Deleted, after, was_live))
+            let has_expired = before.is_some_and(|before| before.ttl() > 0);
+            (was_live || was_there_between || has_expired).then_some((key, Kind::Deleted, after, was_live))
         }
         Some(after) => Some((key, Kind::Expired, after, was_live)),
         None if was_live => before.map(|before| (key, Kind::Deleted, before, true)),

@@ -42,8 +42,7 @@ pub struct Reader {
     /// Everything up to here has been told, of the keys that a scan has passed.
     told: Point,
     scan: Option<Scan>,
-    /// What had been told by other nodes, until this one has come as far: it is not told again.
-    floor: Option<Point>,
+    floor: Option<Floor>,
     /// Nothing is told before this node has come as far: something of it has been told.
     wait_for: Vec<NextOffset>,
     /// Whether all that is in the buffer has been looked at.
@@ -62,6 +61,13 @@ struct Scan {
     /// Up to where something has been told while it was not.
     seen: Vec<NextOffset>,
     _counted: CatchingUp,
+}
+
+/// What had been told by other nodes, until this one has come as far: it is not told again.
+struct Floor {
+    point: Point,
+    /// The last key of which that is so; `None`: it is so of all keys.
+    last: Option<Box<str>>,
 }
 
 /// Counts a scan.
@@ -172,7 +178,11 @@ impl Reader {
         self.at = place.unwrap_or(self.at);
         let seen = scan.as_ref().map_or(&[][..], |scan| &scan.seen);
         self.wait_for = joined(&told.next, seen);
-        self.floor = Some(told.clone());
+        // Of keys that the scan had not passed, nothing but its base had been told.
+        let last = scan.as_ref().map(|scan| scan.after.clone());
+        if last != Some(None) {
+            self.floor = Some(Floor { point: told.clone(), last: last.flatten() });
+        }
         match scan {
             Some(ScanToken { after, base, seen }) => {
                 let in_step = place.is_ok() && seen.is_empty();
@@ -271,7 +281,7 @@ impl Reader {
             }
             match found.point {
                 Some(point) => {
-                    self.advance(&point);
+                    self.advance(&point, &point);
                     self.at_end = true;
                     return Ok(Read { events: told, more: false });
                 }
@@ -282,13 +292,13 @@ impl Reader {
 
     /// Whether an event of the buffer is to be told.
     fn concerns(&self, event: &Event) -> bool {
-        let floor = self.floor.as_ref();
+        let floor = self.floor.as_ref().and_then(|floor| floor.of(&event.key));
         self.range.contains(&event.key)
             && event.is_news(floor)
             && !floor.is_some_and(|floor| event.is_within(floor) || self.is_overtaken(event, floor))
     }
 
-    /// Whether a key expired here while this node was behind what had been told, where it may have been written anew.
+    /// Whether a key expired that had been written anew by then, as far as others had told: this node was behind them.
     fn is_overtaken(&self, event: &Event, floor: &Point) -> bool {
         let position = event.position();
         let was_behind = event.before.of(position.partition) < floor.of(position.partition);
@@ -296,30 +306,44 @@ impl Reader {
             return false;
         }
         let newest = self.changes.store.get(event.key.as_bytes());
-        newest.is_ok_and(|newest| newest.is_none_or(|(entry, _)| entry.position() != position))
+        if matches!(newest, Ok(Some((entry, _))) if entry.position() == position) {
+            return false;
+        }
+        // All that others had told has been applied here: nothing is told before. What has left the buffer is told by a scan.
+        let written_anew = |next: &Event| next.key == event.key && floor.holds(next.position());
+        self.changes.feed.any(self.generation, self.at, written_anew).unwrap_or(true)
     }
 
     fn note_last(&mut self, event: Option<&Event>) {
         if let Some(event) = event {
-            self.advance(&event.point());
+            // Others of the same transaction may follow, and it began there.
+            self.advance(&event.point(), &event.before);
         }
     }
 
-    /// The feed has been followed up to a point.
-    fn advance(&mut self, point: &Point) {
+    /// The feed has been followed up to a point; all that follows begins at another, or behind it.
+    fn advance(&mut self, point: &Point, begin: &Point) {
         self.told = self.with_floor(point);
-        if self.floor.as_ref().is_some_and(|floor| floor.is_within(point)) {
+        self.drop_floor(begin);
+    }
+
+    /// Forgets what other nodes had told once this one has told as much.
+    fn drop_floor(&mut self, told: &Point) {
+        if self.floor.as_ref().is_some_and(|floor| floor.point.is_within(told)) {
             self.floor = None;
         }
     }
 
     /// A point of this node's, with what had been told by others.
     fn with_floor(&self, point: &Point) -> Point {
-        match &self.floor {
-            // Not its time: what has expired here by the feed's own is told by that.
-            Some(floor) => Point { next: joined(&point.next, &floor.next), ..*point },
-            None => point.clone(),
-        }
+        let Some(Floor { point: floor, .. }) = &self.floor else { return point.clone() };
+        // Its time only where this node has not come as far: what expired here until then is told by the feed.
+        let expired_until = if is_within(&floor.next, &point.next) {
+            point.expired_until
+        } else {
+            point.expired_until.min(floor.expired_until)
+        };
+        Point { next: joined(&point.next, &floor.next), expired_until }
     }
 
     fn of_event(&self, event: Arc<Event>) -> Told {
@@ -485,9 +509,7 @@ impl Reader {
         self.scan = None;
         if in_step {
             let told = self.told.clone();
-            if self.floor.as_ref().is_some_and(|floor| floor.is_within(&told)) {
-                self.floor = None;
-            }
+            self.drop_floor(&told);
         } else if let Some(view) = self.changes.feed.begin() {
             // What has been passed without the buffer is looked at once more.
             let base = std::mem::replace(&mut self.told, Point::clone(&view.point));
@@ -543,6 +565,13 @@ impl Reader {
             // Never: the feed lives as long as this.
             std::future::pending::<()>().await;
         }
+    }
+}
+
+impl Floor {
+    /// What had been told of a key.
+    fn of(&self, key: &str) -> Option<&Point> {
+        self.last.as_ref().is_none_or(|last| key <= &**last).then_some(&self.point)
     }
 }
 

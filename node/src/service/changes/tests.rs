@@ -289,6 +289,48 @@ proptest! {
     }
 }
 
+/// A reader that comes from a node that is ahead reads half of what a transaction changed, and then the rest.
+#[test]
+fn the_rest_of_a_transaction_is_news_to_who_was_ahead() {
+    let write = |key| Step::Write { key, lives: None };
+    let resume = Step::Resume { node: 1, from_event: false };
+    let steps = vec![write(5), Step::Delete(1), write(0), write(2), resume];
+    block_on(run(steps, false, "")).expect("the delete is told");
+}
+
+/// A scan that began at a node where a key had expired goes on at one that shows the key, and later that it expires.
+#[test]
+fn an_expiry_is_news_of_keys_that_a_scan_had_not_passed() {
+    let steps = vec![
+        Step::Write { key: 7, lives: Some(500) },
+        Step::Pass(1_000),
+        Step::Expire(0),
+        Step::Apply { node: 0, records: 9 },
+        Step::Read { limit: 1 },
+        Step::Resume { node: 1, from_event: false },
+        Step::Apply { node: 1, records: 9 },
+        Step::Read { limit: 3 },
+        Step::Read { limit: 3 },
+    ];
+    block_on(run(steps, true, "")).expect("the expiry is told");
+}
+
+/// A node that was behind meets a key when its time is over, and then a delete of it that is of no news there.
+#[test]
+fn an_expiry_is_news_although_a_delete_follows() {
+    let steps = vec![
+        Step::Write { key: 2, lives: Some(1) },
+        Step::Apply { node: 0, records: 9 },
+        Step::Read { limit: 9 },
+        Step::Delete(2),
+        Step::Pass(1),
+        Step::Resume { node: 1, from_event: false },
+        Step::Expire(1),
+        Step::Apply { node: 1, records: 6 },
+    ];
+    block_on(run(steps, false, "b/")).expect("one of them is told");
+}
+
 mod tokens {
     use super::*;
 

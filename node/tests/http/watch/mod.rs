@@ -1,4 +1,8 @@
-//! Watches and calls that read changes: what is told, how a client goes on, and what a client can't do to others.
+//! Watches and calls that read changes: what is told, and how a client goes on.
+
+mod clients;
+mod states;
+mod tokens;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -67,6 +71,12 @@ async fn metric(node: &Running, name: &str) -> f64 {
     let answer = node.ask("GET /metrics", &[], "").await;
     let line = answer.body.lines().find(|line| line.split(' ').next() == Some(name)).unwrap_or_default();
     line.rsplit(' ').next().and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no metric {name}"))
+}
+
+/// Asks until something is so.
+async fn until(is_so: impl AsyncFn() -> bool) {
+    let asked = async { while !is_so().await {} };
+    timeout(PATIENCE, asked).await.expect("it becomes so");
 }
 
 #[tokio::test(flavor = "multi_thread")]
