@@ -29,7 +29,8 @@ async fn is_gap(node: &Running, token: &Token, words: &str) {
     let mut again = Watch::begin(node, &format!("?since={id}"), "").await;
     assert!(again.until("event: set\n").await.find("event: gap").is_none());
     let answer = node.ask(&format!("GET /rpc/changes?since={token}"), &[], "").await.json();
-    let events: Vec<_> = answer["events"].as_array().expect("a list").iter().map(|event| &event["event"]).collect();
+    let events: Vec<_> =
+        answer["events"].as_array().expect("a list").iter().map(|event| &event["event"]).collect();
     assert_eq!(events, ["gap", "set"], "{answer}");
 }
 
