@@ -298,11 +298,12 @@ impl Reader {
             && !floor.is_some_and(|floor| event.is_within(floor) || self.is_overtaken(event, floor))
     }
 
-    /// Whether a key expired that had been written anew by then, as far as others had told: this node was behind them.
+    /// Whether a key expired here while this node was behind what others had told, and was changed again before it was not: either they
+    /// had told that as well, or it is told next.
     fn is_overtaken(&self, event: &Event, floor: &Point) -> bool {
         let position = event.position();
-        let was_behind = event.before.of(position.partition) < floor.of(position.partition);
-        if event.kind != Kind::Expired || !was_behind || !floor.holds(position) {
+        let was_behind = |event: &Event| event.before.of(position.partition) < floor.of(position.partition);
+        if event.kind != Kind::Expired || !was_behind(event) || !floor.holds(position) {
             return false;
         }
         let newest = self.changes.store.get(event.key.as_bytes());
@@ -310,8 +311,8 @@ impl Reader {
             return false;
         }
         // All that others had told has been applied here: nothing is told before. What has left the buffer is told by a scan.
-        let written_anew = |next: &Event| next.key == event.key && floor.holds(next.position());
-        self.changes.feed.any(self.generation, self.at, written_anew).unwrap_or(true)
+        let changes_again = |next: &Event| next.key == event.key && was_behind(next);
+        self.changes.feed.any(self.generation, self.at, changes_again).unwrap_or(true)
     }
 
     fn note_last(&mut self, event: Option<&Event>) {

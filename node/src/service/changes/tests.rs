@@ -45,7 +45,7 @@ impl ModelLog {
         let next = &mut self.next[partition as usize];
         let position = Position { partition, offset: *next };
         *next += 1;
-        let key = format!("{}/{number}", if number % 3 == 0 { "a" } else { "b" });
+        let key = format!("{}/{number}", if number.is_multiple_of(3) { "a" } else { "b" });
         self.records.push(Written { key, position, ttl });
     }
 
@@ -329,6 +329,29 @@ fn an_expiry_is_news_although_a_delete_follows() {
         Step::Apply { node: 1, records: 6 },
     ];
     block_on(run(steps, false, "b/")).expect("one of them is told");
+}
+
+/// The other node had told a later record of the key, which one transaction wrote and deleted here.
+#[test]
+fn an_expiry_is_no_news_where_a_later_record_was_told() {
+    let write = |key| Step::Write { key, lives: None };
+    let steps = vec![
+        Step::Write { key: 6, lives: Some(1) },
+        Step::Apply { node: 1, records: 4 },
+        Step::Resume { node: 1, from_event: false },
+        Step::Apply { node: 0, records: 1 },
+        write(0),
+        write(6),
+        write(0),
+        write(0),
+        Step::Delete(6),
+        Step::Apply { node: 1, records: 4 },
+        Step::Pass(1),
+        Step::Expire(0),
+        Step::Read { limit: 2 },
+        Step::Resume { node: 0, from_event: false },
+    ];
+    block_on(run(steps, false, "")).expect("each key is told in order");
 }
 
 mod tokens {
