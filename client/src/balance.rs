@@ -138,6 +138,11 @@ impl Pool {
         node.or_else(least_bad).map(Arc::clone)
     }
 
+    /// Whether a node is a member and healthy.
+    pub(crate) fn is_healthy(&self, node: &Arc<Node>) -> bool {
+        !node.ejected.load(Ordering::Relaxed) && is_among(node, &self.nodes())
+    }
+
     pub(crate) fn status(&self) -> Vec<NodeStatus> {
         self.nodes().iter().map(|node| node.status()).collect()
     }
@@ -199,7 +204,8 @@ impl Node {
         request: &Request<'_>,
         sent: &mut bool,
     ) -> Result<Reply, Failure> {
-        let _under_way = UnderWay::new(self);
+        // A call that waits for changes is no load: others would avoid its node.
+        let _under_way = (!matches!(request, Request::ReadChanges(_))).then(|| UnderWay::new(self));
         let link = fastrand::usize(..self.links.len());
         let connection = self.connection(link).await.map_err(Failure::Unreachable)?;
         let result = connection.call(request, sent).await;

@@ -143,6 +143,7 @@ impl ClientBuilder {
             max_request_bytes: self.max_request_bytes,
             calls: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
+            closing: Notify::new(),
             idle: Notify::new(),
         };
         Ok(Client { inner: Arc::new(inner), deadline: self.deadline })

@@ -36,6 +36,8 @@ pub(crate) fn read(found: Found, key: &str) -> Result<Record, Error> {
 /// A call: its deadline, and what its attempts have met so far.
 pub(crate) struct Call<'a> {
     inner: &'a Inner,
+    /// As long as closing the client waits for it.
+    _counted: Option<Counted<'a>>,
     deadline: Duration,
     ends: Instant,
     /// Whether it, as it is now, changes keys.
@@ -43,6 +45,8 @@ pub(crate) struct Call<'a> {
     pauses: ExponentialBackoff,
     /// Attempts that nobody answered in time.
     timeouts: u32,
+    /// Who is asked first, if it is healthy.
+    preferred: Option<Arc<Node>>,
     /// Who was asked last; another one is better for the next attempt.
     node: Option<Arc<Node>>,
     /// Those that declare no such message.
@@ -59,15 +63,28 @@ pub(crate) struct Call<'a> {
 
 impl<'a> Call<'a> {
     pub(crate) fn new(inner: &'a Inner, deadline: Duration, ends: Instant, is_write: bool) -> Self {
-        inner.calls.fetch_add(1, Ordering::SeqCst);
+        Self { _counted: Some(Counted::new(inner)), ..Self::unaccounted(inner, deadline, ends, is_write) }
+    }
+
+    /// A read that waits for changes: closing the client does not wait for it. It asks `preferred` first, if that is healthy.
+    pub(crate) fn following(inner: &'a Inner, preferred: Option<Arc<Node>>) -> Self {
+        let mut call = Self::unaccounted(inner, Duration::ZERO, Instant::now(), false);
+        call.preferred = preferred;
+        call.give_attempts_all_the_time();
+        call
+    }
+
+    fn unaccounted(inner: &'a Inner, deadline: Duration, ends: Instant, is_write: bool) -> Self {
         let pauses = pauses(SHORTEST_RETRY_PAUSE, LONGEST_RETRY_PAUSE);
         Self {
             inner,
+            _counted: None,
             deadline,
             ends,
             is_write,
             pauses,
             timeouts: 0,
+            preferred: None,
             node: None,
             lacking: Vec::new(),
             ambiguous: None,
@@ -85,6 +102,11 @@ impl<'a> Call<'a> {
     /// When its deadline is over.
     pub(crate) fn ends(&self) -> Instant {
         self.ends
+    }
+
+    /// Who was asked last.
+    pub(crate) fn last_node(&self) -> Option<Arc<Node>> {
+        self.node.clone()
     }
 
     /// A part that is sent by itself, within the same deadline.
@@ -123,10 +145,22 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// Tries once, for so long at most. The error comes with whether to try again.
+    pub(crate) async fn once(
+        &mut self,
+        request: &Request<'_>,
+        time: Duration,
+    ) -> Result<Reply, (Error, bool)> {
+        (self.deadline, self.ends) = (time, Instant::now() + time);
+        self.message = Some(request.message());
+        self.attempt(request).await
+    }
+
     /// The error comes with whether to try again.
     async fn attempt(&mut self, request: &Request<'_>) -> Result<Reply, (Error, bool)> {
         let pool = &self.inner.pool;
-        let Some(node) = pool.pick(self.node.as_ref(), &self.lacking) else {
+        let preferred = self.preferred.take().filter(|node| pool.is_healthy(node));
+        let Some(node) = preferred.or_else(|| pool.pick(self.node.as_ref(), &self.lacking)) else {
             let discovery = self.inner.discovery.lock();
             let look = discovery.as_ref().and_then(|discovery| discovery.looks.borrow().clone().err());
             return Err((Error::NoNode { last: look }, true));
@@ -236,9 +270,18 @@ impl<'a> Call<'a> {
         NodeFailure { node: self.address(), reason, may_have_taken_effect: self.is_write && sent }
     }
 
+    fn next_pause(&mut self) -> Duration {
+        self.pauses.next().unwrap_or(LONGEST_RETRY_PAUSE)
+    }
+
+    /// Waits before the next attempt, whatever the deadline.
+    pub(crate) async fn pause_anyway(&mut self) {
+        sleep(self.next_pause()).await;
+    }
+
     /// Waits before the next attempt; false if there is no time for one.
     pub(crate) async fn pause(&mut self) -> bool {
-        let pause = self.pauses.next().unwrap_or(LONGEST_RETRY_PAUSE);
+        let pause = self.next_pause();
         if Instant::now() + pause >= self.ends {
             return false;
         }
@@ -247,10 +290,21 @@ impl<'a> Call<'a> {
     }
 }
 
-impl Drop for Call<'_> {
+/// Counts a call that closing the client waits for.
+struct Counted<'a>(&'a Inner);
+
+impl<'a> Counted<'a> {
+    fn new(inner: &'a Inner) -> Self {
+        inner.calls.fetch_add(1, Ordering::SeqCst);
+        Self(inner)
+    }
+}
+
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        if self.inner.calls.fetch_sub(1, Ordering::SeqCst) == 1 && self.inner.closed.load(Ordering::SeqCst) {
-            self.inner.idle.notify_waiters();
+        let Self(inner) = self;
+        if inner.calls.fetch_sub(1, Ordering::SeqCst) == 1 && inner.closed.load(Ordering::SeqCst) {
+            inner.idle.notify_waiters();
         }
     }
 }

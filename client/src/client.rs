@@ -76,6 +76,8 @@ pub(crate) struct Inner {
     /// Calls under way.
     pub(crate) calls: AtomicUsize,
     pub(crate) closed: AtomicBool,
+    /// Notified when it is closed.
+    pub(crate) closing: Notify,
     /// Notified when the last call ends after [`Client::close`].
     pub(crate) idle: Notify,
 }
@@ -367,7 +369,7 @@ impl Client {
     }
 
     /// Waits until the calls under way have ended, but no longer than the deadline; then closes all connections, and leaves
-    /// ZooKeeper. Calls that come later fail with [`Error::Closed`]. This is for all clones.
+    /// ZooKeeper. Calls that come later fail with [`Error::Closed`], and watches end with it at once. This is for all clones.
     ///
     /// A client that is dropped with its last clone closes its connections as well.
     ///
@@ -385,6 +387,7 @@ impl Client {
     pub async fn close(&self) {
         let inner = &*self.inner;
         inner.closed.store(true, Ordering::SeqCst);
+        inner.closing.notify_waiters();
         let idle = async {
             loop {
                 let idle = inner.idle.notified();

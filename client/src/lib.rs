@@ -26,8 +26,10 @@ mod read;
 mod session;
 mod types;
 mod update;
+mod watch;
 mod write;
 
+pub use bitacora_protocol::rpc::DeleteReason;
 pub use bitacora_protocol::zookeeper::ConnectString;
 pub use bitacora_protocol::{Consistency, Visible, WriteCondition};
 pub use builder::ClientBuilder;
@@ -39,9 +41,15 @@ pub use read::{Read, ReadLevel};
 pub use session::Session;
 pub use types::{NodeState, NodeStatus, Position, Record, Scan, ScanPage, ServedFrom, Written};
 pub use update::{Change, Updated};
+pub use watch::{DeletedKey, Watch, WatchBuilder, WatchEvent, Watched};
 pub use write::Write;
 
 /// The examples of the chapter on consistency compile.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/consistency.md")]
 mod consistency_chapter {}
+
+/// As above, of the chapter on watches.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/watch.md")]
+mod watch_chapter {}

@@ -133,7 +133,7 @@ pub struct NodeStatus {
     pub address: String,
     /// Whether it gets requests.
     pub state: NodeState,
-    /// Requests that wait for its answer.
+    /// Requests that wait for its answer, other than those of watches and mirrors.
     pub under_way: usize,
     /// Open connections.
     pub connections: usize,

@@ -3,12 +3,13 @@
 use bitacora_protocol::Position;
 use bitacora_protocol::record::KeyValue;
 use bitacora_protocol::rpc::{
-    self, Answer, BatchResult, Message, NotMetAnswer, ReadAnswer, RecordResult, RecordWritten, RequestError,
-    ServedFrom, WriteAnswer, WrittenAnswer,
+    self, Answer, BatchResult, Change, ChangePage, Message, NotMetAnswer, ReadAnswer, RecordResult,
+    RecordWritten, RequestError, ServedFrom, WriteAnswer, WrittenAnswer,
 };
 
 use super::Failure;
 use crate::types::{Record, ScanPage, Written};
+use crate::watch::DeletedKey;
 
 /// What a node answered.
 pub(crate) enum Reply {
@@ -19,6 +20,25 @@ pub(crate) enum Reply {
     Conditional(Conditional),
     /// With how far each partition was applied.
     RecordPage(ScanPage, Vec<Position>),
+    Changes(ChangesReply),
+}
+
+/// What has changed.
+pub(crate) struct ChangesReply {
+    pub changes: Vec<Changed>,
+    /// The token that goes on from here.
+    pub next: String,
+    /// Whether all that was in the log when the call came has been told.
+    pub current: bool,
+    /// Up to where each partition has been told; empty while that is nowhere.
+    pub positions: Vec<Position>,
+}
+
+/// A change, or that what came before can't be told.
+pub(crate) enum Changed {
+    Set(Record),
+    Deleted(DeletedKey),
+    Gap(String),
 }
 
 /// What became of a write that may have had a condition.
@@ -77,9 +97,8 @@ pub(super) fn decode(message: Message, bytes: &[u8]) -> Result<Reply, Failure> {
             });
             Reply::Batch(results.collect())
         }
-        Answer::Value(_) | Answer::Null | Answer::Changes(_) => {
-            return Err(nonsense("not asked for".to_owned()));
-        }
+        Answer::Changes(page) => Reply::Changes(changes(page)),
+        Answer::Value(_) | Answer::Null => return Err(nonsense("not asked for".to_owned())),
     })
 }
 
@@ -127,4 +146,16 @@ fn scanned(page: &rpc::ScanPage<'_>) -> ScanPage {
         records: records.collect(),
         cursor: Some((*cursor).to_owned()).filter(|cursor| !cursor.is_empty()),
     }
+}
+
+fn changes(page: ChangePage<'_>) -> ChangesReply {
+    let ChangePage { events, next, current, positions } = page;
+    let changes = events.into_iter().map(|change| match change {
+        Change::Set(entry, position) => Changed::Set(record(&entry, position, ServedFrom::Store)),
+        Change::Deleted(rpc::DeletedKey { key, position, timestamp, reason }) => {
+            Changed::Deleted(DeletedKey { key: key.to_owned(), position, timestamp, reason })
+        }
+        Change::Gap(reason) => Changed::Gap(reason.to_owned()),
+    });
+    ChangesReply { changes: changes.collect(), next: next.to_owned(), current, positions }
 }

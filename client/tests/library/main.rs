@@ -13,6 +13,7 @@ mod locks;
 mod retries;
 #[path = "../support/mod.rs"]
 mod support;
+mod watches;
 #[path = "../support/zookeeper.rs"]
 mod zookeeper;
 

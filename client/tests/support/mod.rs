@@ -23,6 +23,12 @@ use tokio::task::{JoinHandle, JoinSet};
 pub struct Store {
     records: BTreeMap<String, (OwnedKeyValue, Position)>,
     pub writes: Vec<(String, String)>,
+    /// Rises when the log becomes another one.
+    pub log: u32,
+}
+
+mod changes {
+    include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/changes.rs"));
 }
 
 /// What a node does with a call.
@@ -229,6 +235,18 @@ async fn serve(socket: TcpStream, inner: &Arc<Inner>) {
                 out
             };
             let now = match reaction {
+                Reaction::Answer if matches!(request, Request::ReadChanges(_)) => {
+                    let Request::ReadChanges(changes) = &request else { unreachable!("it was looked at") };
+                    let asked = changes::Asked::of(changes);
+                    let (store, answers, serial) = (Arc::clone(&inner.store), answers.clone(), frame.serial);
+                    tasks.spawn(async move {
+                        let mut out = Vec::new();
+                        let message = asked.answer(&store).await;
+                        put_frame(&mut out, serial, |out| out.extend_from_slice(&message));
+                        let _ = answers.send(out);
+                    });
+                    None
+                }
                 Reaction::Answer => Some(frame_of(&mut inner.store.lock(), &[], ErrorCode::Internal)),
                 Reaction::FailOperations(indexes, code) => {
                     Some(frame_of(&mut inner.store.lock(), &indexes, code))
@@ -345,7 +363,7 @@ impl Store {
                 Answer::RecordPage(RecordPage { page, positions }).encode(out);
             }
             Request::BatchRecords(operations) => self.batch_records(operations, failing, error).encode(out),
-            Request::ReadChanges(_) => panic!("these tests follow no changes"),
+            Request::ReadChanges(changes) => out.extend(changes::Asked::of(changes).page(self).0),
         }
     }
 
@@ -381,6 +399,17 @@ impl Store {
     #[allow(dead_code)]
     pub fn overwrite(&mut self, key: &str, value: &str) {
         self.write(key, value, 0);
+    }
+
+    #[allow(dead_code)]
+    pub fn value(&self, key: &str) -> Option<String> {
+        self.records.get(key).map(|(record, _)| record.value.clone())
+    }
+
+    /// As a topic that was made anew.
+    #[allow(dead_code)]
+    pub fn replace_log(&mut self) {
+        *self = Self { log: self.log + 1, ..Self::default() };
     }
 
     /// The write's uuid, if its condition holds or it was made before.
