@@ -17,7 +17,7 @@ use reqwest::header::HeaderMap;
 use reqwest::{Method, RequestBuilder, StatusCode, Url};
 
 use crate::api::{Failure, Kind};
-use crate::cli::{ReadFlags, WriteFlags};
+use crate::cli::{ReadFlags, Watch, WriteFlags};
 
 /// A node waits no longer than this.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -220,6 +220,29 @@ impl Http {
             |PositionedRecord { record: found, position }| record(found, position, ServedFrom::Store);
         let records = page.records.into_iter().map(scanned).collect();
         Ok(ScanPage { records, cursor: page.cursor.map(Cow::into_owned) })
+    }
+
+    /// What has changed since a token (empty: none), of the node that answered last, or another one.
+    pub async fn changes(
+        &self,
+        asked: &Watch,
+        since: &str,
+        limit: u32,
+        wait: Duration,
+    ) -> Result<api::ChangeList<'static>, Failure> {
+        // Before this gives up.
+        let (limit, wait) = (limit.to_string(), in_ms(wait.min(self.timeout / 2)));
+        let mut query = vec![("limit", limit.as_str()), ("wait", &wait)];
+        query.extend(asked.key.as_deref().map(|key| ("key", key)));
+        query.extend(
+            [("prefix", asked.prefix.as_str()), ("since", since)].into_iter().filter(|it| !it.1.is_empty()),
+        );
+        query.extend(asked.initial.then_some(("initial", "true")));
+        query.extend(asked.no_values.then_some(("values", "false")));
+        let answer = self.ask(false, |url| self.request(Method::GET, url, "rpc/changes", &query)).await?;
+        let answered = self.urls.iter().position(|url| *url == answer.url);
+        self.next.store(answered.unwrap_or_default(), Ordering::Relaxed);
+        answer.json()
     }
 
     /// A node's own account, as it wrote it.

@@ -13,6 +13,7 @@ mod keys;
 mod members;
 mod output;
 mod records;
+mod watch;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -67,6 +68,9 @@ async fn run(cli: Cli) -> Result<()> {
         }
         Command::Scan(arguments) => {
             over(connection, 1, async |api| keys::scan(&api, arguments, output).await).await
+        }
+        Command::Watch(arguments) => {
+            over(connection, 1, async |api| watch::run(&api, arguments, output).await).await
         }
         Command::Import(arguments) => {
             over(connection, 2, async |api| import::run(&api, arguments).await).await

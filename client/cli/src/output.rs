@@ -101,6 +101,13 @@ pub fn now_ms() -> i64 {
     i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
 }
 
+/// Whether what goes to stdout may have colours: on a terminal that has them, unless `NO_COLOR` says otherwise.
+pub fn has_colours() -> bool {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let is_dumb = std::env::var_os("TERM").is_some_and(|terminal| terminal == "dumb");
+    std::io::stdout().is_terminal() && !is_set("NO_COLOR") && !is_dumb
+}
+
 /// A number of ms in its largest unit, as kubectl tells ages.
 pub fn rough(ms: i64) -> String {
     let seconds = ms.max(0) / 1_000;

@@ -27,6 +27,9 @@ pub enum Command {
     /// Print keys and values in key order
     #[command(after_help = SCAN, after_long_help = SCAN)]
     Scan(ScanArguments),
+    /// Print what changes, as it does
+    #[command(after_help = WATCH, after_long_help = WATCH)]
+    Watch(Watch),
     /// List the nodes of the cluster: ready, caught up, lag
     #[command(after_help = MEMBERS, after_long_help = MEMBERS)]
     Members,
@@ -203,6 +206,46 @@ pub struct Range {
     /// The last key, exclusive
     #[arg(long, value_name = "KEY", default_value = "", hide_default_value = true)]
     pub end: String,
+}
+
+const WATCH: &str = "\
+From now on, until Ctrl-C; then the token to go on from is told on stderr. When its node dies, it goes on at another one. It tells
+states, not history: of a key that changes quickly, states in between may be left out; its last one always comes.
+
+JSON output is an object a line: \"event\" is set (with the record), delete (with the reason, deleted or expired), current (all that was there when
+it began has been told), progress (nothing matched for 5 s), or gap (forget all keys: those that are live follow); and each has its \"token\".
+Raw output is tab-separated: set, position, key, value; delete, position, key, reason; current, positions; gap, reason. For the eye, on a
+terminal, lines have colours (unless NO_COLOR is set), and the last one tells how many events come a second.
+
+Examples:
+  bitacora watch --prefix cart/
+  bitacora watch --key config --initial             what it holds now, and then what changes
+  bitacora watch --output json | jq -c 'select(.event == \"delete\")'
+  bitacora watch --since AQAAAAA…                   what has changed since, deletes and what expired too
+  bitacora watch --prefix user: --initial --no-values --limit 100
+
+Exit code 1: the token is none. 5: no node answers when it begins.";
+
+#[derive(Debug, Clone, Args)]
+pub struct Watch {
+    /// Only keys that begin with it
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub prefix: String,
+    /// Only this key
+    #[arg(long, value_name = "KEY", conflicts_with = "prefix", allow_hyphen_values = true)]
+    pub key: Option<String>,
+    /// Go on from a token: of a line of JSON output, of what was told at Ctrl-C, or of the HTTP API
+    #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
+    pub since: Option<String>,
+    /// Without a token: begin with the keys that are there
+    #[arg(long)]
+    pub initial: bool,
+    /// Leave the values out
+    #[arg(long)]
+    pub no_values: bool,
+    /// End after so many sets and deletes
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub limit: Option<u64>,
 }
 
 const MEMBERS: &str = "\

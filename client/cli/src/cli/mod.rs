@@ -18,7 +18,7 @@ use reqwest::Url;
 
 pub use commands::{
     AvroCodec, Bench, Command, Del, Export, Format, Get, Import, KeyFormat, Operation, Range, ScanArguments,
-    Set, Status,
+    Set, Status, Watch,
 };
 pub use options::{ReadFlags, WriteFlags, version};
 pub use values::http_node;
@@ -30,7 +30,7 @@ use values::{http_url, node};
 pub struct Cli {
     #[command(flatten)]
     pub connection: Connection,
-    /// How results look on stdout [default: raw for get, set and del; for lists and reports a table on a terminal, else json]
+    /// How results look on stdout [default: raw for get, set and del; for lists, reports and watch a table on a terminal, else json]
     #[arg(long, short, global = true, env = "BITACORA_OUTPUT", value_name = "FORMAT", help_heading = GLOBAL)]
     pub output: Option<Output>,
     /// What the program itself tells on stderr of connections and retries: off, error, warn, info, debug, or a filter
@@ -83,6 +83,7 @@ pub enum Output {
     /// one JSON object a line (NDJSON)
     Json,
     /// columns for the eye; long texts are cut
+    #[value(alias = "text")]
     Table,
     /// values as they are; of lists tab-separated fields, in which \t \n \r \\ stand for tab, newline, return, backslash
     Raw,

@@ -1,5 +1,5 @@
 //! The program `bitacora` as a script sees it: arguments, streams, files, exit codes; against a small node of its own that
-//! speaks enough HTTP, and fails when it is told to.
+//! speaks enough HTTP, and fails when it is told to; watches against a real one.
 
 mod arguments;
 mod bench;
@@ -18,3 +18,4 @@ mod node;
 mod program;
 mod streams;
 mod usage;
+mod watch;

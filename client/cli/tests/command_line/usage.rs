@@ -11,9 +11,19 @@ fn help_tells_commands_examples_and_exit_codes() {
     for word in ["import", "BITACORA_ZOOKEEPER", "Examples:", "Exit codes: 0 done", "127.0.0.1:8081"] {
         assert!(help.contains(word), "{word}: {help}");
     }
-    for command in
-        ["get", "set", "del", "scan", "members", "status", "import", "export", "bench", "completions"]
-    {
+    for command in [
+        "get",
+        "set",
+        "del",
+        "scan",
+        "watch",
+        "members",
+        "status",
+        "import",
+        "export",
+        "bench",
+        "completions",
+    ] {
         assert!(help.contains(&format!("\n  {command} ")), "{command}: {help}");
         assert!(run(&[command, "--help"]).code(DONE).stdout.contains("Examples:"), "{command}");
     }
@@ -31,6 +41,8 @@ fn wrong_usage_is_told_and_reaches_nobody() {
         (&["set", "k", "v", "--ttl", "soon"], "not a time"),
         (&["set", "k", "v", "--ttl", "60"], "write 60s or 60ms"),
         (&["set", "k", "v", "--timeout", "60"], "write 60s or 60ms"),
+        (&["watch", "--prefix", "a", "--key", "b"], "--key"),
+        (&["watch", "--limit", "0"], "--limit"),
         (&["bench", "--duration", "60"], "write 60s or 60ms"),
         (&["bench", "--duration", "1s", "--requests", "5"], "--requests"),
         (&["--http", "http://127.0.0.1:9", "bench", "--pipeline", "4"], "--connections"),
