@@ -107,6 +107,10 @@ const RULES = [
   } },
   { name: "BitacoraNodesDisagree", severity: "critical", hold: 0,
     why: ({ now }) => grewWithin("bitacora_repairs_contradicting_total", 3600, now) > 0 && "This node held something else than a repair says. This must not happen." },
+  { name: "BitacoraWatchersNearLimit", severity: "warning", hold: 300, why: () => {
+    const part = metric("bitacora_watchers") / (metric("bitacora_watchers_limit") || Infinity);
+    return part > 0.9 && `This node has ${percent(part)} of the watchers that it takes.`;
+  } },
   { name: "BitacoraPoisonRecords", severity: "warning", hold: 0, why: ({ now }) => {
     const count = grewWithin("bitacora_poison_records_total", 600, now);
     return count > 0 && `${numberText(count)} records can't be decoded and were skipped. Their positions are in the node's log.`;
@@ -126,8 +130,8 @@ const RULES = [
   { name: "BitacoraLogLinesDropped", severity: "warning", hold: 300,
     why: ({ now }) => grewWithin("bitacora_log_lines_dropped_total", 600, now) > 0 && "This node can't write its log lines." },
 ];
-// These need what one node can't tell: the other nodes' /metrics, or HAProxy's.
-const NOT_HERE = ["BitacoraLogNotTrimmed", "BitacoraBalancerEmpty"];
+// These need what one node can't tell, such as the other nodes' /metrics, or more time than a page looks.
+const NOT_HERE = ["BitacoraLogNotTrimmed", "BitacoraBalancerEmpty", "BitacoraWatchesStalled", "BitacoraWatchesDelayed"];
 
 // Of each rule since when its condition holds.
 const holding = new Map();

@@ -14,7 +14,7 @@ pub fn of(operation: &Operation) -> Vec<Value> {
     let query = operation.query.iter().map(|name| (query(operation, name), "query", name));
     let headers = operation.headers.iter().map(|name| (header(operation, name), "header", name));
     let of = |((description, schema), place, name): ((String, Value), &str, &&'static str)| {
-        let mut parameter = json!({ "name": name, "in": place, "required": *name == "key" && !is_optional(operation), "description": description, "schema": schema });
+        let mut parameter = json!({ "name": name, "in": place, "required": *name == "key" && !tells_changes(operation), "description": description, "schema": schema });
         let examples = examples::of_parameter(operation.id, place, name);
         if !examples.is_empty() {
             parameter["examples"] = examples.into();
@@ -55,7 +55,7 @@ fn query(operation: &Operation, name: &str) -> (String, Value) {
             "503 unless the node has everything that was appended until so long ago",
             json!({ "type": "string", "pattern": patterns::any_time() }),
         ),
-        "limit" if operation.id == "readChanges" => text(
+        "limit" if tells_changes(operation) => text(
             "Events in the answer, at most",
             json!({ "type": "integer", "minimum": 1, "maximum": changes::MAX_LIMIT, "default": super::super::changes::DEFAULT_LIMIT }),
         ),
@@ -89,8 +89,8 @@ fn query(operation: &Operation, name: &str) -> (String, Value) {
     }
 }
 
-/// Whether its key need not be given.
-fn is_optional(operation: &Operation) -> bool {
+/// Whether it tells changes: of one key or of others. By whatever method.
+fn tells_changes(operation: &Operation) -> bool {
     operation.query.contains(&"since")
 }
 

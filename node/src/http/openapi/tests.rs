@@ -95,6 +95,21 @@ mod tables {
     }
 
     #[test]
+    fn a_head_takes_what_its_get_takes() {
+        let document = document();
+        for (path, methods) in document["paths"].as_object().expect("paths") {
+            let taken = |method: &str| {
+                let parameters = methods[method]["parameters"].as_array().expect("parameters");
+                let parts = |of: &Value| ["name", "in", "required", "schema"].map(|part| of[part].clone());
+                parameters.iter().map(parts).collect::<Vec<_>>()
+            };
+            if methods["head"].is_object() {
+                assert_eq!(taken("head"), taken("get"), "{path}");
+            }
+        }
+    }
+
+    #[test]
     fn a_form_has_the_fields_of_a_set() {
         let set = &operations(&document())["setKey"];
         let form =

@@ -30,7 +30,7 @@ pub struct Token {
 }
 
 /// A scan of the store that is under way.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ScanToken {
     /// The last key that it has passed; `None`: none yet.
     pub after: Option<Box<str>>,
@@ -38,6 +38,8 @@ pub struct ScanToken {
     pub base: Option<Point>,
     /// Up to where something has been told that is not in `told`. Empty unless that is so.
     pub seen: Vec<NextOffset>,
+    /// By which time keys have been told: what had expired by then is never told as set again, whatever another node's clock says.
+    pub shown_until: WallTime,
 }
 
 /// A text that is no token.
@@ -55,7 +57,7 @@ impl Token {
         put_point(&mut bytes, &self.told);
         match &self.scan {
             None => bytes.push(0),
-            Some(ScanToken { after, base, seen }) => {
+            Some(ScanToken { after, base, seen, shown_until }) => {
                 bytes.push(1 | u8::from(after.is_some()) << 1 | u8::from(base.is_some()) << 2);
                 if let Some(after) = after {
                     put_number(&mut bytes, after.len() as u64);
@@ -65,6 +67,7 @@ impl Token {
                     put_point(&mut bytes, base);
                 }
                 put_offsets(&mut bytes, seen);
+                put_time(&mut bytes, *shown_until);
             }
         }
         bytes.extend(checksum(&bytes));
@@ -109,8 +112,12 @@ fn put_offsets(out: &mut Vec<u8>, next: &[NextOffset]) {
     }
 }
 
+fn put_time(out: &mut Vec<u8>, time: WallTime) {
+    put_number(out, time.ms().max(0).cast_unsigned());
+}
+
 fn put_point(out: &mut Vec<u8>, point: &Point) {
-    put_number(out, point.expired_until.ms().max(0).cast_unsigned());
+    put_time(out, point.expired_until);
     put_offsets(out, &point.next);
 }
 
@@ -147,9 +154,12 @@ impl Input<'_> {
         (0..count).map(|_| Some(NextOffset(self.number()?.cast_signed()))).collect()
     }
 
+    fn time(&mut self) -> Option<WallTime> {
+        Some(WallTime::from_ms(self.number()?.cast_signed()))
+    }
+
     fn point(&mut self) -> Option<Point> {
-        let expired_until = WallTime::from_ms(self.number()?.cast_signed());
-        Some(Point { expired_until, next: self.offsets()? })
+        Some(Point { expired_until: self.time()?, next: self.offsets()? })
     }
 
     fn parse(&mut self) -> Option<Token> {
@@ -171,8 +181,8 @@ impl Input<'_> {
             Some(Box::from(std::str::from_utf8(key).ok()?))
         };
         let base = if flags & 0b100 == 0 { None } else { Some(self.point()?) };
-        let seen = self.offsets()?;
-        Some(Token { log, told, scan: Some(ScanToken { after, base, seen }) })
+        let (seen, shown_until) = (self.offsets()?, self.time()?);
+        Some(Token { log, told, scan: Some(ScanToken { after, base, seen, shown_until }) })
     }
 }
 
@@ -192,7 +202,7 @@ mod tests {
 
     prop_compose! {
         fn scans()(after in option::of(".{0,20}"), base in option::of(points()), seen in points()) -> ScanToken {
-            ScanToken { after: after.map(Box::from), base, seen: seen.next }
+            ScanToken { after: after.map(Box::from), base, seen: seen.next, shown_until: seen.expired_until }
         }
     }
 

@@ -7,28 +7,23 @@
 //! has lost the place of a scan that is slow, the scan goes on alone, and what it has passed is looked at once more by another, from
 //! where the buffer was lost.
 
+mod scan;
+
 use std::sync::Arc;
-use std::time::Duration;
 
 use bitacora_protocol::{NextOffset, Position};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
 
+use self::scan::Scan;
 use super::token::{ScanToken, Token};
 use super::{Changes, Place};
 use crate::clock::WallTime;
 use crate::log::LogTag;
-use crate::replication::feed::{AtStore, Event, Kind, Lost, Point, View, is_within, joined};
-use crate::store::{ChangedPage, EntryHead, KeyRange, StoreError};
+use crate::replication::feed::{Event, Kind, Lost, Point, View, is_within, joined};
+use crate::store::{KeyRange, StoreError};
 
 /// Events that are taken from the buffer at a time.
 const EVENTS_AT_A_TIME: usize = 256;
-/// A transaction's changes are told at once after it: so long, at most.
-const TOLD_WITHIN: Duration = Duration::from_secs(1);
-/// Memory of a page that is read.
-const PAGE_MEMORY_BYTES: usize = 512 << 10;
-/// A page is read within that time, or read again.
-const PAGE_READ_WITHIN: Duration = Duration::from_secs(5);
 
 /// See the module.
 pub struct Reader {
@@ -43,6 +38,8 @@ pub struct Reader {
     told: Point,
     scan: Option<Scan>,
     floor: Option<Floor>,
+    /// By which time keys have been told, by this node or another.
+    shown_until: WallTime,
     /// Nothing is told before this node has come as far: something of it has been told.
     wait_for: Vec<NextOffset>,
     /// Whether all that is in the buffer has been looked at.
@@ -52,31 +49,11 @@ pub struct Reader {
     changed: watch::Receiver<u64>,
 }
 
-/// See the module.
-struct Scan {
-    after: Option<Box<str>>,
-    base: Option<Point>,
-    /// Whether it is in step with the buffer.
-    in_step: bool,
-    /// Up to where something has been told while it was not.
-    seen: Vec<NextOffset>,
-    _counted: CatchingUp,
-}
-
 /// What had been told by other nodes, until this one has come as far: it is not told again.
 struct Floor {
     point: Point,
     /// The last key of which that is so; `None`: it is so of all keys.
     last: Option<Box<str>>,
-}
-
-/// Counts a scan.
-struct CatchingUp(prometheus::IntGauge);
-
-impl Drop for CatchingUp {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
 }
 
 /// Something to be told.
@@ -158,6 +135,7 @@ impl Reader {
             told: Point::clone(&view.point),
             scan: None,
             floor: None,
+            shown_until: WallTime::default(),
             wait_for: Vec::new(),
             at_end: false,
             gap: refusal,
@@ -184,33 +162,30 @@ impl Reader {
             self.floor = Some(Floor { point: told.clone(), last: last.flatten() });
         }
         match scan {
-            Some(ScanToken { after, base, seen }) => {
+            Some(ScanToken { after, base, seen, shown_until }) => {
+                self.shown_until = shown_until;
                 let in_step = place.is_ok() && seen.is_empty();
-                self.scan = Some(self.scan(after, base, in_step, seen));
+                self.scan = Some(Scan::new(
+                    &self.changes.metrics,
+                    ScanToken { after, base, seen, shown_until },
+                    in_step,
+                ));
             }
             None if place.is_err() => {
-                self.scan = Some(self.scan(None, Some(told.clone()), true, Vec::new()));
+                self.scan = Some(self.scan_from(Some(told.clone())));
             }
             None => {}
         }
         self.told = told;
     }
 
-    fn scan(
-        &self,
-        after: Option<Box<str>>,
-        base: Option<Point>,
-        in_step: bool,
-        seen: Vec<NextOffset>,
-    ) -> Scan {
-        let counted = self.changes.metrics.watchers_catching_up.clone();
-        counted.inc();
-        Scan { after, base, in_step, seen, _counted: CatchingUp(counted) }
-    }
-
     /// Looks at all keys from where the feed is.
     fn begin_scan(&mut self, base: Option<Point>) {
-        self.scan = Some(self.scan(None, base, true, Vec::new()));
+        self.scan = Some(self.scan_from(base));
+    }
+
+    fn scan_from(&self, base: Option<Point>) -> Scan {
+        Scan::new(&self.changes.metrics, ScanToken { base, ..ScanToken::default() }, true)
     }
 
     /// What was told is worth nothing any more.
@@ -218,6 +193,7 @@ impl Reader {
         (self.log, self.generation, self.at) = (view.log, view.generation, view.end);
         self.told = Point::clone(&view.point);
         self.floor = None;
+        self.shown_until = WallTime::default();
         self.wait_for.clear();
         self.begin_scan(None);
     }
@@ -355,172 +331,8 @@ impl Reader {
         Told { what: What::Event(event), token, log: self.log }
     }
 
-    /// What has happened to the keys that the scan has passed, from where it is in the buffer up to a number.
-    fn passed(&mut self, until: u64, limit: usize) -> Result<Vec<Told>, Lost> {
-        let mut told = Vec::new();
-        while self.at < until && told.len() < limit {
-            let most = EVENTS_AT_A_TIME.min((until - self.at) as usize);
-            let found = self.changes.feed.events(self.generation, self.at, most)?;
-            if found.events.is_empty() {
-                break;
-            }
-            for event in found.events {
-                if told.len() == limit {
-                    break;
-                }
-                self.at += 1;
-                let has_passed = self.scan.as_ref().and_then(|scan| scan.after.as_deref());
-                if has_passed.is_some_and(|after| *event.key <= *after) && self.concerns(&event) {
-                    told.push(self.of_event(Arc::clone(&event)));
-                }
-                let point = event.point();
-                self.told = self.with_floor(&point);
-            }
-        }
-        Ok(told)
-    }
-
-    /// The scan goes on without the buffer.
-    fn fall_out_of_step(&mut self) {
-        if let Some(scan) = self.scan.as_mut().filter(|scan| scan.in_step) {
-            scan.in_step = false;
-            self.changes.metrics.watch_conflations.inc();
-        }
-    }
-
-    async fn read_scan(&mut self, view: &View, limit: usize) -> Result<Read, Ended> {
-        let more = |events| Ok(Read { events, more: true });
-        if self.is_in_step() {
-            match self.passed(view.end, limit) {
-                Ok(told) if !told.is_empty() => return more(told),
-                Ok(_) => {}
-                Err(Lost) => self.fall_out_of_step(),
-            }
-        }
-        let (page, latest) = self.page(view, limit).await?;
-        let place = self.place_of(&page).await;
-        if !self.follows_the_same_store() {
-            return more(Vec::new());
-        }
-        let mut told = Vec::new();
-        let mut point = Point { next: page.next.clone(), expired_until: view.point.expired_until };
-        match place {
-            Some((end, at)) if at.expired_until <= latest => {
-                if self.is_in_step() {
-                    match self.passed(end, limit) {
-                        Ok(passed) if passed.len() >= limit || self.at < end => return more(passed),
-                        Ok(passed) => told = passed,
-                        Err(Lost) => self.fall_out_of_step(),
-                    }
-                }
-                point = Point::clone(&at);
-            }
-            Some(_) => return more(Vec::new()),
-            None => self.fall_out_of_step(),
-        }
-        self.tell_page(page, &point, limit, &mut told);
-        more(told)
-    }
-
-    fn is_in_step(&self) -> bool {
-        self.scan.as_ref().is_some_and(|scan| scan.in_step)
-    }
-
-    fn follows_the_same_store(&self) -> bool {
-        self.changes.feed.look().is_some_and(|view| view.generation == self.generation)
-    }
-
-    /// The next page of the scan, and up to when it holds all that expires.
-    async fn page(&self, view: &View, limit: usize) -> Result<(ChangedPage, WallTime), Ended> {
-        let Some(scan) = &self.scan else { return Err(StoreError::Corrupt("records").into()) };
-        let (base, after, range) = (scan.base.clone(), scan.after.clone(), self.range.clone());
-        let changes = &self.changes;
-        changes.metrics.watch_pages_waiting.inc();
-        // Never closed.
-        let _permit = changes.pages.acquire().await;
-        changes.metrics.watch_pages_waiting.dec();
-        let _memory = changes.memory.take_anyway(PAGE_MEMORY_BYTES);
-        let (store, expired_until) = (Arc::clone(&changes.store), view.point.expired_until);
-        let latest = changes.progress.clock().wall().max(expired_until) + PAGE_READ_WITHIN;
-        // It may read much from disk; and LMDB's reader must not outlive the call.
-        let read = tokio::task::spawn_blocking(move || {
-            store.changed_page(&range, after.as_deref(), limit, |head| match &base {
-                None => head.is_live(expired_until),
-                Some(base) => {
-                    let expires = base.expired_until.ms() < head.ttl && head.ttl <= latest.ms();
-                    expires || !base.holds(head.position)
-                }
-            })
-        });
-        let page = read.await.map_err(|_| StoreError::Corrupt("records"))??;
-        Ok((page, latest))
-    }
-
-    /// Where the feed was when the store held what a page says; `None` if the buffer does not know any more.
-    async fn place_of(&mut self, page: &ChangedPage) -> Option<(u64, Arc<Point>)> {
-        let until = Instant::now() + TOLD_WITHIN;
-        loop {
-            self.changed.borrow_and_update();
-            match self.changes.feed.at_store(self.generation, &page.next) {
-                Ok(AtStore::At(end, point)) => return Some((end, point)),
-                Ok(AtStore::NotYet) => {
-                    if timeout_at(until, self.changed.changed()).await.is_err() {
-                        return None;
-                    }
-                }
-                Err(Lost) => return None,
-            }
-        }
-    }
-
-    /// Tells a page, of which everything up to `point` is, behind what there is to be told.
-    fn tell_page(&mut self, page: ChangedPage, point: &Point, limit: usize, told: &mut Vec<Told>) {
-        let in_step = self.is_in_step();
-        if in_step {
-            self.told = self.with_floor(point);
-        }
-        let log = self.log;
-        let Some(scan) = &mut self.scan else { return };
-        if !in_step {
-            scan.seen = joined(&scan.seen, &page.next);
-        }
-        let shared = Arc::new(point.clone());
-        let mut rest = page.entries.into_iter();
-        while told.len() < limit
-            && let Some((key, entry)) = rest.next()
-        {
-            scan.after = Some(key.clone());
-            if let Some(kind) = kind_of(&entry.head(), scan.base.as_ref(), point.expired_until) {
-                let event = Event::new(key, kind, entry, Arc::clone(&shared), Arc::clone(&shared));
-                let token = Token { log, told: self.told.clone(), scan: Some(scan.token()) };
-                told.push(Told { what: What::Event(Arc::new(event)), token: Some(token), log });
-            }
-        }
-        if rest.next().is_some() {
-            return;
-        }
-        match page.last {
-            Some(last) => scan.after = Some(last),
-            None => self.end_scan(),
-        }
-    }
-
-    fn end_scan(&mut self) {
-        let in_step = self.is_in_step();
-        self.scan = None;
-        if in_step {
-            let told = self.told.clone();
-            self.drop_floor(&told);
-        } else if let Some(view) = self.changes.feed.begin() {
-            // What has been passed without the buffer is looked at once more.
-            let base = std::mem::replace(&mut self.told, Point::clone(&view.point));
-            self.at = view.end;
-            self.begin_scan(Some(base));
-        }
-    }
-
     fn token_at(&self, told: Point) -> Token {
-        let scan = self.scan.as_ref().map(Scan::token);
+        let scan = self.scan.as_ref().map(|scan| scan.token(self.shown_until));
         Token { log: self.log, told, scan }
     }
 
@@ -573,28 +385,5 @@ impl Floor {
     /// What had been told of a key.
     fn of(&self, key: &str) -> Option<&Point> {
         self.last.as_ref().is_none_or(|last| key <= &**last).then_some(&self.point)
-    }
-}
-
-impl Scan {
-    fn token(&self) -> ScanToken {
-        let Self { after, base, in_step, seen, .. } = self;
-        let seen = if *in_step { Vec::new() } else { seen.clone() };
-        ScanToken { after: after.clone(), base: base.clone(), seen }
-    }
-}
-
-/// What an entry is to who has been told everything up to `base`, or nothing; `None` if it is nothing new.
-fn kind_of(head: &EntryHead, base: Option<&Point>, expired_until: WallTime) -> Option<Kind> {
-    let is_new = base.is_none_or(|base| !base.holds(head.position));
-    if head.is_live(expired_until) {
-        return is_new.then_some(Kind::Set);
-    }
-    let base = base?;
-    let has_expired = head.ttl > 0 && base.expired_until.ms() < head.ttl;
-    match (is_new, has_expired) {
-        (true, _) if head.ttl < 0 => Some(Kind::Deleted),
-        (true, _) | (false, true) => Some(Kind::Expired),
-        (false, false) => None,
     }
 }
