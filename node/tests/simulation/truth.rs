@@ -45,6 +45,8 @@ pub struct Truth {
     pending: BTreeMap<&'static str, (i64, i64)>,
     /// The keys of which something that can't be decoded came where nothing was held, and no write since.
     spoiled: BTreeSet<&'static str>,
+    /// The keys of conditional writes.
+    attempted: BTreeSet<&'static str>,
 }
 
 impl Truth {
@@ -76,6 +78,11 @@ impl Truth {
     /// Whether an attempt might be decided differently: what can't be decoded hides a trim, and nobody repairs that.
     pub fn is_spoiled(&self, key: &str) -> bool {
         self.spoiled.contains(key)
+    }
+
+    /// Whether somebody has written a key with a condition.
+    pub fn is_attempted(&self, key: &str) -> bool {
+        self.attempted.contains(key)
     }
 
     /// An attempt that took effect more than once.
@@ -126,6 +133,7 @@ impl Truth {
             (Some(Condition::Attempt { expected, .. }), Some(own)) => {
                 let in_effect = valid && self.is_met(key, expected, timestamp);
                 let uuid = decoded.and_then(Result::ok).map(|record| record.uuid.to_owned());
+                self.attempted.insert(key);
                 self.attempts.insert(offset, (uuid.unwrap_or_default(), in_effect));
                 if in_effect {
                     self.held.insert(key, own);

@@ -276,8 +276,11 @@ impl World {
         let Sent { partition, key, value, condition, level, .. } = sent;
         // The topic has fewer partitions now.
         let Some(log) = self.log.get_mut(partition as usize) else { return };
-        // The assumption: no attempt follows nonsense on a key that held nothing.
-        if matches!(condition, Some(Condition::Attempt { .. })) && log.truth.is_spoiled(key) {
+        // The assumption: a key of conditional writes that holds nothing gets no nonsense, neither before an attempt nor after one.
+        let is_attempt = matches!(condition, Some(Condition::Attempt { .. }));
+        let is_nonsense = value.as_deref().is_some_and(|value| KeyValue::decode(value).is_err());
+        let hides_nothing = is_nonsense && log.truth.held(key).is_none();
+        if (is_attempt && log.truth.is_spoiled(key)) || (hides_nothing && log.truth.is_attempted(key)) {
             return;
         }
         // Each partition is led by another broker, with a clock of its own.
