@@ -90,7 +90,10 @@ pub fn read(key: &str, answer: &Answer, known: Option<&Tags>, memory: &Memory) -
         }
         Some(record) => {
             let permit = memory.take_for_answer(record.value.len())?;
-            let body = serde_json::to_vec(&record).unwrap_or_default();
+            // Mostly as long as what is in it, and the names of the fields.
+            let mut body = Vec::with_capacity(key.len() + record.value.len() + record.uuid.len() + 128);
+            // Nothing in it is a map with keys that are no strings.
+            let _ = serde_json::to_writer(&mut body, &record);
             let permit = match permit {
                 // JSON spells a byte with up to six.
                 None => memory.take_for_answer(body.len())?,
@@ -102,10 +105,8 @@ pub fn read(key: &str, answer: &Answer, known: Option<&Tags>, memory: &Memory) -
     };
     let from = HeaderValue::from_static(answer.from.name());
     reply.headers_mut().insert(SOURCE_HEADER, from);
-    if matches!(reply.status(), StatusCode::OK | StatusCode::NOT_MODIFIED) {
-        tag(&mut reply, answer.position);
-    }
-    describe(&mut reply, answer.position, answer.timestamp());
+    let is_version = matches!(reply.status(), StatusCode::OK | StatusCode::NOT_MODIFIED);
+    describe(&mut reply, answer.position, answer.timestamp(), is_version);
     Ok(reply)
 }
 
@@ -119,7 +120,7 @@ pub fn read_for_member(key: &str, answer: &Answer, log: LogTag, memory: &Memory)
         Err(error) => {
             let error = HttpError::from(error);
             let mut reply = error.reply(false);
-            describe(&mut reply, answer.position, answer.timestamp());
+            describe(&mut reply, answer.position, answer.timestamp(), false);
             reply
                 .headers_mut()
                 .insert(OUT_OF_MEMORY_HEADER, HeaderValue::from_static("REQUEST_MEMORY is spent"));
@@ -146,11 +147,8 @@ pub fn written(key: &str, value: &str, written: &Written, memory: Option<Permit>
     let value = earlier.map_or(value, |record| record.value);
     let record = KeyValue { key, value, timestamp, source: source::PRODUCER, ttl: *ttl, uuid };
     let mut reply = counted_json(StatusCode::OK, &record, memory);
-    describe(&mut reply, appended.position, Some(timestamp));
     // A delete leaves no record.
-    if *ttl != DELETED {
-        tag(&mut reply, appended.position);
-    }
+    describe(&mut reply, appended.position, Some(timestamp), *ttl != DELETED);
     if !not_visible.is_empty()
         && let Ok(value) = HeaderValue::try_from(not_visible.join(","))
     {
@@ -169,26 +167,28 @@ pub fn condition_failed(not_met: &NotMet, memory: &Memory) -> Result<Reply, OutO
     let permit = memory.take_for_answer(record.as_ref().map_or(0, |record| record.value.len()))?;
     let body = ConditionFailed { message: not_met.to_string().into(), current: record };
     let mut reply = counted_json(StatusCode::PRECONDITION_FAILED, &body, permit);
-    describe(&mut reply, current.position, current.timestamp());
-    if let Some(version) = version {
-        tag(&mut reply, *version);
+    describe(&mut reply, current.position, current.timestamp(), false);
+    if let Some(version) = version
+        && let Ok(tag) = HeaderValue::try_from(etag::of(*version))
+    {
+        reply.headers_mut().insert(ETAG, tag);
     }
     Ok(reply)
 }
 
-/// Names the record's version.
-fn tag(reply: &mut Reply, position: Position) {
-    if let Ok(value) = HeaderValue::try_from(etag::of(position)) {
-        reply.headers_mut().insert(ETAG, value);
+/// Names the position that an answer reflects, also as the version of a record, and the write timestamp of what is there.
+fn describe(reply: &mut Reply, position: Position, timestamp: Option<i64>, is_version: bool) {
+    let headers = reply.headers_mut();
+    // Both headers have the same piece of memory.
+    let quoted = Bytes::from(etag::of(position));
+    if let Ok(value) = HeaderValue::from_maybe_shared(quoted.slice(1..quoted.len() - 1)) {
+        headers.insert(POSITION_HEADER, value);
     }
-}
-
-fn describe(reply: &mut Reply, position: Position, timestamp: Option<i64>) {
-    if let Ok(value) = HeaderValue::try_from(position.to_string()) {
-        reply.headers_mut().insert(POSITION_HEADER, value);
+    if is_version && let Ok(value) = HeaderValue::from_maybe_shared(quoted) {
+        headers.insert(ETAG, value);
     }
     if let Some(timestamp) = timestamp {
-        reply.headers_mut().insert(TIMESTAMP_HEADER, HeaderValue::from(timestamp));
+        headers.insert(TIMESTAMP_HEADER, HeaderValue::from(timestamp));
     }
 }
 

@@ -140,13 +140,13 @@ struct SetRequest {
 /// The value is the query's, or a form's field `value`, or the body as it is. `curl -d` and its like call every body a
 /// form; so one without any field of a set is taken as it is. One that has such a field is a form, and refused if it is no good one:
 /// it would be stored as a value that nobody meant.
-fn set_request(mut query: Params, body: Vec<u8>, body_type: BodyType) -> Result<SetRequest, HttpError> {
+fn set_request(mut query: Params<'_>, body: Vec<u8>, body_type: BodyType) -> Result<SetRequest, HttpError> {
     let bad = HttpError::BadRequest;
     let body = String::from_utf8(body).map_err(|_| {
         bad("the body is not UTF-8, and a value is text; encode bytes, for example as base64".to_owned())
     })?;
     let form = body_type == BodyType::Form && has_field(&body, FIELDS);
-    let mut fields = if form { Some(form_fields(&body).map_err(bad)?) } else { None };
+    let mut fields = if form { Some(form_fields(&body).map_err(bad)?.into_owned()) } else { None };
     let raw = match fields {
         Some(_) => None,
         // An empty one of no type was forgotten rather than meant, and so was one that programs call a form when they send none.
@@ -171,7 +171,7 @@ fn set_request(mut query: Params, body: Vec<u8>, body_type: BodyType) -> Result<
 }
 
 /// The fields of a body that is a form.
-fn form_fields(body: &str) -> Result<Params, String> {
+fn form_fields(body: &str) -> Result<Params<'_>, String> {
     let fields = Params::parse(body, "the form").and_then(|fields| fields.only(FIELDS, "the form"));
     fields.map_err(|error| format!("{error}; a raw value needs another Content-Type, such as text/plain"))
 }

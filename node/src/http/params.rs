@@ -1,9 +1,11 @@
 //! Query strings and form bodies, `application/x-www-form-urlencoded`, read strictly: what is broken is refused, where a
 //! lenient decoder would store another key than the one that was meant.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use bitacora_protocol::units;
+use smallvec::SmallVec;
 
 use super::error::HttpError;
 use crate::service::writes::MAX_TTL;
@@ -13,17 +15,17 @@ const MAX_PARAMS: usize = 32;
 /// What some editors and shells write in front of a text.
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// Names and values, in order.
+/// Names and values, in order: parts of the text where that needs no decoding. A read has two at most, as a rule.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Params(Vec<(String, String)>);
+pub struct Params<'a>(SmallVec<[(Cow<'a, str>, Cow<'a, str>); 2]>);
 
-impl Params {
+impl<'a> Params<'a> {
     /// `what` names the text in errors: `the query`, `the form`.
     ///
     /// # Errors
     /// Broken percent-encoding, text that is not UTF-8, or a name twice; the text is for the client.
-    pub fn parse(text: &str, what: &str) -> Result<Self, String> {
-        let mut params: Vec<(String, String)> = Vec::new();
+    pub fn parse(text: &'a str, what: &str) -> Result<Self, String> {
+        let mut params = SmallVec::<[(Cow<'a, str>, Cow<'a, str>); 2]>::new();
         for pair in text.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let name = decode(name, what)?;
@@ -41,7 +43,7 @@ impl Params {
     /// # Errors
     /// When there is a name that is not among `known`: a misspelt parameter must not be ignored.
     pub fn only(self, known: &[&str], what: &str) -> Result<Self, String> {
-        match self.0.iter().find(|(name, _)| !known.contains(&name.as_str())) {
+        match self.0.iter().find(|(name, _)| !known.contains(&&**name)) {
             // Nobody sees it in the sentence below.
             Some((name, _)) if name.starts_with(BYTE_ORDER_MARK) => {
                 Err(format!("{what} begins with a byte order mark (U+FEFF); remove it"))
@@ -58,12 +60,19 @@ impl Params {
 
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| &**value)
     }
 
     pub fn take(&mut self, name: &str) -> Option<String> {
         let at = self.0.iter().position(|(known, _)| known == name)?;
-        Some(self.0.swap_remove(at).1)
+        Some(self.0.swap_remove(at).1.into_owned())
+    }
+
+    /// As parts of nothing else.
+    #[must_use]
+    pub fn into_owned(self) -> Params<'static> {
+        let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+        Params(self.0.into_iter().map(|(name, value)| (own(name), own(value))).collect())
     }
 }
 
@@ -71,7 +80,7 @@ impl Params {
 ///
 /// # Errors
 /// As [`Params::parse`] and [`Params::only`].
-pub fn query_params(query: &str, known: &[&str]) -> Result<Params, HttpError> {
+pub fn query_params<'a>(query: &'a str, known: &[&str]) -> Result<Params<'a>, HttpError> {
     let params = Params::parse(query, "the query").and_then(|params| params.only(known, "the query"));
     params.map_err(HttpError::BadRequest)
 }
@@ -106,9 +115,9 @@ fn bare(name: &str) -> &str {
     name.trim_matches(|c: char| c.is_whitespace() || c == BYTE_ORDER_MARK)
 }
 
-fn decode(text: &str, what: &str) -> Result<String, String> {
-    if !text.contains(['%', '+']) {
-        return Ok(text.to_owned());
+fn decode<'a>(text: &'a str, what: &str) -> Result<Cow<'a, str>, String> {
+    if memchr::memchr2(b'%', b'+', text.as_bytes()).is_none() {
+        return Ok(Cow::Borrowed(text));
     }
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
@@ -125,7 +134,7 @@ fn decode(text: &str, what: &str) -> Result<String, String> {
             byte => byte,
         });
     }
-    String::from_utf8(bytes).map_err(|_| format!("{what} has percent-encoded bytes that are not UTF-8"))
+    String::from_utf8(bytes).map(Cow::Owned).map_err(|_| format!("{what} has percent-encoded bytes that are not UTF-8"))
 }
 
 #[cfg(test)]
@@ -134,7 +143,7 @@ mod tests {
 
     use super::*;
 
-    fn encode<'a>(pairs: impl IntoIterator<Item = (&'a String, &'a String)>) -> String {
+    fn encode<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
         let percent = |text: &str| text.bytes().map(|byte| format!("%{byte:02x}")).collect::<String>();
         let pairs = pairs.into_iter().map(|(name, value)| format!("{}={}", percent(name), percent(value)));
         pairs.collect::<Vec<_>>().join("&")
@@ -145,16 +154,17 @@ mod tests {
         fn any_names_and_values_survive_their_encoding(
             pairs in prop::collection::btree_map(".{1,5}", ".{0,20}", 0..5),
         ) {
-            let text = encode(&pairs);
-            prop_assert_eq!(Params::parse(&text, "the query"), Ok(Params(pairs.into_iter().collect())));
+            let text = encode(pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+            let pairs = pairs.into_iter().map(|(name, value)| (Cow::Owned(name), Cow::Owned(value)));
+            prop_assert_eq!(Params::parse(&text, "the query"), Ok(Params(pairs.collect())));
         }
 
         #[test]
         fn any_text_is_read_whole_or_refused_with_a_sentence(text in "([a-c%+&=0-9é]|\\PC){0,30}") {
             match Params::parse(&text, "the query") {
                 Ok(params) => {
-                    let again = encode(params.0.iter().map(|(name, value)| (name, value)));
-                    prop_assert_eq!(Params::parse(&again, "the query"), Ok(params));
+                    let again = encode(params.0.iter().map(|(name, value)| (&**name, &**value)));
+                    prop_assert_eq!(Params::parse(&again, "the query").map(Params::into_owned), Ok(params.into_owned()));
                 }
                 Err(error) => prop_assert!(error.starts_with("the query has "), "{}", error),
             }

@@ -98,6 +98,31 @@ pub fn methods(path: &str) -> Result<String, HttpError> {
     }
 }
 
+/// Whether a request reads a key of the API. Such a one has no body, and needs no filters to be looked up ([`get`]).
+#[must_use]
+pub fn is_get(path: &str, method: &Method) -> bool {
+    path == "/rpc" && GET.contains(method)
+}
+
+/// Answers a read of a key: what most calls are.
+pub async fn get<B>(api: &Api, request: &hyper::Request<B>) -> Response {
+    let (id, started) = (slow::next_id(), Instant::now());
+    let (query, headers) = (request.uri().query().unwrap_or_default(), request.headers());
+    let span = tracing::debug_span!("request", id, interface = "http", method = %request.method());
+    let Api { service, metrics, slow, telemetry, .. } = api;
+    let answer = async {
+        let span = telemetry.request("http", "get", || parent(headers));
+        let mut notes = Notes::new(id, "get", started, span);
+        let outcome = keys::get(service, query, headers, &mut notes).await;
+        counted(metrics, slow, notes, outcome).into_response()
+    };
+    answer.instrument(span).await
+}
+
+fn parent(headers: &HeaderMap) -> Option<TraceParent> {
+    TraceParent::parse(headers.get(TraceParent::HEADER)?.as_bytes())
+}
+
 /// A request, but for its body.
 struct Request {
     id: u64,
@@ -159,8 +184,7 @@ async fn answer<B: Buf + Send + 'static>(
         Call::Snapshot => return snapshot::send(snapshots, &query),
         Call::Console => return console::page(node).into_response(),
     };
-    let span = telemetry
-        .request("http", operation, || TraceParent::parse(headers.get(TraceParent::HEADER)?.as_bytes()));
+    let span = telemetry.request("http", operation, || parent(&headers));
     let mut notes = Notes::new(id, operation, started, span);
     let outcome = match call {
         Call::Get => keys::get(service, &query, &headers, &mut notes).await,

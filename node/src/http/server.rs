@@ -21,8 +21,7 @@ use tracing::Instrument as _;
 use warp::reply::{Reply as _, Response};
 
 use super::refusals::{JsonRefusals, Verbatim, VerbatimAnswer};
-use super::routes::routes;
-use super::{Api, gate};
+use super::{Api, gate, routes};
 use crate::server::OpenConnection;
 use crate::server::socket::{Socket, accept};
 use crate::service::readiness::Readiness;
@@ -81,7 +80,7 @@ async fn run(
     let http = settings_of_connections(idle);
     let api = Arc::new(api);
     let write_timeout = api.limits.request_timeout;
-    let calls = TowerToHyperService::new(warp::service(routes(Arc::clone(&api))));
+    let calls = TowerToHyperService::new(warp::service(routes::routes(Arc::clone(&api))));
     let mut stopped = std::pin::pin!(stopped);
     let deadline = loop {
         let accept = async {
@@ -150,6 +149,7 @@ where
     let (method, version, path) = (request.method(), request.version(), request.uri().path());
     let (passed, checked) = gate::check(&api.origins, method, version, path, request.headers());
     let mut answer = match checked {
+        Ok(()) if routes::is_get(path, method) => routes::get(&api, &request).await,
         Ok(()) => calls.call(request).await?,
         Err(answered) => answered.into_response(),
     };
