@@ -15,7 +15,10 @@ use super::params::Params;
 ///
 /// # Errors
 /// What can't be read, or is given twice.
-pub fn read_options<'a>(params: &'a Params<'_>, headers: &'a HeaderMap) -> Result<ReadOptions<'a>, HttpError> {
+pub fn read_options<'a>(
+    params: &'a Params<'_>,
+    headers: &'a HeaderMap,
+) -> Result<ReadOptions<'a>, HttpError> {
     let bad = HttpError::BadRequest;
     let consistency = match params.get("consistency") {
         None => Consistency::default(),

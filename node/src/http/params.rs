@@ -134,7 +134,9 @@ fn decode<'a>(text: &'a str, what: &str) -> Result<Cow<'a, str>, String> {
             byte => byte,
         });
     }
-    String::from_utf8(bytes).map(Cow::Owned).map_err(|_| format!("{what} has percent-encoded bytes that are not UTF-8"))
+    String::from_utf8(bytes)
+        .map(Cow::Owned)
+        .map_err(|_| format!("{what} has percent-encoded bytes that are not UTF-8"))
 }
 
 #[cfg(test)]
