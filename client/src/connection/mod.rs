@@ -18,7 +18,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 
 use frames::{Frames, KEPT_BUFFER_BYTES, handshake};
-pub(crate) use reply::{BatchReply, Changed, ChangesReply, Found, Missing, NotMet, Reply};
+pub(crate) use reply::{BatchReply, Changed, ChangesReply, Found, Missing, NotMet, Reply, decode_changes};
 
 /// Calls under way on a connection; more wait.
 const MAX_CALLS: usize = 4096;

@@ -102,6 +102,14 @@ pub(super) fn decode(message: Message, bytes: &[u8]) -> Result<Reply, Failure> {
     })
 }
 
+/// Reads an answer to `readChanges` that was kept; `None` if it is none.
+pub(crate) fn decode_changes(bytes: &[u8]) -> Option<ChangesReply> {
+    match decode(Message::ReadChanges, bytes) {
+        Ok(Reply::Changes(reply)) => Some(reply),
+        _ => None,
+    }
+}
+
 fn found(answer: &ReadAnswer<'_>) -> Found {
     let ReadAnswer { record: entry, position, timestamp, served_from } = *answer;
     match entry {

@@ -9,6 +9,7 @@ use bitacora_protocol::Position;
 use bitacora_protocol::rpc::{ChangesRequest, Request};
 use futures_util::FutureExt as _;
 use futures_util::future::{self, BoxFuture, Either};
+use tokio::time::Instant;
 
 use crate::balance::Node;
 use crate::call::Call;
@@ -48,6 +49,8 @@ pub(crate) struct Page {
     pub current: bool,
     /// Up to where each partition has been told; empty while that is nowhere.
     pub positions: Vec<Position>,
+    /// Before it was asked for.
+    pub asked: Instant,
     node: Option<Arc<Node>>,
 }
 
@@ -67,8 +70,9 @@ impl Pages {
     pub(crate) async fn begin(client: &Client, wanted: Wanted, since: &str) -> Result<(Self, Page), Error> {
         let mut call = client.call(false)?;
         let (limit, wait) = (FIRST_LIMIT, Duration::ZERO);
+        let asked = Instant::now();
         let reply = call.send(&Request::ReadChanges(request(&wanted, since, limit, wait))).await?;
-        let page = page(reply, since.into(), &call);
+        let page = page(reply, since.into(), asked, &call);
         drop(call);
         let pages = Self {
             client: client.clone(),
@@ -102,6 +106,11 @@ impl Pages {
         Poll::Ready(Ok(page))
     }
 
+    /// As [`Self::poll_page`].
+    pub(crate) async fn page(&mut self) -> Result<Page, Error> {
+        future::poll_fn(|context| self.poll_page(context)).await
+    }
+
     fn ask(&self) -> BoxFuture<'static, Result<Page, Error>> {
         let (client, wanted) = (self.client.clone(), Arc::clone(&self.wanted));
         let wait = if self.more { Duration::ZERO } else { wanted.wait };
@@ -111,6 +120,13 @@ impl Pages {
 }
 
 impl Page {
+    /// One that a file has kept.
+    pub(crate) fn kept(reply: ChangesReply) -> Self {
+        let ChangesReply { changes, next, current, positions } = reply;
+        let (since, next, asked) = (Arc::default(), next.into(), Instant::now());
+        Self { changes, since, next, current, positions, asked, node: None }
+    }
+
     fn may_be_followed(&self) -> bool {
         !self.changes.is_empty() && !self.current
     }
@@ -147,9 +163,10 @@ async fn ask(
     let mut call = Call::following(&client.inner, node);
     let mut beside_wait = client.deadline / SHORTEST_PART_OF_DEADLINE;
     loop {
+        let asked = Instant::now();
         let request = Request::ReadChanges(request(wanted, &since, LIMIT, wait));
         match call.once(&request, wait + beside_wait).await {
-            Ok(reply) => return Ok(page(reply, since, &call)),
+            Ok(reply) => return Ok(page(reply, since, asked, &call)),
             Err((error, false)) => return Err(error),
             Err((error, true)) => {
                 if matches!(error, Error::TimedOut { .. }) {
@@ -167,9 +184,9 @@ fn request<'a>(wanted: &'a Wanted, since: &'a str, limit: i32, wait: Duration) -
     ChangesRequest { since, prefix, key, limit, wait, values: *values, initial: *initial }
 }
 
-fn page(reply: Reply, since: Arc<str>, call: &Call<'_>) -> Page {
+fn page(reply: Reply, since: Arc<str>, asked: Instant, call: &Call<'_>) -> Page {
     let Reply::Changes(ChangesReply { changes, next, current, positions }) = reply else {
         unreachable!("an answer is decoded by its message")
     };
-    Page { changes, since, next: next.into(), current, positions, node: call.last_node() }
+    Page { changes, since, next: next.into(), current, positions, asked, node: call.last_node() }
 }

@@ -10,6 +10,8 @@ mod consistency;
 mod discovery;
 mod ejection;
 mod locks;
+mod mirror_files;
+mod mirrors;
 mod retries;
 #[path = "../support/mod.rs"]
 mod support;

@@ -406,6 +406,13 @@ impl Store {
         self.records.get(key).map(|(record, _)| record.value.clone())
     }
 
+    /// As `key=value`, in order.
+    #[allow(dead_code)]
+    pub fn live(&self) -> impl Iterator<Item = String> {
+        let live = self.records.values().filter(|(record, _)| record.ttl != ttl::DELETED);
+        live.map(|(record, _)| format!("{}={}", record.key, record.value))
+    }
+
     /// As a topic that was made anew.
     #[allow(dead_code)]
     pub fn replace_log(&mut self) {

@@ -1,6 +1,7 @@
 //! The client library against real nodes over an embedded log, on real sockets. Between the client and each node there is a relay, which
 //! the tests cut.
 
+mod mirrors;
 #[path = "../support/mod.rs"]
 mod support;
 mod watches;

@@ -44,7 +44,7 @@ async fn the_way_to_a_node_is_cut_in_the_middle() {
     let mut cluster = Cluster::start().await;
     let client = cluster.client().await;
     let mut watch = client.watch().prefix("k").initial().await.expect("it begins");
-    let (stop, writer) = write_all_the_time(&client);
+    let writes = write_all_the_time(&client);
     let mut told = Told::default();
     for round in 0..6 {
         cluster.cut(round % 2).await;
@@ -56,8 +56,7 @@ async fn the_way_to_a_node_is_cut_in_the_middle() {
             told.note(next(&mut watch).await);
         }
     }
-    stop.store(true, Ordering::SeqCst);
-    writer.await.expect("no panic");
+    writes.stop().await;
     let scan = Scan::prefix("k").level(ReadLevel::strong());
     let scanned: Vec<_> = client.scan(scan).try_collect().await.expect("it is scanned");
     let scanned: HashMap<_, _> = scanned.into_iter().map(|record| (record.key, record.value)).collect();
@@ -70,26 +69,30 @@ async fn the_way_to_a_node_is_cut_in_the_middle() {
     // From its token on, in another process, as it were.
     let token = watch.token().expect("it was told something").to_owned();
     let mut watch = client.watch().prefix("k").since(token).await.expect("it is a token");
-    client.delete("k-last").await.expect("it is written");
-    loop {
-        if let Watched::Deleted(deleted) = next(&mut watch).await.what {
-            assert_eq!(deleted.key, "k-last");
-            break;
-        }
+    let written = client.set("k-last", "").await.expect("it is written");
+    while !matches!(next(&mut watch).await.what, Watched::Set(record) if record.position == written.position)
+    {
     }
     cluster.stop().await;
 }
 
-/// Sets and deletes 37 keys of each of 16 writers until it is told to stop, and then sets `k-last`.
-fn write_all_the_time(client: &Client) -> (Arc<AtomicBool>, JoinHandle<()>) {
+/// Sets and deletes 37 keys of each of 16 writers until it is told to stop.
+pub fn write_all_the_time(client: &Client) -> Writes {
     let stop = Arc::new(AtomicBool::new(false));
-    let (client, stopped) = (client.clone(), Arc::clone(&stop));
-    let writer = tokio::spawn(async move {
-        let writers = (0..16).map(|writer| write(client.clone(), writer, Arc::clone(&stopped)));
-        join_all(writers).await;
-        while client.set("k-last", "").await.is_err() {}
-    });
-    (stop, writer)
+    let writers = (0..16).map(|writer| tokio::spawn(write(client.clone(), writer, Arc::clone(&stop))));
+    Writes { writers: writers.collect(), stop }
+}
+
+pub struct Writes {
+    writers: Vec<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Writes {
+    pub async fn stop(self) {
+        self.stop.store(true, Ordering::SeqCst);
+        join_all(self.writers).await.into_iter().for_each(|writer| writer.expect("no panic"));
+    }
 }
 
 async fn write(client: Client, writer: u32, stop: Arc<AtomicBool>) {
