@@ -27,6 +27,7 @@ mod log_replaced;
 mod records;
 mod restore;
 mod signs_of_life;
+mod told;
 mod too_old;
 mod truncated;
 

@@ -61,3 +61,18 @@ fn another_store_is_a_gap_and_then_what_is_there() {
     };
     assert_eq!((&*event.key, event.kind), ("b/1", Kind::Set));
 }
+
+/// What a sweep drops is not found by its time any more.
+#[test]
+fn a_sweep_waits_for_what_is_not_told() {
+    let clock = ManualClock::new();
+    let node = Node::new(&clock, 8, None);
+    let feed = &node.changes.feed;
+    node.tell_expiries();
+    let told_until = clock.wall().assuming_clocks_agree();
+    clock.pass(Duration::from_secs(60));
+    let now = clock.wall().assuming_clocks_agree();
+    assert_eq!(feed.sweep_until(now), told_until);
+    node.tell_expiries();
+    assert_eq!(feed.sweep_until(now), now);
+}
