@@ -4,7 +4,7 @@ use super::*;
 use crate::data_dir::DataDir;
 use crate::log::embedded::EmbeddedLog;
 
-const RECORDS: i64 = 300;
+const RECORDS: i64 = 100;
 
 /// A reader who heard of a record, and looks into the store, must find it there, or a page would say less than the buffer before it.
 #[test]
@@ -20,9 +20,10 @@ fn nothing_is_told_before_the_store_has_it() {
     let mut told = 0;
     std::thread::scope(|scope| {
         scope.spawn(|| {
+            // One by one, so that there are many commits.
+            let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
             for _ in 0..RECORDS {
-                let appended = log.append("k", encoded("k", "v"), None);
-                futures_util::FutureExt::now_or_never(appended);
+                runtime.block_on(log.append("k", encoded("k", "v"), None)).expect("it is appended");
             }
         });
         while told < RECORDS {
