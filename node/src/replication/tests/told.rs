@@ -31,7 +31,11 @@ fn nothing_is_told_before_the_store_has_it() {
             // First what is told, then what is there: the store may be further by then.
             let Some(view) = feed.begin() else { continue };
             let stored = store.checkpoint().expect("it is read").next;
-            assert!(feed::is_within(&view.point.next, &stored), "{:?} is told, and {stored:?} is there", view.point);
+            assert!(
+                feed::is_within(&view.point.next, &stored),
+                "{:?} is told, and {stored:?} is there",
+                view.point
+            );
             told = view.point.next.first().map_or(0, |next| next.0);
         }
     });
