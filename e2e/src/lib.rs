@@ -26,4 +26,5 @@ pub mod rpc;
 pub mod runner;
 pub mod topic;
 pub mod wait;
+pub mod watches;
 pub mod zookeeper;

@@ -22,6 +22,10 @@ pub struct Logged {
     pub key: String,
     /// `None` for a delete.
     pub value: Option<String>,
+    /// When it expires, in ms since the epoch; 0 for never, -1 for a delete.
+    pub ttl: i64,
+    /// When it was appended, in ms since the epoch.
+    pub timestamp: i64,
     pub uuid: String,
     pub conditional: bool,
     pub in_effect: bool,
@@ -139,6 +143,8 @@ fn logged(record: &Record, key: String, held: Option<(i64, i64)>) -> Result<(Log
         position: record.position,
         key,
         value: (decoded.ttl != -1).then_some(decoded.value),
+        ttl: decoded.ttl,
+        timestamp: record.timestamp,
         uuid: decoded.uuid,
         conditional: header.is_some(),
         in_effect,

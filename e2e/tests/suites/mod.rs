@@ -44,6 +44,8 @@ mod tracing;
 mod trimming;
 mod truncated_log;
 mod unusual_records;
+mod watches;
+mod watches_checks;
 mod zookeeper_servers;
 
 use e2e::runner::Test;
@@ -55,6 +57,7 @@ pub fn all() -> Vec<Test> {
         consistency_brokers::tests(),
         consistency_deposed::tests(),
         monitoring_live::tests(),
+        watches::tests(),
         consistency::tests(),
         openapi::tests(),
         compose::tests(),
@@ -98,6 +101,7 @@ pub fn all() -> Vec<Test> {
         back_ends::tests(),
         consistency_checks::tests(),
         consistency_search::tests(),
+        watches_checks::tests(),
     ]
     .into_iter()
     .flatten()
