@@ -463,6 +463,11 @@ impl Node {
         self.with_process(Process::peak_resident_bytes).flatten()
     }
 
+    /// Its resident memory now: all of it, and what is no file's.
+    pub fn resident_bytes(&self) -> Option<(u64, u64)> {
+        self.with_process(|process| Some((process.resident_bytes()?, process.anonymous_bytes()?))).flatten()
+    }
+
     pub fn log_tail(&self, lines: usize) -> String {
         tail(&self.log, lines)
     }

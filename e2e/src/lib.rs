@@ -3,6 +3,7 @@
 
 pub mod aws;
 pub mod backends;
+pub mod bare_kafka;
 pub mod browser;
 pub mod cluster;
 pub mod command_line;

@@ -115,17 +115,26 @@ impl Process {
     }
 
     /// The most resident memory that it had so far, in bytes.
-    #[cfg(target_os = "linux")]
     pub fn peak_resident_bytes(&self) -> Option<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
-        let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-        let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-        Some(kib * 1024)
+        self.status_bytes("VmHWM:")
     }
 
-    #[cfg(not(target_os = "linux"))]
-    pub fn peak_resident_bytes(&self) -> Option<u64> {
-        None
+    /// The resident memory that it has now and that is no file's, in bytes.
+    pub fn anonymous_bytes(&self) -> Option<u64> {
+        self.status_bytes("RssAnon:")
+    }
+
+    /// All of the resident memory that it has now, in bytes.
+    pub fn resident_bytes(&self) -> Option<u64> {
+        self.status_bytes("VmRSS:")
+    }
+
+    /// A line of what Linux says of it.
+    fn status_bytes(&self, name: &str) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
+        let line = status.lines().find(|line| line.starts_with(name))?;
+        let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+        Some(kib * 1024)
     }
 }
 

@@ -1,22 +1,15 @@
 //! One call at a time, of each kind.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use bitacora_client::{Client, Position, Session};
+use e2e::bare_kafka::BareKafka;
 use e2e::cluster::Options;
 use e2e::figures::Spread;
 use e2e::runner::Ctx;
-use e2e::topic::{KeyValue, Topic};
-use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::producer::{FutureProducer, FutureRecord};
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
-use tokio::sync::mpsc;
 
-use crate::{DEADLINE, PARTITIONS, client_of, value};
+use crate::{PARTITIONS, client_of, value};
 
 const ROUNDS: usize = 7;
 const SAMPLES: usize = 150;
@@ -80,7 +73,7 @@ impl Latencies {
 /// What a second node costs that reads the same log on the same machine, shows in comparison with one alone.
 pub async fn run(ctx: Ctx, nodes: usize) -> Result<()> {
     let cluster = ctx.cluster_with(nodes, Options::new()).await?;
-    let kafka = BareKafka::start(&cluster.topic).await?;
+    let kafka = BareKafka::start(&cluster.topic, PARTITIONS, &value()).await?;
     let (here, there) = (client_of(&cluster.nodes[0]).await?, client_of(&cluster.nodes[nodes - 1]).await?);
     let calls = Calls::start(here, there, kafka);
     // In a task of the runtime's own threads, which also wait for the sockets.
@@ -181,7 +174,7 @@ impl Calls {
                 began = Instant::now();
                 *version = here.compare_and_set(&key, *version, value).await?.position;
             }
-            Kind::Kafka => return kafka.sample(number).await,
+            Kind::Kafka => return Ok(kafka.sample(number).await?.consumed),
         }
         Ok(began.elapsed())
     }
@@ -193,82 +186,4 @@ fn read_key(number: usize) -> String {
 
 fn conditional_key(number: usize) -> String {
     format!("conditional-{}", number % KEYS)
-}
-
-/// A producer and a consumer with the settings of a node's, on a topic of their own.
-struct BareKafka {
-    producer: FutureProducer,
-    topic: String,
-    value: Vec<u8>,
-    /// When the consumer had each record.
-    arrivals: mpsc::UnboundedReceiver<Instant>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl BareKafka {
-    async fn start(beside: &Topic) -> Result<BareKafka> {
-        let topic = Topic { brokers: beside.brokers.clone(), name: format!("{}-bare", beside.name) };
-        topic
-            .create(PARTITIONS, &[("cleanup.policy", "compact"), ("message.timestamp.type", "LogAppendTime")])
-            .await?;
-        let mut common = ClientConfig::new();
-        common
-            .set("bootstrap.servers", &topic.brokers)
-            .set("socket.nagle.disable", "true")
-            .set("reconnect.backoff.max.ms", "1000");
-        let producer = common
-            .clone()
-            .set("acks", "all")
-            .set("enable.idempotence", "true")
-            .set("linger.ms", "0")
-            .create()?;
-        let consumer: BaseConsumer = common
-            .set("group.id", "bare-consumer")
-            .set("enable.auto.commit", "false")
-            .set("enable.auto.offset.store", "false")
-            .set("enable.partition.eof", "true")
-            .set("fetch.queue.backoff.ms", "10")
-            .set("fetch.error.backoff.ms", "100")
-            .create()?;
-        let mut assignment = TopicPartitionList::new();
-        for partition in 0..PARTITIONS {
-            assignment.add_partition_offset(&topic.name, partition, Offset::Beginning)?;
-        }
-        consumer.assign(&assignment)?;
-        let (arrived, arrivals) = mpsc::unbounded_channel();
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                // Ends of partitions are told as errors; a lasting error shows as a record that does not arrive.
-                if let Some(Ok(_)) = consumer.poll(Duration::from_millis(100)) {
-                    let _ = arrived.send(Instant::now());
-                }
-            }
-        });
-        let value = KeyValue::new("bare", &value()).to_avro();
-        Ok(BareKafka { producer, topic: topic.name, value, arrivals, stop, thread: Some(thread) })
-    }
-
-    /// From the hand-over of a record to the producer until the consumer has it.
-    async fn sample(&mut self, number: usize) -> Result<Duration> {
-        let partition = number as i32 % PARTITIONS;
-        let record = FutureRecord::to(&self.topic).key("bare").payload(&self.value).partition(partition);
-        let began = Instant::now();
-        let acknowledged = self.producer.send_result(record).map_err(|(error, _)| error)?;
-        let arrived = tokio::time::timeout(DEADLINE, self.arrivals.recv()).await;
-        let arrived = arrived.context("the record did not arrive")?.context("the consumer has ended")?;
-        acknowledged.await?.map_err(|(error, _)| error)?;
-        Ok(arrived - began)
-    }
-}
-
-impl Drop for BareKafka {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
 }
