@@ -30,7 +30,7 @@ pub struct Report {
     pub byes: usize,
     /// Connections that ended without a word.
     pub lost: usize,
-    /// Told once more by a later connection.
+    /// Told once more by a later connection, or while one caught up.
     pub repeated: usize,
     /// Deletes of keys that the watcher did not know of, or knew to be gone.
     pub needless_deletes: usize,
@@ -183,6 +183,8 @@ struct Follower<'a> {
     /// The newest write of each key up to there.
     due: HashMap<&'a str, &'a Logged>,
     told: HashSet<(i32, i64)>,
+    /// The last connection that said that it was current.
+    current_on: Option<usize>,
     report: &'a mut Report,
 }
 
@@ -194,7 +196,7 @@ impl<'a> Follower<'a> {
         report: &'a mut Report,
     ) -> Self {
         let (held, due, told) = (HashMap::new(), HashMap::new(), HashSet::new());
-        Follower { watched, effects, acknowledged, held, reached: BTreeMap::new(), due, told, report }
+        Follower { watched, effects, acknowledged, held, reached: BTreeMap::new(), due, told, current_on: None, report }
     }
 
     fn violation(&mut self, what: &str, detail: impl fmt::Display) {
@@ -246,7 +248,9 @@ impl<'a> Follower<'a> {
                 self.violation("told what is older", format!("{seen:?} after {before:?}"));
                 return;
             }
-            Some((std::cmp::Ordering::Equal, before)) if before.connection == seen.connection => {
+            Some((std::cmp::Ordering::Equal, before))
+                if before.connection == seen.connection && !self.is_catching_up(seen.connection) =>
+            {
                 self.violation("told twice on one connection", format!("{seen:?} after {before:?}"));
             }
             Some((std::cmp::Ordering::Equal, _)) => self.report.repeated += 1,
@@ -263,6 +267,12 @@ impl<'a> Follower<'a> {
             self.told.insert((position.partition, position.offset));
         }
         self.held.insert(key, held);
+    }
+
+    /// Whether a connection goes on from a token and has not said yet that it is current: then it may tell again what it told.
+    fn is_catching_up(&self, connection: usize) -> bool {
+        self.current_on != Some(connection)
+            && self.watched.connections.get(connection).is_some_and(|connection| connection.resumed)
     }
 
     fn note_expiry(&mut self, seen: &Seen, expired: Option<&Logged>) {
@@ -304,6 +314,7 @@ impl<'a> Follower<'a> {
             }
         }
         if current {
+            self.current_on = Some(seen.connection);
             self.compare(seen);
         }
     }
@@ -313,7 +324,12 @@ impl<'a> Follower<'a> {
         let Some(due) = self.due.get(key).copied() else { return };
         let held = self.held.get(key);
         let is_known = held.is_some_and(|held| held.rank() >= (due.position.offset, false));
-        let may_be_gone = due.value.is_none() || (due.ttl > 0 && due.ttl <= at);
+        let is_dead = |logged: &Logged| logged.value.is_none() || (logged.ttl > 0 && logged.ttl <= at);
+        // What it is told may be newer than what is due: the key may have ended since.
+        let ends_later = |later: &Logged| {
+            later.position.offset > due.position.offset && later.timestamp <= at && is_dead(later)
+        };
+        let may_be_gone = is_dead(due) || self.effects.of_key(key).rev().any(ends_later);
         let is_gone = may_be_gone && held.is_none_or(|held| !held.live);
         let is_excused = held.is_none() && self.is_before(due);
         if !(is_known || is_gone || is_excused) {

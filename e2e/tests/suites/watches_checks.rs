@@ -156,6 +156,7 @@ async fn right_watches_are_well(_: Ctx) -> Result<()> {
         watch.watched.seen.retain(|seen| seen.what != deleted("a", 2));
     };
     let repeated = |watch: &mut Watch| watch.watched.seen.insert(4, seen(1, 355, deleted("a", 2)));
+    let repeated_on_one = |watch: &mut Watch| watch.watched.seen.insert(5, seen(1, 410, set("a", 3, "3")));
     let never_seen_alive = |watch: &mut Watch| {
         watch.watched.seen.retain(|seen| !matches!(&seen.what, What::Set { key, .. } if key == "b"));
         watch.watched.seen.retain(|seen| !matches!(&seen.what, What::Expired { .. }));
@@ -178,6 +179,7 @@ async fn right_watches_are_well(_: Ctx) -> Result<()> {
         ("from now on", &from_now as &dyn Fn(&mut Watch)),
         ("a state is left out", &conflated),
         ("told again after a resume", &repeated),
+        ("told again while it catches up", &repeated_on_one),
         ("it expired before it was told", &never_seen_alive),
         ("only a prefix", &of_a_prefix),
     ] {
@@ -206,7 +208,8 @@ fn wrong() -> Vec<(&'static str, &'static str, Watch)> {
         ("no time to live", not_in_the_log, insert(5, seen(1, 410, expired("a", 3)))),
         ("back to an older record", "told what is older", insert(5, seen(1, 410, deleted("a", 2)))),
         ("alive after it expired", "told what is older", insert(8, seen(1, 2_150, set("b", 1, "2")))),
-        ("twice", "told twice on one connection", insert(5, seen(1, 410, set("a", 3, "3")))),
+        ("twice at first", "told twice on one connection", insert(1, seen(0, 160, set("a", 0, "1")))),
+        ("twice in the end", "told twice on one connection", insert(8, seen(1, 2_150, expired("b", 1)))),
         (
             "before its time",
             "told too early that a key expired",
