@@ -196,7 +196,17 @@ impl<'a> Follower<'a> {
         report: &'a mut Report,
     ) -> Self {
         let (held, due, told) = (HashMap::new(), HashMap::new(), HashSet::new());
-        Follower { watched, effects, acknowledged, held, reached: BTreeMap::new(), due, told, current_on: None, report }
+        Follower {
+            watched,
+            effects,
+            acknowledged,
+            held,
+            reached: BTreeMap::new(),
+            due,
+            told,
+            current_on: None,
+            report,
+        }
     }
 
     fn violation(&mut self, what: &str, detail: impl fmt::Display) {

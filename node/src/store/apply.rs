@@ -28,13 +28,45 @@ pub struct Applied {
     pub gap: bool,
 }
 
-/// The newest entry of a key before a transaction, and after it.
+/// The newest entry of a key before a change of it, and after it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyChange {
     pub before: Option<Entry>,
     pub after: Option<Entry>,
-    /// Whether there was a record, perhaps, that the transaction both wrote and replaced.
+    /// Whether there was a record, perhaps, in between: this stands for several changes then.
     pub was_there_between: bool,
+}
+
+impl KeyChange {
+    /// Whether an entry is behind this change in the log's order of one partition.
+    fn is_followed_by(&self, next: Option<&Entry>) -> bool {
+        let (Some(after), Some(next)) = (&self.after, next) else { return false };
+        let (after, next) = (after.position(), next.position());
+        after.partition == next.partition && after.offset < next.offset
+    }
+}
+
+/// Changes of keys in a transaction, each as it would be alone, so that those who follow are told the same by every node, whatever
+/// its transactions hold.
+#[derive(Default)]
+struct KeyChanges<'a>(Vec<(&'a [u8], KeyChange)>);
+
+impl<'a> KeyChanges<'a> {
+    /// Notes what a change of a key came to, if its newest entry is another one now; `first`: how many there were before the key's.
+    fn note(&mut self, first: usize, key: &'a [u8], newest: &mut Option<Entry>, now: Option<&Entry>) {
+        if newest.as_ref().map(Entry::as_bytes) == now.map(Entry::as_bytes) {
+            return;
+        }
+        let before = std::mem::replace(newest, now.cloned());
+        match self.0[first..].last_mut() {
+            // Only what follows in its partition has a place of its own in the order of all changes.
+            Some((_, last)) if !last.is_followed_by(now) => {
+                last.was_there_between |= before.is_some_and(|before| before.ttl() >= 0);
+                last.after = now.cloned();
+            }
+            _ => self.0.push((key, KeyChange { before, after: now.cloned(), was_there_between: false })),
+        }
+    }
 }
 
 /// What became of a conditional write when its turn came.
@@ -108,7 +140,8 @@ impl Store {
         self.apply_telling(changes, read, &mut |_, _| {})
     }
 
-    /// As [`Store::apply_read`]; tells, once it is done, of each key whose newest entry is another one now.
+    /// As [`Store::apply_read`]; tells, once it is done, of each key whose newest entry is another one now: all that it was meanwhile, in
+    /// turn.
     ///
     /// # Errors
     /// As [`Store::apply`].
@@ -125,30 +158,30 @@ impl Store {
         let environment = written.environment();
         let mut txn = environment.env.write_txn()?;
         let lookup = KeyLookup::of(environment, &txn)?;
-        let (mut applied, mut changed) = (Applied::default(), Vec::with_capacity(changes.len()));
+        let (mut applied, mut changed) = (Applied::default(), KeyChanges(Vec::with_capacity(changes.len())));
         let mut changes = changes.drain(..).peekable();
         while let Some((key, first)) = changes.next() {
             let mut state = lookup.key_state(environment, &txn, key)?;
             let before = StoredKey::of(&state);
-            applied.apply(&mut state, first);
-            let mut was_there_between = false;
-            while let Some((_, change)) = changes.next_if(|(next, _)| *next == key) {
-                was_there_between |= state.entries.iter().any(|entry| entry.ttl() >= 0);
+            let (mut newest, first_of_key, mut next) = (before.newest.clone(), changed.0.len(), Some(first));
+            while let Some(change) = next {
                 applied.apply(&mut state, change);
+                state.sort();
+                changed.note(first_of_key, key, &mut newest, state.entries.first());
+                next = changes.next_if(|(next, _)| *next == key).map(|(_, change)| change);
             }
-            state.sort();
             if write_key(environment, &mut txn, key, &before, &state)? {
-                let after = state.entries.into_iter().next();
-                changed.push((key, KeyChange { before: before.newest, after, was_there_between }));
+                applied.changed += 1;
+            } else {
+                changed.0.truncate(first_of_key);
             }
         }
         for read in read {
             environment.put_read(&mut txn, *read)?;
         }
         txn.commit()?;
-        applied.changed = changed.len();
         applied.gap = read.iter().any(|read| read.gap);
-        for (key, change) in changed {
+        for (key, change) in changed.0 {
             if let Some(cache) = written.cache() {
                 cache.update(key, change.after.clone());
             }

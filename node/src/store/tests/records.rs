@@ -1,5 +1,6 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bitacora_protocol::record::ttl;
 use quick_cache::sync::GuardResult;
 
 use super::*;
@@ -216,4 +217,26 @@ fn full_map_changes_nothing_and_says_how_to_mend_it() {
     // SAFETY: as before.
     unsafe { store.current.load().environment.env.resize(1 << 30) }.expect("resized");
     put(full).expect("the same process goes on");
+}
+
+/// Who follows is told the same by every node, whatever the transactions of each hold.
+#[test]
+fn each_change_of_a_key_in_a_transaction_is_told() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let store = open(dir.path());
+    let deleted = Entry::new(at(4), log_ms(1), ttl::DELETED, b"");
+    let other_partition = entry(1, 0, 90, "elsewhere");
+    let entries =
+        [entry(P0, 3, 10, "a"), deleted, entry(P0, 5, 30, "b"), other_partition, entry(P0, 6, 95, "c")];
+    let mut changes: Vec<_> = entries.iter().map(|entry| (b"k".as_slice(), entry.clone().into())).collect();
+    let read = [(P0, 7), (1, 1)].map(|(partition, next)| PartitionRead::up_to(partition, NextOffset(next)));
+    let mut told = Vec::new();
+    let mut tell = |_: &[u8], change: KeyChange| {
+        let offset = |entry: Option<Entry>| entry.map(|entry| entry.position().offset);
+        told.push((offset(change.before), offset(change.after), change.was_there_between));
+    };
+    let applied = store.apply_telling(&mut changes, &read, &mut tell).expect("applied");
+    assert_eq!(applied.changed, 1);
+    // What comes from another partition has no place in the order of this one: the last two stand for the one before them.
+    assert_eq!(told, [(None, Some(3), false), (Some(3), Some(4), false), (Some(4), Some(6), true)]);
 }

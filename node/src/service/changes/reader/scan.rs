@@ -171,6 +171,8 @@ impl Reader {
         let Some(scan) = &mut self.scan else { return };
         if !in_step {
             scan.seen = joined(&scan.seen, &page.next);
+            // What expires here after that has not been told of these keys, whatever others had told.
+            self.told.expired_until = self.told.expired_until.min(point.expired_until);
         }
         let shared = Arc::new(point.clone());
         let mut rest = page.entries.into_iter();

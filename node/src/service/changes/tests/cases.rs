@@ -87,3 +87,40 @@ fn what_was_told_as_expired_does_not_come_back() {
     steps.extend([resume(0), Step::Read { limit: 2 }]);
     block_on(run(steps, false, "a/")).expect("it stays away");
 }
+
+/// A transaction replaces a record, and the client goes on from the middle of it at a node of which the same was in several.
+#[test]
+fn a_token_within_a_transaction_tells_no_more_than_was_told() {
+    let write = |key| Step::Write { key, lives: None };
+    let resume = |node, from_event| Step::Resume { node, from_event };
+    let apply = |node, records| Step::Apply { node, records };
+    let steps = vec![
+        apply(1, 5),
+        resume(1, false),
+        resume(0, false),
+        Step::Delete(1),
+        write(3),
+        write(1),
+        apply(0, 3),
+        Step::Read { limit: 1 },
+        Step::Delete(1),
+        apply(1, 1),
+        apply(1, 1),
+        apply(1, 2),
+        resume(1, true),
+    ];
+    block_on(run(steps, false, "")).expect("the delete is told");
+}
+
+/// A node at which less had expired tells a record, in a scan without the buffer, that was over where the client came from.
+#[test]
+fn what_a_scan_tells_may_have_expired_where_the_client_came_from() {
+    let write = |key| Step::Write { key, lives: None };
+    let apply = |node, records| Step::Apply { node, records };
+    let mut steps = vec![write(0); 7];
+    steps.extend([Step::Write { key: 1, lives: Some(1) }, Step::Delete(2), Step::Pass(1)]);
+    steps.extend([apply(0, 5), apply(1, 1), write(0), write(2), Step::Expire(0), apply(1, 8), apply(0, 5)]);
+    steps.extend([Step::Read { limit: 1 }, write(0), apply(1, 7)]);
+    steps.extend([Step::Resume { node: 1, from_event: false }, Step::Read { limit: 2 }]);
+    block_on(run(steps, false, "")).expect("the expiry is told");
+}

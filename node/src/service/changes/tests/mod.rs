@@ -229,6 +229,31 @@ async fn read(reader: &mut Reader, client: &mut Client, limit: usize) -> Result<
     Ok(read.more)
 }
 
+/// Whether a client that began with the first records knows all that was told up to there, or newer.
+fn knows(log: &ModelLog, client: &Client, told: &[Position], prefix: &str) -> Result<(), TestCaseError> {
+    let is_told = |at: Position| told.iter().any(|to| to.partition == at.partition && at.offset <= to.offset);
+    let mut newest = BTreeMap::new();
+    for record in log.records.iter().filter(|record| is_told(record.position)) {
+        newest.insert(&record.key, record);
+    }
+    for (key, record) in newest.into_iter().filter(|(key, _)| key.starts_with(prefix)) {
+        let known = client.live.get(key).map(|known| known.offset);
+        let last = client.told.get(key).map(|(told, _)| told.offset).or(known);
+        let follows = |later: &Written| later.key == *key && later.position.offset > record.position.offset;
+        let ended_later = log.records.iter().any(|later| follows(later) && later.ttl != ttl::FOR_EVER);
+        let is_known = match record.ttl {
+            // A scan may have found that the key is no more.
+            _ if known.is_none() && ended_later => true,
+            // It may have expired before it could be told.
+            until if until > 0 => known.is_none_or(|known| known >= record.position.offset),
+            ttl::DELETED => known.is_none_or(|known| known > record.position.offset),
+            _ => last.is_some_and(|last| last >= record.position.offset),
+        };
+        prop_assert!(is_known, "told up to {told:?}, and not of {record:?}: {known:?}");
+    }
+    Ok(())
+}
+
 async fn run(steps: Vec<Step>, initial: bool, prefix: &str) -> Result<(), TestCaseError> {
     let clock = ManualClock::new();
     let mut log = ModelLog::default();
@@ -254,7 +279,10 @@ async fn run(steps: Vec<Step>, initial: bool, prefix: &str) -> Result<(), TestCa
             Step::Apply { node, records } => nodes[node].apply(&log, records),
             Step::Pass(ms) => clock.pass(Duration::from_millis(ms.into())),
             Step::Expire(node) => nodes[node].tell_expiries(),
-            Step::Read { limit } => drop(read(&mut reader, &mut client, limit).await?),
+            Step::Read { limit } => {
+                read(&mut reader, &mut client, limit).await?;
+                knows(&log, &client, &reader.positions(), prefix)?;
+            }
             Step::Resume { node, from_event } => {
                 let told = reader.token().encode();
                 let since = client.last_token.clone().filter(|_| from_event).unwrap_or(told);
