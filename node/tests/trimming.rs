@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bitacora_node::clock::LogTime;
+use bitacora_node::clock::{Clock as _, LogTime, SystemClock};
 use bitacora_node::cluster::fixed::FixedMembership;
 use bitacora_node::data_dir::DataDir;
 use bitacora_node::log::embedded::EmbeddedLog;
@@ -127,6 +127,30 @@ fn the_elected_node_trims_what_is_dead_and_all_forget_it() {
     assert_eq!(conditions(&log, "lives"), [None]);
     assert_eq!(second.metrics.tombstones_sent.get(), 0, "only the first trims");
     assert_eq!((first.metrics.trimmer.get(), second.metrics.trimmer.get()), (1, 0));
+}
+
+#[test]
+fn a_log_that_was_quiet_for_long_is_asked_for_its_time() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let log = open(&dir);
+    append(&log, "k", "v", ttl::FOR_EVER);
+    let marker = append(&log, "k", "", ttl::DELETED);
+    let barriers = || {
+        let mut batch = Batch::default();
+        let mut reader = log.reader(&[NextOffset(0); PARTITIONS], &[]).expect("readable");
+        reader.poll(Duration::from_secs(5), &mut batch).expect("readable");
+        batch.records().filter(|record| record.key == Some(NewRecord::BARRIER_KEY.as_bytes())).count()
+    };
+    // As long as a node takes the last record's time for the present.
+    let clock = SystemClock::default();
+    while clock.wall().ms_since(marker.timestamp.assuming_clocks_agree()) <= 1_000 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(barriers(), 0);
+    let node = Node::start(&log, "first");
+    node.wait("it has asked", |_| barriers() > 0);
+    node.wait("forgotten", |node| !node.has_something_of("k"));
+    assert_eq!(trimmed(&log, "k", 2), marker.position.offset);
 }
 
 #[test]

@@ -97,14 +97,16 @@ pub struct Upkeep {
     refused: Option<String>,
     /// When to look at the keys again.
     next_round: Moment,
+    /// When the log may be asked for its time again.
+    next_question: Moment,
 }
 
 impl Upkeep {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
         let trimmer = Trimmer::new(Arc::clone(&parts.store), parts.retention);
-        let (refused, next_round) = (None, parts.progress.clock().now());
-        Self { parts, trimmer, refused, next_round }
+        let (refused, now) = (None, parts.progress.clock().now());
+        Self { parts, trimmer, refused, next_round: now, next_question: now }
     }
 
     fn clock(&self) -> &dyn Clock {
@@ -138,6 +140,9 @@ impl Upkeep {
         if !elected || self.clock().now() < self.next_round || !self.log_can_be_trimmed() {
             return Ok(());
         }
+        if self.ask_the_log_for_its_time() {
+            return Ok(());
+        }
         // The clock first, then the store: it may be newer than that, never older.
         let Some(applied) = self.parts.progress.applied_until() else { return Ok(()) };
         let (trims, all) = self.trimmer.trims(applied)?;
@@ -148,6 +153,22 @@ impl Upkeep {
                 self.clock().now() + pause.clamp(Duration::from_secs(1), Duration::from_mins(10));
         }
         Ok(())
+    }
+
+    /// Appends a record that tells the log's time once it is read, if this machine's clock says that much time has passed since the last
+    /// one: a node that has started anew on a log to which nothing is written would not know, and what is dead or replaced would stay.
+    /// Returns whether one was appended.
+    fn ask_the_log_for_its_time(&mut self) -> bool {
+        let (now, wall) = (self.clock().now(), self.clock().wall());
+        let much = (self.trimmer.retention / 16).max(Duration::from_secs(1));
+        let is_old = |time: LogTime| wall.ms_since(time.assuming_clocks_agree()) > much.as_millis() as i64;
+        // If nothing was ever read, there is nothing to trim either.
+        if now < self.next_question || !self.parts.progress.log_time_at_least().is_some_and(is_old) {
+            return false;
+        }
+        // If it is this machine's clock that is wrong, the answer changes nothing.
+        self.next_question = now + much;
+        self.append(vec![NewRecord::barrier(0, "", wall)]) > 0
     }
 
     /// Whether the log keeps what trimming rests on; says once why it does not.

@@ -234,7 +234,9 @@ impl Member {
     /// Whether it has read everything and knows it.
     pub fn is_current(&self) -> bool {
         let Some(running) = &self.running else { return false };
-        let Ok(checkpoint) = running.store.copy().map(|copy| copy.checkpoint) else { return false };
+        let Ok(mut checkpoint) = running.store.copy().map(|copy| copy.checkpoint) else { return false };
+        // Barriers that came last have been read, and are held back.
+        checkpoint.next = running.progress.next_offsets();
         let all = self.view.world().is_read_by(&checkpoint);
         all && running.progress.restored() && running.progress.caught_up() && !running.store.is_building()
     }

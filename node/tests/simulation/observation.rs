@@ -139,7 +139,8 @@ impl Member {
             let restored = running.progress.restored();
             let mut stores = vec![Arc::clone(&running.store)];
             stores.extend(self.view.cluster.others(self.who).into_iter().map(|(_, peer)| peer.store));
-            let doubted = stores.iter().any(|store| store.in_doubt(key.as_bytes()).unwrap_or(true));
+            let doubts = |store: &Arc<Store>| store.in_doubt(key.as_bytes()).unwrap_or(true);
+            let shown_by: Vec<_> = stores.iter().map(|store| (doubts(store), store.log())).collect();
             let in_doubt = running.store.in_doubt(key.as_bytes()).map_err(failed)?;
             let world = self.view.world();
             // Who doubts a key may show what a repair says that has no effect, until that is repaired.
@@ -164,9 +165,9 @@ impl Member {
             let behind = world.nodes.iter().map(|node| node.skew).min().unwrap_or(0);
             let expired = ttl != 0 && ttl <= world.now + behind.min(0);
             let at = (answer.position, timestamp);
-            if !world.is_real(key, at, value.as_deref(), doubted) || expired {
+            if !world.is_real(key, at, value.as_deref(), &shown_by) || expired {
                 return Err(Promise::AnswersWereWritten.broken(format!(
-                    "{}, which nobody wrote, or which is expired (in doubt: {doubted})",
+                    "{}, which nobody wrote, or which is expired (shown by one who doubts it, and reads: {shown_by:?})",
                     shown()
                 )));
             }

@@ -1,7 +1,7 @@
 //! What each key must be: what trims and repairs changes no answer.
 
 use bitacora_node::clock::WallTime;
-use bitacora_node::log::Batch;
+use bitacora_node::log::{Batch, LogTag};
 use bitacora_node::replication;
 use bitacora_node::store::{Decision, Entry, State, Store};
 use bitacora_protocol::record::ttl;
@@ -24,17 +24,19 @@ impl World {
         later.any(|(_, write)| write.ttl != ttl::FOR_EVER)
     }
 
-    /// Whether somebody wrote that, at some time.
+    /// Whether somebody wrote that, at some time. `shown_by`: whether a node that shows it doubts what it holds, and which log it reads,
+    /// as far as it knows.
     pub fn is_real(
         &self,
         key: &str,
         (position, timestamp): (Position, i64),
         value: Option<&str>,
-        doubted: bool,
+        shown_by: &[(bool, LogTag)],
     ) -> bool {
         let at = (position.partition, position.offset, timestamp);
-        // Who doubts what he holds may show an attempt that took no effect.
-        let found = self.ever.get(&at).or_else(|| self.void.get(&at).filter(|_| doubted));
+        // Who doubts what he holds may show an attempt that took no effect, and so may who takes the topic for the one of before.
+        let may_show = |(doubted, log): &(bool, LogTag)| *doubted || self.meant_for.get(&at) == Some(log);
+        let found = self.ever.get(&at).or_else(|| self.void.get(&at).filter(|_| shown_by.iter().any(may_show)));
         found.is_some_and(|(of, write)| {
             *of == key && value.map_or(write.ttl != ttl::FOR_EVER, |value| write.value == value)
         })

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bitacora_node::log::{Condition, Level, LogIdentity, NewRecord, is_reserved};
+use bitacora_node::log::{Condition, Level, LogIdentity, LogTag, NewRecord, is_reserved};
 use bitacora_node::store::Checkpoint;
 use bitacora_protocol::record::{KeyValue, ttl};
 use bitacora_protocol::{NextOffset, Position};
@@ -159,6 +159,8 @@ pub struct World {
     pub ever: BTreeMap<(i32, i64, i64), (&'static str, Write)>,
     /// The same of attempts that took no effect.
     pub void: BTreeMap<(i32, i64, i64), (&'static str, Write)>,
+    /// Those of them that were meant for another log, and for which. Who has not noticed yet that the topic was made anew takes them for his.
+    pub meant_for: BTreeMap<(i32, i64, i64), LogTag>,
     /// A promise that was broken by what was appended.
     pub violation: Option<Violation>,
     pub sent: Vec<Sent>,
@@ -227,6 +229,7 @@ impl World {
             lagging,
             ever: BTreeMap::new(),
             void: BTreeMap::new(),
+            meant_for: BTreeMap::new(),
             violation: None,
             sent: Vec::new(),
             nodes,
@@ -333,7 +336,13 @@ impl World {
             log.writes.insert(key, write.clone());
             self.ever.insert((partition, offset, timestamp), (key, write));
         } else {
-            self.void.insert((partition, offset, timestamp), (key, write));
+            let at = (partition, offset, timestamp);
+            self.void.insert(at, (key, write));
+            if let Some(Condition::Attempt { log: of, .. }) = record.condition
+                && !of.fits(tag)
+            {
+                self.meant_for.insert(at, of);
+            }
         }
         if is_attempt {
             self.counts.attempts += 1;
@@ -355,7 +364,7 @@ impl World {
     /// What a trimmer sends is on its way for so long. Now and then somebody writes the key meanwhile.
     pub fn send_conditional(&mut self, record: NewRecord, delay: i64) {
         let partition = record.partition.expect("a condition is of a partition");
-        if delay > 0 && self.random.one_in(2) {
+        if delay > 0 && !is_reserved(&record.key) && self.random.one_in(2) {
             self.counts.writes += 1;
             let text = self.value();
             let value = Some(encode(known(&record.key), &text, ttl::FOR_EVER));
