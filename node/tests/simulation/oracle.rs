@@ -36,7 +36,8 @@ impl World {
         let at = (position.partition, position.offset, timestamp);
         // Who doubts what he holds may show an attempt that took no effect, and so may who takes the topic for the one of before.
         let may_show = |(doubted, log): &(bool, LogTag)| *doubted || self.meant_for.get(&at) == Some(log);
-        let found = self.ever.get(&at).or_else(|| self.void.get(&at).filter(|_| shown_by.iter().any(may_show)));
+        let found =
+            self.ever.get(&at).or_else(|| self.void.get(&at).filter(|_| shown_by.iter().any(may_show)));
         found.is_some_and(|(of, write)| {
             *of == key && value.map_or(write.ttl != ttl::FOR_EVER, |value| write.value == value)
         })
