@@ -303,6 +303,7 @@ async fn closing_the_client_ends_it_at_once() {
     let mut idle = client.watch().progress_every(PATIENCE).await.expect("it begins");
     let mut waits = client.watch().progress_every(PATIENCE).await.expect("it begins");
     until_current(&mut idle).await;
+    assert!(poll_immediate(idle.try_next()).await.is_none());
     let ended = tokio::spawn(async move {
         loop {
             if let Err(error) = waits.try_next().await {
@@ -310,10 +311,12 @@ async fn closing_the_client_ends_it_at_once() {
             }
         }
     });
+    until("both wait for a change", || node.calls() == 4).await;
     let start = Instant::now();
     client.close().await;
     assert!(start.elapsed() < PATIENCE / 4, "it waited for a watch");
     assert_eq!(ended.await.expect("no panic"), Error::Closed);
+    assert!(start.elapsed() < PATIENCE / 4, "it did not hear of it");
     assert_eq!(idle.try_next().await, Err(Error::Closed));
     assert!(matches!(client.watch().await, Err(Error::Closed)));
 }
