@@ -1,7 +1,7 @@
 //! `watch` against a real node over an embedded log.
 
 use std::io::{BufRead as _, BufReader, Read as _, pipe};
-use std::process::{Child, ChildStdout, Command};
+use std::process::{Child, ChildStderr, ChildStdout, Command};
 use std::sync::Arc;
 
 use bitacora_node::cluster::Address;
@@ -80,13 +80,15 @@ impl Drop for RealNode {
 struct Running {
     child: Child,
     stdout: BufReader<ChildStdout>,
+    stderr: BufReader<ChildStderr>,
 }
 
 impl Running {
     fn start(mut command: Command) -> Self {
         let mut child = command.spawn().expect("it starts");
         let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
-        Self { child, stdout }
+        let stderr = BufReader::new(child.stderr.take().expect("a pipe"));
+        Self { child, stdout, stderr }
     }
 
     fn line(&mut self) -> String {
@@ -102,7 +104,7 @@ impl Running {
         assert!(killed.expect("kill").success());
         let (mut stdout, mut stderr) = (String::new(), String::new());
         self.stdout.read_to_string(&mut stdout).expect("it is text");
-        self.child.stderr.take().expect("a pipe").read_to_string(&mut stderr).expect("it is text");
+        self.stderr.read_to_string(&mut stderr).expect("it is text");
         let status = self.child.wait().expect("it ends");
         assert_eq!(status.code(), Some(DONE), "{stderr}");
         (stdout, stderr)
@@ -227,7 +229,7 @@ fn a_reader_that_goes_ends_it_quietly() {
 }
 
 #[test]
-fn over_http_it_goes_on_at_another_node() {
+fn it_goes_on_at_another_node_or_later() {
     let (node, failing) = (RealNode::start(), FakeNode::start());
     let [_, [_, url]] = node.ways();
     failing.fail(u64::MAX);
@@ -237,11 +239,22 @@ fn over_http_it_goes_on_at_another_node() {
     let position = node.set("k", "v");
     assert_eq!(watch.line(), format!("set\t{position}\tk\tv"));
     watch.interrupt();
+    let mut watches = Vec::new();
     // None answers for a while: that is no end.
     let other = RealNode::start();
-    let mut watch = Running::start(other.command(1, &["watch", "--output", "raw"]));
-    assert!(watch.line().starts_with("current\t"));
+    for way in [0, 1] {
+        let mut watch =
+            Running::start(other.command(way, &["--log-level", "debug", "watch", "--output", "raw"]));
+        assert!(watch.line().starts_with("current\t"));
+        watches.push(watch);
+    }
     drop(other);
-    let (rest, told) = watch.interrupt();
-    assert!(rest.is_empty() && told.contains("--since"), "{rest} {told}");
+    for mut watch in watches {
+        let mut told = String::new();
+        while !told.contains("trying again") {
+            assert!(watch.stderr.read_line(&mut told).expect("it is text") > 0, "it ended: {told}");
+        }
+        let (rest, told) = watch.interrupt();
+        assert!(rest.is_empty() && told.contains("--since"), "{rest} {told}");
+    }
 }
