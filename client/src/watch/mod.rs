@@ -26,7 +26,7 @@ const PROGRESS: Duration = Duration::from_secs(5);
 const LONGEST_PROGRESS: Duration = Duration::from_secs(60);
 
 impl Client {
-    /// Follows what changes, for as long as one likes: a [`Stream`](futures_util::Stream) of [`WatchEvent`]s, made by `.await`ing what this returns.
+    /// Follows what changes, for as long as one likes: a [`Stream`] of [`WatchEvent`]s, made by `.await`ing what this returns.
     ///
     /// It delivers *states, not history*: for each key in the order of the log; states in between may be left out, the last one always
     /// arrives. When its node dies, hangs or stops, it goes on at another one behind what has been received, without a word and for as
