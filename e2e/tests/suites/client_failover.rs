@@ -1,22 +1,23 @@
 //! What callers of the client library notice when nodes are restarted, killed or hang.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use bitacora_client::{Client, NodeState, Operation};
+use bitacora_client::{Client, Mirror, NodeState, Operation, ReadLevel, Scan, Watch, Watched};
 use e2e::cluster::{Cluster, Node, START};
 use e2e::runner::{Ctx, Test};
 use e2e::{tests, wait};
+use futures_util::TryStreamExt;
 use futures_util::future::join_all;
 
 use super::client::{EXPIRY, by_zookeeper, knows};
 
 pub fn tests() -> Vec<Test> {
     tests![Servers: a_rolling_restart_is_not_noticed, no_read_fails_when_a_node_is_killed,
-            no_read_fails_when_a_node_hangs]
+            no_read_fails_when_a_node_hangs, a_mirror_and_a_watch_outlive_their_nodes]
 }
 
 const CALLERS: usize = 20;
@@ -242,5 +243,85 @@ async fn a_rolling_restart_is_not_noticed(ctx: Ctx) -> Result<()> {
     });
     let failed = load.await?.judge("a rolling restart", &cluster).await?;
     ensure!(failed.is_empty(), "{failed:#?}");
+    Ok(())
+}
+
+type Values = HashMap<String, String>;
+
+async fn scanned(client: &Client) -> Result<Values> {
+    let scan = client.scan(Scan::prefix("caller ").level(ReadLevel::strong()));
+    Ok(scan.map_ok(|record| (record.key, record.value)).try_collect().await?)
+}
+
+fn mirrored(mirror: &Mirror) -> Values {
+    mirror.view().iter().map(|record| (record.key().to_owned(), record.value().to_owned())).collect()
+}
+
+/// Notes what a watch tells, for ever; fails if a key goes back.
+async fn note(mut watch: Watch, told: Arc<Mutex<Values>>) -> Result<()> {
+    let mut last = HashMap::new();
+    while let Some(event) = watch.try_next().await? {
+        match event.what {
+            Watched::Set(record) => {
+                let (key, position) = (record.key, record.position);
+                let before = last.insert(key.clone(), position);
+                let goes_back = before.is_some_and(|before| before.offset > position.offset);
+                ensure!(!goes_back, "{key} goes back, from {before:?} to {position}");
+                told.lock().expect("nobody panics with it").insert(key, record.value);
+            }
+            Watched::Gap { reason } => anyhow::bail!("a gap: {reason}"),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Waits until it holds what a scan shows.
+async fn equals(what: &str, scanned: &Values, holds: impl Fn() -> Values) {
+    wait::until(&format!("{what} holds what a scan shows"), START, || async {
+        let held = holds();
+        let differs = scanned.iter().filter(|(key, value)| held.get(*key) != Some(value)).count();
+        if held == *scanned { Ok(()) } else { Err(format!("{differs} of {} differ", scanned.len())) }
+    })
+    .await;
+}
+
+async fn a_mirror_and_a_watch_outlive_their_nodes(ctx: Ctx) -> Result<()> {
+    let cluster = ctx.cluster().await?;
+    let client = by_zookeeper(&cluster).await?;
+    let all: Vec<&Node> = cluster.nodes.iter().collect();
+    knows(&client, &all, START).await;
+    let file = ctx.dir.join("mirror");
+    let mirror = client.mirror("caller ").file(&file).await?;
+    let told = Arc::new(Mutex::new(Values::new()));
+    let watch = client.watch().prefix("caller ").initial().await?;
+    let watching = tokio::spawn(note(watch, Arc::clone(&told)));
+    let load = Load::during(&cluster, &client, async |load| {
+        for node in &cluster.nodes {
+            // Whichever they follow, it is among these.
+            node.kill();
+            load.goes_on(30).await;
+            node.spawn()?;
+            node.ready().await;
+            cluster.know_each_other(3).await;
+            knows(&client, &all, START).await;
+        }
+        cluster.nodes[1].pause();
+        load.goes_on(30).await;
+        cluster.nodes[1].resume();
+        Ok(())
+    });
+    load.await?.judge("a mirror and a watch, every node killed", &cluster).await?;
+    let shown = scanned(&client).await?;
+    equals("the mirror", &shown, || mirrored(&mirror)).await;
+    equals("who watched", &shown, || told.lock().expect("nobody panics with it").clone()).await;
+    mirror.wait_current(START).await?;
+    ensure!(!watching.is_finished(), "{:?}", watching.await?);
+    watching.abort();
+    mirror.close().await;
+    client.set(&key(0, 0), "while it was away").await?;
+    let mirror = client.mirror("caller ").file(&file).await?;
+    ensure!(mirror.len() >= shown.len(), "{} keys were in its file", mirror.len());
+    equals("the mirror, restarted,", &scanned(&client).await?, || mirrored(&mirror)).await;
     Ok(())
 }
