@@ -29,7 +29,7 @@ sim SEEDS="2000":
 sim-seed SEED:
     SIMULATION_SEED={{ SEED }} cargo test -p bitacora-node --test simulation --locked no_seed -- --nocapture
 
-# The benchmarks: `just bench baseline`; also bulk, consistency, mirror, redis, restore.
+# The benchmarks: `just bench baseline`; also bulk, consistency, mirror, redis, restore, watch.
 bench NAME="baseline":
     cargo bench -p e2e --locked --bench {{ NAME }}
 

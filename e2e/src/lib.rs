@@ -3,11 +3,13 @@
 
 pub mod aws;
 pub mod backends;
+pub mod balancer;
 pub mod bare_kafka;
 pub mod browser;
 pub mod cluster;
 pub mod command_line;
 pub mod consistency;
+pub mod curl;
 pub mod deployment;
 pub mod figures;
 pub mod history;

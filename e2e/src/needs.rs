@@ -1,7 +1,7 @@
 //! What a test needs of the machine that it runs on, and what the machine has.
 
 use crate::backends::Backends;
-use crate::{browser, deployment, java, machine, npm, prometheus, python};
+use crate::{balancer, browser, curl, deployment, java, machine, npm, prometheus, python};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Needs {
@@ -20,6 +20,8 @@ pub enum Needs {
     Browser,
     /// The servers and the browser.
     ServersAndBrowser,
+    /// The servers, a balancer in Docker, and clients that are curl, a browser and a library of Python.
+    ServersAndClients,
     /// Docker with Compose, and the nodes' image.
     Deployment,
     /// Python, for a check against a library of it; no servers.
@@ -47,6 +49,8 @@ pub(crate) struct Has {
     browser: bool,
     python: bool,
     machine: bool,
+    balancer: bool,
+    curl: bool,
 }
 
 impl Has {
@@ -60,13 +64,19 @@ impl Has {
             browser: browser::available().await,
             python: python::available().await,
             machine: machine::available().await,
+            balancer: balancer::available(backends),
+            curl: curl::available().await,
         }
     }
 
     /// All that any test needs beside the servers.
     pub(crate) fn everything(self) -> bool {
         let of_others = self.java && self.prometheus && self.npm && self.browser && self.python;
-        of_others && self.compose && self.machine
+        of_others && self.compose && self.machine && self.has_clients()
+    }
+
+    fn has_clients(self) -> bool {
+        self.balancer && self.curl && self.browser && self.python
     }
 
     /// Why a test can't run here.
@@ -88,6 +98,9 @@ impl Has {
             Needs::Browser | Needs::ServersAndBrowser if !self.browser => {
                 Some("no Chromium with Node and npm for the console")
             }
+            Needs::ServersAndClients if !self.has_clients() => Some(
+                "no Docker engine for the balancer, or no curl, Chromium or python3 for the clients of watches",
+            ),
             Needs::ServersAndMachine if !self.machine => {
                 Some("no Linux with glibc and cc for a machine's faults")
             }
@@ -117,6 +130,10 @@ impl Has {
             (
                 !self.npm,
                 "the dashboards were not held against Grafana's types, nor was a TypeScript client tried: there is no Node with npm",
+            ),
+            (
+                engine && !self.has_clients(),
+                "watches were not tried with real clients through HAProxy: that takes a Docker engine, curl, Chromium and python3",
             ),
             (!self.browser, "the console was not tried in a browser: there is no Chromium with Node and npm"),
             (

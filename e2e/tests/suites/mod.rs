@@ -46,6 +46,7 @@ mod truncated_log;
 mod unusual_records;
 mod watches;
 mod watches_checks;
+mod watches_clients;
 mod zookeeper_servers;
 
 use e2e::runner::Test;
@@ -59,6 +60,7 @@ pub fn all() -> Vec<Test> {
         monitoring_live::tests(),
         watches::tests(),
         consistency::tests(),
+        watches_clients::tests(),
         openapi::tests(),
         compose::tests(),
         console::tests(),
