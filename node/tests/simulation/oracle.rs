@@ -38,8 +38,10 @@ impl World {
         let may_show = |(doubted, log): &(bool, LogTag)| *doubted || self.meant_for.get(&at) == Some(log);
         let found =
             self.ever.get(&at).or_else(|| self.void.get(&at).filter(|_| shown_by.iter().any(may_show)));
+        // What is doubted is shown as deleted once it was trimmed, be it a record that lives.
+        let may_be_gone = shown_by.iter().any(|(doubted, _)| *doubted);
         found.is_some_and(|(of, write)| {
-            *of == key && value.map_or(write.ttl != ttl::FOR_EVER, |value| write.value == value)
+            *of == key && value.map_or(may_be_gone || write.ttl != ttl::FOR_EVER, |value| write.value == value)
         })
     }
 }

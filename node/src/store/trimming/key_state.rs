@@ -150,7 +150,13 @@ impl KeyState {
                 let Some(held) = held else { return Outcome::Unchanged };
                 // What is doubted may have had no effect, and what it hides may have been a delete.
                 let is_exact = !in_doubt && (complete || held_offset == Some(offset));
-                self.trim(held, is_exact, timestamp)
+                let outcome = self.trim(held, is_exact, timestamp);
+                if in_doubt && self.shown_to_readers {
+                    // The partition holds nothing now. But what is shown until the provisional entry goes may be what took no effect,
+                    // in the place of what another partition holds.
+                    self.doubt(at, timestamp);
+                }
+                outcome
             }
         }
     }
