@@ -41,7 +41,8 @@ impl World {
         // What is doubted is shown as deleted once it was trimmed, be it a record that lives.
         let may_be_gone = shown_by.iter().any(|(doubted, _)| *doubted);
         found.is_some_and(|(of, write)| {
-            *of == key && value.map_or(may_be_gone || write.ttl != ttl::FOR_EVER, |value| write.value == value)
+            *of == key
+                && value.map_or(may_be_gone || write.ttl != ttl::FOR_EVER, |value| write.value == value)
         })
     }
 }
