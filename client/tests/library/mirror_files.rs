@@ -155,3 +155,21 @@ async fn what_is_no_file_of_it_is_refused_and_left() {
     let why = refused(&kept.client, "", &kept.path()).await;
     assert!(why.contains("used by another mirror"), "{why}");
 }
+
+#[tokio::test]
+async fn a_file_that_can_not_be_written_ends_nothing() {
+    let kept = Kept::with(3).await;
+    let folder = kept.folder.path().join("folder");
+    fs::create_dir(&folder).expect("made");
+    let mirror = kept.client.mirror("").file(folder.join("mirror")).await.expect("it begins");
+    current(&mirror).await;
+    // After a gap it is written anew, beside where it was.
+    fs::rename(&folder, kept.folder.path().join("elsewhere")).expect("renamed");
+    kept.node.store().lock().replace_log();
+    until("it says so", || mirror.file_error().is_some()).await;
+    let written = kept.client.set("k", "v").await.expect("it is written");
+    mirror.wait_until(written.position, PATIENCE).await.expect("it goes on");
+    current(&mirror).await;
+    assert_eq!(held(&mirror), ["k=v"]);
+    mirror.close().await;
+}
