@@ -109,7 +109,7 @@ declare_metrics! {
         ),
         pub watch_stalled: IntCounter = counter(
             "watch_stalled_total",
-            "Watches that ended while their client had not taken what it was sent for most of REQUEST_TIMEOUT.",
+            "Watches that ended because their client took nothing, for most of REQUEST_TIMEOUT or while a large record that it had a part of was overwritten.",
         ),
         pub watch_buffer_bytes: IntGauge =
             gauge("watch_buffer_bytes", "Memory of the buffer of changes that all watchers read."),

@@ -12,8 +12,6 @@ use super::sweep::{parse_sweep_key, sweep_key};
 use super::{Entry, Store, StoreError};
 use crate::clock::{LogTime, WallTime};
 
-/// A page of changes ends with the record that reaches this.
-const MAX_PAGE_BYTES: usize = 256 << 10;
 /// A page looks at no more keys, so that it holds no transaction for long.
 const MAX_PAGE_KEYS: usize = 20_000;
 /// Keys in one answer of [`Store::expired`], unless more of them expire in the same ms.
@@ -100,8 +98,8 @@ pub struct Expired {
 }
 
 impl Store {
-    /// Keys of a range behind `after` whose entries are `wanted`, at most `limit`, in one short transaction; fewer if they have
-    /// 256 KiB, or 20,000 keys were looked at.
+    /// Keys of a range behind `after` whose entries are `wanted`, at most `limit`, in one short transaction; fewer if they have so
+    /// many bytes, or 20,000 keys were looked at.
     ///
     /// # Errors
     /// When LMDB fails.
@@ -109,7 +107,7 @@ impl Store {
         &self,
         range: &KeyRange,
         after: Option<&str>,
-        limit: usize,
+        (limit, max_bytes): (usize, usize),
         wanted: impl Fn(&EntryHead) -> bool,
     ) -> Result<ChangedPage, StoreError> {
         let generation = self.current.load_full();
@@ -124,7 +122,7 @@ impl Store {
             if !range.contains(key) {
                 break;
             }
-            if entries.len() == limit || bytes >= MAX_PAGE_BYTES || looked_at == MAX_PAGE_KEYS {
+            if entries.len() == limit || bytes >= max_bytes || looked_at == MAX_PAGE_KEYS {
                 return Ok(ChangedPage { entries, last: last.map(Box::from), next });
             }
             last = Some(key);

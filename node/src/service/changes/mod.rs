@@ -10,6 +10,7 @@ mod token;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bitacora_protocol::Position;
 use prometheus::IntGauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -26,7 +27,7 @@ use crate::service::consistency::ConsistentReads;
 use crate::service::error::ErrorKind;
 use crate::service::memory::{Memory, OutOfMemory, Permit};
 use crate::service::writes::{KeyError, MAX_KEY_BYTES, check_key};
-use crate::store::{KeyRange, Store};
+use crate::store::{Entry, KeyRange, Store};
 
 /// Pages of the store that are read at a time for those who catch up; further ones wait. Bounds the disk's queue.
 const MAX_CONCURRENT_PAGES: usize = 4;
@@ -177,6 +178,12 @@ impl Changes {
         watchers.inc();
         let place = Place { _permit: permit, _memory: memory, watchers };
         Ok(Reader::new(Arc::clone(self), place, range, &view, token, wanted.initial))
+    }
+
+    /// The record of a key if it is the one at a position still.
+    pub fn record(&self, key: &str, position: Position) -> Option<Entry> {
+        let (entry, _) = self.store.get(key.as_bytes()).ok()??;
+        Some(entry).filter(|entry| entry.position() == position && entry.has_record())
     }
 
     /// Counts what is sent.

@@ -1,5 +1,7 @@
 //! Clients that do harm, or would like to: what they cost is bounded, and nobody else notices.
 
+use std::collections::BTreeSet;
+
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
@@ -66,6 +68,41 @@ async fn one_that_reads_a_byte_at_a_time_costs_little() {
     let held = metric(&node, "bitacora_request_memory_bytes").await;
     assert!(held < MIB, "{held} bytes");
     assert!(metric(&node, "bitacora_watch_buffer_bytes").await < 17.0 * MIB);
+    node.stop().await;
+}
+
+/// Of large values, those that don't read hold a part each if memory is scarce; for one that goes on, the rest is made again.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_values_are_not_held_by_who_does_not_read() {
+    let node = Running::start(&["--request-memory", "64MiB"]).await;
+    let mut stalled = Vec::new();
+    for _ in 0..100 {
+        stalled.push(small_window(&node).await);
+    }
+    until(async || metric(&node, "bitacora_watchers").await >= 100.0).await;
+    let value = "v".repeat(1000 * 1000);
+    for number in 0..20 {
+        set(&node, &format!("k{number:02}"), &value).await;
+    }
+    assert_eq!(node.value("k19").await.as_deref(), Some(&*value), "others are not refused");
+    until(async || metric(&node, "bitacora_request_memory_bytes").await < 16.0 * MIB).await;
+    // The buffer holds the last ones only: the others come from the store.
+    let mut late = Watch::answered(stalled.pop().expect("one of them")).await;
+    let mut missing: BTreeSet<_> = (0..20).map(|number| format!("k{number:02}")).collect();
+    while !missing.is_empty() {
+        let (_, data) = late.event("set").await;
+        if missing.remove(data["key"].as_str().expect("text")) {
+            assert_eq!(data["value"].as_str().map(str::len), Some(value.len()));
+        }
+    }
+    // Those that are sent what has been overwritten end, and go on with their last token.
+    set(&node, "k00", "another").await;
+    assert_eq!(node.value("k00").await.as_deref(), Some("another"));
+    let ended = metric(&node, "bitacora_watch_stalled_total").await;
+    for cut in &mut stalled {
+        timeout(PATIENCE, cut.read_exact(&mut vec![0; 200_000])).await.expect("it comes").expect("it reads");
+    }
+    until(async || metric(&node, "bitacora_watch_stalled_total").await > ended).await;
     node.stop().await;
 }
 

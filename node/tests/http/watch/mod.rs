@@ -14,6 +14,8 @@ use super::{Answer, Running};
 /// A client that watches.
 struct Watch {
     stream: TcpStream,
+    /// What has come of the chunk that has not come as a whole.
+    chunk: Vec<u8>,
     text: String,
 }
 
@@ -22,9 +24,31 @@ impl Watch {
         let mut stream = TcpStream::connect(node.address.api()).await.expect("a connection");
         let head = format!("GET /watch{query} HTTP/1.1\r\nHost: node\r\n{headers}\r\n");
         stream.write_all(head.as_bytes()).await.expect("sent");
-        let mut watch = Self { stream, text: String::new() };
-        watch.until("\r\n\r\n").await;
-        watch
+        Self::answered(stream).await
+    }
+
+    /// Reads the head of the answer.
+    async fn answered(mut stream: TcpStream) -> Self {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let byte = timeout(PATIENCE, stream.read_u8()).await.expect("an answer comes");
+            head.push(byte.expect("the node does not close"));
+        }
+        Self { stream, chunk: Vec::new(), text: String::new() }
+    }
+
+    /// The chunks of HTTP that have come as a whole.
+    fn decode(&mut self) {
+        while let Some(end) = self.chunk.windows(2).position(|end| end == b"\r\n") {
+            let length = std::str::from_utf8(&self.chunk[..end]).expect("text");
+            let length = usize::from_str_radix(length, 16).expect("a length");
+            let (begin, end) = (end + 2, end + 2 + length);
+            if self.chunk.len() < end + 2 {
+                break;
+            }
+            self.text.push_str(std::str::from_utf8(&self.chunk[begin..end]).expect("text"));
+            self.chunk.drain(..end + 2);
+        }
     }
 
     /// Reads until a text has come, and returns what has come before it since the last time.
@@ -38,7 +62,8 @@ impl Watch {
                 }
                 let length = self.stream.read(&mut bytes).await.expect("it reads");
                 assert!(length > 0, "the node closed before {what:?} came; there was {:?}", self.text);
-                self.text.push_str(&String::from_utf8_lossy(&bytes[..length]));
+                self.chunk.extend_from_slice(&bytes[..length]);
+                self.decode();
             }
         };
         timeout(PATIENCE, read).await.unwrap_or_else(|_| panic!("no {what:?} came"))

@@ -223,7 +223,7 @@ impl Reader {
             return Ok(Read { events: Vec::new(), more: false });
         }
         if self.scan.is_some() {
-            return self.read_scan(&view, limit).await;
+            return self.read_scan(&view, limit, bytes).await;
         }
         match self.read_live(limit, bytes) {
             Ok(read) => Ok(read),

@@ -15,8 +15,9 @@ use crate::store::{ChangedPage, EntryHead, StoreError};
 
 /// A transaction's changes are told at once after it: so long, at most.
 const TOLD_WITHIN: Duration = Duration::from_secs(1);
-/// Memory of a page that is read.
-const PAGE_MEMORY_BYTES: usize = 512 << 10;
+/// A page of the store ends with the record that reaches this: what is told of it waits until the client has taken what was before.
+const MIN_PAGE_BYTES: usize = 64 << 10;
+const MAX_PAGE_BYTES: usize = 256 << 10;
 /// A page is read within that time, or read again.
 const PAGE_READ_WITHIN: Duration = Duration::from_secs(5);
 
@@ -74,7 +75,7 @@ impl Reader {
         }
     }
 
-    pub(super) async fn read_scan(&mut self, view: &View, limit: usize) -> Result<Read, Ended> {
+    pub(super) async fn read_scan(&mut self, view: &View, limit: usize, bytes: usize) -> Result<Read, Ended> {
         let more = |events| Ok(Read { events, more: true });
         if self.is_in_step() {
             match self.passed(view.end, limit) {
@@ -83,7 +84,7 @@ impl Reader {
                 Err(Lost) => self.fall_out_of_step(),
             }
         }
-        let (page, latest) = self.page(view, limit).await?;
+        let (page, latest) = self.page(view, (limit, bytes.clamp(MIN_PAGE_BYTES, MAX_PAGE_BYTES))).await?;
         let place = self.place_of(&page).await;
         if !self.follows_the_same_store() {
             return more(Vec::new());
@@ -117,7 +118,11 @@ impl Reader {
     }
 
     /// The next page of the scan, and up to when it holds all that expires.
-    async fn page(&self, view: &View, limit: usize) -> Result<(ChangedPage, WallTime), Ended> {
+    async fn page(
+        &self,
+        view: &View,
+        (limit, max_bytes): (usize, usize),
+    ) -> Result<(ChangedPage, WallTime), Ended> {
         let Some(scan) = &self.scan else { return Err(StoreError::Corrupt("records").into()) };
         let (base, after, range) = (scan.base.clone(), scan.after.clone(), self.range.clone());
         let changes = &self.changes;
@@ -125,12 +130,12 @@ impl Reader {
         // Never closed.
         let _permit = changes.pages.acquire().await;
         changes.metrics.watch_pages_waiting.dec();
-        let _memory = changes.memory.take_anyway(PAGE_MEMORY_BYTES);
+        let _memory = changes.memory.take_anyway(2 * max_bytes);
         let (store, expired_until) = (Arc::clone(&changes.store), view.point.expired_until);
         let latest = changes.progress.clock().wall().max(expired_until) + PAGE_READ_WITHIN;
         // It may read much from disk; and LMDB's reader must not outlive the call.
         let read = tokio::task::spawn_blocking(move || {
-            store.changed_page(&range, after.as_deref(), limit, |head| match &base {
+            store.changed_page(&range, after.as_deref(), (limit, max_bytes), |head| match &base {
                 None => head.is_live(expired_until),
                 Some(base) => {
                     let expires = base.expired_until.ms() < head.ttl && head.ttl <= latest.ms();

@@ -1,6 +1,8 @@
 //! `GET /watch`: what changes, as Server-Sent Events (HTML, section 9.2). What a client has not taken yet is bounded: nothing more is made
 //! while some of it is on its way.
 
+mod frames;
+
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -8,18 +10,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bitacora_protocol::SessionPosition;
-use bitacora_protocol::http::{ChangedRecord, DeleteEvent, PositionedRecord, Reason, Told as HowFar};
-use bitacora_protocol::rpc::DeleteReason;
+use bitacora_protocol::http::{Reason, Told as HowFar};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, stream};
-use serde::Serialize;
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use warp::http::header::{CONNECTION, CONTENT_TYPE, HeaderName};
 use warp::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use warp::reply::{Reply as _, Response};
 
+use self::frames::{Large, Outgoing, frame_of, is_scarce};
+pub(super) use self::frames::{delete_event, set_record};
 use super::error::HttpError;
 use super::media::text_header;
 use super::params::{Params, query_params};
@@ -27,7 +29,6 @@ use super::refusals::Verbatim;
 use super::{Api, Notes, counted};
 use crate::clock::now_ms;
 use crate::metrics::Metrics;
-use crate::replication::feed::{Event, Kind};
 use crate::service::Service;
 use crate::service::barriers::{Failed, HighWatermarks};
 use crate::service::changes::{Ended, Reader, Told, Wanted, What};
@@ -40,6 +41,8 @@ const PIECE_BYTES: usize = 16 * 1024;
 /// Events in a piece.
 const PIECE_EVENTS: usize = 256;
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+/// After that, a client that has not taken a part of a large event does not hold the rest of it if memory is scarce.
+const TAKEN_WITHIN: Duration = Duration::from_secs(1);
 /// Keeps open what is between, whatever it takes for a sign of life.
 const COMMENT_INTERVAL: Duration = Duration::from_secs(15);
 /// Between two questions where the log ends, while it does not answer.
@@ -122,7 +125,7 @@ struct Watch {
     next_progress: Instant,
     next_comment: Instant,
     /// Made, and not handed on yet.
-    pieces: VecDeque<Bytes>,
+    pieces: VecDeque<Outgoing>,
     on_its_way: Arc<OnItsWay>,
     /// When the piece was handed on that the client has not taken yet.
     handed_on: Option<Instant>,
@@ -198,7 +201,7 @@ impl Watch {
             current_told: false,
             next_progress: now + PROGRESS_INTERVAL,
             next_comment: now + COMMENT_INTERVAL,
-            pieces: VecDeque::from([Bytes::from_static(BEGINNING)]),
+            pieces: VecDeque::from([Outgoing::Small(Bytes::from_static(BEGINNING))]),
             on_its_way: Arc::default(),
             handed_on: None,
             stalled_after: write_timeout * 3 / 4,
@@ -210,11 +213,7 @@ impl Watch {
     /// Sends until the client has gone, or there is no more.
     async fn run(mut self, client: mpsc::Sender<Bytes>) {
         loop {
-            let taken = Arc::clone(&self.on_its_way);
-            tokio::select! {
-                () = taken.all_taken() => {}
-                () = client.closed() => {}
-            }
+            self.taken_or_gone(&client).await;
             if client.is_closed() {
                 let is_stalled = self.handed_on.is_some_and(|at| at.elapsed() >= self.stalled_after);
                 self.metrics.watch_stalled.inc_by(is_stalled.into());
@@ -232,6 +231,28 @@ impl Watch {
         }
     }
 
+    /// Waits until the client has taken what was handed on, or has gone.
+    async fn taken_or_gone(&mut self, client: &mpsc::Sender<Bytes>) {
+        let on_its_way = Arc::clone(&self.on_its_way);
+        let over = async {
+            tokio::select! {
+                () = on_its_way.all_taken() => {}
+                () = client.closed() => {}
+            }
+        };
+        let mut over = std::pin::pin!(over);
+        while timeout(TAKEN_WITHIN, &mut over).await.is_err() {
+            if !is_scarce(&self.memory, 8) {
+                continue;
+            }
+            for piece in &mut self.pieces {
+                if let Outgoing::Large(large) = piece {
+                    large.forget_frame();
+                }
+            }
+        }
+    }
+
     /// The next piece for the client; `None` at the end.
     async fn next(&mut self) -> Option<Bytes> {
         while self.pieces.is_empty() {
@@ -242,10 +263,27 @@ impl Watch {
                 self.wait().await;
             }
         }
-        let bytes = self.pieces.pop_front()?;
+        let bytes = match self.pieces.pop_front()? {
+            Outgoing::Small(bytes) => bytes,
+            Outgoing::Large(large) => self.part(large)?,
+        };
         self.on_its_way.bytes.fetch_add(bytes.len(), Ordering::AcqRel);
         let (memory, on_its_way) = (self.memory.take_anyway(bytes.len()), Arc::clone(&self.on_its_way));
         Some(Bytes::from_owner(Piece { bytes, on_its_way, _memory: memory }))
+    }
+
+    /// The next part of a large event; `None` if it is no more: the watch ends.
+    fn part(&mut self, mut large: Large) -> Option<Bytes> {
+        let Some((part, has_more)) = large.next(self.service.changes()) else {
+            self.ended = true;
+            self.pieces.clear();
+            self.metrics.watch_stalled.inc();
+            return None;
+        };
+        if has_more {
+            self.pieces.push_front(Outgoing::Large(large));
+        }
+        Some(part)
     }
 
     /// Makes what there is to be sent. Returns whether there was anything to do.
@@ -261,13 +299,13 @@ impl Watch {
         let live = !read.more;
         self.note_sent(&read.events, live);
         for told in &read.events {
-            let frame = frame(told, self.values);
-            if frame.len() >= PIECE_BYTES {
+            match Outgoing::of(told, self.values, &self.memory) {
+                Outgoing::Small(frame) if frame.len() < PIECE_BYTES => small.extend_from_slice(&frame),
                 // It is the same for all who are sent it, and not copied.
-                self.hand_on(&mut small);
-                self.pieces.push_back(frame);
-            } else {
-                small.extend_from_slice(&frame);
+                outgoing => {
+                    self.hand_on(&mut small);
+                    self.pieces.push_back(outgoing);
+                }
             }
         }
         if !read.more {
@@ -279,7 +317,7 @@ impl Watch {
 
     fn hand_on(&mut self, small: &mut Vec<u8>) {
         if !small.is_empty() {
-            self.pieces.push_back(std::mem::take(small).into());
+            self.pieces.push_back(Outgoing::Small(std::mem::take(small).into()));
         }
     }
 
@@ -319,7 +357,7 @@ impl Watch {
         self.ended = true;
         let reason = format!("{why}; go on at another node");
         let bye = frame_of("bye", &self.reader.token().encode(), &Reason { reason: reason.into() });
-        self.pieces.push_back(bye.into());
+        self.pieces.push_back(Outgoing::Small(bye.into()));
     }
 
     /// Waits until there may be something to be sent.
@@ -373,45 +411,4 @@ impl Watch {
             self.metrics.watch_delay_seconds.observe(ms as f64 / 1_000.0);
         }
     }
-}
-
-/// An event as it is sent. That of a change is made once for all who are sent it.
-fn frame(told: &Told, values: bool) -> Bytes {
-    match &told.what {
-        What::Event(event) if told.is_shared() => {
-            event.look(values, || event_frame(event, &told.token(), values).into()).clone()
-        }
-        What::Event(event) => event_frame(event, &told.token(), values).into(),
-        What::Gap(reason) => {
-            frame_of("gap", &told.token(), &Reason { reason: reason.as_str().into() }).into()
-        }
-    }
-}
-
-fn event_frame(event: &Event, token: &str, values: bool) -> Vec<u8> {
-    match set_record(event, values) {
-        Some(record) => frame_of("set", token, &record),
-        None => frame_of("delete", token, &delete_event(event)),
-    }
-}
-
-/// The record of a set.
-pub(super) fn set_record(event: &Event, values: bool) -> Option<PositionedRecord<ChangedRecord<'_>>> {
-    let record = Some(&event.entry).filter(|_| event.kind == Kind::Set)?.answer()?;
-    Some(PositionedRecord { record: ChangedRecord::new(record, values), position: event.position() })
-}
-
-/// What is told of a key that is no more.
-pub(super) fn delete_event(event: &Event) -> DeleteEvent<'_> {
-    let reason = if event.kind == Kind::Expired { DeleteReason::Expired } else { DeleteReason::Deleted };
-    let (timestamp, position) = (event.timestamp().ms(), event.position());
-    DeleteEvent { key: (&*event.key).into(), timestamp, position, reason }
-}
-
-fn frame_of(event: &str, token: &str, data: &impl Serialize) -> Vec<u8> {
-    let mut frame = format!("event: {event}\nid: {token}\ndata: ").into_bytes();
-    // JSON has no line ends but as escapes, and nothing that is serialized here has a map with keys that are no strings.
-    let _ = serde_json::to_writer(&mut frame, data);
-    frame.extend_from_slice(b"\n\n");
-    frame
 }
