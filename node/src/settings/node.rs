@@ -51,7 +51,7 @@ pub struct NodeSettings {
     /// Connections at a time, of each of the two ports; further ones wait (HTTP) or are closed (Avro RPC)
     #[arg(long, env, value_name = "N", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Network")]
     pub max_connections: u32,
-    /// Watches, and calls that wait for changes, at a time; further ones are refused
+    /// Watches, and calls that read changes, at a time; further ones are refused
     #[arg(long, env, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..), help_heading = "Network")]
     pub max_watchers: u32,
     /// The largest frame of the Avro RPC; no less than a value and 64 KiB
