@@ -1,9 +1,10 @@
 //! Runs `bitacora-node`, and ends it with the test.
 
-use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -28,15 +29,26 @@ pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// The first of so many free ports in a row.
-pub fn ports(address: IpAddr, count: u16) -> u16 {
-    for _ in 0..1_000 {
-        let first = TcpListener::bind((address, 0)).expect("a port");
-        let port = first.local_addr().expect("bound").port();
-        let others = (1..count).map(|offset| port.checked_add(offset));
-        if others.into_iter().all(|port| port.is_some_and(|port| TcpListener::bind((address, port)).is_ok()))
-        {
-            return port;
+/// Below Linux' ephemeral range, so that no outgoing connection takes a port between the look at it and its use; and beside those of the
+/// end-to-end tests.
+const FIRST_PORT: u32 = 10_000;
+const PORTS: u32 = 5_000;
+
+/// The first of so many ports in a row that are free on all addresses.
+pub fn ports(count: u16) -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Runs at the same time start at different places.
+    let start = std::process::id().wrapping_mul(7919);
+    let any: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+    let is_taken = |address: IpAddr, port| {
+        TcpListener::bind((address, port)).is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
+    };
+    let is_free = |port| !any.iter().any(|address| is_taken(*address, port));
+    for _ in 0..PORTS {
+        let next = start.wrapping_add(NEXT.fetch_add(count.into(), Ordering::Relaxed));
+        let first = (FIRST_PORT + next % PORTS) as u16;
+        if (0..count).all(|offset| is_free(first + offset)) {
+            return first;
         }
     }
     panic!("there are no {count} free ports in a row")
@@ -54,7 +66,7 @@ pub struct Program {
 impl Program {
     /// `dev` with so many nodes and its data in a folder, with its streams where `streams` puts them.
     pub fn dev(nodes: u16, data: &Path, streams: impl FnOnce(&mut Command)) -> Self {
-        Self::dev_on(ports(LOCALHOST, 2 * nodes), nodes, data, streams)
+        Self::dev_on(ports(2 * nodes), nodes, data, streams)
     }
 
     pub fn dev_on(port: u16, nodes: u16, data: &Path, streams: impl FnOnce(&mut Command)) -> Self {
@@ -67,7 +79,7 @@ impl Program {
 
     /// `serve` without a broker and a ZooKeeper that answer: alive, and never ready.
     pub fn serve(address: IpAddr, data: &Path, streams: impl FnOnce(&mut Command)) -> Self {
-        let port = ports(address, 2);
+        let port = ports(2);
         let mut command = command(&["serve"]);
         for (name, value) in [("BROKER_LIST", "127.0.0.1:1"), ("ZOOKEEPER_HOSTS", "127.0.0.1:1")] {
             command.env(name, value);

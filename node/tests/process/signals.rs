@@ -64,7 +64,7 @@ fn a_second_stop_signal_ends_it_at_once() {
 #[test]
 fn under_nohup_a_hangup_does_nothing() {
     let data = tempfile::tempdir().expect("a folder");
-    let port = super::program::ports(super::program::LOCALHOST, 2).to_string();
+    let port = super::program::ports(2).to_string();
     let mut shell = Command::new("sh");
     let script = r#"trap "" HUP; exec "$0" dev --nodes 1 --port "$1" --data-dir "$2""#;
     shell.args(["-c", script, env!("CARGO_BIN_EXE_bitacora-node"), &port]).arg(data.path());
@@ -105,7 +105,7 @@ fn a_limit_of_file_sizes_does_not_end_it() {
     let script = r#"ulimit -f 32768; exec "$0" serve 2>>"$1""#;
     std::fs::File::create(&log).and_then(|file| file.set_len(64 << 20)).expect("a file beyond the limit");
     shell.args(["-c", script]).arg(node.get_program()).arg(&log);
-    let port = super::program::ports(super::program::LOCALHOST, 2);
+    let port = super::program::ports(2);
     shell.env_clear().envs([
         ("BROKER_LIST", "127.0.0.1:1"),
         ("ZOOKEEPER_HOSTS", "127.0.0.1:1"),

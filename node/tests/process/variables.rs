@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use super::program::{LOCALHOST, Program, command, output, ports, stderr};
+use super::program::{Program, command, output, ports, stderr};
 
 /// All variables of `serve`, by its own help.
 fn variables() -> Vec<String> {
@@ -20,7 +20,7 @@ fn empty_ones_count_as_unset() {
     let all = variables();
     assert!(all.len() > 30, "{all:?}");
     // One that is not a setting of `dev` is not read by it at all, so `serve` reads them here.
-    let port = ports(LOCALHOST, 2);
+    let port = ports(2);
     let mut serve = command(&["serve", "--api-port", &port.to_string(), "--broker-list", "127.0.0.1:1"]);
     serve.args(["--zookeeper-hosts", "127.0.0.1:1", "--bind-address", "127.0.0.1", "--data-dir"]);
     serve.arg(data.path()).stdout(Stdio::null()).stderr(Stdio::piped());
