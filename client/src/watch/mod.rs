@@ -234,6 +234,13 @@ impl Watch {
         Some(&*self.token).filter(|token| !token.is_empty())
     }
 
+    /// Why no node answers at the moment, if the last attempt failed; `None` while one does. Meanwhile the watch goes on trying by itself, and tells
+    /// nothing, not even [`Watched::Progress`]. It is as new as the last poll of the watch.
+    #[must_use]
+    pub fn trouble(&self) -> Option<Error> {
+        self.pages.trouble()
+    }
+
     fn take(&mut self, page: Page) {
         let Page { changes, since, next, current, positions, .. } = page;
         let count = changes.len();

@@ -9,6 +9,7 @@ use bitacora_protocol::Position;
 use bitacora_protocol::rpc::{ChangesRequest, Request};
 use futures_util::FutureExt as _;
 use futures_util::future::{self, BoxFuture, Either};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::balance::Node;
@@ -63,7 +64,11 @@ pub(crate) struct Pages {
     /// Whether there may be more already, so that the next answer says how far that is rather than wait for a change.
     more: bool,
     under_way: Option<BoxFuture<'static, Result<Page, Error>>>,
+    trouble: Trouble,
 }
+
+/// Why the last attempt failed, while none has succeeded since.
+type Trouble = Arc<Mutex<Option<Error>>>;
 
 impl Pages {
     /// Begins behind a token, or without one (empty): with the first page, which the client's deadline is for.
@@ -81,6 +86,7 @@ impl Pages {
             node: page.node.clone(),
             more: page.may_be_followed(),
             under_way: None,
+            trouble: Trouble::default(),
         };
         Ok((pages, page))
     }
@@ -111,11 +117,16 @@ impl Pages {
         future::poll_fn(|context| self.poll_page(context)).await
     }
 
+    /// Why no node answers at the moment; `None` while one does.
+    pub(crate) fn trouble(&self) -> Option<Error> {
+        self.trouble.lock().clone()
+    }
+
     fn ask(&self) -> BoxFuture<'static, Result<Page, Error>> {
         let (client, wanted) = (self.client.clone(), Arc::clone(&self.wanted));
         let wait = if self.more { Duration::ZERO } else { wanted.wait };
-        let next = Arc::clone(&self.next);
-        ask_until_closed(client, wanted, next, wait, self.node.clone()).boxed()
+        let (next, node, trouble) = (Arc::clone(&self.next), self.node.clone(), Arc::clone(&self.trouble));
+        ask_until_closed(client, wanted, next, wait, node, trouble).boxed()
     }
 }
 
@@ -138,6 +149,7 @@ async fn ask_until_closed(
     since: Arc<str>,
     wait: Duration,
     node: Option<Arc<Node>>,
+    trouble: Trouble,
 ) -> Result<Page, Error> {
     let inner = &client.inner;
     // In this order: either this hears of it, or sees it.
@@ -145,7 +157,7 @@ async fn ask_until_closed(
     if inner.closed.load(Ordering::SeqCst) {
         return Err(Error::Closed);
     }
-    let asked = std::pin::pin!(ask(&client, &wanted, since, wait, node));
+    let asked = std::pin::pin!(ask(&client, &wanted, since, wait, node, &trouble));
     match future::select(std::pin::pin!(closing), asked).await {
         Either::Left(_) => Err(Error::Closed),
         Either::Right((page, _)) => page,
@@ -159,6 +171,7 @@ async fn ask(
     since: Arc<str>,
     wait: Duration,
     node: Option<Arc<Node>>,
+    trouble: &Trouble,
 ) -> Result<Page, Error> {
     let mut call = Call::following(&client.inner, node);
     let mut beside_wait = client.deadline / SHORTEST_PART_OF_DEADLINE;
@@ -166,13 +179,17 @@ async fn ask(
         let asked = Instant::now();
         let request = Request::ReadChanges(request(wanted, &since, LIMIT, wait));
         match call.once(&request, wait + beside_wait).await {
-            Ok(reply) => return Ok(page(reply, since, asked, &call)),
+            Ok(reply) => {
+                *trouble.lock() = None;
+                return Ok(page(reply, since, asked, &call));
+            }
             Err((error, false)) => return Err(error),
             Err((error, true)) => {
                 if matches!(error, Error::TimedOut { .. }) {
                     beside_wait = client.deadline.max(NODES_NEED).min(beside_wait * 2);
                 }
                 tracing::debug!(%error, "no changes could be read; trying again");
+                *trouble.lock() = Some(error);
                 call.pause_anyway().await;
             }
         }

@@ -203,6 +203,25 @@ async fn a_node_that_hangs_is_left() {
 }
 
 #[tokio::test]
+async fn it_says_why_no_node_answers() {
+    let node = FakeNode::start().await;
+    let client = client(&[&node]).await;
+    let mut watch = client.watch().progress_every(SOON).await.expect("it begins");
+    until_current(&mut watch).await;
+    assert_eq!(watch.trouble(), None);
+    let store = Arc::clone(node.store());
+    let address = node.kill().await;
+    let start = Instant::now();
+    while watch.trouble().is_none() {
+        assert!(start.elapsed() < PATIENCE, "it is silent and says nothing");
+        let _ = tokio::time::timeout(SOON, watch.try_next()).await;
+    }
+    let _node = FakeNode::at(&address, &store).await;
+    next(&mut watch).await;
+    assert_eq!(watch.trouble(), None);
+}
+
+#[tokio::test]
 async fn it_stays_at_its_node_and_is_no_load() {
     let (_, one, other) = two().await;
     let client = client(&[&one, &other]).await;

@@ -30,9 +30,8 @@ pub(super) async fn changes(service: &Service, query: &str, notes: &mut Notes) -
             .parse()
             .map_err(|_| HttpError::BadRequest(format!("limit={limit} is not a number of events")))?,
     };
-    let wait = params.get("wait").map(units::duration_or_ms).transpose();
-    let wait = wait.map_err(|error| HttpError::BadRequest(format!("wait: {error}")))?;
-    let answer = service.changes().call(&wanted, limit, wait.unwrap_or(Duration::ZERO)).await;
+    let wait = wait(params.get("wait"))?;
+    let answer = service.changes().call(&wanted, limit, wait).await;
     let answered = Instant::now();
     let ChangesAnswer { events, next, current, positions, memory } = answer.map_err(OperationError::from)?;
     service.changes().count(&events);
@@ -49,6 +48,12 @@ pub(super) async fn changes(service: &Service, query: &str, notes: &mut Notes) -
     let reply = answers::counted_json(StatusCode::OK, &list, Some(memory));
     notes.waits.store = answered.elapsed();
     Ok((reply, "ok"))
+}
+
+/// How long the call may wait, as the query says it.
+pub(super) fn wait(text: Option<&str>) -> Result<Duration, HttpError> {
+    let wait = text.map(units::duration).transpose();
+    Ok(wait.map_err(|error| HttpError::BadRequest(format!("wait: {error}")))?.unwrap_or(Duration::ZERO))
 }
 
 fn event(told: &Told, values: bool) -> ChangeEvent<'_> {

@@ -209,8 +209,12 @@ pub struct Range {
 }
 
 const WATCH: &str = "\
-From now on, until Ctrl-C; then the token to go on from is told on stderr. When its node dies, it goes on at another one. It tells
-states, not history: of a key that changes quickly, states in between may be left out; its last one always comes.
+From now on, until Ctrl-C; then the token to go on from is told on stderr. When its node dies, it goes on at another one; while none answers,
+there is no line, not even progress. It tells states, not history: of a key that changes quickly, states in between may be left out; its last one
+always comes. Apply events as they come, and don't compare positions: an expired key's delete has the position of its set.
+
+A token does not hold the prefix or key: go on with the same ones, or keys are missed and nothing says so. In a pipe, go on from the token of the
+last line that your program has processed, saved together with what it did; several lines may have one token. Of those behind it, none is lost.
 
 JSON output is an object a line: \"event\" is set (with the record), delete (with the reason, deleted or expired), current (all that was there when
 it began has been told), progress (nothing matched for 5 s), or gap (forget all keys: those that are live follow); and each has its \"token\".
@@ -224,7 +228,7 @@ Examples:
   bitacora watch --since AQAAAAA…                   what has changed since, deletes and what expired too
   bitacora watch --prefix user: --initial --no-values --limit 100
 
-Exit code 1: the token is none. 5: no node answers when it begins.";
+Exit code 1: the token is invalid; begin anew without it. 5: no node answers when it begins.";
 
 #[derive(Debug, Clone, Args)]
 pub struct Watch {

@@ -14,11 +14,11 @@ use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::task::block_in_place;
 use tokio::time::{MissedTickBehavior, interval_at};
 
-use crate::api::Api;
+use crate::api::{Api, Failure, Kind};
 use crate::cli::{Output, Watch};
 use crate::output::{has_colours, per_second};
 use crate::stop_signal;
-use source::{Events, Told};
+use source::{Events, Silence, Told};
 
 /// Events that are written at once, at most.
 const AT_ONCE: usize = 1_000;
@@ -30,11 +30,18 @@ pub async fn run(api: &Arc<Api>, arguments: &Watch, output: Option<Output>) -> R
     let mut watching = Watching::new(arguments, Output::of_list(output));
     let outcome = tokio::select! {
         () = stop => Ok(()),
-        outcome = async { watching.follow(source::begin(api, arguments).await?).await } => outcome,
+        outcome = async {
+            let events = source::begin(api, arguments, watching.silence.clone()).await?;
+            watching.follow(events).await
+        } => outcome,
     };
     watching.bar.finish_and_clear();
-    let is_read = outcome.as_ref().err().is_none_or(|error| !nobody_reads(error.as_ref()));
-    if is_read && !watching.token.is_empty() {
+    let error = outcome.as_ref().err();
+    let is_read = error.is_none_or(|error| !nobody_reads(error.as_ref()));
+    // What was refused would be refused again, and it may be the token.
+    let is_refused =
+        error.and_then(|error| error.downcast_ref()).is_some_and(|it: &Failure| it.kind == Kind::Refused);
+    if is_read && !is_refused && !watching.token.is_empty() {
         tell(format_args!("bitacora: to go on from here: --since {}", watching.token));
     }
     outcome
@@ -51,6 +58,7 @@ struct Watching {
     token: String,
     bar: ProgressBar,
     state: &'static str,
+    silence: Silence,
     shown: u64,
     /// What was shown when the rate was told last.
     before: (u64, Instant),
@@ -70,6 +78,7 @@ impl Watching {
             token: arguments.since.clone().unwrap_or_default(),
             bar,
             state: "catching up",
+            silence: Silence::default(),
             shown: 0,
             before: (0, Instant::now()),
         }
@@ -141,8 +150,38 @@ impl Watching {
         let (shown, since) = self.before;
         let rate = per_second(self.shown - shown, since.elapsed());
         self.before = (self.shown, Instant::now());
-        let (shown, rate) = (HumanCount(self.shown), HumanCount(rate.round() as u64));
-        self.bar.set_message(format!("{shown} events, {rate}/s, {}; Ctrl-C ends it", self.state));
+        self.bar.set_message(self.how_it_goes(rate));
         self.bar.tick();
+    }
+
+    /// `rate`: of the events, a second.
+    fn how_it_goes(&self, rate: f64) -> String {
+        let (shown, rate) = (HumanCount(self.shown), HumanCount(rate.round() as u64));
+        let state = if self.silence.is_now() { "no node answers, trying again" } else { self.state };
+        format!("{shown} events, {rate}/s, {state}; Ctrl-C ends it")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    #[test]
+    fn while_no_node_answers_it_does_not_say_current() {
+        let Command::Watch(arguments) = Cli::parse_from(["bitacora", "watch"]).command else {
+            panic!("another command")
+        };
+        let mut watching = Watching::new(&arguments, Output::Table);
+        let silence = watching.silence.clone();
+        let current = Watched::Current { positions: Vec::new() };
+        watching.note(&Told { what: current, token: String::new() });
+        assert_eq!(watching.how_it_goes(0.0), "0 events, 0/s, current; Ctrl-C ends it");
+        silence.note(true);
+        assert_eq!(watching.how_it_goes(0.0), "0 events, 0/s, no node answers, trying again; Ctrl-C ends it");
+        silence.note(false);
+        assert_eq!(watching.how_it_goes(0.0), "0 events, 0/s, current; Ctrl-C ends it");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
@@ -34,8 +35,23 @@ pub struct Told {
 
 pub type Events = BoxStream<'static, Result<Told, Failure>>;
 
-/// Begins to follow. What comes goes on at another node when one dies; it ends after an error that trying again does not mend.
-pub async fn begin(api: &Arc<Api>, arguments: &Watch) -> Result<Events, Failure> {
+/// Whether no node answers at the moment, so that there is nothing to tell.
+#[derive(Clone, Debug, Default)]
+pub struct Silence(Arc<AtomicBool>);
+
+impl Silence {
+    pub fn note(&self, is_silent: bool) {
+        self.0.store(is_silent, Ordering::Relaxed);
+    }
+
+    pub fn is_now(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Begins to follow. What comes goes on at another node when one dies; it ends after an error that trying again does not mend. `silence` is as new as the
+/// last poll.
+pub async fn begin(api: &Arc<Api>, arguments: &Watch, silence: Silence) -> Result<Events, Failure> {
     match &**api {
         Api::Rpc(client) => {
             let mut watch = client.watch().prefix(&arguments.prefix).values(!arguments.no_values);
@@ -48,14 +64,20 @@ pub async fn begin(api: &Arc<Api>, arguments: &Watch) -> Result<Events, Failure>
             if arguments.initial {
                 watch = watch.initial();
             }
-            let told = watch.await?.map(|event| {
+            let mut watch = watch.await?;
+            let told = stream::poll_fn(move |context| {
+                let event = watch.poll_next_unpin(context);
+                silence.note(watch.trouble().is_some());
+                event
+            });
+            let told = told.map(|event| {
                 let event = event?;
                 Ok(Told { token: event.token().to_owned(), what: event.what })
             });
             Ok(told.boxed())
         }
         Api::Http(_) => {
-            let mut polls = Polls::new(Arc::clone(api), arguments.clone());
+            let mut polls = Polls::new(Arc::clone(api), arguments.clone(), silence);
             let first = polls.page(FIRST_LIMIT, Duration::ZERO).await?;
             polls.take(first);
             let events = stream::unfold(Some(polls), |polls| async move {
@@ -80,12 +102,13 @@ struct Polls {
     current: bool,
     /// Whether there may be more already.
     more: bool,
+    silence: Silence,
 }
 
 impl Polls {
-    fn new(api: Arc<Api>, asked: Watch) -> Self {
+    fn new(api: Arc<Api>, asked: Watch, silence: Silence) -> Self {
         let token = asked.since.clone().unwrap_or_default();
-        Self { api, asked, token, events: VecDeque::new(), current: false, more: false }
+        Self { api, asked, token, events: VecDeque::new(), current: false, more: false, silence }
     }
 
     async fn next(&mut self) -> Result<Told, Failure> {
@@ -106,9 +129,13 @@ impl Polls {
             match self.page(LIMIT, wait).await {
                 Err(failure) if matches!(failure.kind, Kind::Unavailable | Kind::Unclear) => {
                     tracing::debug!(%failure, "no changes could be read; trying again");
+                    self.silence.note(true);
                     sleep(pauses.next().unwrap_or(LONGEST_PAUSE)).await;
                 }
-                settled => return settled,
+                settled => {
+                    self.silence.note(false);
+                    return settled;
+                }
             }
         }
     }

@@ -202,7 +202,11 @@ fn interrupted_it_tells_where_to_go_on() {
 fn what_can_not_begin_has_an_exit_code() {
     let node = RealNode::start();
     for way in [0, 1] {
-        node.run(way, &["watch", "--since", "x"]).code(FAILED).says("no token");
+        let refused = node.run(way, &["watch", "--since", "x"]).code(FAILED).says("no token");
+        assert!(
+            !refused.stderr.contains("to go on from here"),
+            "it names a token that was refused: {refused:#?}"
+        );
         node.run(way, &["watch", "--prefix", &"p".repeat(1_025)]).code(FAILED).says("1025 bytes");
     }
     node.run(0, &["watch", "--key", ""]).code(FAILED).says("empty");

@@ -3,6 +3,8 @@
 //! The tests send them to a node in this order, and compare the answers. Positions, times and uuids of the node's own take the place
 //! of those here.
 
+mod changes;
+
 use serde_json::{Map, Value, json};
 
 use super::responses;
@@ -39,8 +41,16 @@ const NONE: Example = Example {
 
 /// All of them.
 pub fn in_order() -> Vec<Example> {
-    let groups =
-        [writes(), reads(), conditions(), conditional_deletes(), batches(), refusals(), of_the_node()];
+    let groups = [
+        writes(),
+        reads(),
+        conditions(),
+        conditional_deletes(),
+        batches(),
+        changes::in_order(),
+        refusals(),
+        of_the_node(),
+    ];
     groups.into_iter().flatten().collect()
 }
 
@@ -255,6 +265,12 @@ fn refusals() -> Vec<Example> {
             &[("key", "greeting"), ("value", "Good morning"), ("ttl", "60")],
             "ttl: '60' is not a time, since its unit is missing; write 60s or 60ms; leave it out to keep the key for ever",
         ),
+        refused(
+            "waitWithoutUnit",
+            "readChanges",
+            &[("wait", "30")],
+            "wait: '30' is not a time, since its unit is missing; write 30s or 30ms",
+        ),
     ]
 }
 
@@ -278,8 +294,10 @@ pub fn of_parameter(operation: &str, place: &str, name: &str) -> Map<String, Val
         .filter_map(|example| {
             let given = if place == "query" { example.query } else { example.headers };
             let (_, text) = given.iter().find(|(known, _)| *known == name)?;
-            let number = (name == "limit").then(|| text.parse::<i32>().ok()).flatten();
-            Some(named(example.name, &number.map_or_else(|| (*text).into(), Value::from)))
+            // A number, or true or false.
+            let value =
+                matches!(name, "limit" | "initial" | "values").then(|| serde_json::from_str(text).ok());
+            Some(named(example.name, &value.flatten().unwrap_or_else(|| (*text).into())))
         })
         .collect()
 }

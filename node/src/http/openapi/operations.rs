@@ -24,6 +24,8 @@ pub struct Operation {
     /// What a 503 means that is no error.
     pub unready: Option<&'static str>,
     pub errors: &'static [ErrorKind],
+    /// What a 503 that is an error means here, if that is less than it means elsewhere.
+    pub unavailable: Option<&'static str>,
     pub links: Option<Value>,
 }
 
@@ -92,6 +94,7 @@ fn plain(id: &'static str, summary: &'static str, body: Body) -> Operation {
         answer: Answer { meaning: summary, headers: &[], body },
         unready: None,
         errors: &[ErrorKind::BadRequest],
+        unavailable: None,
         links: None,
     }
 }
@@ -290,6 +293,8 @@ fn batch() -> Operation {
 
 const ERRORS_OF_CHANGES: &[ErrorKind] =
     &[ErrorKind::BadRequest, ErrorKind::NotReady, ErrorKind::OutOfMemory, ErrorKind::Internal];
+const NO_CHANGES_NOW: &str = "The node is restoring its store or stopping, has `MAX_WATCHERS` watchers already, or its memory for requests is spent. Wait for `Retry-After`, or ask \
+                              another node with the same token";
 
 fn read_changes() -> Operation {
     Operation {
@@ -298,6 +303,7 @@ fn read_changes() -> Operation {
                       event `gap`, forget all keys: those that are live follow.",
         query: changes::FIELDS,
         errors: ERRORS_OF_CHANGES,
+        unavailable: Some(NO_CHANGES_NOW),
         links: Some(json!({
             "goOn": {
                 "operationId": "readChanges",
@@ -312,13 +318,14 @@ fn read_changes() -> Operation {
 fn watch_changes() -> Operation {
     Operation {
         tag: "keys",
-        description: "Events `set` and `delete`, whose data are as in `/rpc/changes`, without `event`; each with a token as its `id`. `current`: all that was in the log at the \
-                      beginning has been sent. `progress`: the token moves on. `gap`: forget all keys, those that are live follow. `bye`: go on at another node. `Last-Event-ID` \
-                      wins over `since` and `initial`. HEAD answers whether a watch could begin.",
+        description: "Events, each with a token as its `id` and JSON as its data. `set` (data: `SetData`) and `delete` (`DeleteData`): a key changed. `current` (`HowFarData`): all that was \
+                      in the log at the beginning, or at the gap, has been sent. `progress` (`HowFarData`), every 5 s: the token moves on. `gap` (`ReasonData`): forget all keys, those that are live \
+                      follow. `bye` (`ReasonData`): go on at another node. `Last-Event-ID` wins over `since` and `initial`. HEAD answers whether a watch could begin.",
         query: watch::FIELDS,
         headers: &["Last-Event-ID"],
         answer: Answer { meaning: "Events", headers: &["X-Accel-Buffering"], body: Body::Events },
         errors: ERRORS_OF_CHANGES,
+        unavailable: Some(NO_CHANGES_NOW),
         ..plain("watch", "What changes, as Server-Sent Events", Body::Events)
     }
 }

@@ -60,8 +60,8 @@ fn query(operation: &Operation, name: &str) -> (String, Value) {
             json!({ "type": "integer", "minimum": 1, "maximum": changes::MAX_LIMIT, "default": super::super::changes::DEFAULT_LIMIT }),
         ),
         "wait" => text(
-            "How long the call waits for an event; a number without a unit is of ms. Not at all without it",
-            json!({ "type": "string", "pattern": patterns::time_or_ms(changes::MAX_WAIT) }),
+            "How long the call waits for an event, a time with its unit such as `30s`. Not at all without it",
+            json!({ "type": "string", "pattern": patterns::time_or_zero(changes::MAX_WAIT) }),
         ),
         "since" => text(
             "The token to go on from: an `id` of a watch, or `next` of a call. From now on without it",

@@ -50,11 +50,20 @@ pub fn time(longest: Duration) -> String {
 
 /// The same, but zero is one too, and ms need no unit.
 pub fn time_or_ms(longest: Duration) -> String {
+    from_zero(longest, "(?:ms)?")
+}
+
+/// The same, but only zero needs no unit.
+pub fn time_or_zero(longest: Duration) -> String {
+    from_zero(longest, "ms").replace("^(?:", "^(?:0+|")
+}
+
+/// A time from zero on; `ms` is how its unit is written if that is ms.
+fn from_zero(longest: Duration, ms: &str) -> String {
     let longest = longest.as_millis() as u64;
-    let of = |(unit, ms): &(&str, u64)| match longest / ms {
+    let of = |(unit, length): &(&str, u64)| match longest / length {
         0 => format!("0+{unit}"),
-        most if *ms == 1 => format!("0*(?:0|{})(?:{unit})?", up_to(most)),
-        most => format!("0*(?:0|{}){unit}", up_to(most)),
+        most => format!("0*(?:0|{}){}", up_to(most), if *length == 1 { ms } else { unit }),
     };
     format!("^(?:{})$", UNITS.iter().map(of).collect::<Vec<_>>().join("|"))
 }

@@ -130,6 +130,14 @@ fn statuses(operation: &Operation, is_read: bool, with_body: bool) -> Map<String
         let component = format!("#/components/responses/{}", errors::name(status));
         answers.entry(status.to_string()).or_insert_with(|| json!({ "$ref": component }));
     }
+    if let Some(meaning) = operation.unavailable {
+        let mut unavailable = errors::responses()[errors::name(503)].take();
+        unavailable["description"] = meaning.into();
+        if !with_body && let Some(unavailable) = unavailable.as_object_mut() {
+            unavailable.remove("content");
+        }
+        answers.insert("503".to_owned(), unavailable);
+    }
     answers
 }
 
@@ -142,11 +150,28 @@ fn content(body: &Body) -> Value {
         Body::Lines(schema) => lines(schema),
         Body::Text => json!({ "text/plain": { "schema": { "type": "string" } } }),
         Body::Html => json!({ "text/html": { "schema": { "type": "string" } } }),
-        Body::Events => json!({ "text/event-stream": { "schema": { "type": "string" } } }),
+        Body::Events => events(),
         Body::Bytes => {
             json!({ "application/octet-stream": { "schema": { "type": "string", "format": "binary" } } })
         }
     }
+}
+
+/// Server-Sent Events. Nor has it a word for the schemas of their data, by the names of the events.
+fn events() -> Value {
+    let schemas = [
+        ("set", "SetData"),
+        ("delete", "DeleteData"),
+        ("current", "HowFarData"),
+        ("progress", "HowFarData"),
+        ("gap", "ReasonData"),
+        ("bye", "ReasonData"),
+    ];
+    let schemas = schemas.map(|(event, schema)| {
+        (event.to_owned(), json!({ "$ref": format!("#/components/schemas/{schema}") }))
+    });
+    let schemas = Value::Object(schemas.into_iter().collect());
+    json!({ "text/event-stream": { "schema": { "type": "string" }, "x-event-schemas": schemas } })
 }
 
 /// Lines of JSON, each of a schema. OpenAPI 3.1 has no word for that, so the name of the schema is in an extension.

@@ -71,19 +71,27 @@ fn records() -> Value {
     })
 }
 
-/// What has changed.
+/// What has changed: in a list, where each says in its field `event` what it is, and as the data of Server-Sent Events, which have their names beside
+/// the data.
 fn changes() -> Value {
-    let event = |name: &str| json!({ "type": "string", "const": name });
-    let set = record_fields(&json!({ "event": event("set"), "position": reference("Position") }));
+    let set = record_fields(&json!({ "position": reference("Position") }));
     let deleted = json!({
-        "event": event("delete"),
         "key": { "type": "string" },
         "timestamp": { "type": "integer", "format": "int64", "description": "The write timestamp of what is at the position" },
         "position": reference("Position"),
         "reason": { "type": "string", "enum": ["deleted", "expired"] },
     });
-    let gap = json!({ "event": event("gap"), "reason": { "type": "string", "description": "A sentence" } });
+    let reason = json!({ "reason": { "type": "string", "description": "A sentence" } });
+    let named = |name: &str, data: &Value| {
+        let mut fields = data.clone();
+        fields["event"] = json!({ "type": "string", "const": name });
+        fields
+    };
     let told = json!({ "type": "string", "description": "Up to where each partition has been told, as `Positions`; empty while that is nowhere" });
+    let how_far = json!({
+        "position": told,
+        "behind": { "type": "string", "description": "Of `progress`: why there is no `current` yet, if the log does not say where it ends" },
+    });
     let list = json!({
         "events": { "type": "array", "items": reference("ChangeEvent") },
         "next": { "type": "string", "description": "The token that goes on from here, at any node" },
@@ -92,9 +100,13 @@ fn changes() -> Value {
     });
     let names = ["SetEvent", "DeleteEvent", "GapEvent"].map(reference);
     json!({
-        "SetEvent": object(&set, &["value"]),
-        "DeleteEvent": object(&deleted, &[]),
-        "GapEvent": object(&gap, &[]),
+        "SetData": object(&set, &["value"]),
+        "DeleteData": object(&deleted, &[]),
+        "HowFarData": object(&how_far, &["behind"]),
+        "ReasonData": object(&reason, &[]),
+        "SetEvent": object(&named("set", &set), &["value"]),
+        "DeleteEvent": object(&named("delete", &deleted), &[]),
+        "GapEvent": object(&named("gap", &reason), &[]),
         "ChangeEvent": { "oneOf": names },
         "ChangeList": object(&list, &[]),
     })

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::super::origins::EXPOSED_HEADERS;
 use super::super::{keys, params};
 use super::*;
+use crate::service::changes::MAX_WAIT as LONGEST_WAIT;
 use crate::service::consistency::{MAX_WAIT, wait_time};
 use crate::service::error::ErrorKind;
 use crate::service::writes::{MAX_TTL, check_key};
@@ -204,7 +205,7 @@ mod the_document {
                 for (name, example) in parameter["examples"].as_object().into_iter().flatten() {
                     let fits = validator.is_valid(&example["value"]);
                     // Those of what is refused.
-                    let refused = matches!(&**name, "blank" | "noUnit" | "noLimit");
+                    let refused = matches!(&**name, "blank" | "noUnit" | "noLimit" | "waitWithoutUnit");
                     assert!(fits || refused, "{id}: {name}: {example}");
                 }
             }
@@ -234,6 +235,8 @@ mod the_patterns {
             let timeout = super::super::super::options::timeout(Some(&text)).ok();
             let timeout = timeout.is_some_and(|timeout| wait_time(timeout).is_ok());
             prop_assert_eq!(of(&patterns::time_or_ms(MAX_WAIT)), timeout, "timeout={}", text);
+            let wait = super::super::super::changes::wait(Some(&text)).is_ok_and(|wait| wait <= LONGEST_WAIT);
+            prop_assert_eq!(of(&patterns::time_or_zero(LONGEST_WAIT)), wait, "wait={}", text);
             if of(&patterns::any_time()) {
                 prop_assert!(super::super::super::options::max_staleness(Some(&text)).is_ok(), "max_staleness={}", text);
             }

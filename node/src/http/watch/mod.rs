@@ -298,6 +298,11 @@ impl Watch {
         };
         let live = !read.more;
         self.note_sent(&read.events, live);
+        if read.events.iter().any(|told| matches!(told.what, What::Gap(_))) {
+            // What is told from here on is as new as a watch that begins: when all of it has been told is to be said again.
+            self.current_told = false;
+            self.ends = Ends::ask(&self.service);
+        }
         for told in &read.events {
             match Outgoing::of(told, self.values, &self.memory) {
                 Outgoing::Small(frame) if frame.len() < PIECE_BYTES => small.extend_from_slice(&frame),

@@ -12,7 +12,7 @@ use super::support::PATIENCE;
 use super::{Answer, Running};
 
 /// A client that watches.
-struct Watch {
+pub struct Watch {
     stream: TcpStream,
     /// What has come of the chunk that has not come as a whole.
     chunk: Vec<u8>,
@@ -20,7 +20,7 @@ struct Watch {
 }
 
 impl Watch {
-    async fn begin(node: &Running, query: &str, headers: &str) -> Self {
+    pub async fn begin(node: &Running, query: &str, headers: &str) -> Self {
         let mut stream = TcpStream::connect(node.address.api()).await.expect("a connection");
         let head = format!("GET /watch{query} HTTP/1.1\r\nHost: node\r\n{headers}\r\n");
         stream.write_all(head.as_bytes()).await.expect("sent");
@@ -52,7 +52,7 @@ impl Watch {
     }
 
     /// Reads until a text has come, and returns what has come before it since the last time.
-    async fn until(&mut self, what: &str) -> String {
+    pub async fn until(&mut self, what: &str) -> String {
         let read = async {
             let mut bytes = vec![0; 16 * 1024];
             loop {
@@ -70,7 +70,7 @@ impl Watch {
     }
 
     /// The token and the data of the next event of this name.
-    async fn event(&mut self, name: &str) -> (String, serde_json::Value) {
+    pub async fn event(&mut self, name: &str) -> (String, serde_json::Value) {
         self.until(&format!("event: {name}\nid: ")).await;
         let token = self.until("\ndata: ").await.trim_end_matches("\ndata: ").to_owned();
         let data = self.until("\n\n").await;
@@ -209,6 +209,9 @@ async fn what_makes_no_sense_is_refused() {
     for query in ["limit=0", "limit=1001", "limit=x", "wait=61s", "wait=x"] {
         node.ask(&format!("GET /rpc/changes?{query}"), &[], "").await.refusal(400);
     }
+    let refusal = node.ask("GET /rpc/changes?wait=30", &[], "").await.refusal(400);
+    assert!(refusal.contains("write 30s or 30ms"), "{refusal}");
+    assert_eq!(node.ask("GET /rpc/changes?wait=0", &[], "").await.status, 200);
     node.ask("GET /watch", &["Last-Event-ID: x"], "").await.refusal(400);
     let refused: Answer = node.ask("POST /watch", &[], "").await;
     refused.refusal(405);
