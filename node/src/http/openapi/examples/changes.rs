@@ -31,7 +31,7 @@ pub fn in_order() -> Vec<Example> {
             operation: "readChanges",
             query: &[("prefix", "fruit"), ("initial", "true"), ("limit", "10")],
             answer: list(
-                json!({
+                &json!({
                     "event": "set",
                     "key": "fruit",
                     "value": "pear",
@@ -65,7 +65,7 @@ pub fn in_order() -> Vec<Example> {
             operation: "readChanges",
             query: &[("prefix", "fruit"), ("since", SINCE), ("wait", "5s")],
             answer: list(
-                json!({
+                &json!({
                     "event": "delete",
                     "key": "fruit",
                     "timestamp": 1_790_000_000_700_i64,
@@ -87,6 +87,6 @@ pub fn in_order() -> Vec<Example> {
     ]
 }
 
-fn list(event: Value, next: &str, position: &str) -> Content {
+fn list(event: &Value, next: &str, position: &str) -> Content {
     Content::Json(json!({ "events": [event], "next": next, "current": true, "position": position }))
 }
