@@ -209,9 +209,13 @@ impl Changes {
     }
 
     /// Why a token is of no use here, as far as can be told without the log.
-    fn refusal(&self, token: &Token, log: LogTag) -> Option<String> {
+    fn refusal(&self, token: &Token, log: LogTag, range: &KeyRange) -> Option<String> {
         if !token.log.fits(log) {
             return Some("the token is of another log than the one that this node reads".to_owned());
+        }
+        if token.scan.as_ref().is_some_and(|scan| scan.of != range.digest()) {
+            let why = "the token is from before other keys than these were all told; go on with the prefix or key that it came with";
+            return Some(why.to_owned());
         }
         let retention = self.retention?;
         let base = token.scan.as_ref().and_then(|scan| scan.base.as_ref());

@@ -40,6 +40,8 @@ pub struct ScanToken {
     pub seen: Vec<NextOffset>,
     /// By which time keys have been told: what had expired by then is never told as set again, whatever another node's clock says.
     pub shown_until: WallTime,
+    /// Of which keys it is: [`crate::store::KeyRange::digest`]. It says nothing of others.
+    pub of: u32,
 }
 
 /// A text that is no token.
@@ -57,7 +59,7 @@ impl Token {
         put_point(&mut bytes, &self.told);
         match &self.scan {
             None => bytes.push(0),
-            Some(ScanToken { after, base, seen, shown_until }) => {
+            Some(ScanToken { after, base, seen, shown_until, of }) => {
                 bytes.push(1 | u8::from(after.is_some()) << 1 | u8::from(base.is_some()) << 2);
                 if let Some(after) = after {
                     put_number(&mut bytes, after.len() as u64);
@@ -68,6 +70,7 @@ impl Token {
                 }
                 put_offsets(&mut bytes, seen);
                 put_time(&mut bytes, *shown_until);
+                bytes.extend(of.to_be_bytes());
             }
         }
         bytes.extend(checksum(&bytes));
@@ -182,7 +185,8 @@ impl Input<'_> {
         };
         let base = if flags & 0b100 == 0 { None } else { Some(self.point()?) };
         let (seen, shown_until) = (self.offsets()?, self.time()?);
-        Some(Token { log, told, scan: Some(ScanToken { after, base, seen, shown_until }) })
+        let of = u32::from_be_bytes(*self.take(4)?.first_chunk()?);
+        Some(Token { log, told, scan: Some(ScanToken { after, base, seen, shown_until, of }) })
     }
 }
 
@@ -201,8 +205,9 @@ mod tests {
     }
 
     prop_compose! {
-        fn scans()(after in option::of(".{0,20}"), base in option::of(points()), seen in points()) -> ScanToken {
-            ScanToken { after: after.map(Box::from), base, seen: seen.next, shown_until: seen.expired_until }
+        fn scans()(after in option::of(".{0,20}"), base in option::of(points()), seen in points(), of: u32) -> ScanToken {
+            let shown_until = seen.expired_until;
+            ScanToken { after: after.map(Box::from), base, seen: seen.next, shown_until, of }
         }
     }
 

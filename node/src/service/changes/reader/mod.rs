@@ -124,7 +124,7 @@ impl Reader {
         initial: bool,
     ) -> Self {
         let changed = changes.feed.subscribe();
-        let refusal = token.as_ref().and_then(|token| changes.refusal(token, view.log));
+        let refusal = token.as_ref().and_then(|token| changes.refusal(token, view.log, &range));
         let mut reader = Self {
             changes,
             _place: place,
@@ -162,14 +162,10 @@ impl Reader {
             self.floor = Some(Floor { point: told.clone(), last: last.flatten() });
         }
         match scan {
-            Some(ScanToken { after, base, seen, shown_until }) => {
-                self.shown_until = shown_until;
-                let in_step = place.is_ok() && seen.is_empty();
-                self.scan = Some(Scan::new(
-                    &self.changes.metrics,
-                    ScanToken { after, base, seen, shown_until },
-                    in_step,
-                ));
+            Some(scan) => {
+                self.shown_until = scan.shown_until;
+                let in_step = place.is_ok() && scan.seen.is_empty();
+                self.scan = Some(Scan::new(&self.changes.metrics, scan, in_step));
             }
             None if place.is_err() => {
                 self.scan = Some(self.scan_from(Some(told.clone())));
@@ -185,7 +181,8 @@ impl Reader {
     }
 
     fn scan_from(&self, base: Option<Point>) -> Scan {
-        Scan::new(&self.changes.metrics, ScanToken { base, ..ScanToken::default() }, true)
+        let token = ScanToken { base, of: self.range.digest(), ..ScanToken::default() };
+        Scan::new(&self.changes.metrics, token, true)
     }
 
     /// What was told is worth nothing any more.

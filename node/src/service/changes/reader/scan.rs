@@ -29,6 +29,8 @@ pub(super) struct Scan {
     in_step: bool,
     /// Up to where something has been told while it was not.
     seen: Vec<NextOffset>,
+    /// As [`ScanToken::of`].
+    of: u32,
     _counted: CatchingUp,
 }
 
@@ -218,16 +220,16 @@ impl Reader {
 impl Scan {
     /// The scan of a token; `in_step`: whether it is in step with the buffer.
     pub(super) fn new(metrics: &Metrics, token: ScanToken, in_step: bool) -> Self {
-        let ScanToken { after, base, seen, .. } = token;
+        let ScanToken { after, base, seen, of, .. } = token;
         let counted = metrics.watchers_catching_up.clone();
         counted.inc();
-        Self { after, base, in_step, seen, _counted: CatchingUp(counted) }
+        Self { after, base, in_step, seen, of, _counted: CatchingUp(counted) }
     }
 
     pub(super) fn token(&self, shown_until: WallTime) -> ScanToken {
-        let Self { after, base, in_step, seen, .. } = self;
+        let Self { after, base, in_step, seen, of, .. } = self;
         let seen = if *in_step { Vec::new() } else { seen.clone() };
-        ScanToken { after: after.clone(), base: base.clone(), seen, shown_until }
+        ScanToken { after: after.clone(), base: base.clone(), seen, shown_until, of: *of }
     }
 }
 

@@ -46,13 +46,30 @@ fn one_of_another_log_is_a_gap() {
 }
 
 #[test]
+fn one_of_other_keys_is_a_gap_before_all_were_told() {
+    let node = Node::new(&ManualClock::new(), 8, None);
+    let first = |token: &Token, prefix: &str| {
+        let mut reader = node.begin(&Wanted { since: &token.encode(), prefix, ..Wanted::default() });
+        block_on(reader.read(9, 9)).expect("it tells").events
+    };
+    let begun = node.begin(&Wanted { prefix: "b", initial: true, ..Wanted::default() }).token();
+    let events = first(&begun, "");
+    let [Told { what: What::Gap(reason), .. }] = &events[..] else { panic!("no gap") };
+    assert!(reason.contains("other keys"), "{reason}");
+    assert!(first(&begun, "b").is_empty(), "there is nothing");
+    // What changes from here on can be told of any keys.
+    let told = node.begin(&Wanted { prefix: "b", ..Wanted::default() }).token();
+    assert!(first(&told, "").is_empty(), "there is nothing");
+}
+
+#[test]
 fn one_that_is_too_old_is_a_gap_by_either_clock() {
     let clock = ManualClock::new();
     let retention = Duration::from_secs(60);
     let node = Node::new(&clock, 8, Some(retention));
     let token = node.begin(&Wanted::default()).token();
     clock.pass(retention);
-    let refusal = |node: &Node| node.changes.refusal(&token, LogTag(7));
+    let refusal = |node: &Node| node.changes.refusal(&token, LogTag(7), &KeyRange::Prefix("".into()));
     assert_eq!(refusal(&node), None);
     clock.pass(Duration::from_millis(1));
     assert!(refusal(&node).expect("it is older").contains("DELETE_RETENTION"));
