@@ -75,6 +75,9 @@ pub(super) fn incompatibility(checkpoint: &Checkpoint, info: &LogInfo) -> Option
         let why = format!("it was built from {identity}, and this is {}", info.identity);
         return Some(Incompatibility { why, cause: Cause::AnotherLog });
     }
+    if let Some(why) = checkpoint.unfit.clone() {
+        return Some(Incompatibility { why, cause: Cause::LogTruncated });
+    }
     let (known, partitions) = (checkpoint.next.len(), info.partitions.len());
     if known > partitions {
         let why = format!("it knows {known} partitions, the topic has {partitions}");

@@ -59,8 +59,10 @@ impl Applier {
             Some(identity) => {
                 self.last_caught_up.wall_time = checkpoint.caught_up_at;
                 let incompatibility = self.find_incompatibility(&checkpoint, info)?;
-                if incompatibility.as_ref().is_some_and(|found| found.cause == Cause::LogTruncated) {
+                if let Some(Incompatibility { why, cause: Cause::LogTruncated }) = &incompatibility {
                     self.parts.log.on_log_truncated();
+                    // The log grows on, and compaction removes what tells.
+                    self.parts.store.note_unfit(why)?;
                 }
                 let serving = self.parts.progress.restored() && self.parts.progress.caught_up_in_this_run();
                 let when = if serving { WhenFound::WhileServing } else { WhenFound::AtStart };

@@ -79,7 +79,7 @@ pub(super) struct Environment {
     pub gaps: Database<U32<BigEndian>, Unit>,
     /// Partition → its level, if the log has told it.
     pub levels: Database<U32<BigEndian>, U32<BigEndian>>,
-    /// `format`, `identity`, `restored`, `caught_up_at`.
+    /// `format`, `identity`, `restored`, `caught_up_at`, `unfit`.
     pub meta: Database<Str, Str>,
     /// The number in the name of its folder.
     pub number: u64,
@@ -317,7 +317,8 @@ impl Environment {
         let caught_up_at = self.meta.get(&txn, "caught_up_at").map_err(undecoded("meta"))?;
         let caught_up_at = caught_up_at.and_then(|text| text.parse().ok()).map(WallTime::from_ms);
         let restored = self.is_restored(&txn)?;
-        Ok(Checkpoint { identity, restored, next, latest, epochs, after_gap, levels, caught_up_at })
+        let unfit = self.meta.get(&txn, "unfit").map_err(undecoded("meta"))?.map(str::to_owned);
+        Ok(Checkpoint { identity, restored, next, latest, epochs, after_gap, levels, caught_up_at, unfit })
     }
 
     /// The size of a copy without free pages, in bytes; what is written meanwhile comes on top.

@@ -148,6 +148,19 @@ impl Store {
         Ok(())
     }
 
+    /// Remembers why the store does not fit its log, until another one takes its place or it is emptied. What tells may be gone from the log
+    /// when the process ends before that and starts again.
+    ///
+    /// # Errors
+    /// When LMDB or the disk fails.
+    pub fn note_unfit(&self, why: &str) -> Result<(), StoreError> {
+        let written = self.written();
+        let environment = written.environment();
+        let mut txn = environment.env.write_txn()?;
+        environment.meta.put(&mut txn, "unfit", why)?;
+        Ok(txn.commit()?)
+    }
+
     /// Remembers that everything up to the log's end was applied at `now`: the store answers reads from now on, and one that was built
     /// beside another takes its place.
     ///

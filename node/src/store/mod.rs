@@ -81,6 +81,8 @@ pub struct Checkpoint {
     /// When everything up to the log's end was last known to be applied; until the first time, when the reading began. By
     /// this machine's clock, and no later than the log's showed: the age of a store is told by the former.
     pub caught_up_at: Option<WallTime>,
+    /// Why it may not be read on in, found before: [`Store::note_unfit`].
+    pub unfit: Option<String>,
 }
 
 impl Checkpoint {

@@ -140,7 +140,7 @@ impl Upkeep {
         if !elected || self.clock().now() < self.next_round || !self.log_can_be_trimmed() {
             return Ok(());
         }
-        if self.ask_the_log_for_its_time() {
+        if self.ask_the_log_for_its_time()? {
             return Ok(());
         }
         // The clock first, then the store: it may be newer than that, never older.
@@ -158,17 +158,24 @@ impl Upkeep {
     /// Appends a record that tells the log's time once it is read, if this machine's clock says that much time has passed since the last
     /// one: a node that has started anew on a log to which nothing is written would not know, and what is dead or replaced would stay.
     /// Returns whether one was appended.
-    fn ask_the_log_for_its_time(&mut self) -> bool {
+    fn ask_the_log_for_its_time(&mut self) -> Result<bool, StoreError> {
         let (now, wall) = (self.clock().now(), self.clock().wall());
+        if now < self.next_question {
+            return Ok(false);
+        }
+        let known = match self.parts.progress.log_time_at_least() {
+            None => self.parts.store.checkpoint()?.latest.into_iter().flatten().max(),
+            known => known,
+        };
         let much = (self.trimmer.retention / 16).max(Duration::from_secs(1));
         let is_old = |time: LogTime| wall.ms_since(time.assuming_clocks_agree()) > much.as_millis() as i64;
         // If nothing was ever read, there is nothing to trim either.
-        if now < self.next_question || !self.parts.progress.log_time_at_least().is_some_and(is_old) {
-            return false;
+        if !known.filter(|known| *known > LogTime::MIN).is_some_and(is_old) {
+            return Ok(false);
         }
         // If it is this machine's clock that is wrong, the answer changes nothing.
         self.next_question = now + much;
-        self.append(vec![NewRecord::barrier(0, "", wall)]) > 0
+        Ok(self.append(vec![NewRecord::barrier(0, "", wall)]) > 0)
     }
 
     /// Whether the log keeps what trimming rests on; says once why it does not.

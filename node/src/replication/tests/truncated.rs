@@ -1,5 +1,25 @@
 use super::*;
-use crate::replication::compatibility::truncated_and_regrown;
+use crate::replication::compatibility::{Cause, incompatibility, truncated_and_regrown};
+
+/// What told may be gone by the time that the process starts again.
+#[test]
+fn a_store_that_was_found_unfit_stays_so() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let log = Scripted::new("t", "c", 0..9);
+    let info = log.open(&|| ()).expect("it opens");
+    let store = Store::open(dir.path(), 1 << 20).expect("the store opens");
+    store.reset(&info.identity, &[NextOffset(5)], WallTime::default()).expect("written");
+    store.note_caught_up(WallTime::default()).expect("written");
+    let fits = |store: &Store| incompatibility(&store.checkpoint().expect("readable"), &info);
+    assert_eq!(fits(&store), None);
+    store.note_unfit("it was truncated").expect("written");
+    drop(store);
+    let store = Store::open(dir.path(), 1 << 20).expect("the store opens");
+    let found = fits(&store).expect("it does not fit");
+    assert_eq!((found.cause, &*found.why), (Cause::LogTruncated, "it was truncated"));
+    store.discard().expect("written");
+    assert_eq!(fits(&store), None);
+}
 
 #[test]
 fn only_a_later_record_among_those_read_tells() {
@@ -12,6 +32,7 @@ fn only_a_later_record_among_those_read_tells() {
         after_gap: vec![false],
         levels: vec![crate::log::Level::FIRST],
         caught_up_at: None,
+        unfit: None,
     };
     let look = |later: Option<i64>, steps: &[Step]| {
         let log = Scripted::new("t", "c", 0..9);

@@ -28,6 +28,7 @@ fn records_and_positions_survive_together() {
         after_gap: vec![false, true],
         levels: vec![Level::FIRST, Level::FIRST],
         caught_up_at: Some(wall_ms(9)),
+        unfit: None,
     };
     assert_eq!(store.checkpoint().expect("readable"), expected);
     assert_eq!(body(&store, "a"), Some(("second".into(), Tier::Store)));
@@ -97,6 +98,7 @@ fn reset_leaves_nothing_behind() {
         .expect("applied");
     store.note_caught_up(wall_ms(9)).expect("written");
     assert!(body(&store, "k").is_some());
+    store.note_unfit("a reason").expect("written");
     store.reset(&identity(), &[NextOffset(0)], wall_ms(5)).expect("written");
     assert_eq!(body(&store, "k"), None);
     let expected = Checkpoint {
@@ -108,6 +110,7 @@ fn reset_leaves_nothing_behind() {
         after_gap: vec![false],
         levels: vec![Level::FIRST],
         caught_up_at: Some(wall_ms(5)),
+        unfit: None,
     };
     assert_eq!(store.checkpoint().expect("readable"), expected);
 }

@@ -52,6 +52,7 @@ fn old_store_is_read_until_the_new_one_is_complete() {
         after_gap: vec![false],
         levels: vec![Level::FIRST],
         caught_up_at: Some(wall_ms(3)),
+        unfit: None,
     };
     assert_eq!(store.checkpoint().expect("readable"), expected);
 }
