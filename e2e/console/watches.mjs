@@ -13,24 +13,44 @@ export async function follows(base, prefix, last) {
         new Promise((resolve, reject) => {
           const [state, told] = [new Map(), new Set()];
           let [byes, connections] = [0, 0];
-          const watch = new EventSource(`/watch?prefix=${encodeURIComponent(prefix)}&initial=true`);
-          watch.addEventListener("open", () => (connections += 1));
-          watch.addEventListener("current", () => window.say("current"));
-          watch.addEventListener("bye", () => (byes += 1));
-          watch.addEventListener("gap", (event) => reject(new Error(`a gap: ${event.data}`)));
-          watch.addEventListener("error", () => {
-            // It gives up what is answered with an error, such as 503 while no node is ready.
-            if (watch.readyState === EventSource.CLOSED) reject(new Error("the browser gave up"));
-          });
-          watch.addEventListener("delete", (event) => state.delete(JSON.parse(event.data).key));
-          watch.addEventListener("set", (event) => {
-            const { key, value } = JSON.parse(event.data);
-            state.set(key, value);
-            told.add(key);
-            if (key !== last) return;
-            watch.close();
-            resolve({ state: Object.fromEntries(state), told: told.size, byes, connections });
-          });
+          let token = "";
+          const follow = () => {
+            const since = token && `&since=${encodeURIComponent(token)}`;
+            const watch = new EventSource(`/watch?prefix=${encodeURIComponent(prefix)}&initial=true${since}`);
+            const on = (name, apply) =>
+              watch.addEventListener(name, (event) => {
+                token = event.lastEventId;
+                apply(JSON.parse(event.data));
+              });
+            // There is no order between keys: all before the last was told once the watch says how far it is.
+            const howFar = () => {
+              if (!told.has(last)) return;
+              watch.close();
+              resolve({ state: Object.fromEntries(state), told: told.size, byes, connections });
+            };
+            watch.addEventListener("open", () => (connections += 1));
+            watch.addEventListener("error", () => {
+              // It gives up what is answered with an error, such as 503 while no node is ready.
+              if (watch.readyState === EventSource.CLOSED) setTimeout(follow, 1_000);
+            });
+            on("current", () => {
+              window.say("current");
+              howFar();
+            });
+            on("progress", howFar);
+            on("bye", () => (byes += 1));
+            on("gap", (data) => reject(new Error(`a gap: ${data.reason}`)));
+            on("delete", ({ key }) => {
+              state.delete(key);
+              // It may have come and gone while this was away.
+              told.add(key);
+            });
+            on("set", ({ key, value }) => {
+              state.set(key, value);
+              told.add(key);
+            });
+          };
+          follow();
         }),
       [prefix, last],
     );

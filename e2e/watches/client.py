@@ -1,4 +1,5 @@
-"""client.py BASE PREFIX LAST: follows what changes, by httpx-sse, until the key LAST is told; goes on wherever the balancer leads."""
+"""client.py BASE PREFIX LAST: follows what changes, by httpx-sse, until the key LAST and all before it are
+told; goes on wherever the balancer leads."""
 
 import json
 import sys
@@ -9,6 +10,8 @@ from httpx_sse import connect_sse
 
 base, prefix, last = sys.argv[1:]
 state, told, byes, connections, token, done = {}, set(), 0, 0, "", False
+# There is no order between keys: all before LAST was told once the watch says how far it is.
+HOW_FAR = ("current", "progress")
 with httpx.Client(timeout=httpx.Timeout(10, read=30), trust_env=False) as client:
     while not done:
         headers = {"Last-Event-ID": token} if token else {}
@@ -24,15 +27,17 @@ with httpx.Client(timeout=httpx.Timeout(10, read=30), trust_env=False) as client
                     if event.event == "set":
                         state[data["key"]] = data["value"]
                         told.add(data["key"])
-                        done = data["key"] == last
                     elif event.event == "delete":
                         state.pop(data["key"], None)
+                        # It may have come and gone while this was away.
+                        told.add(data["key"])
                     elif event.event == "gap":
                         raise SystemExit(f"a gap: {data}")
                     elif event.event == "current":
                         print("current", flush=True)
                     elif event.event == "bye":
                         byes += 1
+                    done = last in told and event.event in HOW_FAR
                     if done:
                         break
         except httpx.HTTPError:

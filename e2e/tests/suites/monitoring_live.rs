@@ -26,6 +26,13 @@ fn target(node: &Node) -> String {
     format!("127.0.0.1:{}", node.api_port)
 }
 
+/// Follows what changes at a node.
+async fn watch(port: u16) -> Result<()> {
+    let mut answer = reqwest::get(format!("http://127.0.0.1:{port}/watch")).await?.error_for_status()?;
+    while answer.chunk().await?.is_some() {}
+    Ok(())
+}
+
 /// Some of everything that clients do, through every node and both interfaces, over and over.
 async fn load(cluster: &Cluster) -> Result<()> {
     let client = Client::builder().nodes(cluster.nodes.iter().map(Node::rpc_address)).build().await?;
@@ -203,6 +210,9 @@ async fn every_panel_has_data_on_a_real_cluster(ctx: Ctx) -> Result<()> {
     tokio::select! {
         checked = check => checked,
         loaded = load(&cluster) => loaded.context("the load ended"),
+        watched = try_join_all(cluster.nodes.iter().map(|node| watch(node.api_port))) => {
+            watched.map(drop).context("the watches ended")
+        }
     }
 }
 
