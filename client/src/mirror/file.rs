@@ -29,6 +29,9 @@ use crate::watch::Page;
 const FIRST_LINE: &str = "bitacora mirror 1 of ";
 /// A longer first line is none.
 const FIRST_LINE_BYTES: u64 = 16 * 1024;
+/// A lock that is held for longer is another mirror's.
+const LOCKED_FOR: Duration = Duration::from_secs(1);
+const LOCK_POLL: Duration = Duration::from_millis(10);
 /// The head of an entry.
 const HEAD_BYTES: usize = 12;
 /// Records in an entry of a file that is written anew.
@@ -78,20 +81,26 @@ fn failed(path: &Path, what: &str, error: &std::io::Error) -> Error {
     Error::Settings(format!("the file of a mirror {} {what}: {error}", path.display()))
 }
 
+/// Locks the file for this mirror. It may be that of a mirror that ended a moment ago: a program that this process starts at that time has the
+/// lock, too, until it runs.
 fn lock(path: &Path) -> Result<File, Error> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&name);
     let lock = opened.map_err(|error| failed(Path::new(&name), "can't be opened", &error))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => {
-            let path = path.display();
-            Err(Error::Settings(format!(
-                "the file of a mirror {path} is used by another mirror; give each its own"
-            )))
+    let until = Instant::now() + LOCKED_FOR;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(TryLockError::WouldBlock) if Instant::now() < until => std::thread::sleep(LOCK_POLL),
+            Err(TryLockError::WouldBlock) => {
+                let path = path.display();
+                return Err(Error::Settings(format!(
+                    "the file of a mirror {path} is used by another mirror; give each its own"
+                )));
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(path, "can't be locked", &error)),
         }
-        Err(TryLockError::Error(error)) => Err(failed(path, "can't be locked", &error)),
     }
 }
 

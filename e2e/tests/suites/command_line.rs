@@ -225,11 +225,12 @@ async fn the_readmes_lines_work_as_they_are(ctx: Ctx) -> Result<()> {
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
     let mut ran = Vec::new();
     for line in block.lines().filter(|line| line.starts_with("bitacora ")) {
-        // The addresses are other ones here, and what is measured need not be measured for long.
+        // The addresses are other ones here, what is measured need not be measured for long, and nobody presses Ctrl-C.
         let here = line
             .replace("http://127.0.0.1:8080", &node.http_url())
             .replace("127.0.0.1:2181", &cluster.zookeeper_hosts)
-            .replace("bitacora bench", "bitacora bench --duration 1s");
+            .replace("bitacora bench", "bitacora bench --duration 1s")
+            .replace("bitacora watch", "bitacora watch --limit 2");
         // A set is read a moment later, so a get may have to try again.
         let output = wait::until(line, START, || async {
             let mut shell = tokio::process::Command::new("bash");
