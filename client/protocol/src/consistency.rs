@@ -116,6 +116,14 @@ pub struct SessionPosition {
 #[error("{0}")]
 pub struct SessionPositionError(String);
 
+impl FromIterator<Position> for SessionPosition {
+    fn from_iter<I: IntoIterator<Item = Position>>(positions: I) -> Self {
+        let mut all = Self::default();
+        positions.into_iter().for_each(|position| all.add(position));
+        all
+    }
+}
+
 impl SessionPosition {
     /// Whether it asks for nothing.
     #[must_use]

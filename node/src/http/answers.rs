@@ -8,9 +8,12 @@ use bitacora_protocol::http::{
 use bitacora_protocol::record::ttl::DELETED;
 use bitacora_protocol::record::{KeyValue, source};
 use bytes::Bytes;
+use futures_util::stream;
 use serde::Serialize;
+use tokio::sync::mpsc;
 use warp::http::header::{CONTENT_TYPE, ETAG, HeaderValue};
 use warp::http::{Response, StatusCode};
+use warp::reply::Reply as _;
 
 use super::error::HttpError;
 use super::etag::{self, Tags};
@@ -73,6 +76,21 @@ pub fn plain(status: StatusCode, body: String) -> Reply {
 pub fn respond(status: StatusCode, content_type: &'static str, body: Bytes) -> Reply {
     let mut reply = Response::new(body);
     *reply.status_mut() = status;
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    reply
+}
+
+/// An answer that is sent piece by piece, as they come; an error ends it, and the connection with it.
+#[must_use]
+pub fn streamed<E>(
+    pieces: mpsc::Receiver<Result<Bytes, E>>,
+    content_type: &'static str,
+) -> warp::reply::Response
+where
+    E: Into<Box<dyn std::error::Error + Send + Sync>> + Send + 'static,
+{
+    let pieces = stream::unfold(pieces, |mut pieces| async { Some((pieces.recv().await?, pieces)) });
+    let mut reply = warp::reply::stream(pieces).into_response();
     reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     reply
 }

@@ -35,10 +35,7 @@ pub(super) async fn changes(service: &Service, query: &str, notes: &mut Notes) -
     let answered = Instant::now();
     let ChangesAnswer { events, next, current, positions, memory } = answer.map_err(OperationError::from)?;
     service.changes().count(&events);
-    let mut position = SessionPosition::default();
-    for told in positions {
-        position.add(told);
-    }
+    let position: SessionPosition = positions.into_iter().collect();
     let list = ChangeList {
         events: events.iter().map(|told| event(told, values)).collect(),
         next: next.into(),

@@ -1,9 +1,8 @@
 //! `GET /snapshot`: the store, as it is now, to another member or to a backup.
 
-use futures_util::stream;
-use warp::http::header::{CONTENT_TYPE, HeaderValue};
 use warp::reply::{Reply as _, Response};
 
+use super::answers;
 use super::error::failure;
 use super::params::query_params;
 use super::refusals::Verbatim;
@@ -18,9 +17,7 @@ pub fn send(snapshots: &Snapshots, query: &str) -> Response {
     }
     match snapshots.begin() {
         Ok(pieces) => {
-            let pieces = stream::unfold(pieces, |mut pieces| async { Some((pieces.recv().await?, pieces)) });
-            let mut reply = warp::reply::stream(pieces).into_response();
-            reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+            let mut reply = answers::streamed(pieces, "application/octet-stream");
             reply.extensions_mut().insert(Verbatim);
             reply
         }

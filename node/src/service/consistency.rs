@@ -364,15 +364,13 @@ impl ConsistentReads {
 
     /// How far this node is, as far as a read is concerned.
     fn applied_text(&self, key: Scope<'_>) -> String {
-        let mut applied = SessionPosition::default();
-        match key {
-            Some(key) => applied.add(self.progress.applied_for(key.as_bytes())),
+        let applied: SessionPosition = match key {
+            Some(key) => std::iter::once(self.progress.applied_for(key.as_bytes())).collect(),
             None => {
-                for (partition, next) in (0..).zip(self.progress.next_offsets()) {
-                    applied.add(next.applied(partition));
-                }
+                let next = (0..).zip(self.progress.next_offsets());
+                next.map(|(partition, next)| next.applied(partition)).collect()
             }
-        }
+        };
         applied.to_string()
     }
 }

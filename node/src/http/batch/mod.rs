@@ -12,13 +12,12 @@ use std::time::Instant;
 
 use bitacora_protocol::http::{BatchLine, LineWriteOptions};
 use bitacora_protocol::{Operation, WriteCondition, WriteOptions};
-use bytes::{Buf, Bytes};
+use bytes::Buf;
 use futures_util::future::BoxFuture;
-use futures_util::stream::{self, FuturesOrdered};
+use futures_util::stream::FuturesOrdered;
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use tokio::sync::mpsc;
-use warp::http::header::CONTENT_TYPE;
-use warp::http::{HeaderMap, HeaderValue};
+use warp::http::HeaderMap;
 use warp::reply::{Reply as _, Response};
 
 use self::lines::{BYTE_ORDER_MARK, Lines, Skipped};
@@ -95,18 +94,12 @@ pub(super) fn run<B: Buf + Send + 'static>(
             // The memory of a usual chunk is part of the batch's; that of a large result travels with it.
             let memory = (chunk.len() > 2 * CHUNK_BYTES).then(|| batch.service.memory().nothing());
             // The client has gone; what has begun takes its course.
-            if sender.send(answers::counted(chunk, memory)).await.is_err() {
+            if sender.send(Ok::<_, Infallible>(answers::counted(chunk, memory))).await.is_err() {
                 return;
             }
         }
     });
-    let results = stream::unfold(receiver, |mut receiver| async move {
-        let chunk: Bytes = receiver.recv().await?;
-        Some((Ok::<_, Infallible>(chunk), receiver))
-    });
-    let mut reply = warp::reply::stream(results).into_response();
-    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
-    reply
+    answers::streamed(receiver, "application/x-ndjson")
 }
 
 struct Batch<S> {

@@ -12,16 +12,15 @@ use std::time::Duration;
 use bitacora_protocol::SessionPosition;
 use bitacora_protocol::http::{Reason, Told as HowFar};
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
-use futures_util::{FutureExt as _, stream};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until, timeout};
-use warp::http::header::{CONNECTION, CONTENT_TYPE, HeaderName};
+use warp::http::header::{CONNECTION, HeaderName};
 use warp::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use warp::reply::{Reply as _, Response};
 
 use self::frames::{Large, Outgoing, frame_of, is_scarce};
 pub(super) use self::frames::{delete_event, set_record};
+use super::answers;
 use super::error::HttpError;
 use super::media::text_header;
 use super::params::{Params, query_params};
@@ -30,11 +29,11 @@ use super::{Api, Notes, counted};
 use crate::clock::now_ms;
 use crate::metrics::Metrics;
 use crate::service::Service;
-use crate::service::barriers::{Failed, HighWatermarks};
-use crate::service::changes::{Ended, Reader, Told, Wanted, What};
+use crate::service::changes::{Ended, LogEnds, Reader, Told, Wanted, What};
 use crate::service::memory::{Memory, Permit};
 
 pub(super) const FIELDS: &[&str] = &["prefix", "key", "since", "initial", "values"];
+const EVENT_STREAM: &str = "text/event-stream";
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// What is sent leaves in pieces of about this size, and the next is made once the one before has left.
 const PIECE_BYTES: usize = 16 * 1024;
@@ -59,22 +58,16 @@ pub fn begin(api: &Api, method: &Method, query: &str, headers: &HeaderMap, notes
     };
     notes.finish(metrics, slow, "ok");
     let mut reply = if *method == Method::HEAD {
-        warp::reply::reply().into_response()
+        answers::respond(StatusCode::OK, EVENT_STREAM, Bytes::new()).into_response()
     } else {
         let watch = Watch::new(service, Arc::clone(metrics), reader, values, limits.request_timeout);
         let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(watch.run(sender));
-        let pieces = stream::unfold(receiver, |mut receiver: mpsc::Receiver<Bytes>| async move {
-            let piece = receiver.recv().await?;
-            Some((Ok::<_, Infallible>(piece), receiver))
-        });
-        warp::reply::stream(pieces).into_response()
+        answers::streamed(receiver, EVENT_STREAM)
     };
     reply.extensions_mut().insert(Verbatim);
-    let headers = reply.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     // nginx would keep the events until it has a page of them.
-    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    reply.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
     reply
 }
 
@@ -114,13 +107,19 @@ pub(super) fn flag(params: &Params, name: &str, default: bool) -> Result<bool, H
     }
 }
 
+/// Takes pieces to a client.
+type Client = mpsc::Sender<Result<Bytes, Infallible>>;
+
 /// One client.
 struct Watch {
     reader: Reader,
     values: bool,
     metrics: Arc<Metrics>,
     memory: Memory,
-    ends: Ends,
+    /// Where the log ended when the watch began.
+    ends: LogEnds,
+    /// When it is asked again, if it did not answer.
+    ask_again: Instant,
     current_told: bool,
     next_progress: Instant,
     next_comment: Instant,
@@ -132,20 +131,6 @@ struct Watch {
     stalled_after: Duration,
     ended: bool,
     service: Arc<Service>,
-}
-
-/// Where the log ended when the watch began.
-enum Ends {
-    Asked(BoxFuture<'static, Result<HighWatermarks, Failed>>),
-    /// The log did not answer, for this reason; when it is asked again.
-    Unknown(Failed, Instant),
-    Known(HighWatermarks),
-}
-
-impl Ends {
-    fn ask(service: &Service) -> Self {
-        Self::Asked(service.changes().ends().boxed())
-    }
 }
 
 /// Bytes that the client has not taken yet.
@@ -197,7 +182,8 @@ impl Watch {
             values,
             metrics,
             memory: changes.memory().clone(),
-            ends: Ends::ask(service),
+            ends: LogEnds::ask(changes),
+            ask_again: now,
             current_told: false,
             next_progress: now + PROGRESS_INTERVAL,
             next_comment: now + COMMENT_INTERVAL,
@@ -211,7 +197,7 @@ impl Watch {
     }
 
     /// Sends until the client has gone, or there is no more.
-    async fn run(mut self, client: mpsc::Sender<Bytes>) {
+    async fn run(mut self, client: Client) {
         loop {
             self.taken_or_gone(&client).await;
             if client.is_closed() {
@@ -227,12 +213,12 @@ impl Watch {
             let Some(piece) = piece else { return };
             self.handed_on = Some(Instant::now());
             // It has room: what was there before has been taken.
-            let _ = client.send(piece).await;
+            let _ = client.send(Ok(piece)).await;
         }
     }
 
     /// Waits until the client has taken what was handed on, or has gone.
-    async fn taken_or_gone(&mut self, client: &mpsc::Sender<Bytes>) {
+    async fn taken_or_gone(&mut self, client: &Client) {
         let on_its_way = Arc::clone(&self.on_its_way);
         let over = async {
             tokio::select! {
@@ -301,7 +287,7 @@ impl Watch {
         if read.events.iter().any(|told| matches!(told.what, What::Gap(_))) {
             // What is told from here on is as new as a watch that begins: when all of it has been told is to be said again.
             self.current_told = false;
-            self.ends = Ends::ask(&self.service);
+            self.ends = LogEnds::ask(self.service.changes());
         }
         for told in &read.events {
             match Outgoing::of(told, self.values, &self.memory) {
@@ -329,7 +315,7 @@ impl Watch {
     /// What says how far the watch is.
     fn put_progress(&mut self, out: &mut Vec<u8>) {
         let now = Instant::now();
-        let is_current = matches!(&self.ends, Ends::Known(known) if self.reader.is_current(&known.last));
+        let is_current = self.ends.known().is_some_and(|ends| self.reader.is_current(ends));
         if is_current && !self.current_told {
             self.current_told = true;
             out.extend(self.how_far("current"));
@@ -346,13 +332,10 @@ impl Watch {
     }
 
     fn how_far(&self, event: &str) -> Vec<u8> {
-        let mut position = SessionPosition::default();
-        for told in self.reader.positions() {
-            position.add(told);
-        }
+        let position: SessionPosition = self.reader.positions().into_iter().collect();
         let behind = match &self.ends {
-            Ends::Unknown(why, _) => Some(format!("the log does not say where it ends: {why}").into()),
-            Ends::Asked(_) | Ends::Known(_) => None,
+            LogEnds::Unknown(why) => Some(format!("the log does not say where it ends: {why}").into()),
+            LogEnds::Asked(_) | LogEnds::Known(_) => None,
         };
         let how_far = HowFar { position: position.to_string().into(), behind };
         frame_of(event, &self.reader.token().encode(), &how_far)
@@ -367,42 +350,21 @@ impl Watch {
 
     /// Waits until there may be something to be sent.
     async fn wait(&mut self) {
-        let until = self.next_progress.min(self.next_comment);
-        match &mut self.ends {
-            Ends::Asked(asked) => {
-                tokio::select! {
-                    answer = asked => self.learn(answer),
-                    () = self.reader.changed() => {}
-                    () = sleep_until(until) => {}
-                }
-            }
-            Ends::Unknown(_, again) => {
-                let until = until.min(*again);
-                tokio::select! {
-                    () = self.reader.changed() => {}
-                    () = sleep_until(until) => {}
-                }
-                if Instant::now() >= *again {
-                    self.ends = Ends::ask(&self.service);
-                }
-            }
-            Ends::Known(_) => {
-                tokio::select! {
-                    () = self.reader.changed() => {}
-                    () = sleep_until(until) => {}
-                }
-            }
+        let mut until = self.next_progress.min(self.next_comment);
+        if matches!(self.ends, LogEnds::Unknown(_)) {
+            until = until.min(self.ask_again);
         }
-    }
-
-    fn learn(&mut self, answer: Result<HighWatermarks, Failed>) {
-        self.ends = match answer {
-            Ok(known) => {
-                self.reader.learn_ends(&known.last);
-                Ends::Known(known)
-            }
-            Err(why) => Ends::Unknown(why, Instant::now() + ENDS_RETRY),
-        };
+        tokio::select! {
+            () = self.ends.answered() => match self.ends.known() {
+                Some(ends) => self.reader.learn_ends(ends),
+                None => self.ask_again = Instant::now() + ENDS_RETRY,
+            },
+            () = self.reader.changed() => {}
+            () = sleep_until(until) => {}
+        }
+        if matches!(self.ends, LogEnds::Unknown(_)) && Instant::now() >= self.ask_again {
+            self.ends = LogEnds::ask(self.service.changes());
+        }
     }
 
     fn note_sent(&self, told: &[Told], live: bool) {

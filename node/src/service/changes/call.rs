@@ -4,13 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bitacora_protocol::Position;
-use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
 use tokio::time::{Instant, sleep_until};
 
+use super::ends::LogEnds;
 use super::reader::{Ended, Reader, Told};
 use super::{Changes, ChangesError, MAX_LIMIT, MAX_WAIT, Wanted};
-use crate::service::barriers::{Failed, HighWatermarks};
 use crate::service::memory::Permit;
 
 /// Events of an answer, at most, unless one alone has more.
@@ -48,7 +46,7 @@ impl Changes {
             return Err(ChangesError::Wait { ms: wait.as_millis() });
         }
         let reader = self.begin(wanted)?;
-        let ends = LogEnds::Asked(self.ends().boxed());
+        let ends = LogEnds::ask(self);
         let now = Instant::now();
         let mut call = Call { reader, ends, events: Vec::new(), bytes: 0, limit };
         call.run(now + wait, now + ENDS_WITHIN).await?;
@@ -60,37 +58,6 @@ impl Changes {
             positions: reader.positions(),
             memory: self.memory.take_anyway(bytes),
         })
-    }
-}
-
-/// What is known of the log's end.
-enum LogEnds {
-    Asked(BoxFuture<'static, Result<HighWatermarks, Failed>>),
-    Known(Arc<[Position]>),
-    Unknown,
-}
-
-impl LogEnds {
-    fn known(&self) -> Option<&[Position]> {
-        match self {
-            Self::Known(ends) => Some(ends),
-            Self::Asked(_) | Self::Unknown => None,
-        }
-    }
-
-    /// Completes once there is an answer, be it none.
-    async fn answered(&mut self) {
-        match self {
-            Self::Asked(asked) => {
-                let answer = asked.await;
-                *self = answer.map_or(Self::Unknown, |answer| Self::Known(answer.last));
-            }
-            Self::Known(_) | Self::Unknown => std::future::pending().await,
-        }
-    }
-
-    fn is_asked(&self) -> bool {
-        matches!(self, Self::Asked(_))
     }
 }
 
@@ -130,7 +97,7 @@ impl Call {
             }
             tokio::select! {
                 () = self.ends.answered() => {
-                    if let LogEnds::Known(ends) = &self.ends {
+                    if let Some(ends) = self.ends.known() {
                         self.reader.learn_ends(ends);
                     }
                 }

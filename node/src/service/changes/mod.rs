@@ -2,6 +2,7 @@
 //! promised.
 
 mod call;
+mod ends;
 mod reader;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,7 @@ use prometheus::IntGauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use self::call::ChangesAnswer;
+pub use self::ends::LogEnds;
 pub use self::reader::{Ended, Reader, Told, What};
 pub use self::token::{NoToken, Token};
 use crate::clock::{LogTime, WallTime};
@@ -22,7 +24,6 @@ use crate::log::LogTag;
 use crate::metrics::Metrics;
 use crate::replication::feed::{Feed, Kind};
 use crate::replication::progress::Progress;
-use crate::service::barriers::{Failed, HighWatermarks};
 use crate::service::consistency::ConsistentReads;
 use crate::service::error::ErrorKind;
 use crate::service::memory::{Memory, OutOfMemory, Permit};
@@ -201,11 +202,6 @@ impl Changes {
                 self.metrics.watch_events.with_label_values(&[event]).inc_by(count);
             }
         }
-    }
-
-    /// The high watermarks, asked for after this call.
-    pub fn ends(&self) -> impl Future<Output = Result<HighWatermarks, Failed>> + Send + use<> {
-        self.consistent.high_watermarks()
     }
 
     /// Why a token is of no use here, as far as can be told without the log.
