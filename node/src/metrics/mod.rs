@@ -100,7 +100,7 @@ declare_metrics! {
         pub watchers_catching_up: IntGauge =
             gauge("watchers_catching_up", "Watchers that are told from the store what the buffer of changes does not hold."),
         pub watch_pages_waiting: IntGauge =
-            gauge("watch_pages_waiting", "Watchers that wait to read a page of the store."),
+            gauge("watch_pages_waiting", "Watchers that wait for a page of the store."),
         pub watch_events: IntCounterVec =
             counters("watch_events_total", "Events that were sent to watchers.", &["event"]),
         pub watch_conflations: IntCounter = counter(

@@ -19,7 +19,7 @@ const MAX_PAGE_KEYS: usize = 20_000;
 const MAX_EXPIRED: usize = 5_000;
 
 /// Which keys are looked at.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum KeyRange {
     /// Those that begin with this; all of them if it is empty.
     Prefix(Box<str>),

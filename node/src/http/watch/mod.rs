@@ -44,6 +44,9 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 const TAKEN_WITHIN: Duration = Duration::from_secs(1);
 /// Keeps open what is between, whatever it takes for a sign of life.
 const COMMENT_INTERVAL: Duration = Duration::from_secs(15);
+/// The same, of a scan of the store that finds nothing to tell: a client that has gone is noticed only when it is written to.
+const SCAN_COMMENT_INTERVAL: Duration = Duration::from_secs(1);
+const COMMENT: &[u8] = b":\n\n";
 /// Between two questions where the log ends, while it does not answer.
 const ENDS_RETRY: Duration = Duration::from_secs(1);
 /// Before a client that lost its connection opens another, in ms: at once would be too often for a cluster that is restarted.
@@ -128,6 +131,7 @@ struct Watch {
     on_its_way: Arc<OnItsWay>,
     /// When the piece was handed on that the client has not taken yet.
     handed_on: Option<Instant>,
+    handed_on_last: Instant,
     stalled_after: Duration,
     ended: bool,
     service: Arc<Service>,
@@ -190,6 +194,7 @@ impl Watch {
             pieces: VecDeque::from([Outgoing::Small(Bytes::from_static(BEGINNING))]),
             on_its_way: Arc::default(),
             handed_on: None,
+            handed_on_last: now,
             stalled_after: write_timeout * 3 / 4,
             ended: false,
             service: Arc::clone(service),
@@ -211,7 +216,8 @@ impl Watch {
                 () = client.closed() => continue,
             };
             let Some(piece) = piece else { return };
-            self.handed_on = Some(Instant::now());
+            self.handed_on_last = Instant::now();
+            self.handed_on = Some(self.handed_on_last);
             // It has room: what was there before has been taken.
             let _ = client.send(Ok(piece)).await;
         }
@@ -301,6 +307,8 @@ impl Watch {
         }
         if !read.more {
             self.put_progress(&mut small);
+        } else if read.events.is_empty() && self.handed_on_last.elapsed() >= SCAN_COMMENT_INTERVAL {
+            small.extend_from_slice(COMMENT);
         }
         self.hand_on(&mut small);
         read.more || !self.pieces.is_empty()
@@ -327,7 +335,7 @@ impl Watch {
         }
         if now >= self.next_comment {
             self.next_comment = now + COMMENT_INTERVAL;
-            out.extend_from_slice(b":\n\n");
+            out.extend_from_slice(COMMENT);
         }
     }
 

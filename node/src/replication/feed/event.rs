@@ -37,6 +37,13 @@ impl Point {
         Self { next: joined(&self.next, &other.next), expired_until }
     }
 
+    /// What is in both.
+    #[must_use]
+    pub fn common(&self, other: &Self) -> Self {
+        let next = self.next.iter().zip(&other.next).map(|(next, other)| *next.min(other)).collect();
+        Self { next, expired_until: self.expired_until.min(other.expired_until) }
+    }
+
     /// Whether this holds what lies at a position.
     #[must_use]
     pub fn holds(&self, position: Position) -> bool {

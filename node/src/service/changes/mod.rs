@@ -3,6 +3,7 @@
 
 mod call;
 mod ends;
+mod pages;
 mod reader;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use self::call::ChangesAnswer;
 pub use self::ends::LogEnds;
+use self::pages::Pages;
 pub use self::reader::{Ended, Reader, Told, What};
 pub use self::token::{NoToken, Token};
 use crate::clock::{LogTime, WallTime};
@@ -30,8 +32,6 @@ use crate::service::memory::{Memory, OutOfMemory, Permit};
 use crate::service::writes::{KeyError, MAX_KEY_BYTES, check_key};
 use crate::store::{Entry, KeyRange, Store};
 
-/// Pages of the store that are read at a time for those who catch up; further ones wait. Bounds the disk's queue.
-const MAX_CONCURRENT_PAGES: usize = 4;
 /// Events in an answer, at most.
 pub const MAX_LIMIT: i32 = 1_000;
 /// How long a call may wait for an event.
@@ -47,7 +47,7 @@ pub struct Changes {
     consistent: Arc<ConsistentReads>,
     memory: Memory,
     metrics: Arc<Metrics>,
-    pages: Semaphore,
+    pages: Pages,
     watchers: Arc<Semaphore>,
     max_watchers: usize,
     /// A token that is older may lack deletes that have left the log; `None` if none ever do.
@@ -141,8 +141,8 @@ impl Changes {
     pub fn new(parts: Parts) -> Self {
         let Parts { store, progress, feed, consistent, memory, metrics, max_watchers, retention } = parts;
         metrics.watchers_limit.set(i64::try_from(max_watchers).unwrap_or(i64::MAX));
-        let (pages, watchers) =
-            (Semaphore::new(MAX_CONCURRENT_PAGES), Arc::new(Semaphore::new(max_watchers)));
+        let pages = Pages::new(Arc::clone(&store), memory.clone(), metrics.watch_pages_waiting.clone());
+        let watchers = Arc::new(Semaphore::new(max_watchers));
         Self { store, progress, feed, consistent, memory, metrics, pages, watchers, max_watchers, retention }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bitacora_protocol::NextOffset;
 use tokio::time::{Instant, timeout_at};
 
+use super::super::pages::{PageOf, SharedPage, WantedEntries};
 use super::super::token::{ScanToken, Token};
 use super::{EVENTS_AT_A_TIME, Ended, Read, Reader, Told, What};
 use crate::clock::WallTime;
@@ -86,15 +87,16 @@ impl Reader {
                 Err(Lost) => self.fall_out_of_step(),
             }
         }
-        let (page, latest) = self.page(view, (limit, bytes.clamp(MIN_PAGE_BYTES, MAX_PAGE_BYTES))).await?;
-        let place = self.place_of(&page).await;
+        let shared = self.page(view, limit, bytes.clamp(MIN_PAGE_BYTES, MAX_PAGE_BYTES)).await?;
+        let page = &shared.page;
+        let place = self.place_of(page).await;
         if !self.follows_the_same_store() {
             return more(Vec::new());
         }
         let mut told = Vec::new();
         let mut point = Point { next: page.next.clone(), expired_until: view.point.expired_until };
         match place {
-            Some((end, at)) if at.expired_until <= latest => {
+            Some((end, at)) if at.expired_until <= shared.latest => {
                 if self.is_in_step() {
                     match self.passed(end, limit) {
                         Ok(passed) if passed.len() >= limit || self.at < end => return more(passed),
@@ -119,34 +121,14 @@ impl Reader {
         self.changes.feed.look().is_some_and(|view| view.generation == self.generation)
     }
 
-    /// The next page of the scan, and up to when it holds all that expires.
-    async fn page(
-        &self,
-        view: &View,
-        (limit, max_bytes): (usize, usize),
-    ) -> Result<(ChangedPage, WallTime), Ended> {
+    /// The next page of the scan.
+    async fn page(&self, view: &View, limit: usize, max_bytes: usize) -> Result<Arc<SharedPage>, Ended> {
         let Some(scan) = &self.scan else { return Err(StoreError::Corrupt("records").into()) };
-        let (base, after, range) = (scan.base.clone(), scan.after.clone(), self.range.clone());
-        let changes = &self.changes;
-        changes.metrics.watch_pages_waiting.inc();
-        // Never closed.
-        let _permit = changes.pages.acquire().await;
-        changes.metrics.watch_pages_waiting.dec();
-        let _memory = changes.memory.take_anyway(2 * max_bytes);
-        let (store, expired_until) = (Arc::clone(&changes.store), view.point.expired_until);
-        let latest = changes.progress.clock().wall().max(expired_until) + PAGE_READ_WITHIN;
-        // It may read much from disk; and LMDB's reader must not outlive the call.
-        let read = tokio::task::spawn_blocking(move || {
-            store.changed_page(&range, after.as_deref(), (limit, max_bytes), |head| match &base {
-                None => head.is_live(expired_until),
-                Some(base) => {
-                    let expires = base.expired_until.ms() < head.ttl && head.ttl <= latest.ms();
-                    expires || !base.holds(head.position)
-                }
-            })
-        });
-        let page = read.await.map_err(|_| StoreError::Corrupt("records"))??;
-        Ok((page, latest))
+        let of = PageOf { range: self.range.clone(), after: scan.after.clone(), limit, max_bytes };
+        let expired_until = view.point.expired_until;
+        let latest = self.changes.progress.clock().wall().max(expired_until) + PAGE_READ_WITHIN;
+        let wanted = WantedEntries { base: scan.base.clone(), expired_until, latest };
+        Ok(self.changes.pages.read(of, wanted).await?)
     }
 
     /// Where the feed was when the store held what a page says; `None` if the buffer does not know any more.
@@ -167,7 +149,7 @@ impl Reader {
     }
 
     /// Tells a page, of which everything up to `point` is, behind what there is to be told.
-    fn tell_page(&mut self, page: ChangedPage, point: &Point, limit: usize, told: &mut Vec<Told>) {
+    fn tell_page(&mut self, page: &ChangedPage, point: &Point, limit: usize, told: &mut Vec<Told>) {
         let in_step = self.is_in_step();
         if in_step {
             self.told = self.with_floor(point);
@@ -182,12 +164,13 @@ impl Reader {
             self.told.expired_until = self.told.expired_until.min(point.expired_until);
         }
         let shared = Arc::new(point.clone());
-        let mut rest = page.entries.into_iter();
+        let mut rest = page.entries.iter();
         while told.len() < limit
             && let Some((key, entry)) = rest.next()
         {
             scan.after = Some(key.clone());
             if let Some(kind) = kind_of(&entry.head(), scan.base.as_ref(), shown_until) {
+                let (key, entry) = (key.clone(), entry.clone());
                 let event = Event::new(key, kind, entry, Arc::clone(&shared), Arc::clone(&shared));
                 let token = Token { log, told: self.told.clone(), scan: Some(scan.token(shown_until)) };
                 told.push(Told { what: What::Event(Arc::new(event)), token: Some(token), log });
@@ -196,8 +179,8 @@ impl Reader {
         if rest.next().is_some() {
             return;
         }
-        match page.last {
-            Some(last) => scan.after = Some(last),
+        match &page.last {
+            Some(last) => scan.after = Some(last.clone()),
             None => self.end_scan(),
         }
     }

@@ -3,6 +3,7 @@
 
 mod cases;
 mod limits;
+mod pages;
 mod tokens;
 
 use std::collections::BTreeMap;
