@@ -106,17 +106,6 @@ impl<'a> KeyValue<'a> {
         })
     }
 
-    /// The value's length and bytes of an encoded record as they lie there, to be copied into another encoding.
-    /// `None` if the bytes end before.
-    #[must_use]
-    pub fn value_field(bytes: &'a [u8]) -> Option<&'a [u8]> {
-        let mut input = Input(bytes);
-        input.bytes("key").ok()?;
-        let start = input.0;
-        input.bytes("value").ok()?;
-        start.get(..start.len() - input.0.len())
-    }
-
     /// A copy that owns its strings.
     #[must_use]
     pub fn to_owned(&self) -> OwnedKeyValue {
@@ -174,9 +163,6 @@ mod tests {
             prop_assert_eq!(&bytes, &theirs);
             let value = apache_avro::from_avro_datum(&schema(), &mut bytes.as_slice(), None).expect("the crate decodes it");
             prop_assert_eq!(value, as_avro(&record));
-            let mut value = Vec::new();
-            put_string(&mut value, &record.value);
-            prop_assert_eq!(KeyValue::value_field(&bytes), Some(value.as_slice()));
             prop_assert_eq!(KeyValue::decode(&bytes).map(|r| r.to_owned()), Ok(record));
         }
 

@@ -22,6 +22,7 @@ use crate::service::conditional::NotMet;
 use crate::service::memory::{Memory, OutOfMemory, Permit};
 use crate::service::reads::Answer;
 use crate::service::writes::Written;
+use crate::store::UuidText;
 
 pub type Reply = Response<Bytes>;
 
@@ -100,7 +101,8 @@ where
 /// # Errors
 /// When it is a large record and there is no memory for it.
 pub fn read(key: &str, answer: &Answer, known: Option<&Tags>, memory: &Memory) -> Result<Reply, OutOfMemory> {
-    let mut reply = match answer.record() {
+    let mut uuid = UuidText::default();
+    let mut reply = match answer.record(&mut uuid) {
         Some(_) if known.is_some_and(|tags| tags.name(answer.position)) => {
             let mut reply = Response::new(Bytes::new());
             *reply.status_mut() = StatusCode::NOT_MODIFIED;
@@ -161,8 +163,8 @@ pub fn not_found(key: &str) -> String {
 pub fn written(key: &str, value: &str, written: &Written, memory: Option<Permit>) -> Reply {
     let Written { appended, ttl, uuid, earlier, not_visible } = written;
     let timestamp = appended.timestamp.ms();
-    let earlier = earlier.as_ref().and_then(|earlier| earlier.entry.answer());
-    let value = earlier.map_or(value, |record| record.value);
+    let earlier = earlier.as_ref().and_then(|earlier| earlier.entry.value());
+    let value = earlier.unwrap_or(value);
     let record = KeyValue { key, value, timestamp, source: source::PRODUCER, ttl: *ttl, uuid };
     let mut reply = counted_json(StatusCode::OK, &record, memory);
     // A delete leaves no record.
@@ -181,7 +183,8 @@ pub fn written(key: &str, value: &str, written: &Written, memory: Option<Permit>
 /// When the current record is a large one and there is no memory for it.
 pub fn condition_failed(not_met: &NotMet, memory: &Memory) -> Result<Reply, OutOfMemory> {
     let NotMet { current, version } = not_met;
-    let record = current.record();
+    let mut uuid = UuidText::default();
+    let record = current.record(&mut uuid);
     let permit = memory.take_for_answer(record.as_ref().map_or(0, |record| record.value.len()))?;
     let body = ConditionFailed { message: not_met.to_string().into(), current: record };
     let mut reply = counted_json(StatusCode::PRECONDITION_FAILED, &body, permit);

@@ -14,6 +14,7 @@ use super::{Notes, Outcome};
 use crate::service::Service;
 use crate::service::changes::{ChangesAnswer, Told, What};
 use crate::service::error::OperationError;
+use crate::store::UuidText;
 
 /// Events of an answer to who asks for no number.
 pub(super) const DEFAULT_LIMIT: i32 = 100;
@@ -36,8 +37,9 @@ pub(super) async fn changes(service: &Service, query: &str, notes: &mut Notes) -
     let ChangesAnswer { events, next, current, positions, memory } = answer.map_err(OperationError::from)?;
     service.changes().count(&events);
     let position: SessionPosition = positions.into_iter().collect();
+    let mut uuids = vec![UuidText::default(); events.len()];
     let list = ChangeList {
-        events: events.iter().map(|told| event(told, values)).collect(),
+        events: events.iter().zip(&mut uuids).map(|(told, uuid)| event(told, values, uuid)).collect(),
         next: next.into(),
         current,
         position: position.to_string().into(),
@@ -53,9 +55,9 @@ pub(super) fn wait(text: Option<&str>) -> Result<Duration, HttpError> {
     Ok(wait.map_err(|error| HttpError::BadRequest(format!("wait: {error}")))?.unwrap_or(Duration::ZERO))
 }
 
-fn event(told: &Told, values: bool) -> ChangeEvent<'_> {
+fn event<'a>(told: &'a Told, values: bool, uuid: &'a mut UuidText) -> ChangeEvent<'a> {
     match &told.what {
-        What::Event(event) => match set_record(event, values) {
+        What::Event(event) => match set_record(event, values, uuid) {
             Some(record) => ChangeEvent::Set(record),
             None => ChangeEvent::Delete(delete_event(event)),
         },

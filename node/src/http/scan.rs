@@ -14,6 +14,7 @@ use super::params::query_params;
 use super::{Notes, Outcome};
 use crate::service::Service;
 use crate::service::scans::Page;
+use crate::store::UuidText;
 
 /// Records in a page of a scan that asks for no number.
 pub(super) const DEFAULT_LIMIT: i32 = 100;
@@ -44,9 +45,10 @@ pub(super) async fn scan(service: &Service, query: &str, headers: &HeaderMap, no
 fn reply(page: Page) -> Reply {
     let Page { entries, cursor, memory, applied, .. } = page;
     let mut records = Vec::with_capacity(entries.len());
-    for entry in &entries {
+    let mut uuids = vec![UuidText::default(); entries.len()];
+    for (entry, uuid) in entries.iter().zip(&mut uuids) {
         let position = entry.position();
-        records.extend(entry.answer().map(|record| PositionedRecord { record, position }));
+        records.extend(entry.answer(uuid).map(|record| PositionedRecord { record, position }));
     }
     let body = ScanPage { records, cursor: cursor.map(Into::into) };
     let mut reply = answers::counted_json(StatusCode::OK, &body, Some(memory));

@@ -120,7 +120,7 @@ pub(super) fn decode<'a>(
             let mut entry = entry(&repaired, text, repaired_at)?;
             // What had expired by then may have been swept by who sent this: no node shows a value that may not be the record's.
             if (1..=timestamp.ms()).contains(&entry.ttl()) {
-                entry = Entry::new(repaired_at, entry.timestamp(), entry.ttl(), &[]);
+                entry = Entry::without_record(key, repaired_at, entry.timestamp(), entry.ttl());
             }
             Change::Repair { at, timestamp, entry, reach, settles: settles(reach), complete }
         }
@@ -143,11 +143,11 @@ fn judgement(is_void: bool, complete: bool) -> Judgement {
 /// The entry that a record's value makes, as of that position; the reason if it is poison.
 fn entry(record: &LogRecord<'_>, key: &str, position: Position) -> Result<Entry, String> {
     let Some(value) = record.value else {
-        return Ok(Entry::new(position, record.timestamp, ttl::DELETED, &[]));
+        return Ok(Entry::without_record(key.as_bytes(), position, record.timestamp, ttl::DELETED));
     };
     let decoded = KeyValue::decode(value).map_err(|error| error.to_string())?;
     if decoded.key != key {
         return Err("the key inside it is another than the record's".to_owned());
     }
-    Ok(Entry::new(position, record.timestamp, decoded.ttl, value))
+    Ok(Entry::new(position, record.timestamp, &decoded))
 }

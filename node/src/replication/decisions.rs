@@ -7,7 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::store::{Decided, Decision};
+use crate::store::{Decided, Decision, UuidText};
 use bitacora_protocol::Position;
 
 /// So many decisions are kept for one who waits: the same conditional write may be in the log more than once.
@@ -55,7 +55,8 @@ impl Decisions {
             return;
         }
         for decided in decided {
-            let Some(record) = decided.entry.record() else { continue };
+            let mut uuid = UuidText::default();
+            let Some(record) = decided.entry.record(&mut uuid) else { continue };
             let of_uuid = waiters.by_uuid.get(record.uuid).into_iter().flatten();
             for waiter in of_uuid.filter(|waiter| waiter.key == record.key.as_bytes()) {
                 waiter.decided.send_if_modified(|all| {
@@ -138,10 +139,9 @@ mod tests {
     use crate::store::Entry;
 
     fn decided(key: &str, uuid: &str, offset: i64, decision: Decision) -> Decided {
-        let mut bytes = Vec::new();
-        KeyValue { key, value: "v", timestamp: 1, source: source::PRODUCER, ttl: 0, uuid }.encode(&mut bytes);
-        let position = Position { partition: 0, offset };
-        Decided { entry: Entry::new(position, LogTime::from_ms(1), 0, &bytes), decision }
+        let record = KeyValue { key, value: "v", timestamp: 1, source: source::PRODUCER, ttl: 0, uuid };
+        let entry = Entry::new(Position { partition: 0, offset }, LogTime::from_ms(1), &record);
+        Decided { entry, decision }
     }
 
     fn at(offset: i64) -> Position {

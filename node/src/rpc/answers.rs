@@ -15,6 +15,7 @@ use crate::service::reads::{self, LookupResult};
 use crate::service::scans::Page;
 use crate::service::writes::Written;
 use crate::service::{Done, Outcome};
+use crate::store::UuidText;
 
 /// Appends what an operation came to as the answer to `message`; returns the `outcome` label of the metrics.
 pub fn put_outcome(message: Message, outcome: &Outcome, out: &mut Vec<u8>) -> &'static str {
@@ -30,15 +31,15 @@ pub fn put_outcome(message: Message, outcome: &Outcome, out: &mut Vec<u8>) -> &'
 fn put_done(message: Message, done: &Done, out: &mut Vec<u8>) {
     match (message, done) {
         (Message::GetValue, Done::Read(answer)) => match &answer.found {
-            // As it lies in the store: neither looked at nor put together anew.
-            LookupResult::Local(entry) => match entry.value_field() {
+            // As it lies in the store: not looked at.
+            LookupResult::Local(entry) => match entry.value_bytes() {
                 Some(value) => put_value_answer(out, value),
                 None => Answer::Value(None).encode(out),
             },
             LookupResult::Peer(record) => Answer::Value(Some(&record.value)).encode(out),
             LookupResult::Gone { .. } | LookupResult::Missing => Answer::Value(None).encode(out),
         },
-        (_, Done::Read(answer)) => Answer::Read(read(answer)).encode(out),
+        (_, Done::Read(answer)) => Answer::Read(read(answer, &mut UuidText::default())).encode(out),
         (Message::SetValue | Message::Delete, Done::Written(_)) => Answer::Null.encode(out),
         (Message::WriteRecord | Message::RemoveRecord, Done::Written(written)) => {
             Answer::RecordWritten(RecordWritten::Written(record_written(written))).encode(out);
@@ -52,7 +53,8 @@ pub fn put_error(message: Message, error: &OperationError, out: &mut Vec<u8>) ->
     if matches!(message, Message::WriteRecord | Message::RemoveRecord)
         && let Some(found) = error.not_met()
     {
-        Answer::RecordWritten(RecordWritten::NotMet(not_met(found))).encode(out);
+        let mut uuid = UuidText::default();
+        Answer::RecordWritten(RecordWritten::NotMet(not_met(found, &mut uuid))).encode(out);
         return error.kind().outcome();
     }
     Failure::Declared(error.into()).encode(Some(message), out);
@@ -61,19 +63,21 @@ pub fn put_error(message: Message, error: &OperationError, out: &mut Vec<u8>) ->
 
 /// Appends the results of a batch.
 pub fn put_batch(message: Message, results: &[Outcome], out: &mut Vec<u8>) {
+    let mut uuids = vec![UuidText::default(); results.len()];
+    let results = results.iter().zip(&mut uuids);
     if message == Message::BatchRecords {
-        let results = results.iter().map(|outcome| match outcome {
-            Ok(Done::Read(answer)) => RecordResult::Read(read(answer)),
+        let results = results.map(|(outcome, uuid)| match outcome {
+            Ok(Done::Read(answer)) => RecordResult::Read(read(answer, uuid)),
             Ok(Done::Written(written)) => RecordResult::Written(record_written(written)),
             Err(error) => match error.not_met() {
-                Some(found) => RecordResult::NotMet(not_met(found)),
+                Some(found) => RecordResult::NotMet(not_met(found, uuid)),
                 None => RecordResult::Failed(error.into()),
             },
         });
         return Answer::RecordBatch(results.collect()).encode(out);
     }
-    let results = results.iter().map(|outcome| match outcome {
-        Ok(Done::Read(answer)) => BatchResult::Read(read(answer)),
+    let results = results.map(|(outcome, uuid)| match outcome {
+        Ok(Done::Read(answer)) => BatchResult::Read(read(answer, uuid)),
         Ok(Done::Written(written)) => BatchResult::Written(write(written)),
         Err(error) => BatchResult::Failed(error.into()),
     });
@@ -82,7 +86,9 @@ pub fn put_batch(message: Message, results: &[Outcome], out: &mut Vec<u8>) {
 
 /// Appends a page of a scan.
 pub fn put_page(message: Message, page: &Page, out: &mut Vec<u8>) {
-    let records = page.entries.iter().filter_map(|entry| Some((entry.answer()?, entry.position())));
+    let mut uuids = vec![UuidText::default(); page.entries.len()];
+    let records = page.entries.iter().zip(&mut uuids);
+    let records = records.filter_map(|(entry, uuid)| Some((entry.answer(uuid)?, entry.position())));
     let scanned = ScanPage { records: records.collect(), cursor: page.cursor.as_deref().unwrap_or_default() };
     if message == Message::ScanRecords {
         let positions = page.applied.clone();
@@ -102,13 +108,15 @@ pub fn put_changes(
         Ok(answer) => answer,
         Err(error) => return put_error(message, error, out),
     };
-    let events = answer.events.iter().filter_map(|told| change(told, values)).collect();
+    let mut uuids = vec![UuidText::default(); answer.events.len()];
+    let events = answer.events.iter().zip(&mut uuids);
+    let events = events.filter_map(|(told, uuid)| change(told, values, uuid)).collect();
     let ChangesAnswer { next, current, positions, .. } = answer;
     Answer::Changes(ChangePage { events, next, current: *current, positions: positions.clone() }).encode(out);
     "ok"
 }
 
-fn change(told: &Told, values: bool) -> Option<Change<'_>> {
+fn change<'a>(told: &'a Told, values: bool, uuid: &'a mut UuidText) -> Option<Change<'a>> {
     let event = match &told.what {
         What::Event(event) => event,
         What::Gap(reason) => return Some(Change::Gap(reason)),
@@ -116,7 +124,7 @@ fn change(told: &Told, values: bool) -> Option<Change<'_>> {
     let position = event.position();
     let reason = match event.kind {
         Kind::Set => {
-            let record = event.entry.answer()?;
+            let record = event.entry.answer(uuid)?;
             let value = if values { record.value } else { "" };
             return Some(Change::Set(KeyValue { value, ..record }, position));
         }
@@ -127,8 +135,8 @@ fn change(told: &Told, values: bool) -> Option<Change<'_>> {
     Some(Change::Deleted(DeletedKey { key: &event.key, position, timestamp, reason }))
 }
 
-fn read(answer: &reads::Answer) -> ReadAnswer<'_> {
-    let record = answer.record();
+fn read<'a>(answer: &'a reads::Answer, uuid: &'a mut UuidText) -> ReadAnswer<'a> {
+    let record = answer.record(uuid);
     ReadAnswer { record, position: answer.position, timestamp: answer.timestamp(), served_from: answer.from }
 }
 
@@ -142,8 +150,8 @@ fn write(written: &Written) -> WriteAnswer<'_> {
     }
 }
 
-fn not_met(found: &NotMet) -> NotMetAnswer<'_> {
-    NotMetAnswer { current: found.current.record(), position: found.current.position }
+fn not_met<'a>(found: &'a NotMet, uuid: &'a mut UuidText) -> NotMetAnswer<'a> {
+    NotMetAnswer { current: found.current.record(uuid), position: found.current.position }
 }
 
 fn record_written(written: &Written) -> WrittenAnswer<'_> {

@@ -10,7 +10,7 @@ use crate::log::LogTag;
 use crate::replication::progress::Progress;
 use crate::service::memory::{Memory, OutOfMemory, Permit};
 use crate::service::peers::{PeerAnswer, PeerRecord, Peers};
-use crate::store::{Entry, SnapshotRead, State, Store, StoreError, Tier};
+use crate::store::{Entry, SnapshotRead, State, Store, StoreError, Tier, UuidText};
 
 pub struct Reads {
     store: Arc<Store>,
@@ -58,12 +58,12 @@ impl Answer {
         Ok(())
     }
 
-    /// The record that was found, as it is answered.
+    /// The record that was found, as it is answered; see [`Entry::record`].
     #[must_use]
-    pub fn record(&self) -> Option<KeyValue<'_>> {
+    pub fn record<'a>(&'a self, uuid: &'a mut UuidText) -> Option<KeyValue<'a>> {
         match &self.found {
             // Checked before it was stored, so it can be decoded.
-            LookupResult::Local(entry) => entry.answer(),
+            LookupResult::Local(entry) => entry.answer(uuid),
             LookupResult::Peer(record) => Some(KeyValue { source: source::CLUSTER, ..record.as_borrowed() }),
             LookupResult::Gone { .. } | LookupResult::Missing => None,
         }
@@ -73,7 +73,7 @@ impl Answer {
     #[must_use]
     pub fn bytes(&self) -> usize {
         match &self.found {
-            LookupResult::Local(entry) => entry.as_bytes().len(),
+            LookupResult::Local(entry) => entry.bytes(),
             LookupResult::Peer(_) | LookupResult::Gone { .. } | LookupResult::Missing => 0,
         }
     }

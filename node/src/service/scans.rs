@@ -102,7 +102,7 @@ impl Scans {
         }
         let applied =
             (0..).zip(self.progress.next_offsets()).map(|(partition, next)| next.applied(partition));
-        memory.set(entries.iter().map(|entry| entry.as_bytes().len()).sum());
+        memory.set(entries.iter().map(Entry::bytes).sum());
         Ok(Page {
             entries,
             in_doubt: in_doubt.map(|key| String::from_utf8_lossy(&key).into_owned()),

@@ -52,11 +52,8 @@ fn reader() -> Reader {
 
 impl Reader {
     fn apply(&self, key: &str, offset: i64, doubtful: bool) {
-        let mut bytes = Vec::new();
-        KeyValue { key, value: "v", timestamp: 1, source: source::PRODUCER, ttl: 0, uuid: "u" }
-            .encode(&mut bytes);
-        let position = Position { partition: 0, offset };
-        let entry = Entry::new(position, LogTime::from_ms(1), 0, &bytes);
+        let record = KeyValue { key, value: "v", timestamp: 1, source: source::PRODUCER, ttl: 0, uuid: "u" };
+        let entry = Entry::new(Position { partition: 0, offset }, LogTime::from_ms(1), &record);
         let change = if doubtful {
             Change::Attempt { entry, expected: Expected::Nothing, judgement: Judgement::Impossible }
         } else {

@@ -54,7 +54,7 @@ struct KeyChanges<'a>(Vec<(&'a [u8], KeyChange)>);
 impl<'a> KeyChanges<'a> {
     /// Notes what a change of a key came to, if its newest entry is another one now; `first`: how many there were before the key's.
     fn note(&mut self, first: usize, key: &'a [u8], newest: &mut Option<Entry>, now: Option<&Entry>) {
-        if newest.as_ref().map(Entry::as_bytes) == now.map(Entry::as_bytes) {
+        if newest.as_ref() == now {
             return;
         }
         let before = std::mem::replace(newest, now.cloned());
@@ -170,6 +170,7 @@ impl Store {
                 changed.note(first_of_key, key, &mut newest, state.entries.first());
                 next = changes.next_if(|(next, _)| *next == key).map(|(_, change)| change);
             }
+            debug_assert!(state.entries.iter().all(|entry| entry.key() == key));
             if write_key(environment, &mut txn, key, &before, &state)? {
                 applied.changed += 1;
             } else {
@@ -255,7 +256,7 @@ fn write_key(
     }
     save(environment.doubts, txn, key, &before.doubts, &doubts)?;
     let newest = state.entries.first();
-    if newest.map(Entry::as_bytes) == before.newest.as_ref().map(Entry::as_bytes) {
+    if newest == before.newest.as_ref() {
         return Ok(false);
     }
     if let Some(at) = before.newest.as_ref().and_then(sweep_time) {
@@ -272,7 +273,7 @@ fn write_key(
         environment.sweep_times.put(txn, &sweep_key(at, key), &())?;
     }
     match newest {
-        Some(entry) => environment.records.put(txn, key, entry.as_bytes())?,
+        Some(entry) => environment.records.put(txn, key, entry.as_stored())?,
         None => drop(environment.records.delete(txn, key)?),
     }
     Ok(true)
@@ -312,12 +313,12 @@ impl KeyLookup {
     ) -> Result<KeyState, StoreError> {
         let mut state = KeyState { shown_to_readers: self.shown_to_readers, ..KeyState::default() };
         if let Some(bytes) = environment.records.get(txn, key)? {
-            state.entries.push(Entry::from_bytes(bytes).ok_or(StoreError::Corrupt("records"))?);
+            state.entries.push(Entry::from_stored(key, bytes).ok_or(StoreError::Corrupt("records"))?);
         }
         if self.look_into_older_entries
             && let Some(bytes) = environment.older_entries.get(txn, key)?
         {
-            state.entries.extend(parse_older_entries(bytes)?);
+            state.entries.extend(parse_older_entries(key, bytes)?);
         }
         if self.look_into_pending_repairs {
             let parse = |bytes: Option<&[u8]>| parse_pending_repairs(bytes.unwrap_or_default());

@@ -122,6 +122,6 @@ impl Weighter<CacheKey, Entry> for EntryWeight {
     fn weight(&self, key: &CacheKey, entry: &Entry) -> u64 {
         // What a record costs beyond its bytes: the cache's slot, the allocations and their headers.
         const OVERHEAD: usize = 120;
-        (key.len() + entry.as_bytes().len() + OVERHEAD) as u64
+        (key.len() + entry.as_stored().len() + OVERHEAD) as u64
     }
 }

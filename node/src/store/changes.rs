@@ -3,14 +3,13 @@
 
 use std::ops::Bound;
 
-use bitacora_protocol::{NextOffset, Position};
+use bitacora_protocol::NextOffset;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::entry::HEADER;
 use super::environment::Environment;
 use super::error::undecoded;
 use super::sweep::{parse_sweep_key, sweep_key};
-use super::{Entry, Store, StoreError};
+use super::{Entry, EntryHead, Store, StoreError};
 use crate::clock::{LogTime, WallTime};
 
 /// A page looks at no more keys, so that it holds no transaction for long.
@@ -54,39 +53,6 @@ impl KeyRange {
             None if first.is_empty() => Bound::Unbounded,
             None => Bound::Included(first.as_bytes()),
         }
-    }
-}
-
-/// What decides whether an entry is wanted.
-#[derive(Clone, Copy, Debug)]
-pub struct EntryHead {
-    pub position: Position,
-    pub ttl: i64,
-    /// Expired values and other writers' tombstones have no record.
-    pub has_record: bool,
-}
-
-impl EntryHead {
-    /// Whether a key with this is there when everything that expired up to then is gone.
-    #[must_use]
-    pub fn is_live(&self, expired_until: WallTime) -> bool {
-        match self.ttl {
-            0 => true,
-            ttl => self.has_record && ttl > expired_until.ms(),
-        }
-    }
-}
-
-impl Entry {
-    #[must_use]
-    pub fn head(&self) -> EntryHead {
-        EntryHead { position: self.position(), ttl: self.ttl(), has_record: self.has_record() }
-    }
-
-    /// That of an entry in the store; `None` if the bytes are too few.
-    fn head_of(bytes: &[u8]) -> Option<EntryHead> {
-        let head = Self::header_of(bytes)?.head();
-        Some(EntryHead { has_record: bytes.len() > HEADER, ..head })
     }
 }
 
@@ -137,10 +103,11 @@ impl Store {
                 return Ok(ChangedPage { entries, last: last.map(Box::from), next });
             }
             last = Some(key);
-            let head = Entry::head_of(stored).ok_or(StoreError::Corrupt("records"))?;
+            let head = EntryHead::of(stored).ok_or(StoreError::Corrupt("records"))?;
             if wanted(&head) {
                 bytes += key.len() + stored.len();
-                let entry = Entry::from_bytes(stored).ok_or(StoreError::Corrupt("records"))?;
+                let entry =
+                    Entry::from_stored(key.as_bytes(), stored).ok_or(StoreError::Corrupt("records"))?;
                 entries.push((key.into(), entry));
             }
         }
@@ -171,12 +138,13 @@ impl Store {
                 return Ok((found, reached));
             }
             let Some(stored) = environment.records.get(&txn, key)? else { continue };
-            let entry = Entry::header_of(stored).ok_or(StoreError::Corrupt("records"))?;
+            let head = EntryHead::of(stored).ok_or(StoreError::Corrupt("records"))?;
             // It may be the time of something else, such as a record that was replaced.
-            if entry.ttl() == at.ms()
-                && let Ok(key) = std::str::from_utf8(key)
+            if head.ttl == at.ms()
+                && let Ok(text) = std::str::from_utf8(key)
             {
-                found.push(Expired { key: key.into(), entry });
+                let entry = Entry::without_record(key, head.position, head.timestamp, head.ttl);
+                found.push(Expired { key: text.into(), entry });
             }
         }
         Ok((found, until))

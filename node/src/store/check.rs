@@ -28,7 +28,7 @@ impl Environment {
         };
         let check = |database: &str, key: &[u8], entry: &Entry| {
             if !entry.is_of(key) {
-                return Err(wrong(database, key, "has another's record, or none"));
+                return Err(wrong(database, key, "has no record, or one that is no text"));
             }
             let at = entry.position();
             if applied(at) {
@@ -48,11 +48,11 @@ impl Environment {
             if stop.load(Ordering::Relaxed) {
                 return Err(StoreError::Copy(pages::GIVEN_UP.to_owned()));
             }
-            check("records", key, &Entry::from_bytes(stored).ok_or(StoreError::Corrupt("records"))?)?;
+            check("records", key, &Entry::from_stored(key, stored).ok_or(StoreError::Corrupt("records"))?)?;
         }
         for item in self.older_entries.iter(&txn)? {
             let (key, stored) = item?;
-            parse_older_entries(stored)?.iter().try_for_each(|entry| check("others", key, entry))?;
+            parse_older_entries(key, stored)?.iter().try_for_each(|entry| check("others", key, entry))?;
         }
         for (database, name) in [(self.pending_repairs, "pending_repairs"), (self.doubts, "doubts")] {
             for item in database.iter(&txn)? {

@@ -1,20 +1,23 @@
-use std::sync::Arc;
+use std::fmt;
 
-use bitacora_protocol::record::{KeyValue, source, ttl};
-
-use crate::clock::{Clock, LogTime, WallTime};
 use bitacora_protocol::Position;
+use bitacora_protocol::record::{KeyValue, source, ttl};
+use smallvec::SmallVec;
+use triomphe::ThinArc;
+use uuid::Uuid;
 
-/// A record as the store holds it: a header of fixed size, then the record's Avro bytes as they came from the log.
-/// The bytes are empty for a tombstone that another writer made, and for a key that expired and was swept. Cheap to clone: one count, next to the bytes.
+use super::format::{
+    self, Buffer, EntryHead, Input, MAX_FIXED_BYTES, StoredRecord, StoredUuid, UUID_TEXT_BYTES,
+};
+use crate::clock::{Clock, LogTime, WallTime};
+
+/// A record as the store holds it, and its key. It has no record if it is a tombstone that another writer made, or of a key that
+/// expired and was swept.
 ///
-/// Header, big-endian: partition i32, offset i64, write timestamp i64 (ms), ttl i64 (as in [`KeyValue::ttl`]). The first bit
-/// of the partition is set in a provisional entry: see `KeyState`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry(Arc<[u8]>);
-
-pub(super) const HEADER: usize = 28;
-const PROVISIONAL_BIT: u8 = 0x80;
+/// One piece of memory: the length of the key ([`format::put_varint`]), the key, and the bytes as they lie on disk ([`format`]). Cheap to
+/// clone: one count, next to the bytes; and as small as a pointer.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Entry(ThinArc<(), u8>);
 
 /// Whether an entry is an answer, at some moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,57 +27,93 @@ pub enum State {
     Expired,
 }
 
+/// Where the text of a record's uuid is put, which the store keeps as a number: [`Entry::record`].
+#[derive(Clone, Copy, Debug)]
+pub struct UuidText([u8; UUID_TEXT_BYTES]);
+
+impl Default for UuidText {
+    fn default() -> Self {
+        Self([0; UUID_TEXT_BYTES])
+    }
+}
+
 impl Entry {
+    /// Of a record, which lies at that position of the log since `timestamp`.
     #[must_use]
-    pub fn new(position: Position, timestamp: LogTime, ttl: i64, record: &[u8]) -> Self {
-        let mut header = [0; HEADER];
-        header[..4].copy_from_slice(&position.partition.to_be_bytes());
-        header[4..12].copy_from_slice(&position.offset.to_be_bytes());
-        header[12..20].copy_from_slice(&timestamp.ms().to_be_bytes());
-        header[20..].copy_from_slice(&ttl.to_be_bytes());
-        Self(header.iter().chain(record).copied().collect())
+    pub fn new(position: Position, timestamp: LogTime, record: &KeyValue<'_>) -> Self {
+        let mut bytes = begin(record.key.as_bytes(), record.uuid.len() + record.value.len());
+        format::put_before_value(position, timestamp, record, &mut bytes);
+        bytes.extend_from_slice(record.value.as_bytes());
+        Self::of(&bytes)
     }
 
-    /// Copies an entry out of the store; `None` if the bytes are too few.
+    /// Of a key of which there is no record: another writer's tombstone, or what was swept.
     #[must_use]
-    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        (bytes.len() >= HEADER).then(|| Self(bytes.into()))
+    pub fn without_record(key: &[u8], position: Position, timestamp: LogTime, ttl: i64) -> Self {
+        let mut bytes = begin(key, 0);
+        EntryHead { position, timestamp, ttl, has_record: false, is_provisional: false }.put(&mut bytes);
+        Self::of(&bytes)
     }
 
-    /// An entry's header alone: all that decides whether it is newer than another, or dead.
+    /// Copies the entry of a key out of the store; `None` if it is none.
     #[must_use]
-    pub fn header_of(bytes: &[u8]) -> Option<Self> {
-        bytes.get(..HEADER).map(|header| Self(header.into()))
+    pub fn from_stored(key: &[u8], stored: &[u8]) -> Option<Self> {
+        format::parse(stored)?;
+        let mut bytes = begin(key, stored.len());
+        bytes.extend_from_slice(stored);
+        Some(Self::of(&bytes))
+    }
+
+    fn of(bytes: &Buffer) -> Self {
+        Self(ThinArc::from_header_and_slice((), bytes))
+    }
+
+    /// The key, and the bytes as they lie on disk.
+    fn parts(&self) -> (&[u8], &[u8]) {
+        let mut input = Input(&self.0.slice);
+        let length = input.varint().unwrap_or_default();
+        (input.bytes(length as usize).unwrap_or_default(), input.0)
+    }
+
+    fn parsed(&self) -> (EntryHead, Option<StoredRecord<'_>>) {
+        format::parse(self.as_stored()).expect("it was looked at when it was made")
+    }
+
+    #[must_use]
+    pub fn key(&self) -> &[u8] {
+        self.parts().0
+    }
+
+    /// The bytes that lie on disk.
+    #[must_use]
+    pub fn as_stored(&self) -> &[u8] {
+        self.parts().1
+    }
+
+    /// How many bytes it has in memory, but for what their allocation costs.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.0.slice.len()
+    }
+
+    /// All but the record.
+    #[must_use]
+    pub fn head(&self) -> EntryHead {
+        EntryHead::of(self.as_stored()).expect("it was looked at when it was made")
     }
 
     /// Whether it has a record. A tombstone that another writer made has none, nor has a key that was swept.
     #[must_use]
     pub fn has_record(&self) -> bool {
-        self.0.len() > HEADER
-    }
-
-    /// The record's Avro bytes.
-    #[must_use]
-    pub fn record_bytes(&self) -> &[u8] {
-        &self.0[HEADER..]
-    }
-
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    fn field(&self, at: usize) -> i64 {
-        let mut bytes = [0; 8];
-        bytes.copy_from_slice(&self.0[at..at + 8]);
-        i64::from_be_bytes(bytes)
+        self.head().has_record
     }
 
     /// Whether it is another writer's tombstone. Nodes forget those, each in its own time, so it is the same as nothing to whatever they must
     /// decide alike.
     #[must_use]
     pub fn is_tombstone(&self) -> bool {
-        self.ttl() == ttl::DELETED && !self.has_record()
+        let head = self.head();
+        head.ttl == ttl::DELETED && !head.has_record
     }
 
     /// Whether it was neither deleted nor expired when the log's clock showed `now`. By its time to live alone, so that all nodes say the
@@ -90,40 +129,40 @@ impl Entry {
     /// Whether it is only shown, and decides nothing.
     #[must_use]
     pub fn is_provisional(&self) -> bool {
-        self.0[0] & PROVISIONAL_BIT != 0
+        self.head().is_provisional
     }
 
     /// This record as a provisional entry.
     #[must_use]
     pub(super) fn as_provisional(&self) -> Self {
-        let mut bytes = self.0.to_vec();
-        bytes[0] |= PROVISIONAL_BIT;
-        Self(bytes.into())
+        let (key, stored) = self.parts();
+        let mut bytes = begin(key, stored.len());
+        let begin = bytes.len();
+        bytes.extend_from_slice(stored);
+        format::make_provisional(&mut bytes[begin..]);
+        Self::of(&bytes)
     }
 
     /// A provisional entry in this record's place, of a key that is deleted.
     #[must_use]
     pub(super) fn as_provisional_delete(&self) -> Self {
-        Self::new(self.position(), self.timestamp(), ttl::DELETED, &[]).as_provisional()
+        Self::without_record(self.key(), self.position(), self.timestamp(), ttl::DELETED).as_provisional()
     }
 
     #[must_use]
     pub fn position(&self) -> Position {
-        let mut partition = [0; 4];
-        partition.copy_from_slice(&self.0[..4]);
-        partition[0] &= !PROVISIONAL_BIT;
-        Position { partition: i32::from_be_bytes(partition), offset: self.field(4) }
+        self.head().position
     }
 
     /// The write timestamp.
     #[must_use]
     pub fn timestamp(&self) -> LogTime {
-        LogTime::from_ms(self.field(12))
+        self.head().timestamp
     }
 
     #[must_use]
     pub fn ttl(&self) -> i64 {
-        self.field(20)
+        self.head().ttl
     }
 
     /// What a reader is shown at `now`. An expiry is a time of the accepting node's wall clock, so this machine's decides, as a reader expects.
@@ -139,11 +178,12 @@ impl Entry {
     }
 
     fn state_at_ms(&self, now: i64) -> State {
-        match self.ttl() {
+        let head = self.head();
+        match head.ttl {
             ttl::FOR_EVER => State::Live,
             ttl if ttl < 0 => State::Deleted,
             // What was swept does not come back, should the clock.
-            ttl if ttl <= now || !self.has_record() => State::Expired,
+            ttl if ttl <= now || !head.has_record => State::Expired,
             _ => State::Live,
         }
     }
@@ -158,43 +198,91 @@ impl Entry {
         }
     }
 
-    /// The record; `None` if it has none.
+    /// The record's value; `None` if there is no record.
     #[must_use]
-    pub fn record(&self) -> Option<KeyValue<'_>> {
-        KeyValue::decode(&self.0[HEADER..]).ok()
+    pub fn value(&self) -> Option<&str> {
+        std::str::from_utf8(self.value_bytes()?).ok()
     }
 
-    /// The record as it is answered: with the write timestamp; `None` for a tombstone.
+    /// The same, which nobody has looked at since it was stored.
     #[must_use]
-    pub fn answer(&self) -> Option<KeyValue<'_>> {
-        Some(KeyValue { timestamp: self.timestamp().ms(), source: source::LOG, ..self.record()? })
+    pub fn value_bytes(&self) -> Option<&[u8]> {
+        let (_, record) = self.parsed();
+        record.map(|record| record.value)
     }
 
-    /// Whether it is such as the replica writes for this key: its record is the key's, or it is one that has none.
+    /// The record as it lies in the log; `None` if it has none. The text of its uuid is put together in `uuid`.
+    #[must_use]
+    pub fn record<'a>(&'a self, uuid: &'a mut UuidText) -> Option<KeyValue<'a>> {
+        let (head, record) = self.parsed();
+        let StoredRecord { timestamp, source, uuid: stored, value } = record?;
+        let uuid: &str = match stored {
+            StoredUuid::Binary(bytes) => Uuid::from_bytes(bytes).hyphenated().encode_lower(&mut uuid.0),
+            StoredUuid::Text(text) => text,
+        };
+        let (key, value) = (std::str::from_utf8(self.key()).ok()?, std::str::from_utf8(value).ok()?);
+        Some(KeyValue { key, value, timestamp, source, ttl: head.ttl, uuid })
+    }
+
+    /// As [`Entry::record`], as it is answered: with the write timestamp.
+    #[must_use]
+    pub fn answer<'a>(&'a self, uuid: &'a mut UuidText) -> Option<KeyValue<'a>> {
+        Some(KeyValue { timestamp: self.timestamp().ms(), source: source::LOG, ..self.record(uuid)? })
+    }
+
+    /// The record's Avro bytes, to be written to the log again; `None` if it has none.
+    #[must_use]
+    pub fn to_avro(&self) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.record(&mut UuidText::default())?.encode(&mut bytes);
+        Some(bytes)
+    }
+
+    /// Whether it is such as the replica writes for this key: key and record are text, or it is one that has no record.
     #[must_use]
     pub fn is_of(&self, key: &[u8]) -> bool {
-        if !self.has_record() {
-            return self.ttl() != ttl::FOR_EVER;
-        }
-        self.record().is_some_and(|record| record.key.as_bytes() == key && record.ttl == self.ttl())
-    }
-
-    /// The record's value as it is encoded: [`KeyValue::value_field`].
-    #[must_use]
-    pub fn value_field(&self) -> Option<&[u8]> {
-        KeyValue::value_field(&self.0[HEADER..])
+        self.key() == key
+            && if self.has_record() {
+                self.record(&mut UuidText::default()).is_some()
+            } else {
+                self.ttl() != ttl::FOR_EVER
+            }
     }
 
     /// Whether this record replaces the other of the same key. Within a partition the log's order decides. A key is in
     /// two partitions only if the topic's number of partitions was changed; then the write timestamp decides.
     #[must_use]
     pub fn is_newer_than(&self, other: &Self) -> bool {
-        let (mine, theirs) = (self.position(), other.position());
-        if mine.partition == theirs.partition {
-            mine.offset > theirs.offset
+        let (mine, theirs) = (self.head(), other.head());
+        if mine.position.partition == theirs.position.partition {
+            mine.position.offset > theirs.position.offset
         } else {
-            (self.timestamp(), mine.offset, mine.partition)
-                > (other.timestamp(), theirs.offset, theirs.partition)
+            (mine.timestamp, mine.position.offset, mine.position.partition)
+                > (theirs.timestamp, theirs.position.offset, theirs.position.partition)
         }
     }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (head, record) = self.parsed();
+        let (key, value) = (self.key(), record.map(|record| String::from_utf8_lossy(record.value)));
+        let EntryHead { position, timestamp, ttl, is_provisional, .. } = head;
+        f.debug_struct("Entry")
+            .field("key", &String::from_utf8_lossy(key))
+            .field("position", &position)
+            .field("timestamp", &timestamp)
+            .field("ttl", &ttl)
+            .field("is_provisional", &is_provisional)
+            .field("value", &value)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The key and its length; so many bytes follow, beside those of fixed width.
+fn begin(key: &[u8], more: usize) -> Buffer {
+    let mut bytes = SmallVec::with_capacity(key.len() + more + 2 * MAX_FIXED_BYTES);
+    format::put_varint(key.len() as u32, &mut bytes);
+    bytes.extend_from_slice(key);
+    bytes
 }

@@ -34,7 +34,7 @@ use crate::log::{Level, LogIdentity, LogTag, PartitionRead};
 use bitacora_protocol::NextOffset;
 
 /// Changed whenever the bytes in the store mean something else; a store of another format is built anew.
-pub const FORMAT: &str = "4";
+pub const FORMAT: &str = "5";
 /// In the folder of an environment whose commits are not synced: the boot of the machine in which that began.
 const UNSYNCED: &str = "UNSYNCED";
 /// LMDB's own name for its file.
@@ -57,7 +57,7 @@ pub struct PartitionState {
 #[derive(Clone)]
 pub(super) struct Environment {
     pub env: Env,
-    /// Key → [`super::Entry`]'s bytes.
+    /// Key → [`super::Entry::as_stored`].
     pub records: Database<RawBytes, RawBytes>,
     /// Key → its records in further partitions, older than that in `records`. On disk its name is `others`: with another one
     /// it would be another format, and every node would build its store anew for a word.

@@ -132,7 +132,7 @@ impl Store {
         let txn = environment.env.read_txn()?;
         let entry = match environment.records.get(&txn, key)? {
             None => None,
-            Some(bytes) => Some(Entry::from_bytes(bytes).ok_or(StoreError::Corrupt("records"))?),
+            Some(bytes) => Some(Entry::from_stored(key, bytes).ok_or(StoreError::Corrupt("records"))?),
         };
         // Mostly there is none at all, which is told without a search.
         let in_doubt = !environment.doubts.is_empty(&txn)? && environment.doubts.get(&txn, key)?.is_some();
@@ -161,7 +161,7 @@ impl Store {
             let txn = environment.env.read_txn()?;
             match environment.records.get(&txn, key)? {
                 None => Ok(None),
-                Some(bytes) => Entry::from_bytes(bytes).map(Some).ok_or(StoreError::Corrupt("records")),
+                Some(bytes) => Entry::from_stored(key, bytes).map(Some).ok_or(StoreError::Corrupt("records")),
             }
         })
     }
@@ -201,9 +201,9 @@ impl Store {
                 break;
             }
             last = Some(key);
-            let entry = Entry::from_bytes(stored).ok_or(StoreError::Corrupt("records"))?;
+            let entry = Entry::from_stored(key, stored).ok_or(StoreError::Corrupt("records"))?;
             if wanted(&entry) {
-                bytes += stored.len();
+                bytes += entry.bytes();
                 entries.push(entry);
             }
         }

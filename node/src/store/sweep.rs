@@ -8,8 +8,9 @@ use heed::RwTxn;
 
 use super::apply::{KeyLookup, save};
 use super::environment::Environment;
+use super::format::Buffer;
 use super::trimming::{KeyState, PendingRepair, parse_pending_repairs};
-use super::{Entry, Store, StoreError};
+use super::{Entry, EntryHead, Store, StoreError};
 use crate::clock::LogTime;
 
 /// Keys in one transaction of a sweep: a few ms, in which no records are applied.
@@ -117,24 +118,26 @@ fn sweep_one(
     times: SweepTimes,
 ) -> Result<bool, StoreError> {
     let Some(stored) = environment.records.get(txn, key)? else { return Ok(false) };
-    let entry = Entry::header_of(stored).ok_or(StoreError::Corrupt("records"))?;
+    let head = EntryHead::of(stored).ok_or(StoreError::Corrupt("records"))?;
     let is_read_until = |time| times.read_until.is_some_and(|read_until| time <= read_until);
     let look_again = |txn: &mut RwTxn<'_>, at| environment.sweep_times.put(txn, &sweep_key(at, key), &());
-    if entry.is_provisional() {
+    if head.is_provisional {
         // Until all that it waits for was read.
         if is_read_until(at) {
             drop_provisional_entries(environment, txn, key)?;
             return Ok(true);
         }
         look_again(txn, times.now + SWEEP_AGAIN_AFTER)?;
-    } else if stored.len() > entry.as_bytes().len() {
+    } else if head.has_record {
         // Its time may be that of another record, which this one replaced.
-        if (1..=times.now.ms()).contains(&entry.ttl()) {
-            environment.records.put(txn, key, entry.as_bytes())?;
+        if (1..=times.now.ms()).contains(&head.ttl) {
+            let mut swept = Buffer::new();
+            EntryHead { has_record: false, ..head }.put(&mut swept);
+            environment.records.put(txn, key, &swept)?;
             return Ok(true);
         }
-    } else if entry.ttl() == ttl::DELETED {
-        let forget_at = entry.timestamp() + times.retention;
+    } else if head.ttl == ttl::DELETED {
+        let forget_at = head.timestamp + times.retention;
         let decides_nothing = environment.older_entries.get(txn, key)?.is_none()
             && environment.pending_repairs.get(txn, key)?.is_none()
             && environment.doubts.get(txn, key)?.is_none();
@@ -160,7 +163,7 @@ fn drop_provisional_entries(
     state.sort();
     save(environment.older_entries, txn, key, &older_entries, &state.encode_older_entries())?;
     match state.entries.first() {
-        Some(entry) => environment.records.put(txn, key, entry.as_bytes())?,
+        Some(entry) => environment.records.put(txn, key, entry.as_stored())?,
         None => drop(environment.records.delete(txn, key)?),
     }
     if let Some(at) = state.entries.first().and_then(sweep_time) {

@@ -109,7 +109,7 @@ fn repair(
 /// still has its version and its expiry: a conditional write may expect just those.
 fn value_of(key: &[u8], entry: &Entry) -> Option<Vec<u8>> {
     if entry.has_record() {
-        return Some(entry.record_bytes().to_vec());
+        return entry.to_avro();
     }
     let key = std::str::from_utf8(key).ok().filter(|_| !entry.is_tombstone())?;
     let (ttl, timestamp) = (entry.ttl(), entry.timestamp().ms());

@@ -168,7 +168,7 @@ pub fn append_wrongly(world: &mut World, store: &Store) {
             }
             Some(Mistake::DoubtfulKeysAreRepaired) if store.in_doubt(key.as_bytes()).expect("readable") => {
                 let (timestamp, reach) = (entry.timestamp(), Some(offset));
-                let value = Some(entry.record_bytes().to_vec());
+                let value = entry.to_avro();
                 (value, Condition::Repair { offset, timestamp, until, log, reach })
             }
             _ => continue,

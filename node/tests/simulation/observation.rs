@@ -6,7 +6,7 @@ use bitacora_node::log::LogTag;
 use bitacora_node::service::memory::Memory;
 use bitacora_node::service::peers::{PeerAnswer, PeerRecord};
 use bitacora_node::service::reads::{Answer, GetError, LookupResult};
-use bitacora_node::store::{Entry, Store};
+use bitacora_node::store::{Entry, Store, UuidText};
 
 use crate::member::{Member, Running};
 use crate::note;
@@ -146,9 +146,7 @@ impl Member {
             // Who doubts a key may show what a repair says that has no effect, until that is repaired.
             let held = world.nodes[self.who].held.get(key).filter(|_| !asked && !in_doubt);
             let (value, ttl) = match &answer.found {
-                LookupResult::Local(entry) => {
-                    (entry.record().map(|record| record.value.to_owned()), entry.ttl())
-                }
+                LookupResult::Local(entry) => (entry.value().map(str::to_owned), entry.ttl()),
                 LookupResult::Peer(record) => (Some(record.value.clone()), record.ttl),
                 LookupResult::Gone { .. } | LookupResult::Missing => (None, 0),
             };
@@ -189,7 +187,8 @@ impl Member {
 
 fn as_peer(key: &str, own: LogTag, answer: Result<(Answer, LogTag), GetError>) -> PeerAnswer {
     let Some((answer, _)) = answer.ok().filter(|(_, log)| log.fits(own)) else { return PeerAnswer::Unknown };
-    match (&answer.found, answer.record()) {
+    let mut uuid = UuidText::default();
+    match (&answer.found, answer.record(&mut uuid)) {
         (_, Some(record)) => {
             assert_eq!(record.key, key);
             PeerAnswer::Found {

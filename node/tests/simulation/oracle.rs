@@ -71,7 +71,7 @@ pub fn compare(world: &World, store: &Store, who: &str) -> Outcome {
             (Some(entry), Some(write)) => {
                 entry.position() == write.position
                     && entry.timestamp().ms() == write.timestamp
-                    && entry.record().is_some_and(|record| record.value == write.value)
+                    && entry.value() == Some(&write.value)
             }
             // Swept by the log's clock, which is that of several brokers.
             (None, Some(write)) => write.ttl != 0 && write.ttl <= world.now + crate::world::SECOND,
@@ -79,7 +79,7 @@ pub fn compare(world: &World, store: &Store, who: &str) -> Outcome {
         };
         if !agree {
             let shown = |entry: &Entry| {
-                let record = crate::writers::show(Some(entry.record_bytes()));
+                let record = crate::writers::show(entry.to_avro().as_deref());
                 format!("{} ttl {} {record}", entry.position(), entry.ttl())
             };
             return Err(Promise::LastWriteHolds.broken(format!(

@@ -10,7 +10,7 @@ use super::changes::ChangePage;
 use super::protocol::{CALL_ERROR_CODES, Message, REQUEST_ERROR_CODES};
 use super::record_answer::{RecordPage, RecordResult, RecordWritten};
 use crate::Position;
-use crate::avro::{DecodeError, Input, put_long, put_string};
+use crate::avro::{DecodeError, Input, put_bytes, put_long, put_string};
 use crate::record::KeyValue;
 
 /// What a server answers.
@@ -254,11 +254,11 @@ const GOOD: [u8; 2] = [0, 0];
 /// Empty metadata, an error.
 const BAD: [u8; 2] = [0, 1];
 
-/// Appends [`Answer::Value`] of a value that is encoded already, as [`KeyValue::value_field`] finds it.
-pub fn put_value_answer(out: &mut Vec<u8>, value_field: &[u8]) {
+/// Appends [`Answer::Value`] of a value that is UTF-8, which is not looked at.
+pub fn put_value_answer(out: &mut Vec<u8>, value: &[u8]) {
     out.extend_from_slice(&GOOD);
     put_long(out, 1);
-    out.extend_from_slice(value_field);
+    put_bytes(out, value);
 }
 
 impl Failure {

@@ -97,10 +97,9 @@ proptest! {
 }
 
 #[test]
-fn a_value_that_is_encoded_already_gives_the_same_answer() {
-    let (mut field, mut bytes, mut expected) = (Vec::new(), Vec::new(), Vec::new());
-    put_string(&mut field, "välue");
-    put_value_answer(&mut bytes, &field);
+fn a_value_of_bytes_gives_the_same_answer() {
+    let (mut bytes, mut expected) = (Vec::new(), Vec::new());
+    put_value_answer(&mut bytes, "välue".as_bytes());
     Answer::Value(Some("välue")).encode(&mut expected);
     assert_eq!(bytes, expected);
 }

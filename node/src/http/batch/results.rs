@@ -12,6 +12,7 @@ use crate::service::error::ErrorKind;
 use crate::service::reads::Answer;
 use crate::service::writes::Written;
 use crate::service::{Done, Outcome};
+use crate::store::UuidText;
 
 /// Appends what an operation came to; returns the `outcome` label of the metrics.
 pub fn put(operation: &str, key: &str, outcome: Outcome, out: &mut Vec<u8>) -> &'static str {
@@ -58,14 +59,16 @@ fn put_failed(
 
 fn put_read(key: &str, answer: &Answer, out: &mut Vec<u8>) {
     let Answer { position, from, .. } = *answer;
-    match answer.record() {
+    match answer.record(&mut UuidText::default()) {
         Some(record) => put_line(&ReadLine { status: 200, position, from, record }, out),
         None => put_failed(ErrorKind::NotFound, &answers::not_found(key), Some(position), None, out),
     }
 }
 
 fn put_not_met(kind: ErrorKind, not_met: &NotMet, out: &mut Vec<u8>) {
-    let failed = ConditionFailed { message: not_met.to_string().into(), current: not_met.current.record() };
+    let mut uuid = UuidText::default();
+    let current = not_met.current.record(&mut uuid);
+    let failed = ConditionFailed { message: not_met.to_string().into(), current };
     let position = not_met.current.position;
     put_line(&ConditionFailedLine { status: kind.http_status(), position, failed }, out);
 }

@@ -13,6 +13,7 @@ use serde::Serialize;
 use crate::replication::feed::{Event, Kind, Point};
 use crate::service::changes::{Changes, Told, What};
 use crate::service::memory::{Memory, Permit};
+use crate::store::UuidText;
 
 /// A larger event is sent in parts of this size.
 const PART_BYTES: usize = 32 * 1024;
@@ -61,7 +62,7 @@ impl Outgoing {
 }
 
 fn is_large(event: &Event) -> bool {
-    event.kind == Kind::Set && event.entry.as_bytes().len() > PART_BYTES
+    event.kind == Kind::Set && event.entry.bytes() > PART_BYTES
 }
 
 /// Whether watches hold a part of the budget that others should have.
@@ -122,15 +123,19 @@ fn frame(told: &Told, values: bool) -> Bytes {
 }
 
 fn event_frame(event: &Event, token: &str, values: bool) -> Vec<u8> {
-    match set_record(event, values) {
+    match set_record(event, values, &mut UuidText::default()) {
         Some(record) => frame_of("set", token, &record),
         None => frame_of("delete", token, &delete_event(event)),
     }
 }
 
 /// The record of a set.
-pub fn set_record(event: &Event, values: bool) -> Option<PositionedRecord<ChangedRecord<'_>>> {
-    let record = Some(&event.entry).filter(|_| event.kind == Kind::Set)?.answer()?;
+pub fn set_record<'a>(
+    event: &'a Event,
+    values: bool,
+    uuid: &'a mut UuidText,
+) -> Option<PositionedRecord<ChangedRecord<'a>>> {
+    let record = Some(&event.entry).filter(|_| event.kind == Kind::Set)?.answer(uuid)?;
     Some(PositionedRecord { record: ChangedRecord::new(record, values), position: event.position() })
 }
 

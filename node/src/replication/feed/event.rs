@@ -157,6 +157,6 @@ impl Event {
 
     /// What it takes in memory, about, once it was made to look both ways.
     pub(super) fn cost(&self) -> usize {
-        3 * (self.entry.as_bytes().len() + self.key.len()) + 512
+        3 * (self.entry.bytes() + self.key.len()) + 512
     }
 }

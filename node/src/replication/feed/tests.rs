@@ -5,6 +5,7 @@ use bitacora_protocol::Position;
 use super::*;
 use crate::clock::LogTime;
 use crate::store::{Entry, Expired};
+use crate::testing::entry_of_text;
 
 const fn next(offsets: [i64; 2]) -> [NextOffset; 2] {
     [NextOffset(offsets[0]), NextOffset(offsets[1])]
@@ -15,7 +16,7 @@ fn point(offsets: [i64; 2], expired_until: i64) -> Point {
 }
 
 fn entry(partition: i32, offset: i64, ttl: i64) -> Entry {
-    Entry::new(Position { partition, offset }, LogTime::from_ms(1), ttl, b"a record")
+    entry_of_text("k", Position { partition, offset }, LogTime::from_ms(1), ttl, "a record")
 }
 
 fn change(key: &str, before: Option<Entry>, after: Option<Entry>) -> Change {

@@ -350,7 +350,7 @@ impl Bench {
 
     fn value(&self, key: &str) -> Option<String> {
         let (entry, _) = self.store.get(key.as_bytes()).expect("readable")?;
-        Some(entry.record().map_or("a tombstone".to_owned(), |record| record.value.to_owned()))
+        Some(entry.value().unwrap_or("a tombstone").to_owned())
     }
 }
 

@@ -193,7 +193,7 @@ proptest! {
         let record = LogRecord { position: at, timestamp, key: Some(b"key"), value: Some(&encoded), condition: None, level: None, epoch: None };
         let (_, change) = decode(&record, MAX_KEY, LOG, PLACE).expect("it is whole");
         let Change::Write(entry) = change else { panic!("it is a write") };
-        let found = (entry.record_bytes(), entry.ttl(), entry.timestamp());
-        prop_assert_eq!(found, (encoded.as_slice(), ttl, timestamp));
+        let found = (entry.to_avro(), entry.ttl(), entry.timestamp());
+        prop_assert_eq!(found, (Some(encoded), ttl, timestamp));
     }
 }

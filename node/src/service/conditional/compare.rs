@@ -37,10 +37,9 @@ mod tests {
     const NOW: LogTime = LogTime::from_ms(1_000);
 
     fn entry(offset: i64, ttl: i64) -> Entry {
-        let mut bytes = Vec::new();
-        KeyValue { key: "k", value: "v", timestamp: 1, source: source::PRODUCER, ttl, uuid: "u" }
-            .encode(&mut bytes);
-        Entry::new(Position { partition: 3, offset }, LogTime::from_ms(1), ttl, &bytes)
+        let record =
+            KeyValue { key: "k", value: "v", timestamp: 1, source: source::PRODUCER, ttl, uuid: "u" };
+        Entry::new(Position { partition: 3, offset }, LogTime::from_ms(1), &record)
     }
 
     fn of(condition: WriteCondition, held: Option<&Entry>) -> Option<Expected> {

@@ -29,7 +29,7 @@ use crate::metrics::Metrics;
 use crate::now_ms;
 use crate::service::error::ErrorKind;
 use crate::service::writes::{Earlier, Written};
-use crate::store::{Decided, Decision, Entry};
+use crate::store::{Decided, Decision, Entry, UuidText};
 use crate::telemetry::TraceParent;
 
 /// Who has just written a version elsewhere finds it here after a moment; before that, nothing is asked of the log.
@@ -277,7 +277,8 @@ async fn outcome(attempt: Attempt, deadline: Instant) -> Result<Decided, Conditi
 
 /// The answer to a write whose record is already the key's: an earlier call of the same uuid has written it.
 fn written_before(held: &Entry, uuid: &str) -> Option<Written> {
-    let record = held.record().filter(|record| record.uuid.eq_ignore_ascii_case(uuid))?;
+    let mut text = UuidText::default();
+    let record = held.record(&mut text).filter(|record| record.uuid.eq_ignore_ascii_case(uuid))?;
     let (ttl, uuid) = (record.ttl, record.uuid.to_owned());
     let appended = Appended { position: held.position(), timestamp: held.timestamp() };
     Some(Written {

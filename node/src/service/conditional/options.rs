@@ -78,7 +78,7 @@ impl WritesWithOptions {
         match written {
             Ok(mut written) => {
                 if let Some(earlier) = &mut written.earlier {
-                    earlier.memory = Some(memory.take(earlier.entry.as_bytes().len())?);
+                    earlier.memory = Some(memory.take(earlier.entry.bytes())?);
                 }
                 Ok(written)
             }

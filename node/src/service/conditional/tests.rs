@@ -102,10 +102,8 @@ impl Double {
 }
 
 fn entry(offset: i64, ttl: i64, uuid: &str) -> Entry {
-    let mut bytes = Vec::new();
     let record = KeyValue { key: "k", value: "v", timestamp: 1, source: source::PRODUCER, ttl, uuid };
-    record.encode(&mut bytes);
-    Entry::new(at(offset), NOW, ttl, &bytes)
+    Entry::new(at(offset), NOW, &record)
 }
 
 fn write(condition: WriteCondition, uuid: &str) -> ConditionalWrite {
@@ -385,8 +383,9 @@ async fn a_repeated_call_is_answered_with_its_record() {
     let first = double.write(WriteCondition::Absent).await.expect("in effect");
     let again = double.write(WriteCondition::Absent).await.expect("in effect already");
     assert_eq!(again.appended, first.appended);
+    let mut text = UuidText::default();
     assert_eq!(
-        again.earlier.and_then(|earlier| Some(earlier.entry.record()?.uuid.to_owned())),
+        again.earlier.and_then(|earlier| Some(earlier.entry.record(&mut text)?.uuid.to_owned())),
         Some("mine".to_owned())
     );
     assert_eq!(double.log().attempts.len(), 1);

@@ -71,7 +71,7 @@ mod conditions {
     #[test]
     fn an_expired_record_is_dead_by_the_logs_time() {
         let by_store = Judgement::ByTheStore;
-        let expires = |ttl| Entry::new(at(50), log_ms(50), ttl, b"expires");
+        let expires = |ttl| entry_of_text("k", at(50), log_ms(50), ttl, "expires");
         // The attempt is appended when the log's clock shows 1060.
         for (ttl, dead) in [(0, false), (1_061, false), (1_060, true), (-1, true)] {
             for (expected, takes_effect) in [(Expected::Dead(50), dead), (Expected::Live(50), !dead)] {
@@ -90,14 +90,14 @@ mod conditions {
         for swept in [false, true] {
             let (_dir, store) = filled(&[]);
             // Another writer's tombstone, and an expired value.
-            apply(&store, Entry::new(at(50), log_ms(50), -1, b""));
+            apply(&store, entry_of_text("k", at(50), log_ms(50), -1, ""));
             if swept {
                 store.sweep(log_ms(99), Duration::ZERO, Some(log_ms(99)), LAG).expect("swept");
                 assert_eq!(store.get(b"k").expect("readable"), None);
             }
             assert_eq!(decision(&store, absent(60)), Some(Decision::InEffect), "swept: {swept}");
             let (_dir, store) = filled(&[]);
-            apply(&store, Entry::new(at(50), log_ms(50), 55, b"expires"));
+            apply(&store, entry_of_text("k", at(50), log_ms(50), 55, "expires"));
             if swept {
                 store.sweep(log_ms(99), Duration::ZERO, Some(log_ms(99)), LAG).expect("swept");
             }
@@ -124,7 +124,7 @@ mod conditions {
         let read = || store.versioned(b"k", P0).expect("readable");
         assert!(!read().elsewhere);
         assert_eq!(read().expected(log_ms(9)), Expected::Live(50));
-        apply(&store, Entry::new(Position { partition: 1, offset: 7 }, log_ms(9_000), -1, b"marker"));
+        apply(&store, entry_of_text("k", Position { partition: 1, offset: 7 }, log_ms(9_000), -1, "marker"));
         assert!(read().elsewhere);
         assert_eq!(version(&store), Some(50), "the partition's own, though another's is newer");
         assert!(store.versioned(b"k", 1).expect("readable").elsewhere);
@@ -234,7 +234,9 @@ mod doubts {
     fn a_page_names_a_key_in_doubt_that_belongs_to_it() {
         let (_dir, store) = filled(&["a", "k/1", "k/3", "z"]);
         let doubted: &[u8] = b"k/2";
-        let attempt = attempt(60, Expected::Nothing, Judgement::Impossible);
+        let entry = entry_of("k/2", P0, 60, 1_060, "attempt 60");
+        let (expected, judgement) = (Expected::Nothing, Judgement::Impossible);
+        let attempt = Change::Attempt { entry, expected, judgement };
         store.apply(&mut vec![(doubted, attempt)], &[]).expect("applied");
         let in_doubt = |from: &str, prefix: &str, end: &str, limit| {
             let from = std::ops::Bound::Included(from.as_bytes().to_vec());
@@ -249,7 +251,9 @@ mod doubts {
         assert_eq!(in_doubt("k/3", "k", "", 9), None);
         assert_eq!(in_doubt("", "", "k/2", 9), None);
         assert_eq!(in_doubt("z", "z", "", 9), None);
-        store.apply(&mut vec![(doubted, write(61, "certain").into())], &[]).expect("applied");
+        store
+            .apply(&mut vec![(doubted, entry_of("k/2", P0, 61, 1_061, "certain").into())], &[])
+            .expect("applied");
         assert_eq!(in_doubt("", "", "", 9), None);
     }
 
@@ -292,7 +296,7 @@ mod doubts {
     #[test]
     fn keys_in_doubt_are_neither_trimmed_nor_repaired() {
         let (_dir, store) = filled(&[]);
-        let marker = Entry::new(at(60), log_ms(60), -1, b"dead");
+        let marker = entry_of_text("k", at(60), log_ms(60), -1, "dead");
         let change =
             Change::Attempt { entry: marker, expected: Expected::Nothing, judgement: Judgement::Impossible };
         apply(&store, change);

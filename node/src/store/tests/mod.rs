@@ -2,6 +2,7 @@
 
 mod attempts;
 pub(crate) mod copies;
+mod format;
 mod records;
 mod scan;
 mod sweep;
@@ -11,6 +12,7 @@ mod trimming;
 use parking_lot::Mutex;
 
 use super::*;
+use crate::testing::entry_of_text;
 use bitacora_protocol::Position;
 
 /// Runs once, at a step of the store that a test asks about.
@@ -45,8 +47,13 @@ pub(super) fn open(dir: &Path) -> Store {
     Store::open(dir, 1 << 20).expect("the store opens")
 }
 
+/// Of the key `k`.
 pub(super) fn entry(partition: i32, offset: i64, timestamp: i64, body: &str) -> Entry {
-    Entry::new(Position { partition, offset }, log_ms(timestamp), 0, body.as_bytes())
+    entry_of("k", partition, offset, timestamp, body)
+}
+
+pub(super) fn entry_of(key: &str, partition: i32, offset: i64, timestamp: i64, body: &str) -> Entry {
+    entry_of_text(key, Position { partition, offset }, log_ms(timestamp), 0, body)
 }
 
 pub(crate) fn identity() -> LogIdentity {
@@ -55,7 +62,11 @@ pub(crate) fn identity() -> LogIdentity {
 
 pub(super) fn body(store: &Store, key: &str) -> Option<(String, Tier)> {
     let found = store.get(key.as_bytes()).expect("the store answers");
-    found.map(|(entry, tier)| (String::from_utf8_lossy(&entry.as_bytes()[28..]).into_owned(), tier))
+    found.map(|(entry, tier)| (text(&entry), tier))
+}
+
+pub(super) fn text(entry: &Entry) -> String {
+    entry.value().unwrap_or_default().to_owned()
 }
 
 pub(super) fn filled(keys: &[&str]) -> (tempfile::TempDir, Store) {
@@ -63,7 +74,7 @@ pub(super) fn filled(keys: &[&str]) -> (tempfile::TempDir, Store) {
     let store = open(dir.path());
     store.reset(&identity(), &[NextOffset(0)], wall_ms(5)).expect("written");
     let entries =
-        keys.iter().zip(0..).map(|(key, offset)| (key.as_bytes(), entry(P0, offset, 1, key).into()));
+        keys.iter().zip(0..).map(|(key, offset)| (key.as_bytes(), entry_of(key, P0, offset, 1, key).into()));
     store.apply(&mut entries.collect(), &[]).expect("applied");
     store.note_caught_up(wall_ms(5)).expect("written");
     (dir, store)
@@ -99,7 +110,7 @@ pub(super) fn write(offset: i64, body: &str) -> Entry {
 
 /// As [`write`], of a key that is deleted.
 pub(super) fn dead(offset: i64, body: &str) -> Entry {
-    Entry::new(at(offset), log_ms(1_000 + offset), -1, body.as_bytes())
+    entry_of_text("k", at(offset), log_ms(1_000 + offset), -1, body)
 }
 
 /// What lies on disk, past the cache.
@@ -107,14 +118,13 @@ fn stored(store: &Store, key: &[u8]) -> Option<Entry> {
     let generation = store.current.load_full();
     let txn = generation.environment.env.read_txn().expect("a transaction");
     let bytes = generation.environment.records.get(&txn, key).expect("readable")?;
-    Entry::from_bytes(bytes)
+    Entry::from_stored(key, bytes)
 }
 
 pub(super) fn shown(store: &Store) -> Option<(i64, i64, String)> {
     let (cached, _) = store.get(b"k").expect("the store answers")?;
     assert_eq!(stored(store, b"k").as_ref(), Some(&cached), "the cache holds what the store holds");
-    let body = String::from_utf8_lossy(cached.record_bytes()).into_owned();
-    Some((cached.position().offset, cached.timestamp().ms(), body))
+    Some((cached.position().offset, cached.timestamp().ms(), text(&cached)))
 }
 
 /// The offsets of the records without effect.
@@ -123,6 +133,6 @@ pub(super) fn pending_repairs(store: &Store) -> Vec<i64> {
 }
 
 pub(super) fn put(store: &Store, key: &str, offset: i64, text: &str) {
-    let mut changes = vec![(key.as_bytes(), entry(P0, offset, 1, text).into())];
+    let mut changes = vec![(key.as_bytes(), entry_of(key, P0, offset, 1, text).into())];
     store.apply(&mut changes, &[(P0, NextOffset::after(offset))]).expect("applied");
 }

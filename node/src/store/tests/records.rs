@@ -13,8 +13,10 @@ fn records_and_positions_survive_together() {
     let store = open(dir.path());
     assert_eq!(store.checkpoint().expect("readable"), Checkpoint::default());
     store.reset(&identity(), &[NextOffset(0), NextOffset(7)], wall_ms(5)).expect("written");
-    let mut changes =
-        vec![(b"a".as_slice(), entry(P0, 3, 10, "first").into()), (b"a", entry(P0, 4, 10, "second").into())];
+    let mut changes = vec![
+        (b"a".as_slice(), entry_of("a", P0, 3, 10, "first").into()),
+        (b"a", entry_of("a", P0, 4, 10, "second").into()),
+    ];
     assert_eq!(store.apply(&mut changes, &[(P0, NextOffset(5))]).expect("applied").changed, 1);
     store.note_caught_up(wall_ms(9)).expect("written");
     drop(store);
@@ -159,8 +161,9 @@ fn readers_never_see_time_run_backwards() {
 
 #[test]
 fn expiry_is_decided_by_the_clock() {
-    let at =
-        |ttl, now| Entry::new(Position { partition: 0, offset: 0 }, log_ms(0), ttl, b"r").state(wall_ms(now));
+    let at = |ttl, now| {
+        entry_of_text("k", Position { partition: 0, offset: 0 }, log_ms(0), ttl, "r").state(wall_ms(now))
+    };
     assert_eq!(at(0, i64::MAX), State::Live);
     assert_eq!(at(-1, 0), State::Deleted);
     assert_eq!(at(1_000, 999), State::Live);
@@ -189,7 +192,9 @@ fn evictions_do_not_count_replaced_records() {
     assert_eq!(store.stats().expect("told").cache_evictions, 0);
     for offset in 1000..3000 {
         let key = offset.to_string();
-        store.apply(&mut vec![(key.as_bytes(), entry(P0, offset, 0, "value").into())], &[]).expect("applied");
+        store
+            .apply(&mut vec![(key.as_bytes(), entry_of(&key, P0, offset, 0, "value").into())], &[])
+            .expect("applied");
         store.get(key.as_bytes()).expect("read");
     }
     let stats = store.stats().expect("told");
@@ -206,7 +211,7 @@ fn full_map_changes_nothing_and_says_how_to_mend_it() {
     unsafe { store.current.load().environment.env.resize(1 << 20) }.expect("resized");
     let put = |offset: i64| {
         let key = format!("key {offset}");
-        let entry = entry(P0, offset, 10, &"x".repeat(100_000));
+        let entry = entry_of(&key, P0, offset, 10, &"x".repeat(100_000));
         store.apply(&mut vec![(key.as_bytes(), entry.into())], &[(P0, NextOffset(offset + 1))])
     };
     let (full, error) = (0..).find_map(|offset| Some((offset, put(offset).err()?))).expect("it fills up");
@@ -227,7 +232,7 @@ fn full_map_changes_nothing_and_says_how_to_mend_it() {
 fn each_change_of_a_key_in_a_transaction_is_told() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let store = open(dir.path());
-    let deleted = Entry::new(at(4), log_ms(1), ttl::DELETED, b"");
+    let deleted = entry_of_text("k", at(4), log_ms(1), ttl::DELETED, "");
     let other_partition = entry(1, 0, 90, "elsewhere");
     let entries =
         [entry(P0, 3, 10, "a"), deleted, entry(P0, 5, 30, "b"), other_partition, entry(P0, 6, 95, "c")];

@@ -10,12 +10,12 @@ fn scan(
     end: &str,
     limit: usize,
 ) -> (Vec<String>, Option<String>) {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let from = from.map(|key| key.as_bytes().to_vec());
-    let keep = |entry: &Entry| !entry.as_bytes().ends_with(b"gone");
+    let keep = |entry: &Entry| !text(entry).ends_with("gone");
     let ScannedPage { entries, last, .. } =
         store.scan(&from, prefix.as_bytes(), end.as_bytes(), limit, keep).expect("the store answers");
-    (entries.iter().map(|entry| text(&entry.as_bytes()[28..])).collect(), last.map(|key: Vec<u8>| text(&key)))
+    let last = last.map(|key: Vec<u8>| String::from_utf8_lossy(&key).into_owned());
+    (entries.iter().map(text).collect(), last)
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn pages_are_bounded_in_bytes_and_keys_looked_at() {
     let mut changes: Vec<_> = ["1", "2", "3", "4"]
         .iter()
         .zip(0..)
-        .map(|(key, at)| (key.as_bytes(), entry(P0, at, 1, &large).into()))
+        .map(|(key, at)| (key.as_bytes(), entry_of(key, P0, at, 1, &large).into()))
         .collect();
     store.apply(&mut changes, &[]).expect("applied");
     let (found, last) = scan(&store, Bound::Included(""), "", "", 9);
@@ -51,8 +51,11 @@ fn pages_are_bounded_in_bytes_and_keys_looked_at() {
 
     let keys: Vec<_> = (0..=MAX_SCAN_KEYS).map(|number| format!("{number:06}")).collect();
     let (_dir, store) = filled(&[]);
-    let mut changes: Vec<_> =
-        keys.iter().zip(0..).map(|(key, at)| (key.as_bytes(), entry(P0, at, 1, "gone").into())).collect();
+    let mut changes: Vec<_> = keys
+        .iter()
+        .zip(0..)
+        .map(|(key, at)| (key.as_bytes(), entry_of(key, P0, at, 1, "gone").into()))
+        .collect();
     store.apply(&mut changes, &[]).expect("applied");
     let (found, last) = scan(&store, Bound::Included(""), "", "", 9);
     assert_eq!((found.len(), last.as_ref()), (0, Some(&keys[MAX_SCAN_KEYS - 1])));

@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn expired_values_go_and_their_positions_stay() {
     let (_dir, store) = filled(&[]);
-    let expires = |offset, ttl: i64| Entry::new(at(offset), log_ms(100), ttl, b"a long value");
+    let expires = |offset, ttl: i64| entry_of_text("k", at(offset), log_ms(100), ttl, "a long value");
     apply(&store, expires(1, 500));
     assert!(shown(&store).is_some(), "it is cached");
     assert_eq!(
@@ -41,7 +41,7 @@ fn expired_values_go_and_their_positions_stay() {
 #[test]
 fn old_tombstones_are_forgotten_once_caught_up() {
     let (_dir, store) = filled(&[]);
-    let tombstone = Entry::new(at(1), log_ms(1_000), -1, b"");
+    let tombstone = entry_of_text("k", at(1), log_ms(1_000), -1, "");
     apply(&store, write(0, "value"));
     apply(&store, tombstone);
     let sweep = |now, caught_up: bool| {
@@ -56,13 +56,13 @@ fn old_tombstones_are_forgotten_once_caught_up() {
     assert!(shown(&store).is_some());
     assert_eq!(sweep(1_500 + SWEEP_AGAIN_MS, true), 1);
     assert_eq!(store.get(b"k").expect("readable"), None);
-    apply(&store, Entry::new(at(2), log_ms(20_000), -1, b""));
+    apply(&store, entry_of_text("k", at(2), log_ms(20_000), -1, ""));
     for (now, swept) in [(20_000, 0), (20_499, 0), (20_500, 1)] {
         assert_eq!(sweep(now, true), swept, "{now}");
     }
     // Not while it hides what another partition holds.
     apply(&store, entry(1, 0, 30_000, "left"));
-    apply(&store, Entry::new(at(3), log_ms(30_001), -1, b""));
+    apply(&store, entry_of_text("k", at(3), log_ms(30_001), -1, ""));
     assert_eq!(sweep(31_000, true), 0);
     apply(
         &store,

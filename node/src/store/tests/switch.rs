@@ -167,7 +167,7 @@ fn copy_is_of_one_moment_while_a_writer_goes_on() {
     let done = AtomicBool::new(false);
     let value = |key: &str| {
         let found = target.get(key.as_bytes()).expect("the store answers");
-        found.map(|(entry, _)| entry.record().expect("a record").value.to_owned())
+        found.map(|(entry, _)| entry.value().expect("a record").to_owned())
     };
     std::thread::scope(|scope| {
         let _end = AtEnd(&done);

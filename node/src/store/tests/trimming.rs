@@ -108,7 +108,7 @@ fn pending_repairs_survive_a_restart_but_not_a_reset() {
     let k = b"k".as_slice();
     let mut batch: Vec<(&[u8], Change)> = vec![
         (k, dead(1, "one").into()),
-        (b"a", write(2, "other key").into()),
+        (b"a", entry_of("a", P0, 2, 1_002, "other key").into()),
         (k, trim(3, 1)),
         (k, write(4, "four").into()),
         (k, trim(5, 1)),
@@ -130,7 +130,7 @@ fn pending_repairs_survive_a_restart_but_not_a_reset() {
 #[test]
 fn replaced_record_is_remembered_until_it_is_trimmed() {
     let (_dir, store) = filled(&[]);
-    let marker = Entry::new(Position { partition: 1, offset: 0 }, log_ms(2_000), -1, b"marker");
+    let marker = entry_of_text("k", Position { partition: 1, offset: 0 }, log_ms(2_000), -1, "marker");
     apply(&store, write(8, "left"));
     apply(&store, marker.clone());
     assert_eq!(shown(&store).map(|shown| shown.2).as_deref(), Some("marker"));
@@ -154,7 +154,7 @@ fn provisional_entries_show_nothing_older_or_too_early() {
         settles: offset,
         complete: false,
     };
-    let marker = |offset| Entry::new(of_1(offset), log_ms(2_000), -1, b"marker");
+    let marker = |offset| entry_of_text("k", of_1(offset), log_ms(2_000), -1, "marker");
     let text = |store: &Store| shown(store).map(|shown| shown.2);
     let is_dead = |store: &Store| {
         let found = store.get(b"k").expect("readable");
@@ -245,17 +245,17 @@ fn provisional_entries_show_nothing_older_or_too_early() {
 #[test]
 fn what_is_long_dead_is_found_in_bounded_steps() {
     let (_dir, store) = filled(&["live1", "live2"]);
-    let put = |key: &'static str, offset, timestamp, ttl, body: &'static [u8]| {
-        let entry = Entry::new(at(offset), log_ms(timestamp), ttl, body);
+    let put = |key: &'static str, offset, timestamp, ttl, body: &'static str| {
+        let entry = entry_of_text(key, at(offset), log_ms(timestamp), ttl, body);
         store.apply(&mut vec![(key.as_bytes(), entry.into())], &[]).expect("applied");
     };
-    put("a marker", 10, 1_000, -1, b"m");
-    put("a young marker", 11, 1_001, -1, b"m");
-    put("anothers tombstone", 12, 0, -1, b"");
-    put("expired", 13, 0, 1_000, b"v");
-    put("expired young", 14, 0, 1_001, b"v");
-    put("expired when written", 15, 1_001, 1, b"v");
-    put("swept", 16, 0, 1_000, b"");
+    put("a marker", 10, 1_000, -1, "m");
+    put("a young marker", 11, 1_001, -1, "m");
+    put("anothers tombstone", 12, 0, -1, "");
+    put("expired", 13, 0, 1_000, "v");
+    put("expired young", 14, 0, 1_001, "v");
+    put("expired when written", 15, 1_001, 1, "v");
+    put("swept", 16, 0, 1_000, "");
     let find = |after: &str, limit, looks| {
         let found = {
             let (dead_until, replaced_until) = (log_ms(1_000), log_ms(0));

@@ -9,7 +9,7 @@ use super::parse_older_entries;
 use crate::clock::LogTime;
 use crate::log::LogTag;
 use crate::store::environment::Environment;
-use crate::store::{Entry, Store, StoreError};
+use crate::store::{EntryHead, Store, StoreError};
 use bitacora_protocol::Position;
 
 /// Which records the trimmer asks for.
@@ -62,23 +62,22 @@ impl Store {
             }
             let (key, stored) = item?;
             last = Some(key);
-            let entry = Entry::header_of(stored).ok_or(StoreError::Corrupt("records"))?;
+            let head = EntryHead::of(stored).ok_or(StoreError::Corrupt("records"))?;
             let older = if none_replaced { None } else { environment.older_entries.get(&txn, key)? };
             // A provisional entry stays until all partitions have been read up to the time of its trim.
-            if entry.is_provisional() {
+            if head.is_provisional {
                 continue;
             }
-            let is_replaced = older.is_some() && entry.timestamp() <= query.replaced_until;
-            let is_dead =
-                older.is_none() && dead_since(&entry, stored).is_some_and(|since| since <= query.dead_until);
+            let is_replaced = older.is_some() && head.timestamp <= query.replaced_until;
+            let is_dead = older.is_none() && dead_since(&head).is_some_and(|since| since <= query.dead_until);
             if !(is_replaced || is_dead) || is_pending(environment, &txn, key)? {
                 continue;
             }
             match older {
-                None => found.push((key.to_vec(), entry.position())),
+                None => found.push((key.to_vec(), head.position)),
                 Some(older) => {
                     found.extend(
-                        parse_older_entries(older)?.iter().map(|entry| (key.to_vec(), entry.position())),
+                        parse_older_entries(key, older)?.iter().map(|entry| (key.to_vec(), entry.position())),
                     );
                 }
             }
@@ -94,11 +93,11 @@ fn is_pending(environment: &Environment, txn: &RoTxn<'_>, key: &[u8]) -> Result<
 
 /// Since when a stored record is dead and needs a trimmer to leave the log. An expiry is a time of the accepting node's clock; the
 /// times that it is compared with are past by both clocks.
-fn dead_since(entry: &Entry, stored: &[u8]) -> Option<LogTime> {
-    match entry.ttl() {
+fn dead_since(head: &EntryHead) -> Option<LogTime> {
+    match head.ttl {
         ttl::FOR_EVER => None,
-        ttl if ttl < 0 && stored.len() == entry.as_bytes().len() => None,
+        ttl if ttl < 0 && !head.has_record => None,
         // A ttl may lie before the write.
-        ttl => Some(LogTime::from_ms(ttl).max(entry.timestamp())),
+        ttl => Some(LogTime::from_ms(ttl).max(head.timestamp)),
     }
 }

@@ -282,8 +282,8 @@ impl KeyState {
     pub fn encode_older_entries(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         for entry in self.entries.iter().skip(1) {
-            bytes.extend((entry.as_bytes().len() as u32).to_be_bytes());
-            bytes.extend(entry.as_bytes());
+            bytes.extend((entry.as_stored().len() as u32).to_be_bytes());
+            bytes.extend(entry.as_stored());
         }
         bytes
     }
@@ -320,13 +320,14 @@ fn encode(all: &[PendingRepair]) -> Vec<u8> {
     bytes
 }
 
-pub fn parse_older_entries(mut bytes: &[u8]) -> Result<Vec<Entry>, StoreError> {
+/// What [`KeyState::encode_older_entries`] wrote of a key.
+pub fn parse_older_entries(key: &[u8], mut bytes: &[u8]) -> Result<Vec<Entry>, StoreError> {
     let mut entries = Vec::new();
     while !bytes.is_empty() {
         let entry = bytes.split_first_chunk().and_then(|(length, rest)| {
             let (entry, rest) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
             bytes = rest;
-            Entry::from_bytes(entry)
+            Entry::from_stored(key, entry)
         });
         entries.push(entry.ok_or(StoreError::Corrupt("others"))?);
     }

@@ -123,9 +123,9 @@ fn with_entries(
     pending_repairs: &[u8],
 ) -> Result<Vec<NeededRepair>, StoreError> {
     let stored = environment.records.get(txn, key)?;
-    let record = stored.map(|bytes| Entry::from_bytes(bytes).ok_or(StoreError::Corrupt("records")));
+    let record = stored.map(|bytes| Entry::from_stored(key, bytes).ok_or(StoreError::Corrupt("records")));
     let record = record.transpose()?.filter(|record| !record.is_provisional());
-    let older = parse_older_entries(environment.older_entries.get(txn, key)?.unwrap_or_default())?;
+    let older = parse_older_entries(key, environment.older_entries.get(txn, key)?.unwrap_or_default())?;
     let mut all = Vec::new();
     for pending in parse_pending_repairs(pending_repairs)? {
         let of_its_partition = |entry: &&Entry| entry.position().partition == pending.position.partition;

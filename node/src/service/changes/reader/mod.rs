@@ -90,7 +90,7 @@ impl Told {
     #[must_use]
     pub fn bytes(&self) -> usize {
         match &self.what {
-            What::Event(event) => event.entry.as_bytes().len() + event.key.len() + 256,
+            What::Event(event) => event.entry.bytes() + event.key.len() + 256,
             What::Gap(reason) => reason.len(),
         }
     }

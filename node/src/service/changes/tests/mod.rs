@@ -146,11 +146,9 @@ impl Node {
 }
 
 fn entry(record: &Written) -> Entry {
-    let mut bytes = Vec::new();
     let Written { key, position, ttl } = record;
-    KeyValue { key, value: "v", timestamp: 1, source: source::PRODUCER, ttl: *ttl, uuid: "u" }
-        .encode(&mut bytes);
-    Entry::new(*position, LogTime::from_ms(1), *ttl, &bytes)
+    let record = KeyValue { key, value: "v", timestamp: 1, source: source::PRODUCER, ttl: *ttl, uuid: "u" };
+    Entry::new(*position, LogTime::from_ms(1), &record)
 }
 
 /// What a client knows.

@@ -23,12 +23,8 @@ fn record(key: &str, value: &str, ttl: i64) -> Vec<u8> {
 }
 
 pub(super) fn entry_of(key: &str, partition: i32, offset: i64, value: &str) -> Entry {
-    Entry::new(
-        Position { partition, offset },
-        log_ms(offset),
-        ttl::FOR_EVER,
-        &record(key, value, ttl::FOR_EVER),
-    )
+    let record = KeyValue { key, value, timestamp: 1, source: 3, ttl: ttl::FOR_EVER, uuid: "u" };
+    Entry::new(Position { partition, offset }, log_ms(offset), &record)
 }
 
 /// A store that has some of everything.
@@ -60,10 +56,10 @@ fn fill(store: &Store) {
                 ));
             }
             4 => {
-                let expires = Entry::new(at, log_ms(1), 50 + offset, &record(key, "soon", 50 + offset));
+                let expires = entry_of_text(key, at, log_ms(1), 50 + offset, "soon");
                 changes.push((key.as_bytes(), expires.into()));
             }
-            5 => changes.push((key.as_bytes(), Entry::new(at, log_ms(1), ttl::DELETED, &[]).into())),
+            5 => changes.push((key.as_bytes(), entry_of_text(key, at, log_ms(1), ttl::DELETED, "").into())),
             _ => {}
         }
     }
@@ -115,7 +111,8 @@ fn use_all(store: &Store) {
     });
     let scanned = store.scan(&Bound::Unbounded, b"", b"", 10_000, |_| true).map(|page| page.entries);
     for entry in scanned.iter().flatten() {
-        let _ = (entry.state(wall_ms(0)), entry.answer(), entry.value_field());
+        let mut uuid = UuidText::default();
+        let _ = (entry.state(wall_ms(0)), entry.value(), entry.answer(&mut uuid));
     }
     let _ = store.sweep(log_ms(100), Duration::from_millis(50), Some(log_ms(100)), Duration::ZERO);
     let keys: Vec<String> = (0..400).map(|n| format!("key {n:03}")).collect();

@@ -29,7 +29,7 @@ fn refused(change: impl FnOnce(&Environment, &mut RwTxn<'_>) -> heed::Result<()>
 
 /// The same, of one more record.
 fn refused_record(entry: &Entry) -> String {
-    refused(|environment, txn| environment.records.put(txn, b"key 007", entry.as_bytes()))
+    refused(|environment, txn| environment.records.put(txn, b"key 007", entry.as_stored()))
 }
 
 fn at(offset: i64) -> Position {
@@ -52,25 +52,28 @@ fn a_record_that_was_never_applied() {
 }
 
 #[test]
-fn a_record_of_another_key_or_of_none() {
-    let live = record("key 007", "deleted", ttl::FOR_EVER);
-    for entry in [
-        entry_of("key 008", 0, 1, ""),
-        Entry::new(at(1), log_ms(1), 0, b"nonsense"),
-        Entry::new(at(1), log_ms(1), 0, b""),
-        Entry::new(at(1), log_ms(1), -1, &live),
-    ] {
-        let error = refused_record(&entry);
-        assert!(error.contains("has another's record, or none"), "{error}");
+fn a_record_that_is_no_text_or_none() {
+    let put =
+        |key: &[u8], stored: &[u8]| refused(|environment, txn| environment.records.put(txn, key, stored));
+    let (live, none) = (entry_of("key 007", 0, 1, "text"), entry_of_text("key 007", at(1), log_ms(1), 0, ""));
+    let mut no_text = live.as_stored().to_vec();
+    no_text.extend(b"\xff");
+    for (key, stored) in
+        [(b"key 007".as_slice(), none.as_stored()), (b"key 007", &no_text), (b"key \xff", live.as_stored())]
+    {
+        let error = put(key, stored);
+        assert!(error.contains("has no record, or one that is no text"), "{error}");
     }
-    let error = refused(|environment, txn| environment.records.put(txn, b"key 007", &[0; 27]));
-    assert!(error.contains("'records'"), "{error}");
+    for stored in [&[0; 27], b"nonsense".as_slice(), &live.as_stored()[..10], b""] {
+        let error = put(b"key 007", stored);
+        assert!(error.contains("under 'records' that no node writes"), "{error}");
+    }
 }
 
 #[test]
 fn what_stands_beside_the_records() {
     let long = entry_of("key 007", 1, END, "");
-    let bytes = [&(long.as_bytes().len() as u32).to_be_bytes()[..], long.as_bytes()].concat();
+    let bytes = [&(long.as_stored().len() as u32).to_be_bytes()[..], long.as_stored()].concat();
     let older =
         |bytes: &[u8]| refused(|environment, txn| environment.older_entries.put(txn, b"key 007", bytes));
     let error = older(&bytes);
