@@ -26,9 +26,9 @@ const MAX_PIECES_UNDER_WAY: usize = 8;
 
 type Result<T = Outcome> = std::result::Result<T, Error>;
 
-pub(crate) async fn run(client: &Client, operations: &[Operation]) -> Result<Vec<Result>> {
+pub(crate) async fn run(client: &Client, operations: &[&Operation]) -> Result<Vec<Result>> {
     let call = client.call(false)?;
-    let have_options = operations.iter().any(Operation::has_options);
+    let have_options = operations.iter().any(|operation| operation.has_options());
     // Each gets another result below.
     let mut results = vec![Err(Error::NoNode { last: None }); operations.len()];
     // Keys with a write that may still take effect, over what comes later.
@@ -38,16 +38,18 @@ pub(crate) async fn run(client: &Client, operations: &[Operation]) -> Result<Vec
         let (mut wave, mut written) = (Vec::new(), HashSet::new());
         while wave.len() < MAX_PIECES_UNDER_WAY && rest < operations.len() {
             let piece = cut(operations, rest, have_options);
-            let writes = || operations[piece.clone()].iter().filter(|it| it.is_write()).map(Operation::key);
-            if !wave.is_empty() && writes().any(|key| written.contains(key)) {
+            // The last piece of a batch, which is often the only one, needs no list of its keys.
+            if !wave.is_empty() && writes(&operations[piece.clone()]).any(|key| written.contains(key)) {
                 break;
             }
-            written.extend(writes());
+            if piece.end < operations.len() {
+                written.extend(writes(&operations[piece.clone()]));
+            }
             rest = piece.end;
             // Nodes of before know the plain ones.
             let (mut plain, mut others) = (Vec::with_capacity(piece.len()), Vec::new());
             for index in piece {
-                let operation = &operations[index];
+                let operation = operations[index];
                 match check(client, operation, &uncertain) {
                     Ok(()) if operation.has_options() => others.push(index),
                     Ok(()) => plain.push(index),
@@ -65,6 +67,11 @@ pub(crate) async fn run(client: &Client, operations: &[Operation]) -> Result<Vec
         }
     }
     Ok(results)
+}
+
+/// The keys that are written.
+fn writes<'a>(operations: &[&'a Operation]) -> impl Iterator<Item = &'a str> {
+    operations.iter().filter(|operation| operation.is_write()).map(|operation| operation.key())
 }
 
 /// What is the matter with an operation before it is sent.
@@ -88,7 +95,7 @@ fn check(client: &Client, operation: &Operation, uncertain: &HashSet<&str>) -> R
 }
 
 /// The longest piece from `start` on; at least one operation. `have_options`: some of the batch do.
-fn cut(operations: &[Operation], start: usize, have_options: bool) -> Range<usize> {
+fn cut(operations: &[&Operation], start: usize, have_options: bool) -> Range<usize> {
     let mut bytes = 0;
     // The keys that are written, and whether that has options.
     let mut written = HashMap::new();

@@ -238,8 +238,12 @@ impl Client {
     ///
     /// # Errors
     /// Only [`Error::Closed`]. What happens to operations is told by their results.
-    pub async fn batch(&self, operations: &[Operation]) -> Result<Vec<Result<Outcome, Error>>, Error> {
-        batch::run(self, operations).await
+    pub async fn batch<'a>(
+        &self,
+        operations: impl IntoIterator<Item = &'a Operation>,
+    ) -> Result<Vec<Result<Outcome, Error>>, Error> {
+        let operations: Vec<_> = operations.into_iter().collect();
+        batch::run(self, &operations).await
     }
 
     /// One page of a scan: `cursor` is `None` for the first one, then [`ScanPage::cursor`] of the page before. Pages of one

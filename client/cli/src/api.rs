@@ -176,10 +176,10 @@ impl Api {
         }
     }
 
-    pub async fn batch(&self, operations: &[Operation]) -> Result<Vec<Result<Outcome, Failure>>, Failure> {
+    pub async fn batch(&self, operations: &[&Operation]) -> Result<Vec<Result<Outcome, Failure>>, Failure> {
         match self {
             Self::Rpc(client) => {
-                let results = client.batch(operations).await?;
+                let results = client.batch(operations.iter().copied()).await?;
                 Ok(results.into_iter().map(|result| result.map_err(Failure::from)).collect())
             }
             Self::Http(http) => http.batch(operations).await,

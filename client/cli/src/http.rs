@@ -123,7 +123,7 @@ impl Http {
         answer.written()
     }
 
-    pub async fn batch(&self, operations: &[Operation]) -> Result<Vec<Result<Outcome, Failure>>, Failure> {
+    pub async fn batch(&self, operations: &[&Operation]) -> Result<Vec<Result<Outcome, Failure>>, Failure> {
         let mut lines = Vec::new();
         for operation in operations {
             serde_json::to_writer(&mut lines, &self.batch_line(operation))
@@ -131,7 +131,7 @@ impl Http {
             lines.push(b'\n');
         }
         let lines = bytes::Bytes::from(lines);
-        let write = operations.iter().any(Operation::is_write);
+        let write = operations.iter().any(|operation| operation.is_write());
         let answer = self
             .ask(write, |url| {
                 let request = self.request(Method::POST, url, "rpc/batch", &[]);

@@ -142,7 +142,8 @@ async fn del_listed(
         };
         let keys = block.map_err(ended)?;
         let operations: Vec<_> = keys.into_iter().map(|listed| deletion(listed, asked)).collect();
-        let results = api.batch(&operations).await.map_err(|failure| stopped(deleted, &failure))?;
+        let results = api.batch(&operations.iter().collect::<Vec<_>>()).await;
+        let results = results.map_err(|failure| stopped(deleted, &failure))?;
         let mut written = Vec::new();
         let mut failed = None;
         for (operation, result) in operations.iter().zip(results) {

@@ -29,12 +29,13 @@ struct Sent<'a> {
 /// The operations with these indexes; all of them have options, or none.
 pub(super) async fn send(
     call: &Call<'_>,
-    operations: &[Operation],
+    operations: &[&Operation],
     indexes: Vec<usize>,
 ) -> Vec<(usize, Result)> {
     let mut results = Vec::with_capacity(indexes.len());
-    let mut left: Vec<_> = indexes.into_iter().map(|index| Sent::new(index, &operations[index])).collect();
-    let written_once = keys_written_once(&left);
+    let mut left: Vec<_> = indexes.into_iter().map(|index| Sent::new(index, operations[index])).collect();
+    // As it was sent first; few pieces come to need it.
+    let (all, mut written_once) = (left.iter().map(|sent| sent.operation).collect::<Vec<_>>(), None);
     let mut call = call.part();
     let repeatable = call.repeatable;
     if left.iter().any(Sent::is_to_be_shown) {
@@ -57,7 +58,11 @@ pub(super) async fn send(
                 Err((error, retry)) => {
                     let error =
                         sent.unclear.take().filter(|_| !error.may_have_taken_effect()).unwrap_or(error);
-                    if retry && (!operation.is_write() || written_once.contains(operation.key())) {
+                    let mut is_written_once = || {
+                        let keys = written_once.get_or_insert_with(|| keys_written_once(&all));
+                        keys.contains(operation.key())
+                    };
+                    if retry && (!operation.is_write() || is_written_once()) {
                         sent.unclear = Some(error.clone()).filter(Error::may_have_taken_effect);
                         again.push((sent, error));
                     } else {
@@ -91,9 +96,9 @@ async fn replies(call: &mut Call<'_>, left: &mut [Sent<'_>]) -> Vec<Result<Batch
 }
 
 /// The keys that a piece writes only once.
-fn keys_written_once<'a>(piece: &[Sent<'a>]) -> HashSet<&'a str> {
+fn keys_written_once<'a>(piece: &[&'a Operation]) -> HashSet<&'a str> {
     let (mut seen, mut twice) = (HashSet::new(), HashSet::new());
-    for key in piece.iter().filter(|sent| sent.operation.is_write()).map(|sent| sent.operation.key()) {
+    for key in super::writes(piece) {
         if !seen.insert(key) {
             twice.insert(key);
         }

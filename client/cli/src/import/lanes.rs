@@ -247,7 +247,7 @@ async fn send(api: &Api, mut jobs: Vec<Job>, patience: Duration) -> Result<Vec<(
         if jobs.is_empty() {
             return Ok(fates);
         }
-        let operations: Vec<_> = jobs.iter().map(|job| job.operation.clone()).collect();
+        let operations: Vec<_> = jobs.iter().map(|job| &job.operation).collect();
         let last = match api.batch(&operations).await {
             // What is wrong with a single record that a request holds is wrong with that record.
             Err(failure) if failure.kind == Kind::Refused && jobs.len() > 1 => return Err(failure),
