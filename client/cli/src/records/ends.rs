@@ -53,6 +53,9 @@ impl LineCount {
 
 /// How many ends of lines there are in bytes that do not begin between a CR and its LF.
 pub(super) fn line_ends(bytes: &[u8], is_csv: bool) -> u64 {
+    if !is_csv {
+        return memchr::memchr_iter(b'\n', bytes).count() as u64;
+    }
     let mut count = LineCount::new(is_csv);
     count.pass_all(bytes);
     count.lines
@@ -80,6 +83,25 @@ impl Ends {
             count: LineCount::new(is_csv),
             before_quotes: 0,
         }
+    }
+
+    /// Takes the bytes from `from` on; the answer is the last end of a line or a record that is told by them, or the first one if `one` is
+    /// all that is asked for. What follows it is not taken then.
+    pub fn pass_all(&mut self, bytes: &[u8], from: usize, one: bool) -> Option<usize> {
+        if !self.is_csv {
+            let find = if one { memchr::memchr } else { memchr::memrchr };
+            return find(b'\n', &bytes[from..]).map(|at| from + at + 1);
+        }
+        let mut last = None;
+        for (at, &byte) in bytes.iter().enumerate().skip(from) {
+            if let Some(end) = self.pass(at, byte) {
+                last = Some(end);
+                if one {
+                    break;
+                }
+            }
+        }
+        last
     }
 
     /// Takes the byte at `at`; the answer is where the line or record that it belongs to, or that is before it, ends.

@@ -130,18 +130,11 @@ impl<R: Read> Lines<R> {
 
     /// Whole lines, as many as are at hand, or the first alone.
     fn piece(&mut self, one: bool) -> io::Result<Option<Piece>> {
-        let (mut ends, mut scanned, mut whole) = (Ends::new(self.is_csv()), 0, 0);
+        let (mut ends, mut scanned) = (Ends::new(self.is_csv()), 0);
         loop {
-            for (at, &byte) in self.buffer.iter().enumerate().skip(scanned) {
-                if let Some(end) = ends.pass(at, byte) {
-                    whole = end;
-                    if one {
-                        break;
-                    }
-                }
-            }
+            let whole = ends.pass_all(&self.buffer, scanned, one);
             scanned = self.buffer.len();
-            if whole > 0 {
+            if let Some(whole) = whole {
                 return Ok(Some(Piece::Lines(self.buffer.split_to(whole).freeze())));
             }
             if self.ended {

@@ -38,16 +38,19 @@ pub(super) fn encode(records: &[Record]) -> Result<Vec<u8>> {
 pub(super) fn lines(start: Place, block: &Bytes, max_line: usize) -> Vec<Line> {
     let mut offset = 0;
     let mut lines = Vec::new();
-    for (number, line) in (start.line..).zip(block.split_inclusive(|byte| *byte == b'\n')) {
-        let text = block.slice(offset..offset + line.len());
-        offset += line.len();
+    // The last line may lack its end.
+    let ends = memchr::memchr_iter(b'\n', block).map(|at| at + 1);
+    let ends = ends.chain(std::iter::once(block.len()));
+    for (number, end) in (start.line..).zip(ends) {
+        let line = &block[offset..end];
+        offset = end;
         let trimmed = line.trim_ascii();
         if trimmed.is_empty() {
             continue;
         }
         let entry = check_length(trimmed.len(), max_line).and_then(|()| entry(trimmed));
         let next = Place { offset: start.offset + offset as u64, line: number + 1, ..start };
-        lines.push(Line { number, next, text: text.slice_ref(trimmed), entry });
+        lines.push(Line { number, next, text: block.slice_ref(trimmed), entry });
     }
     lines
 }
