@@ -10,9 +10,8 @@ use std::time::Duration;
 
 use bitacora_node::data_dir::DataDir;
 use bitacora_node::log::embedded::EmbeddedLog;
-use bitacora_node::log::{AppendError, Appended, Log, LogInfo, LogReader, NewRecord, OpenError, ReadError};
+use bitacora_node::log::{Log, LogInfo, LogReader, NewRecord, OpenError, ReadError, Unsettled};
 use bitacora_protocol::{HighWatermark, NextOffset};
-use futures_util::future::BoxFuture;
 
 use self::support::{PATIENCE, ready, start};
 
@@ -44,8 +43,8 @@ impl Log for EndingLog {
         self.log.open(answered)
     }
 
-    fn append_record(&self, record: NewRecord) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        self.log.append_record(record)
+    fn hand_over(&self, record: &NewRecord, append: Unsettled) {
+        self.log.hand_over(record, append);
     }
 
     fn check_trimming(&self) -> Result<(), String> {

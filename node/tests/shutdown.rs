@@ -10,9 +10,8 @@ use std::time::{Duration, Instant};
 use bitacora_node::cluster::Address;
 use bitacora_node::data_dir::DataDir;
 use bitacora_node::log::embedded::EmbeddedLog;
-use bitacora_node::log::{AppendError, Appended, Log, LogInfo, LogReader, NewRecord, OpenError, ReadError};
+use bitacora_node::log::{Log, LogInfo, LogReader, NewRecord, OpenError, ReadError, Unsettled};
 use bitacora_protocol::{HighWatermark, NextOffset};
-use futures_util::future::BoxFuture;
 
 use self::support::{PATIENCE, ready, start};
 
@@ -92,10 +91,10 @@ impl Log for WatchedLog {
         self.log.open(answered)
     }
 
-    fn append_record(&self, record: NewRecord) -> BoxFuture<'static, Result<Appended, AppendError>> {
+    fn hand_over(&self, record: &NewRecord, append: Unsettled) {
         self.note(Call::Append(String::from_utf8_lossy(&record.key).into_owned()));
         self.pass(Step::Append);
-        self.log.append_record(record)
+        self.log.hand_over(record, append);
     }
 
     fn check_trimming(&self) -> Result<(), String> {

@@ -162,7 +162,7 @@ fn a_late_tombstone_is_repaired_by_the_elected_node() {
     let condition =
         Condition::Trim { offset: old.position.offset, until: LogTime::MAX, log: LogTag::default() };
     let late = NewRecord::conditional(old.position.partition, b"k".to_vec(), None, condition);
-    let late = futures_executor::block_on(log.append_record(late)).expect("acknowledged");
+    let late = futures_executor::block_on(log.append_record(&late)).expect("acknowledged");
     let second = Node::start(&log, "second");
     // A store that was just built is built twice where a tombstone may have been missed.
     second.wait("it has read the tombstone", |node| node.metrics.records_void.get() == 2);

@@ -4,6 +4,7 @@
 //! There are two of it behind one trait: [`kafka`] for a cluster, [`embedded`] for one process. Nobody else knows how either
 //! works.
 
+mod appends;
 mod batch;
 mod condition;
 pub mod embedded;
@@ -16,8 +17,7 @@ mod statistics;
 use std::ops::Range;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
-
+pub use self::appends::{AppendOutcome, Appending, Appends, Unsettled};
 pub use self::batch::{Batch, LogRecord, PartitionRead};
 pub use self::condition::{Condition, Expected};
 pub use self::identity::{LogIdentity, LogTag};
@@ -48,25 +48,22 @@ pub trait Log: Send + Sync + 'static {
     /// [`OpenError`] tells a failure that may pass from one that an operator must mend.
     fn open(&self, answered: &dyn Fn()) -> Result<LogInfo, OpenError>;
 
+    /// Hands a record over. It takes its place among this caller's appends at once, and `append` is settled when it is acknowledged or
+    /// given up: [`AppendError`] says whether it may still appear in the log.
+    fn hand_over(&self, record: &NewRecord, append: Unsettled);
+
     /// Appends a record. It takes its place among this caller's appends at once; the future completes when it is acknowledged, and
     /// need not be polled for it to happen.
-    ///
-    /// # Errors
-    /// [`AppendError`] says whether the record may still appear in the log.
-    fn append_record(&self, record: NewRecord) -> BoxFuture<'static, Result<Appended, AppendError>>;
+    fn append_record(&self, record: &NewRecord) -> Appending {
+        let (append, appending) = Appending::new(None);
+        self.hand_over(record, append);
+        appending
+    }
 
     /// Appends a plain write. `key` is not empty, `value` is an encoded record; `trace` is of which trace the write is a part,
     /// and the record's readers find it again in [`Batch::traced`].
-    ///
-    /// # Errors
-    /// As [`Log::append_record`].
-    fn append(
-        &self,
-        key: &str,
-        value: Vec<u8>,
-        trace: Option<TraceParent>,
-    ) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        self.append_record(NewRecord { key: key.into(), value: Some(value), trace, ..NewRecord::default() })
+    fn append(&self, key: &str, value: Vec<u8>, trace: Option<TraceParent>) -> Appending {
+        self.append_record(&NewRecord { key: key.into(), value: Some(value), trace, ..NewRecord::default() })
     }
 
     /// Whether the log keeps what trimming rests on. Blocks, for seconds at most.
@@ -209,6 +206,23 @@ pub enum AppendError {
     /// The log refuses records of this size.
     #[error("the log refuses a record of this size ({0}); it has not taken effect")]
     TooLarge(String),
+}
+
+impl AppendError {
+    /// What the metrics call what can become of an append.
+    pub const LABELS: [&str; 4] = ["acknowledged", "not_taken", "unknown", "too_large"];
+
+    /// The `outcome` label of the metrics.
+    #[must_use]
+    pub fn label(outcome: &AppendOutcome) -> &'static str {
+        let [acknowledged, not_taken, unknown, too_large] = Self::LABELS;
+        match outcome {
+            Ok(_) => acknowledged,
+            Err(Self::NotTaken(_)) => not_taken,
+            Err(Self::Unknown(_)) => unknown,
+            Err(Self::TooLarge(_)) => too_large,
+        }
+    }
 }
 
 #[derive(Debug, Clone, thiserror::Error)]

@@ -3,9 +3,10 @@
 use bitacora_protocol::record::KeyValue;
 use bitacora_protocol::rpc::{
     Answer, BatchResult, Change, ChangePage, DeleteReason, DeletedKey, Failure, Message, NotMetAnswer,
-    ReadAnswer, RecordPage, RecordResult, RecordWritten, ScanPage, WriteAnswer, WrittenAnswer,
+    ReadAnswer, RecordPage, RecordResult, RecordWritten, RequestError, ScanPage, WriteAnswer, WrittenAnswer,
     put_value_answer,
 };
+use uuid::fmt::Hyphenated;
 
 use crate::replication::feed::Kind;
 use crate::service::changes::{ChangesAnswer, Told, What};
@@ -13,7 +14,7 @@ use crate::service::conditional::NotMet;
 use crate::service::error::OperationError;
 use crate::service::reads::{self, LookupResult};
 use crate::service::scans::Page;
-use crate::service::writes::Written;
+use crate::service::writes::{PlainWritten, WriteError, Written};
 use crate::service::{Done, Outcome};
 use crate::store::UuidText;
 
@@ -61,27 +62,49 @@ pub fn put_error(message: Message, error: &OperationError, out: &mut Vec<u8>) ->
     error.kind().outcome()
 }
 
-/// Appends the results of a batch.
-pub fn put_batch(message: Message, results: &[Outcome], out: &mut Vec<u8>) {
-    let mut uuids = vec![UuidText::default(); results.len()];
-    let results = results.iter().zip(&mut uuids);
-    if message == Message::BatchRecords {
-        let results = results.map(|(outcome, uuid)| match outcome {
-            Ok(Done::Read(answer)) => RecordResult::Read(read(answer, uuid)),
-            Ok(Done::Written(written)) => RecordResult::Written(record_written(written)),
-            Err(error) => match error.not_met() {
-                Some(found) => RecordResult::NotMet(not_met(found, uuid)),
-                None => RecordResult::Failed(error.into()),
-            },
-        });
-        return Answer::RecordBatch(results.collect()).encode(out);
+/// One result of a batch.
+pub enum BatchResultOf<'a> {
+    Plain(&'a Result<PlainWritten, WriteError>),
+    Other(&'a Outcome),
+}
+
+/// Appends one of the results of a batch.
+pub fn put_batch_result(message: Message, result: &BatchResultOf<'_>, out: &mut Vec<u8>) {
+    let (mut uuid, mut stored) = ([0; Hyphenated::LENGTH], UuidText::default());
+    let (written, not_visible) = match result {
+        BatchResultOf::Plain(Ok(written)) => (plain(written, &mut uuid), Vec::new()),
+        BatchResultOf::Other(Ok(Done::Written(written))) => {
+            (write(written), written.not_visible.iter().map(String::as_str).collect())
+        }
+        BatchResultOf::Other(Ok(Done::Read(answer))) => {
+            return match message {
+                Message::BatchRecords => RecordResult::Read(read(answer, &mut stored)).encode(out),
+                _ => BatchResult::Read(read(answer, &mut stored)).encode(out),
+            };
+        }
+        BatchResultOf::Plain(Err(error)) => return put_failed(message, RequestError::from(error), out),
+        BatchResultOf::Other(Err(error)) => {
+            return match error.not_met() {
+                Some(found) if message == Message::BatchRecords => {
+                    RecordResult::NotMet(not_met(found, &mut stored)).encode(out);
+                }
+                _ => put_failed(message, error.into(), out),
+            };
+        }
+    };
+    match message {
+        Message::BatchRecords => {
+            RecordResult::Written(WrittenAnswer { write: written, not_visible }).encode(out);
+        }
+        _ => BatchResult::Written(written).encode(out),
     }
-    let results = results.map(|(outcome, uuid)| match outcome {
-        Ok(Done::Read(answer)) => BatchResult::Read(read(answer, uuid)),
-        Ok(Done::Written(written)) => BatchResult::Written(write(written)),
-        Err(error) => BatchResult::Failed(error.into()),
-    });
-    Answer::Batch(results.collect()).encode(out);
+}
+
+fn put_failed(message: Message, error: RequestError, out: &mut Vec<u8>) {
+    match message {
+        Message::BatchRecords => RecordResult::Failed(error).encode(out),
+        _ => BatchResult::Failed(error).encode(out),
+    }
 }
 
 /// Appends a page of a scan.
@@ -148,6 +171,12 @@ fn write(written: &Written) -> WriteAnswer<'_> {
         ttl: written.ttl,
         uuid: &written.uuid,
     }
+}
+
+fn plain<'a>(written: &PlainWritten, uuid: &'a mut [u8; Hyphenated::LENGTH]) -> WriteAnswer<'a> {
+    let PlainWritten { appended, ttl, uuid: of } = *written;
+    let uuid = of.hyphenated().encode_lower(uuid);
+    WriteAnswer { position: appended.position, timestamp: appended.timestamp.ms(), ttl, uuid }
 }
 
 fn not_met<'a>(found: &'a NotMet, uuid: &'a mut UuidText) -> NotMetAnswer<'a> {

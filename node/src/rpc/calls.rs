@@ -5,22 +5,25 @@ use std::time::Instant;
 
 use bitacora_protocol::rpc::{
     CallError, ChangesRequest, ErrorCode, Failure, ForeignProtocol, Frame, HandshakeRequest, Message,
-    Request, RequestError,
+    Request, RequestError, put_batch_answer,
 };
 use bitacora_protocol::{Operation, ReadOptions};
 use futures_util::FutureExt as _;
-use futures_util::future::{BoxFuture, Either, Ready, join_all, ready};
+use futures_util::future::{BoxFuture, join, join_all, poll_fn};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tracing::Instrument as _;
 
 use super::handshake::{Client, shake_hands};
 use super::report::{AnsweredCalls, WaitedCall, operation_name};
-use super::{Shared, answers};
+use super::answers::{self, BatchResultOf};
+use super::Shared;
+use crate::service::batch::BegunInBatch;
 use crate::service::changes::{ChangesAnswer, Wanted};
 use crate::service::error::{ErrorKind, OperationError};
 use crate::service::memory::{Memory, Permit, SMALL_ANSWER_BYTES};
 use crate::service::slow::KeyHash;
+use crate::service::writes::WriteGroup;
 use crate::service::{Begun, Done, Outcome, Service};
 use crate::telemetry::{RequestSpan, TraceParent};
 
@@ -345,8 +348,9 @@ impl BulkCall {
         // It has been decoded before, so it can be again.
         let (scan, read) = match Request::decode(&self.call, self.foreign.as_deref()) {
             Ok(Some(Request::Batch(operations) | Request::BatchRecords(operations))) => {
-                let begun = begin_all(&self.shared.service, operations, trace, &mut self.memory);
-                answers::put_batch(message, &begun.finish(&mut self.memory).await, content);
+                let begun = BegunBatch::begin(&self.shared.service, &operations, trace, &mut self.memory);
+                drop(operations);
+                begun.finish(message, &mut self.memory, content).await;
                 return "ok";
             }
             Ok(Some(Request::Scan(scan))) => (scan, ReadOptions::default()),
@@ -363,52 +367,87 @@ impl BulkCall {
     }
 }
 
-/// Begins all operations of a batch in their order. A read whose answer finds no memory fails alone.
-fn begin_all(
-    service: &Service,
-    operations: Vec<Operation<'_>>,
-    trace: Option<TraceParent>,
-    memory: &mut Permit,
-) -> BegunBatch {
-    let mut bytes = 0;
-    let begun = operations.into_iter().map(|operation| {
-        if bytes > MAX_BATCH_ANSWER_BYTES {
-            return Either::Left(ready(Err(OperationError::BatchTooLarge)));
-        }
-        match service.begin(operation, trace) {
-            Begun::Done(outcome) => Either::Left(ready(counted(outcome, 2, &mut bytes, memory))),
-            Begun::Later(outcome) => Either::Right(outcome),
-        }
-    });
-    let begun = begun.collect();
-    BegunBatch { begun, bytes }
-}
-
-/// The operations of a batch.
+/// The operations of a batch, begun.
 struct BegunBatch {
-    /// What was done at once, and what waits.
-    begun: Vec<Either<Ready<Outcome>, BoxFuture<'static, Outcome>>>,
+    /// One for each operation.
+    begun: Vec<InBatch>,
+    plain: WriteGroup,
+    later: Vec<BoxFuture<'static, Outcome>>,
     /// Of the records that were found at once.
     bytes: usize,
 }
 
+/// An operation of a batch, begun.
+enum InBatch {
+    /// The next of the plain writes.
+    Plain,
+    /// The next of those that wait for something else.
+    Later,
+    Done(Outcome),
+}
+
 impl BegunBatch {
-    /// Waits for all, and counts the records of those that waited.
-    async fn finish(self, memory: &mut Permit) -> Vec<Outcome> {
-        let Self { begun, mut bytes } = self;
-        let waits: Vec<_> = begun.iter().map(|begun| matches!(begun, Either::Right(_))).collect();
-        let outcomes = join_all(begun).await;
-        let counted = outcomes.into_iter().zip(waits).map(|(outcome, waited)| {
-            // A write that took effect is told whatever was before it.
-            let has_record = waited && record_bytes(&outcome) > 0;
-            if has_record && bytes > MAX_BATCH_ANSWER_BYTES {
-                return Err(OperationError::BatchTooLarge);
+    /// Begins all operations in their order. A read whose answer finds no memory fails alone.
+    fn begin(
+        service: &Service,
+        operations: &[Operation<'_>],
+        trace: Option<TraceParent>,
+        memory: &mut Permit,
+    ) -> Self {
+        let (mut plain, mut later, mut bytes) = (service.write_group(trace), Vec::new(), 0);
+        let begun = operations.iter().map(|operation| {
+            if bytes > MAX_BATCH_ANSWER_BYTES {
+                return InBatch::Done(Err(OperationError::BatchTooLarge));
             }
-            // What it holds itself is counted already.
-            if has_record { counted(outcome, 1, &mut bytes, memory) } else { outcome }
+            match service.begin_in_batch(*operation, &mut plain, trace) {
+                BegunInBatch::Plain => InBatch::Plain,
+                BegunInBatch::Other(Begun::Done(outcome)) => {
+                    InBatch::Done(counted(outcome, 2, &mut bytes, memory))
+                }
+                BegunInBatch::Other(Begun::Later(outcome)) => {
+                    later.push(outcome);
+                    InBatch::Later
+                }
+            }
         });
-        counted.collect()
+        let begun = begun.collect();
+        plain.close();
+        Self { begun, plain, later, bytes }
     }
+
+    /// Waits for all, counts the records of those that waited, and appends the answer.
+    async fn finish(self, message: Message, memory: &mut Permit, out: &mut Vec<u8>) {
+        let Self { begun, mut plain, later, mut bytes } = self;
+        let settled = poll_fn(|context| plain.poll_settled(context));
+        let ((), later) = join(settled, join_all(later)).await;
+        let (mut begun, mut later) = (begun.into_iter(), later.into_iter());
+        put_batch_answer(out, begun.len(), |out| match begun.next().expect("one for each operation") {
+            InBatch::Plain => {
+                let written = plain.take_next().expect("all are settled");
+                answers::put_batch_result(message, &BatchResultOf::Plain(&written), out);
+            }
+            InBatch::Later => {
+                let outcome = later.next().expect("one for each that waited");
+                let outcome = counted_later(outcome, &mut bytes, memory);
+                answers::put_batch_result(message, &BatchResultOf::Other(&outcome), out);
+            }
+            InBatch::Done(outcome) => {
+                answers::put_batch_result(message, &BatchResultOf::Other(&outcome), out);
+            }
+        });
+    }
+}
+
+/// The outcome of an operation that waited, with its record counted. A write that took effect is told whatever was before it.
+fn counted_later(outcome: Outcome, bytes: &mut usize, memory: &mut Permit) -> Outcome {
+    if record_bytes(&outcome) == 0 {
+        return outcome;
+    }
+    if *bytes > MAX_BATCH_ANSWER_BYTES {
+        return Err(OperationError::BatchTooLarge);
+    }
+    // What it holds itself is counted already.
+    counted(outcome, 1, bytes, memory)
 }
 
 /// Counts the record of an outcome so many times: as it lies there, and its bytes in the answer.

@@ -118,7 +118,7 @@ impl Parts {
                 return reply.tell(Err("this node is stopping".into()));
             }
             let now = self.progress.clock().wall();
-            self.log.append_record(NewRecord::barrier(partition, &uuid, now))
+            self.log.append_record(&NewRecord::barrier(partition, &uuid, now))
         };
         let acknowledged = tokio::select! {
             biased;

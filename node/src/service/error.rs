@@ -201,21 +201,35 @@ impl OperationError {
             | Self::Scan(
                 ScanError::Limit(_) | ScanError::TooLong(..) | ScanError::NoCursor | ScanError::ForeignCursor,
             ) => ErrorKind::BadRequest,
-            Self::BatchTooLarge
-            | Self::Write(WriteError::ValueTooLarge { .. } | WriteError::Log(AppendError::TooLarge(_))) => {
-                ErrorKind::TooLarge
-            }
+            Self::BatchTooLarge => ErrorKind::TooLarge,
+            Self::Write(error) => error.kind(),
             Self::Get(GetError::NotRestored)
             | Self::Scan(ScanError::NotRestored)
             | Self::Consistency(ConsistencyError::NotReached { .. }) => ErrorKind::NotReady,
             Self::Get(GetError::Store(_)) | Self::Scan(ScanError::Store(_)) => ErrorKind::Internal,
-            Self::Write(WriteError::Log(AppendError::NotTaken(_))) => ErrorKind::NotTaken,
-            Self::Write(WriteError::Log(AppendError::Unknown(_))) => ErrorKind::MayTakeEffect,
             Self::Memory(_)
             | Self::Get(GetError::OutOfMemory)
             | Self::Scan(ScanError::Memory(_))
             | Self::Consistency(ConsistencyError::Memory(_)) => ErrorKind::OutOfMemory,
         }
+    }
+}
+
+impl WriteError {
+    /// What kind it is.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::ValueTooLarge { .. } | Self::Log(AppendError::TooLarge(_)) => ErrorKind::TooLarge,
+            Self::Log(AppendError::NotTaken(_)) => ErrorKind::NotTaken,
+            Self::Log(AppendError::Unknown(_)) => ErrorKind::MayTakeEffect,
+        }
+    }
+}
+
+impl From<&WriteError> for RequestError {
+    fn from(error: &WriteError) -> Self {
+        Self { code: error.kind().rpc_code(), message: error.to_string() }
     }
 }
 

@@ -79,7 +79,7 @@ impl LogLevel {
         }
         let now = self.progress.clock().wall();
         let appends = lacking.into_iter().map(|partition| {
-            self.writes.append_record(NewRecord::level(partition, Level::CONDITIONAL_WRITES, now))
+            self.writes.append_record(&NewRecord::level(partition, Level::CONDITIONAL_WRITES, now))
         });
         let appended = try_join_all(appends).await;
         // Those that were taken do no harm.

@@ -1,6 +1,7 @@
 //! What an operation means, whichever interface it comes through. HTTP, RPC and batches all go through [`Service`].
 
 pub mod barriers;
+pub mod batch;
 pub mod changes;
 pub mod conditional;
 pub mod consistency;
@@ -59,12 +60,15 @@ pub enum Done {
 }
 
 impl Done {
+    /// The `outcome` label of an acknowledged write.
+    pub const WRITTEN: &str = "ok";
+
     /// The `outcome` label of the metrics.
     #[must_use]
     pub fn outcome(&self) -> &'static str {
         match self {
             Self::Read(answer) => answer.outcome(),
-            Self::Written(_) => "ok",
+            Self::Written(_) => Self::WRITTEN,
         }
     }
 }
@@ -211,9 +215,11 @@ impl Service {
         match operation {
             Operation::Get { key, read } => self.begin_get(key, &read),
             Operation::Set { key, value, ttl, write } => {
-                let live = u64::try_from(ttl).ok().map(Duration::from_millis).filter(|live| *live <= MAX_TTL);
-                let Some(live) = live else { return Begun::Done(Err(OperationError::Ttl(ttl))) };
-                let written = self.set(key, value, (ttl > 0).then_some(live), &write, trace);
+                let live = match time_to_live(ttl) {
+                    Ok(live) => live,
+                    Err(error) => return Begun::Done(Err(error)),
+                };
+                let written = self.set(key, value, live, &write, trace);
                 Begun::Later(written.map(|written| written.map(Done::Written)).boxed())
             }
             Operation::Delete { key, write } => {
@@ -312,6 +318,13 @@ where
         Either::Right(with_options) => with_options.await?,
     };
     Ok(Showing::wait(showing, written).await)
+}
+
+/// The time to live that so many ms are; `None` for ever.
+fn time_to_live(ms: i64) -> Result<Option<Duration>, OperationError> {
+    let live = u64::try_from(ms).ok().map(Duration::from_millis).filter(|live| *live <= MAX_TTL);
+    let live = live.ok_or(OperationError::Ttl(ms))?;
+    Ok((ms > 0).then_some(live))
 }
 
 /// Whether a write takes effect whatever the key holds.

@@ -136,7 +136,7 @@ impl Upkeep {
             self.clock().wall().assuming_clocks_agree() - GRACE_FOR_ELECTED_TRIMMER
         };
         let repairs = self.trimmer.repairs(void_since)?;
-        self.parts.metrics.repairs_sent.inc_by(self.append(repairs));
+        self.parts.metrics.repairs_sent.inc_by(self.append(&repairs));
         if !elected || self.clock().now() < self.next_round || !self.log_can_be_trimmed() {
             return Ok(());
         }
@@ -146,7 +146,7 @@ impl Upkeep {
         // The clock first, then the store: it may be newer than that, never older.
         let Some(applied) = self.parts.progress.applied_until() else { return Ok(()) };
         let (trims, all) = self.trimmer.trims(applied)?;
-        self.parts.metrics.tombstones_sent.inc_by(self.append(trims));
+        self.parts.metrics.tombstones_sent.inc_by(self.append(&trims));
         if all {
             let pause = self.trimmer.retention / 100;
             self.next_round =
@@ -175,7 +175,7 @@ impl Upkeep {
         }
         // If it is this machine's clock that is wrong, the answer changes nothing.
         self.next_question = now + much;
-        Ok(self.append(vec![NewRecord::barrier(0, "", wall)]) > 0)
+        Ok(self.append(&[NewRecord::barrier(0, "", wall)]) > 0)
     }
 
     /// Whether the log keeps what trimming rests on; says once why it does not.
@@ -196,9 +196,9 @@ impl Upkeep {
     }
 
     /// Appends records together and waits for their acknowledgements. Returns how many there were.
-    fn append(&self, records: Vec<NewRecord>) -> u64 {
+    fn append(&self, records: &[NewRecord]) -> u64 {
         let appends: Vec<_> =
-            records.into_iter().map(|record| self.parts.log.append_record(record)).collect();
+            records.iter().map(|record| self.parts.log.append_record(record)).collect();
         let mut acknowledged = 0;
         for outcome in futures_executor::block_on(join_all(appends)) {
             match outcome {

@@ -8,12 +8,11 @@ use std::time::Duration;
 use bitacora_node::clock::LogTime;
 use bitacora_node::log::{
     AppendError, Appended, Batch, Condition, Log, LogIdentity, LogInfo, LogReader, NewRecord, OpenError,
-    ReadError,
+    ReadError, Unsettled,
 };
 use bitacora_node::store::NeededRepair;
 use bitacora_protocol::record::KeyValue;
 use bitacora_protocol::{HighWatermark, NextOffset, Position};
-use futures_util::future::{BoxFuture, FutureExt as _, ready};
 
 use crate::cluster::{Crashed, NodeView};
 use crate::misreading::{change_store_wrongly, fill, is_left_out, read};
@@ -61,7 +60,8 @@ impl Log for SimulatedLog {
     }
 
     /// Only trimmers append here; writers have their own way.
-    fn append_record(&self, mut record: NewRecord) -> BoxFuture<'static, Result<Appended, AppendError>> {
+    fn hand_over(&self, record: &NewRecord, append: Unsettled) {
+        let mut record = record.clone();
         let partition = record.partition.expect("a trimmer names the partition");
         let world = &mut *self.view.call();
         let (who, undisturbed) = (self.view.who, world.nodes[self.view.who].undisturbed);
@@ -69,7 +69,7 @@ impl Log for SimulatedLog {
             Some(Condition::Repair { .. }) => world.counts.repairs += 1,
             _ => world.counts.trims += 1,
         }
-        let unknown = ready(Err(AppendError::Unknown("nobody acknowledged it".to_owned()))).boxed();
+        let unknown = Err(AppendError::Unknown("nobody acknowledged it".to_owned()));
         let needed_repair = || {
             let store = self.view.cluster.peer(who).expect("it runs").store;
             let (_, needed) = store.needed_repairs(usize::MAX).expect("readable");
@@ -81,7 +81,7 @@ impl Log for SimulatedLog {
         if let Some(needed) = needed_repair().filter(|_| world.mistake.is_some())
             && is_left_out(world, &needed)
         {
-            return unknown;
+            return append.settle(unknown);
         }
         let expired = |value: &Vec<u8>| KeyValue::decode(value).is_ok_and(|record| record.ttl > 0);
         if world.mistake == Some(Mistake::ExpiredIsRepairedAsDeleted)
@@ -94,7 +94,7 @@ impl Log for SimulatedLog {
             _ if held_up.is_some() => held_up.unwrap_or_default(),
             _ if undisturbed => 0,
             // Never there.
-            0 => return unknown,
+            0 => return append.settle(unknown),
             1..11 => 0,
             11..19 => world.random.between(0, DELAY),
             _ => world.random.between(0, LONG),
@@ -107,10 +107,10 @@ impl Log for SimulatedLog {
         }
         world.send_conditional(record, delay);
         if delay > 0 {
-            return unknown;
+            return append.settle(unknown);
         }
         let position = Position { partition, offset: 0 };
-        ready(Ok(Appended { position, timestamp: LogTime::from_ms(world.now) })).boxed()
+        append.settle(Ok(Appended { position, timestamp: LogTime::from_ms(world.now) }));
     }
 
     fn check_trimming(&self) -> Result<(), String> {

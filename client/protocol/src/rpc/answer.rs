@@ -225,20 +225,7 @@ impl<'a> Answer<'a> {
             Self::Null => {}
             Self::Read(answer) => answer.encode(out),
             Self::Written(answer) => answer.encode(out),
-            Self::Batch(results) => put_array(out, results, |out, result| match result {
-                BatchResult::Read(answer) => {
-                    put_long(out, 0);
-                    answer.encode(out);
-                }
-                BatchResult::Written(answer) => {
-                    put_long(out, 1);
-                    answer.encode(out);
-                }
-                BatchResult::Failed(error) => {
-                    put_long(out, 2);
-                    error.encode(REQUEST_ERROR_CODES, out);
-                }
-            }),
+            Self::Batch(results) => put_array(out, results, |out, result| result.encode(out)),
             Self::Page(page) => page.encode(out),
             Self::RecordWritten(answer) => answer.encode(out),
             Self::RecordBatch(results) => put_array(out, results, |out, result| result.encode(out)),
@@ -259,6 +246,37 @@ pub fn put_value_answer(out: &mut Vec<u8>, value: &[u8]) {
     out.extend_from_slice(&GOOD);
     put_long(out, 1);
     put_bytes(out, value);
+}
+
+/// Appends [`Answer::Batch`] or [`Answer::RecordBatch`] of so many results, without a list of them: `put` appends the next one by its
+/// `encode`.
+pub fn put_batch_answer(out: &mut Vec<u8>, count: usize, mut put: impl FnMut(&mut Vec<u8>)) {
+    out.extend_from_slice(&GOOD);
+    if count > 0 {
+        put_long(out, count.cast_signed() as i64);
+        (0..count).for_each(|_| put(out));
+    }
+    put_long(out, 0);
+}
+
+impl BatchResult<'_> {
+    /// Appends it as one of the results of [`Answer::Batch`].
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Read(answer) => {
+                put_long(out, 0);
+                answer.encode(out);
+            }
+            Self::Written(answer) => {
+                put_long(out, 1);
+                answer.encode(out);
+            }
+            Self::Failed(error) => {
+                put_long(out, 2);
+                error.encode(REQUEST_ERROR_CODES, out);
+            }
+        }
+    }
 }
 
 impl Failure {

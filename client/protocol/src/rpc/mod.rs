@@ -21,7 +21,7 @@ mod options_tests;
 
 pub use answer::{
     Answer, BatchResult, ErrorCode, Failure, ReadAnswer, RequestError, ScanPage, ServedFrom, WriteAnswer,
-    put_value_answer,
+    put_batch_answer, put_value_answer,
 };
 pub use changes::{Change, ChangePage, ChangesRequest, DeleteReason, DeletedKey};
 pub use frame::{Frame, FrameError, FrameLimits, FrameReader, put_frame};

@@ -116,7 +116,8 @@ impl<'a> RecordResult<'a> {
         })
     }
 
-    pub(super) fn encode(&self, out: &mut Vec<u8>) {
+    /// Appends it as one of the results of [`Answer::RecordBatch`](super::Answer::RecordBatch).
+    pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Self::Read(answer) => {
                 put_long(out, 0);

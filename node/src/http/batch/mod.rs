@@ -3,24 +3,24 @@
 
 mod lines;
 mod results;
+mod under_way;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bitacora_protocol::http::{BatchLine, LineWriteOptions};
 use bitacora_protocol::{Operation, WriteCondition, WriteOptions};
 use bytes::Buf;
-use futures_util::future::BoxFuture;
-use futures_util::stream::FuturesOrdered;
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use tokio::sync::mpsc;
 use warp::http::HeaderMap;
 use warp::reply::{Reply as _, Response};
 
 use self::lines::{BYTE_ORDER_MARK, Lines, Skipped};
+use self::under_way::{Ended, UnderWay};
 use super::answers;
 use super::conditions::{no_condition, version_condition};
 use super::error::HttpError;
@@ -29,10 +29,11 @@ use super::options::{line_read_options, timeout, visible};
 use super::params::{parse_ttl, query_params};
 use super::{Api, Limits, Notes, counted};
 use crate::metrics::Metrics;
+use crate::service::batch::BegunInBatch;
 use crate::service::memory::Permit;
 use crate::service::slow::SlowRequests;
 use crate::service::writes::{KeyError, MAX_KEY_BYTES};
-use crate::service::{Begun, Done, Outcome, Service};
+use crate::service::{Begun, Done, Service};
 
 /// Operations under way, of one batch.
 const MAX_UNDER_WAY: usize = 4096;
@@ -81,11 +82,12 @@ pub(super) fn run<B: Buf + Send + 'static>(
         slow: *slow,
         limits: *limits,
         body: Box::pin(body),
-        under_way: FuturesOrdered::new(),
+        under_way: UnderWay::default(),
         pending: VecDeque::new(),
         bytes: 0,
         memory,
         ended: false,
+        answered: Vec::new(),
         notes: Some(notes),
     };
     let (sender, receiver) = mpsc::channel(1);
@@ -111,7 +113,7 @@ struct Batch<S> {
     lines: Lines,
     /// A line for which there is no memory until an operation before it has ended.
     waiting: Option<Vec<u8>>,
-    under_way: FuturesOrdered<BoxFuture<'static, Outcome>>,
+    under_way: UnderWay,
     /// One for each operation under way.
     pending: VecDeque<Pending>,
     /// The sum of the bytes of those pending.
@@ -119,8 +121,20 @@ struct Batch<S> {
     /// For the lines, and for those bytes.
     memory: Permit,
     ended: bool,
+    /// What the metrics have yet to be told.
+    answered: Vec<Answered>,
     /// Of the whole batch, until its end is told.
     notes: Option<Notes>,
+}
+
+/// Lines that were answered.
+struct Answered {
+    operation: &'static str,
+    /// The label of the metrics.
+    outcome: &'static str,
+    count: u64,
+    /// The longest.
+    took: Duration,
 }
 
 struct Pending {
@@ -134,21 +148,33 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
     /// The next results; `None` at the end.
     async fn next_chunk(&mut self) -> Option<Vec<u8>> {
         let mut out = Vec::new();
+        self.put_results(&mut out).await;
+        self.report();
+        if out.is_empty()
+            && let Some(notes) = self.notes.take()
+        {
+            notes.finish(&self.metrics, &self.slow, "ok");
+        }
+        (!out.is_empty()).then_some(out)
+    }
+
+    /// Appends the next results; none at the end.
+    async fn put_results(&mut self, out: &mut Vec<u8>) {
         loop {
             while out.len() < CHUNK_BYTES
-                && let Some(Some(outcome)) = self.under_way.next().now_or_never()
+                && let Some(ended) = self.under_way.next().now_or_never()
             {
-                self.put(outcome, &mut out);
+                self.put(ended, out);
             }
             if out.len() >= CHUNK_BYTES {
-                return Some(out);
+                return;
             }
             if self.begin_lines() {
                 continue;
             }
             // What is there goes out before anything is waited for.
             if !out.is_empty() {
-                return Some(out);
+                return;
             }
             let idle = self.under_way.is_empty();
             let wants_more = !self.ended
@@ -156,14 +182,11 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
                 && self.has_room()
                 && (idle || self.has_memory_for_body(BODY_PIECE_BYTES));
             if !wants_more && idle {
-                if let Some(notes) = self.notes.take() {
-                    notes.finish(&self.metrics, &self.slow, "ok");
-                }
-                return None;
+                return;
             }
             let timeout = self.limits.request_timeout;
             tokio::select! {
-                Some(outcome) = self.under_way.next() => self.put(outcome, &mut out),
+                ended = self.under_way.next(), if !idle => self.put(ended, out),
                 piece = self.body.next(), if wants_more => self.take_body(piece),
                 () = async { tokio::time::sleep(timeout).await }, if idle => {
                     self.end(Some(HttpError::BodyTimeout(timeout.as_millis())));
@@ -181,6 +204,7 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
             self.begin(line);
             began_some = true;
         }
+        self.under_way.close_group();
         began_some
     }
 
@@ -282,7 +306,9 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
         let begun = parsed.and_then(|parsed| {
             let (name, operation) = operation(&parsed)?;
             let trace = self.notes.as_ref().and_then(|notes| notes.span.trace_parent());
-            let begun = self.service.begin(operation, trace);
+            let service = &self.service;
+            let group = self.under_way.group(|| service.write_group(trace));
+            let begun = service.begin_in_batch(operation, group, trace);
             let (BatchLine::Get { key, .. } | BatchLine::Set { key, .. } | BatchLine::Delete { key, .. }) =
                 parsed;
             Ok((name, key.into_owned(), begun))
@@ -301,11 +327,12 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
         &mut self,
         request: Result<(&'static str, String), HttpError>,
         mut bytes: usize,
-        begun: Option<Begun>,
+        begun: Option<BegunInBatch>,
     ) {
-        let outcome = match begun {
-            Some(Begun::Later(outcome)) => outcome,
-            Some(Begun::Done(mut outcome)) => {
+        match begun {
+            Some(BegunInBatch::Plain) => self.under_way.push_plain(),
+            Some(BegunInBatch::Other(Begun::Later(outcome))) => self.under_way.push_later(outcome),
+            Some(BegunInBatch::Other(Begun::Done(mut outcome))) => {
                 if let Ok(Done::Read(answer)) = &outcome {
                     let found = answer.bytes();
                     if self.has_memory_for(bytes + found) {
@@ -314,32 +341,51 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
                         outcome = Err(self.service.memory().refuse().into());
                     }
                 }
-                std::future::ready(outcome).boxed()
+                self.under_way.push_done(outcome);
             }
             // Only its place in the order matters.
-            None => std::future::ready(Err(KeyError::Blank.into())).boxed(),
-        };
+            None => self.under_way.push_done(Err(KeyError::Blank.into())),
+        }
         self.bytes += bytes;
         self.pending.push_back(Pending { request, bytes, began: Instant::now() });
-        self.under_way.push_back(outcome);
     }
 
     /// Writes the result of the oldest operation.
-    fn put(&mut self, outcome: Outcome, out: &mut Vec<u8>) {
+    fn put(&mut self, ended: Ended, out: &mut Vec<u8>) {
         let Some(Pending { request, bytes, began }) = self.pending.pop_front() else { return };
-        let (operation, counted) = match request {
-            Ok((operation, key)) => (operation, results::put(operation, &key, outcome, out)),
+        let (operation, outcome) = match (request, ended) {
+            (Ok((operation, key)), Ended::Plain(written)) => (operation, results::put_plain(&key, written, out)),
+            (Ok((operation, key)), Ended::Other(outcome)) => {
+                (operation, results::put(operation, &key, outcome, out))
+            }
             // It may have been meant as a write.
-            Err(error) => ("batch", results::put_failure(&error, true, out)),
+            (Err(error), _) => ("batch", results::put_failure(&error, true, out)),
         };
         self.bytes -= bytes;
         self.give_memory_back();
-        let took = began.elapsed();
-        if let Some(notes) = &mut self.notes {
-            // A batch may last for as long as its client likes; it is slow if one of its operations is.
-            notes.waits.operations = notes.waits.operations.max(took);
+        self.count(operation, outcome, began.elapsed());
+    }
+
+    fn count(&mut self, operation: &'static str, outcome: &'static str, took: Duration) {
+        match self.answered.iter_mut().find(|it| (it.operation, it.outcome) == (operation, outcome)) {
+            Some(answered) => {
+                answered.count += 1;
+                answered.took = answered.took.max(took);
+            }
+            None => self.answered.push(Answered { operation, outcome, count: 1, took }),
         }
-        self.metrics.request("http", operation, counted, took);
+    }
+
+    /// Moves the metrics on: they are too dear to be moved for each line by itself. Lines that are answered together took as long as all of
+    /// them.
+    fn report(&mut self) {
+        for Answered { operation, outcome, count, took } in self.answered.drain(..) {
+            if let Some(notes) = &mut self.notes {
+                // A batch may last for as long as its client likes; it is slow if one of its operations is.
+                notes.waits.operations = notes.waits.operations.max(took);
+            }
+            self.metrics.requests("http", operation, outcome, count, took);
+        }
     }
 }
 

@@ -4,13 +4,15 @@ use bitacora_protocol::Position;
 use bitacora_protocol::http::{ConditionFailed, ConditionFailedLine, FailedLine, ReadLine, WrittenLine};
 use bitacora_protocol::record::source;
 use serde::Serialize;
+use uuid::fmt::Hyphenated;
 
 use super::super::answers;
 use super::super::error::HttpError;
+use crate::log::Appended;
 use crate::service::conditional::NotMet;
-use crate::service::error::ErrorKind;
+use crate::service::error::{ErrorKind, OperationError};
 use crate::service::reads::Answer;
-use crate::service::writes::Written;
+use crate::service::writes::{PlainWritten, WriteError, Written};
 use crate::service::{Done, Outcome};
 use crate::store::UuidText;
 
@@ -20,7 +22,9 @@ pub fn put(operation: &str, key: &str, outcome: Outcome, out: &mut Vec<u8>) -> &
         Ok(done) => {
             match &done {
                 Done::Read(answer) => put_read(key, answer, out),
-                Done::Written(written) => put_written(key, written, out),
+                Done::Written(Written { appended, ttl, uuid, not_visible, .. }) => {
+                    put_written(key, *appended, *ttl, uuid, not_visible, out);
+                }
             }
             done.outcome()
         }
@@ -31,6 +35,23 @@ pub fn put(operation: &str, key: &str, outcome: Outcome, out: &mut Vec<u8>) -> &
             }
             None => put_failure(&error.into(), matches!(operation, "set" | "delete"), out),
         },
+    }
+}
+
+/// As [`put`], of a plain write.
+pub fn put_plain(
+    key: &str,
+    written: Result<PlainWritten, WriteError>,
+    out: &mut Vec<u8>,
+) -> &'static str {
+    match written {
+        Ok(PlainWritten { appended, ttl, uuid }) => {
+            let mut text = [0; Hyphenated::LENGTH];
+            let uuid = uuid.hyphenated().encode_lower(&mut text);
+            put_written(key, appended, ttl, uuid, &[], out);
+            Done::WRITTEN
+        }
+        Err(error) => put_failure(&OperationError::from(error).into(), true, out),
     }
 }
 
@@ -74,17 +95,23 @@ fn put_not_met(kind: ErrorKind, not_met: &NotMet, out: &mut Vec<u8>) {
 }
 
 /// Without the value, which the client has sent a moment ago.
-fn put_written(key: &str, written: &Written, out: &mut Vec<u8>) {
-    let Written { appended, ttl, uuid, not_visible, .. } = written;
+fn put_written(
+    key: &str,
+    appended: Appended,
+    ttl: i64,
+    uuid: &str,
+    not_visible: &[String],
+    out: &mut Vec<u8>,
+) {
     let line = WrittenLine {
         status: 200,
         position: appended.position,
         key: key.into(),
         timestamp: appended.timestamp.ms(),
         source: source::PRODUCER,
-        ttl: *ttl,
+        ttl,
         uuid: uuid.into(),
-        not_visible: not_visible.clone(),
+        not_visible: not_visible.to_vec(),
     };
     put_line(&line, out);
 }

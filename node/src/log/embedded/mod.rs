@@ -8,20 +8,21 @@ mod compaction;
 mod reader;
 mod records;
 
+use std::sync::mpsc::TrySendError;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use futures_util::future::BoxFuture;
 use heed::types::{Bytes, Str};
 use heed::{Database, Env, EnvFlags};
 use parking_lot::{Condvar, Mutex};
-use tokio::sync::oneshot;
 
 use self::compaction::{COMPACTION_LAG, compact};
 use self::reader::Reader;
 use self::records::{encode, end_of, record_key};
-use super::{AppendError, Appended, Log, LogIdentity, LogInfo, LogReader, NewRecord, OpenError, ReadError};
+use super::{
+    AppendError, Appended, Log, LogIdentity, LogInfo, LogReader, NewRecord, OpenError, ReadError, Unsettled,
+};
 use crate::clock::LogTime;
 use crate::data_dir::DataDir;
 use crate::lmdb;
@@ -53,7 +54,7 @@ struct Shared {
 
 struct Append {
     record: NewRecord,
-    done: oneshot::Sender<Result<Appended, AppendError>>,
+    append: Unsettled,
 }
 
 impl EmbeddedLog {
@@ -129,15 +130,14 @@ fn write(shared: &Shared, queue: &mpsc::Receiver<Append>) {
         group.extend(queue.try_iter().take(MAX_APPENDS_PER_COMMIT - 1));
         match commit(shared, &group) {
             Ok(appended) => {
-                for (append, appended) in group.into_iter().zip(appended) {
-                    // The caller may have given up; the record stays.
-                    let _ = append.done.send(Ok(appended));
+                for (Append { append, .. }, appended) in group.into_iter().zip(appended) {
+                    append.settle(Ok(appended));
                 }
             }
             Err(error) => {
                 tracing::error!(%error, "the embedded log could not write");
-                for append in group {
-                    let _ = append.done.send(Err(AppendError::NotTaken(error.to_string())));
+                for Append { append, .. } in group {
+                    append.settle(Err(AppendError::NotTaken(error.to_string())));
                 }
             }
         }
@@ -181,22 +181,25 @@ impl Log for EmbeddedLog {
         Ok(LogInfo { identity, partitions, compaction_lag: COMPACTION_LAG })
     }
 
-    fn append_record(&self, record: NewRecord) -> BoxFuture<'static, Result<Appended, AppendError>> {
+    fn hand_over(&self, record: &NewRecord, append: Unsettled) {
         let partitions = self.shared.ends.lock().len();
         let unknown = record.partition.filter(|of| usize::try_from(*of).map_or(true, |of| of >= partitions));
         if let Some(partition) = unknown {
             let reason = format!("there is no partition {partition}");
-            return Box::pin(std::future::ready(Err(AppendError::NotTaken(reason))));
+            return append.settle(Err(AppendError::NotTaken(reason)));
         }
-        let (done, answer) = oneshot::channel();
-        let sent = match &*self.appends.lock() {
-            Some(queue) => queue.try_send(Append { record, done }).map_err(|_| "too many writes are waiting"),
-            None => Err("the log is closing"),
+        let append = Append { record: record.clone(), append };
+        let refused = match &*self.appends.lock() {
+            None => Some((append, "the log is closing")),
+            Some(queue) => match queue.try_send(append) {
+                Ok(()) => None,
+                Err(TrySendError::Full(append)) => Some((append, "too many writes are waiting")),
+                Err(TrySendError::Disconnected(append)) => Some((append, "the log's writer ended")),
+            },
         };
-        Box::pin(async move {
-            sent.map_err(|reason| AppendError::NotTaken(reason.into()))?;
-            answer.await.unwrap_or_else(|_| Err(AppendError::Unknown("the log's writer ended".into())))
-        })
+        if let Some((Append { append, .. }, reason)) = refused {
+            append.settle(Err(AppendError::NotTaken(reason.to_owned())));
+        }
     }
 
     fn delete_retention(&self) -> Option<Duration> {
@@ -301,11 +304,11 @@ mod tests {
         let mut positions = Vec::new();
         for (condition, value) in conditional.clone() {
             let record = NewRecord::conditional(partition, b"k".to_vec(), value, condition);
-            positions.push(log.append_record(record).await.expect("acknowledged").position);
+            positions.push(log.append_record(&record).await.expect("acknowledged").position);
         }
         assert_eq!(positions, [0, 1, 2].map(|offset| Position { partition, offset }));
         let nowhere = NewRecord::conditional(2, b"k".to_vec(), None, repair);
-        assert!(matches!(log.append_record(nowhere).await, Err(AppendError::NotTaken(_))));
+        assert!(matches!(log.append_record(&nowhere).await, Err(AppendError::NotTaken(_))));
         drop(log);
 
         let log = open(dir.path());
@@ -328,7 +331,7 @@ mod tests {
         for key in [b"k", b"l"] {
             let condition = Condition::Trim { offset: 1, until: at(9), log: LogTag::default() };
             let record = NewRecord::conditional(partition, key.to_vec(), None, condition);
-            log.append_record(record).await.expect("acknowledged");
+            log.append_record(&record).await.expect("acknowledged");
         }
         compact_at(COMPACTION_LAG);
         assert_eq!(read(&log).len(), 2);
@@ -377,7 +380,7 @@ mod tests {
             NewRecord { partition: Some(0), key: b"k".to_vec(), trace, ..NewRecord::default() },
         ]);
         for record in &records {
-            log.append_record(record.clone()).await.expect("acknowledged");
+            log.append_record(record).await.expect("acknowledged");
         }
         let mut batch = Batch::default();
         let mut reader = log.reader(&[NextOffset(0), NextOffset(0)], &[]).expect("readable");

@@ -12,27 +12,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use rdkafka::Offset;
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, Producer};
-use tokio::sync::oneshot;
+use rdkafka::producer::Producer;
 
 pub use self::client::RESERVED_PROPERTIES;
 use self::client::{LastProblem, client_config};
-use self::producer::{Acknowledged, PolledProducer, acknowledgement, is_too_large, producer};
+use self::producer::{PolledProducer, is_too_large, producer};
 use self::reader::Reader;
 use self::statistics::Collected;
 use super::{
-    AppendError, Appended, Condition, Level, Log, LogIdentity, LogInfo, LogReader, LogStatistics, NewRecord,
-    OpenError, ReadError,
+    AppendError, Log, LogIdentity, LogInfo, LogReader, LogStatistics, NewRecord, OpenError, ReadError,
+    Unsettled,
 };
 use crate::clock::LogTime;
-use crate::telemetry::TraceParent;
 use bitacora_protocol::{HighWatermark, NextOffset};
 
 /// How long a question to a broker may take.
@@ -97,24 +93,27 @@ impl KafkaLog {
         self.producer.read()
     }
 
-    fn send(&self, record: &NewRecord) -> Result<oneshot::Receiver<Acknowledged>, AppendError> {
+    fn send(&self, record: &NewRecord, append: Unsettled) {
         if self.partitions.load(Ordering::Relaxed) == 0 {
             // A broker may create a topic that is written to, and not compacted at that.
-            return Err(AppendError::NotTaken("the topic is not known yet".to_owned()));
+            return append.settle(Err(AppendError::NotTaken("the topic is not known yet".to_owned())));
         }
-        let sent = match self.try_send(record) {
-            Err(KafkaError::MessageProduction(RDKafkaErrorCode::Fatal)) => {
+        let topic = &self.settings.topic;
+        let sent = match self.producer().send(topic, record, append) {
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::Fatal), append)) => {
                 self.renew_failed_producer();
-                self.try_send(record)
+                self.producer().send(topic, record, append)
             }
             sent => sent,
         };
-        sent.map_err(|error| match error {
-            KafkaError::MessageProduction(code) if is_too_large(code) => {
-                AppendError::TooLarge(code.to_string())
-            }
-            error => AppendError::NotTaken(error.to_string()),
-        })
+        if let Err((error, append)) = sent {
+            append.settle(Err(match error {
+                KafkaError::MessageProduction(code) if is_too_large(code) => {
+                    AppendError::TooLarge(code.to_string())
+                }
+                error => AppendError::NotTaken(error.to_string()),
+            }));
+        }
     }
 
     fn renew_failed_producer(&self) {
@@ -139,29 +138,6 @@ impl KafkaLog {
             Err(error) => tracing::error!(%error, "there is no new producer"),
         }
     }
-
-    fn try_send(&self, new: &NewRecord) -> Result<oneshot::Receiver<Acknowledged>, KafkaError> {
-        let (done, acknowledged) = oneshot::channel();
-        let mut record = BaseRecord::<[u8], [u8], _>::with_opaque_to(&self.settings.topic, Box::new(done));
-        record = record.key(&new.key);
-        record.payload = new.value.as_deref();
-        record.partition = new.partition;
-        record.headers = headers(new);
-        self.producer().send(record).map(|()| acknowledged).map_err(|(error, _)| error)
-    }
-}
-
-/// `None` if there are none, which is the rule.
-fn headers(record: &NewRecord) -> Option<OwnedHeaders> {
-    let condition = record.condition.map(Condition::header);
-    let level = record.level.map(|level| (Level::HEADER, level.to_string()));
-    let trace = record.trace.map(|trace| (TraceParent::HEADER, trace.to_string()));
-    let mut headers = None;
-    for (key, value) in [condition, level, trace].into_iter().flatten() {
-        let header = Header { key, value: Some(&value) };
-        headers = Some(headers.unwrap_or_else(OwnedHeaders::new).insert(header));
-    }
-    headers
 }
 
 impl Log for KafkaLog {
@@ -200,8 +176,8 @@ impl Log for KafkaLog {
         Ok(info)
     }
 
-    fn append_record(&self, record: NewRecord) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        acknowledgement(self.send(&record))
+    fn hand_over(&self, record: &NewRecord, append: Unsettled) {
+        self.send(record, append);
     }
 
     fn check_trimming(&self) -> Result<(), String> {
@@ -291,6 +267,7 @@ pub(super) mod tests {
     use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
     use super::*;
+    use crate::log::Appends;
 
     pub(super) fn settings(brokers: &str) -> KafkaSettings {
         KafkaSettings {
@@ -388,5 +365,36 @@ pub(super) mod tests {
             std::thread::yield_now();
         }
         assert_eq!(log.ended_thread(), Some("kafka-producer"));
+    }
+
+    #[tokio::test]
+    async fn each_record_of_a_request_has_its_own_outcome() {
+        let brokers = MockCluster::new(1).expect("brokers");
+        let log = on(&brokers);
+        let record = |bytes| NewRecord { key: b"k".into(), value: Some(vec![0; bytes]), ..NewRecord::default() };
+        let (small, large) = (record(1), record(2_000_000));
+        let mut appends = Appends::new(None);
+        for record in [&small, &large, &small] {
+            log.hand_over(record, appends.begin());
+        }
+        appends.close();
+        std::future::poll_fn(|context| appends.poll_settled(context)).await;
+        let outcomes = [0, 1, 2].map(|index| appends.take(index).expect("settled"));
+        let [Ok(first), Err(AppendError::TooLarge(_)), Ok(second)] = outcomes else {
+            panic!("{outcomes:?}")
+        };
+        assert_eq!([first, second].map(|appended| appended.position.offset), [0, 1]);
+    }
+
+    #[tokio::test]
+    async fn a_log_that_is_dropped_settles_what_is_under_way() {
+        let brokers = MockCluster::new(1).expect("brokers");
+        let log = on(&brokers);
+        log.append("k", Vec::new(), None).await.expect("the broker takes it");
+        brokers.broker_down(1).expect("it goes down");
+        let appending = log.append("k", Vec::new(), None);
+        drop(log);
+        let lost = appending.await.expect_err("nobody took it");
+        assert!(matches!(lost, AppendError::Unknown(_) | AppendError::NotTaken(_)), "{lost:?}");
     }
 }

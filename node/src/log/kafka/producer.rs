@@ -5,22 +5,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::producer::{BaseProducer, DeliveryResult, ProducerContext};
+use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 use rdkafka::statistics::Statistics;
-use tokio::sync::oneshot;
+use slab::Slab;
 
 use super::client::{LastProblem, client_config, set_default};
 use super::sent::{Failed, Sent, Verdict};
 use super::statistics::Collected;
 use super::{KafkaSettings, QUERY_TIMEOUT, events};
 use crate::clock::LogTime;
-use crate::log::{AppendError, Appended};
+use crate::log::{AppendError, Appended, Condition, Level, NewRecord, Unsettled};
+use crate::telemetry::TraceParent;
 use crate::worker::Worker;
 use bitacora_protocol::Position;
 
@@ -51,6 +51,7 @@ pub(super) fn producer(
         problem,
         statistics: Arc::clone(statistics),
         topic: settings.topic.clone(),
+        under_way: Mutex::default(),
         sent: told.then(|| Mutex::new(Sent::new(events::clock(), longest))),
     };
     PolledProducer::start(BaseProducer::from_config_and_context(&config, context)?)
@@ -89,6 +90,37 @@ impl PolledProducer {
     }
 }
 
+impl PolledProducer {
+    /// Gives a record to librdkafka, which copies it, or the append back to its caller.
+    pub fn send(
+        &self,
+        topic: &str,
+        record: &NewRecord,
+        append: Unsettled,
+    ) -> Result<(), (KafkaError, Unsettled)> {
+        let under_way = &self.producer.context().under_way;
+        let place = under_way.lock().insert(append);
+        let mut sent = BaseRecord::<[u8], [u8], _>::with_opaque_to(topic, place).key(&record.key);
+        sent.payload = record.value.as_deref();
+        sent.partition = record.partition;
+        sent.headers = headers(record);
+        self.producer.send(sent).map_err(|(error, _)| (error, under_way.lock().remove(place)))
+    }
+}
+
+/// `None` if there are none, which is the rule.
+fn headers(record: &NewRecord) -> Option<OwnedHeaders> {
+    let condition = record.condition.map(Condition::header);
+    let level = record.level.map(|level| (Level::HEADER, level.to_string()));
+    let trace = record.trace.map(|trace| (TraceParent::HEADER, trace.to_string()));
+    let mut headers = None;
+    for (key, value) in [condition, level, trace].into_iter().flatten() {
+        let header = Header { key, value: Some(&value) };
+        headers = Some(headers.unwrap_or_else(OwnedHeaders::new).insert(header));
+    }
+    headers
+}
+
 impl Deref for PolledProducer {
     type Target = BaseProducer<Acknowledgements>;
 
@@ -112,29 +144,21 @@ pub(super) fn is_too_large(code: RDKafkaErrorCode) -> bool {
     matches!(code, RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize)
 }
 
-pub(super) type Acknowledged = Result<Appended, AppendError>;
-
-pub(super) fn acknowledgement(
-    sent: Result<oneshot::Receiver<Acknowledged>, AppendError>,
-) -> BoxFuture<'static, Acknowledged> {
-    Box::pin(async move {
-        // librdkafka reports on every record it took, at the latest after `message.timeout.ms`; then see `sent`.
-        sent?.await.unwrap_or_else(|_| Err(AppendError::Unknown("the producer was closed".into())))
-    })
-}
-
-/// The producer's context: hands each acknowledgement to the append that waits for it.
+/// The producer's context: settles each append when its acknowledgement comes.
 pub(super) struct Acknowledgements {
     problem: LastProblem,
     statistics: Arc<Collected>,
     topic: String,
+    /// What librdkafka has been given and has not reported on. It reports on every record that it took, at the latest after
+    /// `message.timeout.ms`; what is left when the producer is closed is settled by being dropped.
+    under_way: Mutex<Slab<Unsettled>>,
     /// `None` if the statistics were turned off.
     sent: Option<Mutex<Sent<UnsentAppend>>>,
 }
 
 /// An append that librdkafka says it did not send, and why it failed.
 struct UnsentAppend {
-    done: Box<oneshot::Sender<Acknowledged>>,
+    append: Unsettled,
     reason: String,
 }
 
@@ -144,8 +168,7 @@ impl UnsentAppend {
             Verdict::NeverSent => AppendError::NotTaken(self.reason),
             Verdict::MaybeSent => AppendError::Unknown(self.reason),
         };
-        // The caller may have gone away.
-        let _ = self.done.send(Err(error));
+        self.append.settle(Err(error));
     }
 }
 
@@ -192,10 +215,12 @@ impl ClientContext for Acknowledgements {
 }
 
 impl ProducerContext for Acknowledgements {
-    type DeliveryOpaque = Box<oneshot::Sender<Acknowledged>>;
+    /// The place of the append among those that are under way.
+    type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, done: Self::DeliveryOpaque) {
-        let acknowledged = match result {
+    fn delivery(&self, result: &DeliveryResult<'_>, place: usize) {
+        let Some(append) = self.under_way.lock().try_remove(place) else { return };
+        let outcome = match result {
             Ok(message) => Ok(Appended {
                 position: Position { partition: message.partition(), offset: message.offset() },
                 timestamp: LogTime::from_ms(message.timestamp().to_millis().unwrap_or_default()),
@@ -203,13 +228,12 @@ impl ProducerContext for Acknowledgements {
             Err((error, message)) => match append_error(error, message) {
                 // What a broker itself refused is not taken; what librdkafka gave up may be.
                 AppendError::NotTaken(reason) if !is_refusal(error) => {
-                    return self.settle_unsent(message, UnsentAppend { done, reason });
+                    return self.settle_unsent(message, UnsentAppend { append, reason });
                 }
                 error => Err(error),
             },
         };
-        // The caller may have gone away.
-        let _ = done.send(acknowledged);
+        append.settle(outcome);
     }
 }
 

@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use std::path::Path;
 
 use bitacora_protocol::record::{KeyValue, source};
-use futures_util::future::BoxFuture;
 use proptest::prelude::*;
 
 use super::apply::decode;
@@ -14,8 +13,8 @@ use super::*;
 use crate::clock::manual::ManualClock;
 use crate::clock::{Clock as _, LogTime, WallTime};
 use crate::log::{
-    AppendError, Appended, Batch, Condition, Level, LogInfo, LogReader, LogRecord, LogTag, NewRecord,
-    OpenError, ReadError,
+    Batch, Condition, Level, LogInfo, LogReader, LogRecord, LogTag, NewRecord, OpenError, ReadError,
+    Unsettled,
 };
 use crate::store::{Change, Judgement, Writer};
 use crate::testing::damage::{damaged, damages};
@@ -156,7 +155,7 @@ impl Log for Scripted {
         Ok(LogInfo { identity: self.identity(), partitions, compaction_lag: Duration::from_hours(1) })
     }
 
-    fn append_record(&self, _: NewRecord) -> BoxFuture<'static, Result<Appended, AppendError>> {
+    fn hand_over(&self, _: &NewRecord, _: Unsettled) {
         unreachable!("these tests only read")
     }
 

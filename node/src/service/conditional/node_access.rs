@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bitacora_protocol::rpc::ServedFrom;
 use bitacora_protocol::{Consistency, Position, ReadOptions};
+use futures_util::FutureExt as _;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
 
@@ -174,7 +175,7 @@ impl KeyAccess for NodeAccess {
         let log = self.parts.store.log();
         let condition = Condition::Attempt { expected, until, log };
         let record = NewRecord::conditional(partition, key.into(), Some(value), condition);
-        let acknowledged = self.parts.writes.append_record(NewRecord { trace, ..record });
+        let acknowledged = self.parts.writes.append_record(&NewRecord { trace, ..record }).boxed();
         Attempt { acknowledged, waiting }
     }
 
@@ -186,7 +187,7 @@ impl KeyAccess for NodeAccess {
         };
         let mut acknowledged = false;
         for repair in repairs {
-            let appended = timeout_at(deadline, self.parts.writes.append_record(repair)).await;
+            let appended = timeout_at(deadline, self.parts.writes.append_record(&repair)).await;
             acknowledged |= matches!(appended, Ok(Ok(_)));
         }
         acknowledged

@@ -1,20 +1,19 @@
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
 
 use super::*;
 use crate::clock::LogTime;
-use crate::log::{AppendError, Appended, LogInfo, LogReader, NewRecord, OpenError, PartitionRead, ReadError};
+use crate::log::{
+    AppendError, Appended, LogInfo, LogReader, NewRecord, OpenError, PartitionRead, ReadError, Unsettled,
+};
 use crate::replication::state::Event;
 use bitacora_protocol::{HighWatermark, NextOffset, partition_of};
-
-type Acknowledge = oneshot::Sender<Result<Appended, AppendError>>;
 
 /// A log that acknowledges when it is told to.
 #[derive(Default)]
 struct ByHand {
-    appends: Mutex<Vec<(NewRecord, Acknowledge)>>,
+    appends: Mutex<Vec<(NewRecord, Unsettled)>>,
     /// Of each partition; `None` while it has no leader.
     high_watermarks: Mutex<Vec<Option<i64>>>,
     questions: AtomicU64,
@@ -29,10 +28,8 @@ impl Log for ByHand {
         Err(OpenError::Refused("not for reading".to_owned()))
     }
 
-    fn append_record(&self, record: NewRecord) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        let (done, acknowledged) = oneshot::channel();
-        self.appends.lock().push((record, done));
-        async move { acknowledged.await.expect("every append is settled") }.boxed()
+    fn hand_over(&self, record: &NewRecord, append: Unsettled) {
+        self.appends.lock().push((record.clone(), append));
     }
 
     fn check_trimming(&self) -> Result<(), String> {
@@ -101,7 +98,7 @@ impl Node {
     }
 
     /// The next barrier that was appended.
-    async fn appended(&self) -> Acknowledge {
+    async fn appended(&self) -> Unsettled {
         loop {
             if let Some((record, done)) = self.log.appends.lock().pop() {
                 assert_eq!((record.partition, &*record.key), (Some(0), &b"\0barrier"[..]));
@@ -139,14 +136,14 @@ async fn a_barrier_counts_only_for_who_came_before_it_was_sent() {
     let mut second = tokio::spawn(node.begin(Consistency::Strong));
     let mut third = tokio::spawn(node.begin(Consistency::Strong));
     node.none_is_appended().await;
-    sent.send(Ok(at(7))).expect("it is awaited");
+    sent.settle(Ok(at(7)));
     let next = node.appended().await;
     assert!((&mut first).now_or_never().is_none(), "acknowledged is not applied");
     node.apply(8);
     (&mut first).await.expect("it lives").expect("reached");
     node.none_is_appended().await;
     assert!((&mut second).now_or_never().is_none() && (&mut third).now_or_never().is_none());
-    next.send(Ok(at(8))).expect("it is awaited");
+    next.settle(Ok(at(8)));
     node.apply(9);
     second.await.expect("it lives").expect("reached");
     third.await.expect("it lives").expect("reached");
@@ -160,10 +157,10 @@ async fn a_barrier_that_failed_fails_its_readers_and_no_later_ones() {
     let sent = node.appended().await;
     let later = tokio::spawn(node.begin(Consistency::Strong));
     node.none_is_appended().await;
-    sent.send(Err(AppendError::Unknown("away".to_owned()))).expect("it is awaited");
+    sent.settle(Err(AppendError::Unknown("away".to_owned())));
     let sentence = why(failed.await.expect("it lives"));
     assert!(sentence.contains("away") && sentence.contains("has applied 0:4"), "{sentence}");
-    node.appended().await.send(Ok(at(5))).expect("it is awaited");
+    node.appended().await.settle(Ok(at(5)));
     node.apply(6);
     later.await.expect("it lives").expect("reached");
 }
@@ -172,7 +169,7 @@ async fn a_barrier_that_failed_fails_its_readers_and_no_later_ones() {
 async fn a_barrier_in_another_log_proves_nothing() {
     let node = node(5);
     let read = tokio::spawn(node.begin(Consistency::Strong));
-    node.appended().await.send(Ok(at(4))).expect("it is awaited");
+    node.appended().await.settle(Ok(at(4)));
     let sentence = why(read.await.expect("it lives"));
     assert!(sentence.contains("not the one that this node reads"), "{sentence}");
 }
@@ -181,7 +178,7 @@ async fn a_barrier_in_another_log_proves_nothing() {
 async fn a_strong_read_that_is_dropped_leaves_nothing_behind() {
     let node = node(5);
     let read = tokio::spawn(node.begin(Consistency::Strong));
-    node.appended().await.send(Ok(at(9))).expect("it is awaited");
+    node.appended().await.settle(Ok(at(9)));
     while node.progress.waits() == 0 {
         tokio::task::yield_now().await;
     }
@@ -243,7 +240,7 @@ mod partitions {
                 let partition = record.partition.expect("barriers name theirs");
                 let offset = self.progress.next_offset(partition).expect("it is there").0;
                 let position = Position { partition, offset };
-                done.send(Ok(Appended { position, ..at(offset) })).expect("it is awaited");
+                done.settle(Ok(Appended { position, ..at(offset) }));
                 self.progress.note_applied(&[PartitionRead::up_to(partition, NextOffset(offset + 1))]);
                 partitions.push(partition);
             }

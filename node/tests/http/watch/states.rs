@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use bitacora_node::log::embedded::EmbeddedLog;
 use bitacora_node::log::{
-    AppendError, Appended, Batch, Log, LogInfo, LogReader, NewRecord, OpenError, ReadError,
+    Batch, Log, LogInfo, LogReader, NewRecord, OpenError, ReadError, Unsettled,
 };
 use bitacora_protocol::{HighWatermark, NextOffset};
-use futures_util::future::BoxFuture;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -71,8 +70,8 @@ impl Log for DistantLog {
         self.log.open(answered)
     }
 
-    fn append_record(&self, record: NewRecord) -> BoxFuture<'static, Result<Appended, AppendError>> {
-        self.log.append_record(record)
+    fn hand_over(&self, record: &NewRecord, append: Unsettled) {
+        self.log.hand_over(record, append);
     }
 
     fn check_trimming(&self) -> Result<(), String> {
