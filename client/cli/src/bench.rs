@@ -261,7 +261,10 @@ async fn fill(api: &Arc<Api>, arguments: &Bench, value: &str) -> Result<()> {
         let set =
             |number| bitacora_client::Operation::Set { key: key(number), value: value.to_owned(), ttl: None };
         let operations: Vec<_> = numbers.map(set).collect();
-        api.batch(&operations.iter().collect::<Vec<_>>()).await?.into_iter().try_for_each(|result| result.map(|_| ()))
+        api.batch(&operations.iter().collect::<Vec<_>>())
+            .await?
+            .into_iter()
+            .try_for_each(|result| result.map(|_| ()))
     });
     let mut fills = futures_util::stream::iter(fills).buffer_unordered(FILL_UNDER_WAY);
     while let Some(filled) = fills.next().await {

@@ -14,10 +14,10 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use tracing::Instrument as _;
 
+use super::Shared;
+use super::answers::{self, BatchResultOf};
 use super::handshake::{Client, shake_hands};
 use super::report::{AnsweredCalls, WaitedCall, operation_name};
-use super::answers::{self, BatchResultOf};
-use super::Shared;
 use crate::service::batch::BegunInBatch;
 use crate::service::changes::{ChangesAnswer, Wanted};
 use crate::service::error::{ErrorKind, OperationError};

@@ -197,8 +197,7 @@ impl Upkeep {
 
     /// Appends records together and waits for their acknowledgements. Returns how many there were.
     fn append(&self, records: &[NewRecord]) -> u64 {
-        let appends: Vec<_> =
-            records.iter().map(|record| self.parts.log.append_record(record)).collect();
+        let appends: Vec<_> = records.iter().map(|record| self.parts.log.append_record(record)).collect();
         let mut acknowledged = 0;
         for outcome in futures_executor::block_on(join_all(appends)) {
             match outcome {

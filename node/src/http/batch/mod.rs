@@ -354,7 +354,9 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
     fn put(&mut self, ended: Ended, out: &mut Vec<u8>) {
         let Some(Pending { request, bytes, began }) = self.pending.pop_front() else { return };
         let (operation, outcome) = match (request, ended) {
-            (Ok((operation, key)), Ended::Plain(written)) => (operation, results::put_plain(&key, written, out)),
+            (Ok((operation, key)), Ended::Plain(written)) => {
+                (operation, results::put_plain(&key, written, out))
+            }
             (Ok((operation, key)), Ended::Other(outcome)) => {
                 (operation, results::put(operation, &key, outcome, out))
             }

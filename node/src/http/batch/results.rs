@@ -39,11 +39,7 @@ pub fn put(operation: &str, key: &str, outcome: Outcome, out: &mut Vec<u8>) -> &
 }
 
 /// As [`put`], of a plain write.
-pub fn put_plain(
-    key: &str,
-    written: Result<PlainWritten, WriteError>,
-    out: &mut Vec<u8>,
-) -> &'static str {
+pub fn put_plain(key: &str, written: Result<PlainWritten, WriteError>, out: &mut Vec<u8>) -> &'static str {
     match written {
         Ok(PlainWritten { appended, ttl, uuid }) => {
             let mut text = [0; Hyphenated::LENGTH];

@@ -371,7 +371,8 @@ pub(super) mod tests {
     async fn each_record_of_a_request_has_its_own_outcome() {
         let brokers = MockCluster::new(1).expect("brokers");
         let log = on(&brokers);
-        let record = |bytes| NewRecord { key: b"k".into(), value: Some(vec![0; bytes]), ..NewRecord::default() };
+        let record =
+            |bytes| NewRecord { key: b"k".into(), value: Some(vec![0; bytes]), ..NewRecord::default() };
         let (small, large) = (record(1), record(2_000_000));
         let mut appends = Appends::new(None);
         for record in [&small, &large, &small] {
@@ -380,9 +381,7 @@ pub(super) mod tests {
         appends.close();
         std::future::poll_fn(|context| appends.poll_settled(context)).await;
         let outcomes = [0, 1, 2].map(|index| appends.take(index).expect("settled"));
-        let [Ok(first), Err(AppendError::TooLarge(_)), Ok(second)] = outcomes else {
-            panic!("{outcomes:?}")
-        };
+        let [Ok(first), Err(AppendError::TooLarge(_)), Ok(second)] = outcomes else { panic!("{outcomes:?}") };
         assert_eq!([first, second].map(|appended| appended.position.offset), [0, 1]);
     }
 

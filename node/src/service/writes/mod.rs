@@ -118,9 +118,7 @@ impl Writes {
         uuid: Option<&str>,
         trace: Option<TraceParent>,
     ) -> impl Future<Output = Result<Written, WriteError>> + Send + use<> {
-        let begun = self.check_value(value).map(|()| {
-            self.write(key, value, expires(live), uuid, trace)
-        });
+        let begun = self.check_value(value).map(|()| self.write(key, value, expires(live), uuid, trace));
         async move { begun?.await }
     }
 

@@ -6,9 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bitacora_node::log::embedded::EmbeddedLog;
-use bitacora_node::log::{
-    Batch, Log, LogInfo, LogReader, NewRecord, OpenError, ReadError, Unsettled,
-};
+use bitacora_node::log::{Batch, Log, LogInfo, LogReader, NewRecord, OpenError, ReadError, Unsettled};
 use bitacora_protocol::{HighWatermark, NextOffset};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
