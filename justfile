@@ -7,6 +7,7 @@ _default:
 check:
     cargo fmt --all --check
     cargo clippy --workspace --all-targets --locked -- -D warnings
+    cargo clippy --workspace --bench consistency --bench mirror --bench watch --locked -- -D warnings
     RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
 
 # The fast tier: unit tests, the documents, the library and the command line. No Kafka, no ZooKeeper, no simulation.
@@ -29,9 +30,17 @@ sim SEEDS="2000":
 sim-seed SEED:
     SIMULATION_SEED={{ SEED }} cargo test -p bitacora-node --test simulation --locked no_seed -- --nocapture
 
-# The benchmarks: `just bench baseline`; also bulk, consistency, mirror, redis, restore, watch.
-bench NAME="baseline":
+# The benchmarks' table; parts of it: `just bench get`; with the page and the charts: `just bench --write`.
+bench *ARGS:
+    cargo bench -p e2e --locked --bench suite -- {{ ARGS }}
+
+# One thing in depth: consistency, mirror, watch.
+bench-deep NAME:
     cargo bench -p e2e --locked --bench {{ NAME }}
+
+# The inner parts of a node alone: encoding, frames, get, apply.
+bench-parts *ARGS:
+    cargo bench -p bitacora-node --locked --bench parts -- {{ ARGS }}
 
 # Formats the code.
 fmt:

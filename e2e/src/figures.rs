@@ -1,5 +1,7 @@
 //! What the benchmarks make of their rounds.
 
+use serde::{Deserialize, Serialize};
+
 /// The value in the middle; the higher one of two; NaN of none.
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<_> = values.into_iter().collect();
@@ -8,7 +10,7 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
 }
 
 /// The median of rounds and how far they lie apart.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Spread {
     pub median: f64,
     pub least: f64,

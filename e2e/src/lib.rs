@@ -16,6 +16,7 @@ pub mod history;
 pub mod http;
 pub mod java;
 pub mod machine;
+pub mod measure;
 pub mod memory_limit;
 mod needs;
 pub mod nemesis;

@@ -249,7 +249,12 @@ pub fn main(tests: Vec<Test>) -> ExitCode {
 
 /// The whole `main` of a benchmark: the same servers and the same end, one test at a time.
 pub fn bench(tests: Vec<Test>) -> ExitCode {
-    let arguments = Arguments::from_args();
+    bench_with(std::env::args(), tests)
+}
+
+/// As [`bench`], with other arguments than the process': the program's name, and what follows it.
+pub fn bench_with(arguments: impl Iterator<Item = String>, tests: Vec<Test>) -> ExitCode {
+    let arguments = Arguments::from_iter(arguments);
     // `cargo bench` asks for benchmarks only; these are tests to libtest-mimic.
     main_with(Arguments { bench: false, test_threads: Some(1), ..arguments }, tests)
 }

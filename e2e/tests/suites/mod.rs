@@ -30,6 +30,7 @@ mod monitoring;
 mod monitoring_live;
 mod openapi;
 mod peers;
+mod performance_checks;
 mod real_data;
 mod replication;
 mod request_memory;
@@ -86,6 +87,7 @@ pub fn all() -> Vec<Test> {
         bad_members::tests(),
         tracing::tests(),
         peers::tests(),
+        performance_checks::tests(),
         membership::tests(),
         bad_start::tests(),
         rpc_java::tests(),

@@ -1,0 +1,193 @@
+//! How soon a node serves that begins with nothing, by the log beside a bare consumer and by another's snapshot beside a file copy; what the
+//! giver's readers notice of it; how soon a node serves that begins with its store; and how large the store is.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use e2e::cluster::{Cluster, Node, Options};
+use e2e::measure::bulk::Consume;
+use e2e::measure::child::{self, Job, Measured};
+use e2e::measure::load::{Call, Load};
+use e2e::measure::row::{Better, Figure, Row, Target};
+use e2e::measure::{cpu, key, results, value};
+use e2e::runner::Ctx;
+use e2e::wait;
+
+use super::filled::{self, PATIENCE};
+use crate::size::{PARTITIONS, VALUE_BYTES, size};
+
+/// Restarts with the store, of which each round takes one.
+const RESTARTS: usize = 5;
+/// For how long reads at the giver are measured when nothing is beside them, in seconds.
+const READS: f64 = 4.0;
+/// More than any disk or network gives: no bound on what a node spends on others.
+const NO_THROTTLE: &str = "64GiB";
+
+#[derive(Default)]
+struct Rounds {
+    log: Vec<Measured>,
+    consumer: Vec<Measured>,
+    snapshot: Vec<f64>,
+    copy: Vec<f64>,
+    idle_reads: Vec<f64>,
+    busy_reads: Vec<f64>,
+    warm: Vec<f64>,
+    bytes: Vec<f64>,
+}
+
+pub async fn run(ctx: Ctx) -> Result<()> {
+    let keys = size().keys;
+    let mut cluster = filled::topic(&ctx, Options::new().env("SNAPSHOT_RATE", NO_THROTTLE)).await?;
+    filled::flood(&cluster, 0, keys).await?;
+    for _ in 0..2 {
+        cluster.add().await?;
+    }
+    let mut rounds = Rounds::default();
+    for _ in 0..size().long_rounds {
+        round(&ctx, &cluster, &mut rounds).await?;
+    }
+    let overwritten = overwrite(&cluster).await?;
+    report(&rounds, overwritten);
+    filled::end(cluster).await
+}
+
+async fn round(ctx: &Ctx, cluster: &Cluster, rounds: &mut Rounds) -> Result<()> {
+    let keys = size().keys;
+    let [old, new] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    kill_and_wipe(old)?;
+    old.set_env("SNAPSHOT", "never");
+    let seconds = start(old).await?.caught_up;
+    let cpu = cpu::seconds(filled::pid(old)?)? / keys as f64 * 1e6;
+    rounds.log.push(Measured { rate: keys as f64 / seconds, cpu, ..Measured::default() });
+    rounds.bytes.push(std::fs::metadata(data_file(old)?)?.len() as f64 / keys as f64);
+    let (brokers, topic) = (cluster.topic.brokers.clone(), cluster.topic.name.clone());
+    let consume = Consume { brokers, topic, partitions: PARTITIONS, records: keys };
+    rounds.consumer.push(Measured::own(child::run(&Job::Consume(consume)).await?));
+
+    rounds.idle_reads.push(reads(old, READS).await?);
+    kill_and_wipe(new)?;
+    // For as long as it takes, and no longer: a second is enough for a percentile.
+    let beside = async {
+        let mut worst = Vec::new();
+        while new.api().health().await.map_or(true, |answer| answer.status != 200) {
+            worst.push(reads(old, 1.0).await?);
+        }
+        anyhow::Ok(e2e::figures::median(worst))
+    };
+    let (started, busy) = tokio::join!(start(new), beside);
+    rounds.snapshot.push(started?.ready);
+    rounds.busy_reads.push(busy?);
+    let installed = new.api().metric("bitacora_snapshots_installed_total").await?;
+    ensure!((installed - 1.0).abs() < 0.1, "it was not by snapshot");
+    let (from, to) = (data_file(new)?, ctx.dir.join("copy"));
+    rounds.copy.push(tokio::task::spawn_blocking(move || copy(&from, &to)).await??);
+    let mut restarts = Vec::new();
+    for _ in 0..RESTARTS {
+        new.kill();
+        restarts.push(start(new).await?.read);
+    }
+    rounds.warm.push(e2e::figures::median(restarts));
+    new.kill();
+    Ok(())
+}
+
+fn kill_and_wipe(node: &Node) -> Result<()> {
+    if node.is_running() {
+        node.kill();
+    }
+    node.wipe()
+}
+
+/// Seconds from the start of the process.
+struct Started {
+    /// Until a key from the middle of the log was read.
+    read: f64,
+    ready: f64,
+    caught_up: f64,
+}
+
+async fn start(node: &Node) -> Result<Started> {
+    let keys = size().keys;
+    let began = Instant::now();
+    node.spawn()?;
+    let (api, expected) = (node.api(), value(VALUE_BYTES));
+    let seconds = || began.elapsed().as_secs_f64();
+    let (read, ready, caught_up) = tokio::join!(
+        wait::until("a correct read", PATIENCE, || async {
+            let answer = api.get_own(&key(keys / 2)).await.map_err(|error| format!("{error:#}"))?;
+            if answer.value().as_ref() == Some(&expected) { Ok(seconds()) } else { Err(answer.to_string()) }
+        }),
+        wait::until("it is ready", PATIENCE, || async {
+            let answer = api.health().await.map_err(|error| format!("{error:#}"))?;
+            if answer.status == 200 { Ok(seconds()) } else { Err(answer.to_string()) }
+        }),
+        wait::until("it is caught up", PATIENCE, || async {
+            let status = api.status().await.map_err(|error| format!("{error:#}"))?;
+            if status["caught_up"] == true { Ok(seconds()) } else { Err(status.to_string()) }
+        }),
+    );
+    let status = api.status().await?;
+    ensure!(status["store"]["records"] == keys, "{status}");
+    Ok(Started { read, ready, caught_up })
+}
+
+/// The 99th percentile of reads of a few connections that rest between their calls, in µs.
+async fn reads(node: &Node, seconds: f64) -> Result<f64> {
+    let load = Load { rest_ms: 2, ..Load::new(Call::HttpGet, node.api_port, 4, size().keys, seconds) };
+    Ok(child::run(&Job::Load(load)).await?.p99)
+}
+
+fn data_file(node: &Node) -> Result<PathBuf> {
+    let folders = std::fs::read_dir(node.data_dir.join("store"))?.flatten();
+    let mut files = folders.map(|entry| entry.path().join("data.mdb")).filter(|file| file.exists());
+    files.next().context("the node has no store")
+}
+
+/// Seconds that a plain copy takes until it is on the disk.
+fn copy(from: &Path, to: &Path) -> Result<f64> {
+    let began = Instant::now();
+    // By hand, so that no file system clones it.
+    let mut out = File::create(to)?;
+    std::io::copy(
+        &mut std::io::BufReader::with_capacity(1 << 20, File::open(from)?),
+        &mut std::io::BufWriter::with_capacity(1 << 20, &mut out),
+    )?;
+    out.sync_all()?;
+    let took = began.elapsed().as_secs_f64();
+    std::fs::remove_file(to)?;
+    Ok(took)
+}
+
+/// Overwrites everything five times while the node reads along; returns the bytes of its file for each record.
+async fn overwrite(cluster: &Cluster) -> Result<f64> {
+    let (keys, node) = (size().keys, &cluster.nodes[0]);
+    for _ in 0..5 {
+        filled::flood(cluster, 0, keys).await?;
+        filled::caught_up(node, keys).await?;
+    }
+    Ok(std::fs::metadata(data_file(node)?)?.len() as f64 / keys as f64)
+}
+
+fn report(rounds: &Rounds, overwritten: f64) {
+    let alone = |work, figure, ours: &[f64]| Row::alone("restore", work, figure, Better::Lower, ours);
+    let log = ("restore", "restore by the log, from the process' start", "bare consumer");
+    let snapshot = "restore by another's snapshot, unthrottled, until ready";
+    results::add([
+        Row::of_rounds(log, Figure::Rate("records/s"), &rounds.log, Some(&rounds.consumer))
+            .target(Target::Ratio(0.7)),
+        alone(snapshot, "s", &rounds.snapshot)
+            .beside("synced copy of the file", &rounds.snapshot, Some(&rounds.copy))
+            .target(Target::Ratio(1.2)),
+        alone("reads at the node that gives the snapshot", "p99, µs", &rounds.busy_reads)
+            .beside("the same, idle", &rounds.busy_reads, Some(&rounds.idle_reads))
+            .target(Target::Ratio(2.0)),
+        alone("restart with the store, until the first correct read", "s", &rounds.warm)
+            .target(Target::Figure(0.2)),
+        alone("disk, after a restore by the log", "bytes a record", &rounds.bytes)
+            .target(Target::Figure(200.0)),
+        alone("disk, after everything was overwritten five times", "bytes a record", &[overwritten])
+            .target(Target::Figure(300.0)),
+    ]);
+}

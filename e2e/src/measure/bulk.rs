@@ -1,0 +1,228 @@
+//! Jobs that move many records: bare producers and a bare consumer, and a client's batches.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use bitacora_client::{Client, Operation};
+use futures_util::future::try_join_all;
+use futures_util::{StreamExt as _, stream};
+use hdrhistogram::Histogram;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{
+    BaseRecord, DeliveryResult, FutureProducer, FutureRecord, Producer, ProducerContext, ThreadedProducer,
+};
+use rdkafka::{ClientConfig, ClientContext};
+use serde::{Deserialize, Serialize};
+
+use super::child::Figures;
+use super::{key, value};
+use crate::topic::{KeyValue, Topic};
+
+const PATIENCE: Duration = Duration::from_secs(900);
+
+fn producer(brokers: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", brokers)
+        .set("acks", "all")
+        .set("enable.idempotence", "true")
+        .set("partitioner", "murmur2_random")
+        .set("socket.nagle.disable", "true");
+    config
+}
+
+/// Writers that each await the acknowledgement of a record before the next one, as callers of a node do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Produce {
+    pub brokers: String,
+    pub topic: String,
+    pub writers: usize,
+    pub value_bytes: usize,
+    pub seconds: f64,
+}
+
+impl Produce {
+    pub(super) async fn run(&self) -> Result<Figures> {
+        let producer: FutureProducer = producer(&self.brokers).set("linger.ms", "0").create()?;
+        let began = Instant::now();
+        let writers = (0..self.writers).map(|writer| self.writer(&producer, writer as u64, began));
+        let all = try_join_all(writers).await?;
+        let seconds = began.elapsed().as_secs_f64();
+        let mut latencies = Histogram::<u64>::new(3)?;
+        for one in all {
+            latencies.add(one)?;
+        }
+        let quantile = |part| latencies.value_at_quantile(part) as f64 / 1000.0;
+        let calls = latencies.len() as f64;
+        Ok(Figures { calls, seconds, p50: quantile(0.5), p99: quantile(0.99), cpu: 0.0 })
+    }
+
+    async fn writer(&self, producer: &FutureProducer, writer: u64, began: Instant) -> Result<Histogram<u64>> {
+        let key = key(writer);
+        let bytes = KeyValue::new(&key, &value(self.value_bytes)).to_avro();
+        let mut latencies = Histogram::new(3)?;
+        while began.elapsed().as_secs_f64() < self.seconds {
+            let sent = Instant::now();
+            let record = FutureRecord::to(&self.topic).key(&key).payload(&bytes);
+            producer.send(record, Duration::from_secs(5)).await.map_err(|(error, _)| error)?;
+            latencies.record(sent.elapsed().as_nanos() as u64)?;
+        }
+        Ok(latencies)
+    }
+}
+
+/// Counts what is acknowledged.
+struct Counted(Arc<AtomicU64>);
+
+impl ClientContext for Counted {}
+
+impl ProducerContext for Counted {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if result.is_ok() {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// As many records as there are, as fast as a bare producer can; done when the last is acknowledged.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Flood {
+    pub brokers: String,
+    pub topic: String,
+    /// The first record's key.
+    pub first: u64,
+    pub records: u64,
+    pub value_bytes: usize,
+}
+
+impl Flood {
+    pub(super) fn run(&self) -> Result<Figures> {
+        // One record, whose key is put in anew for each: a bare producer has its records already.
+        let mut record = KeyValue::new(&key(self.first), &value(self.value_bytes)).to_avro();
+        let name = key(self.first);
+        let at = record.windows(name.len()).position(|part| part == name.as_bytes()).context("its key")?;
+        let acknowledged = Arc::new(AtomicU64::new(0));
+        let began = Instant::now();
+        let producer: ThreadedProducer<Counted> = producer(&self.brokers)
+            .set("linger.ms", "5")
+            .set("queue.buffering.max.messages", "500000")
+            .create_with_context(Counted(Arc::clone(&acknowledged)))?;
+        for number in self.first..self.first + self.records {
+            let key = key(number);
+            record[at..at + key.len()].copy_from_slice(key.as_bytes());
+            loop {
+                match producer.send(BaseRecord::to(&self.topic).key(&key).payload(&record)) {
+                    Ok(()) => break,
+                    Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    Err((error, _)) => return Err(error).context("producing"),
+                }
+            }
+        }
+        producer.flush(PATIENCE).context("flushing")?;
+        let seconds = began.elapsed().as_secs_f64();
+        let acknowledged = acknowledged.load(Ordering::Relaxed);
+        ensure!(acknowledged == self.records, "{acknowledged} records were acknowledged");
+        Ok(Figures { calls: self.records as f64, seconds, ..Figures::default() })
+    }
+}
+
+/// A bare consumer that reads a topic from its beginning and keeps nothing.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Consume {
+    pub brokers: String,
+    pub topic: String,
+    pub partitions: i32,
+    pub records: u64,
+}
+
+impl Consume {
+    pub(super) fn run(&self) -> Result<Figures> {
+        let topic = Topic { brokers: self.brokers.clone(), name: self.topic.clone() };
+        let began = Instant::now();
+        topic.read_and_discard(self.partitions, self.records as usize)?;
+        let seconds = began.elapsed().as_secs_f64();
+        Ok(Figures { calls: self.records as f64, seconds, ..Figures::default() })
+    }
+}
+
+/// A client that sets many keys in batches, several of them under way.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Batches {
+    /// Over HTTP, by lines of JSON.
+    pub http: Option<u16>,
+    /// Over the Avro RPC, with the client library.
+    pub rpc: Option<u16>,
+    pub records: u64,
+    pub value_bytes: usize,
+    pub batch: u64,
+    pub under_way: usize,
+}
+
+impl Batches {
+    pub(super) async fn run(&self) -> Result<Figures> {
+        let ranges = || {
+            let starts = (0..self.records).step_by(self.batch as usize);
+            starts.map(|start| start..self.records.min(start + self.batch))
+        };
+        let began = Instant::now();
+        if let Some(port) = self.rpc {
+            let node = format!("127.0.0.1:{port}");
+            let client = Client::builder().nodes([node]).deadline(Duration::from_secs(30)).build().await?;
+            let mut batches = stream::iter(ranges().map(|range| self.over_rpc(&client, range)))
+                .buffer_unordered(self.under_way);
+            while let Some(done) = batches.next().await {
+                done?;
+            }
+        }
+        if let Some(port) = self.http {
+            let client = reqwest::Client::builder().no_proxy().build()?;
+            let mut batches = stream::iter(ranges().map(|range| self.over_http(&client, port, range)))
+                .buffer_unordered(self.under_way);
+            while let Some(done) = batches.next().await {
+                done?;
+            }
+        }
+        let seconds = began.elapsed().as_secs_f64();
+        Ok(Figures { calls: self.records as f64, seconds, ..Figures::default() })
+    }
+
+    async fn over_rpc(&self, client: &Client, range: std::ops::Range<u64>) -> Result<()> {
+        let value = value(self.value_bytes);
+        let sets: Vec<_> = range
+            .map(|number| Operation::Set { key: key(number), value: value.clone(), ttl: None })
+            .collect();
+        for result in client.batch(&sets).await? {
+            result?;
+        }
+        Ok(())
+    }
+
+    async fn over_http(
+        &self,
+        client: &reqwest::Client,
+        port: u16,
+        range: std::ops::Range<u64>,
+    ) -> Result<()> {
+        let (value, count) = (value(self.value_bytes), (range.end - range.start) as usize);
+        let mut body = String::new();
+        for number in range {
+            writeln!(body, "{{\"op\":\"set\",\"key\":\"{}\",\"value\":\"{value}\"}}", key(number))?;
+        }
+        let url = format!("http://127.0.0.1:{port}/rpc/batch");
+        let answer = client.post(url).body(body).send().await?.error_for_status()?.text().await?;
+        let done = answer.lines().filter(|line| line.starts_with("{\"status\":200")).count();
+        ensure!(
+            done == count,
+            "{done} of {count} sets were done: {}",
+            answer.lines().next_back().unwrap_or_default()
+        );
+        Ok(())
+    }
+}
