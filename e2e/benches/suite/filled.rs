@@ -36,12 +36,16 @@ pub async fn end(cluster: Cluster) -> Result<()> {
     topic.delete().await
 }
 
-/// Waits until a node holds so many records and has read all that is in the log.
+/// Waits until a node is ready, holds so many records and has read all that is in the log.
 pub async fn caught_up(node: &Node, records: u64) -> Result<()> {
     let caught_up = wait::try_until(PATIENCE, || async {
         let status = node.api().status().await.map_err(|error| format!("{error:#}"))?;
         let holds = status["store"]["records"] == records;
-        if holds && status["caught_up"] == true { Ok(()) } else { Err(status.to_string()) }
+        if holds && status["caught_up"] == true && status["ready"] == true {
+            Ok(())
+        } else {
+            Err(status.to_string())
+        }
     });
     caught_up.await.map_err(anyhow::Error::msg)
 }

@@ -22,7 +22,8 @@ static SO_FAR: Mutex<Option<Results>> = Mutex::new(None);
 
 /// The checkout's root.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_owned()
 }
 
 /// Where each run leaves what it has measured, also one that is interrupted.
