@@ -20,24 +20,25 @@ const START: Duration = Duration::from_secs(20);
 /// A server that runs until this is dropped.
 pub struct Peer {
     pub port: u16,
-    process: Process,
+    processes: Vec<Process>,
 }
 
 impl Peer {
-    /// Its processes: the one that was started, and those that it has started.
+    /// Its processes, and those that they have started.
     ///
     /// # Errors
     /// When the system is not Linux.
     pub fn pids(&self) -> Result<Vec<u32>> {
-        cpu::with_children(self.process.pid())
+        let families = self.processes.iter().map(|process| cpu::with_children(process.pid()));
+        Ok(families.collect::<Result<Vec<_>>>()?.concat())
     }
 
-    async fn listening(port: u16, process: Process) -> Peer {
+    async fn listening(port: u16, processes: Vec<Process>) -> Peer {
         wait::until("the server listens", START, || async {
             TcpStream::connect(("127.0.0.1", port)).await.map(drop).map_err(|error| error.to_string())
         })
         .await;
-        Peer { port, process }
+        Peer { port, processes }
     }
 
     /// A bare server that answers everything with this body.
@@ -48,32 +49,29 @@ impl Peer {
         let port = ports::free();
         let job = Job::Serve(Server { kind, port, body: body.to_owned() });
         let process = child::start(&job, &dir.join(format!("{kind:?}.log")))?;
-        Ok(Peer::listening(port, process).await)
+        Ok(Peer::listening(port, vec![process]).await)
     }
 
-    /// nginx with `return 200` and this body; `None` if it is not installed.
+    /// nginx with `return 200` and this body, a process for each core; `None` if it is not installed.
+    ///
+    /// Each is started by itself and shares the port: the workers of a master that is killed would outlive it.
     ///
     /// # Errors
-    /// When its process can't be started.
+    /// When a process can't be started.
     pub async fn nginx(body: &str, dir: &Path) -> Result<Option<Peer>> {
         let Some(program) = program("nginx") else { return Ok(None) };
-        let (port, folder) = (ports::free(), dir.join("nginx"));
-        std::fs::create_dir_all(&folder)?;
-        let at = folder.display();
-        let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-            .map(|name| format!("{name}_temp_path {at}/{name};\n"))
-            .concat();
-        let text = format!(
-            "daemon off;\npid {at}/pid;\nerror_log {at}/error.log;\nworker_processes auto;\nevents {{ worker_connections 4096; }}\n\
-             http {{\naccess_log off;\n{temporary}keepalive_requests 1000000000;\ndefault_type application/json;\n\
-             server {{ listen 127.0.0.1:{port}; location / {{ return 200 '{body}'; }} }}\n}}\n"
-        );
-        let config = folder.join("nginx.conf");
-        std::fs::write(&config, text)?;
-        let mut command = Command::new(program);
-        command.arg("-p").arg(&folder).arg("-c").arg(&config).arg("-e").arg(folder.join("error.log"));
-        let process = Process::spawn(command, &dir.join("nginx.log"))?;
-        Ok(Some(Peer::listening(port, process).await))
+        let (port, cores) = (ports::free(), std::thread::available_parallelism()?.get());
+        let mut processes = Vec::new();
+        for number in 0..cores {
+            let folder = dir.join(format!("nginx-{number}"));
+            std::fs::create_dir_all(&folder)?;
+            let config = folder.join("nginx.conf");
+            std::fs::write(&config, nginx_config(&folder, port, body))?;
+            let mut command = Command::new(&program);
+            command.arg("-p").arg(&folder).arg("-c").arg(&config).arg("-e").arg(folder.join("error.log"));
+            processes.push(Process::spawn(command, &dir.join(format!("nginx-{number}.log")))?);
+        }
+        Ok(Some(Peer::listening(port, processes).await))
     }
 
     /// Redis, with its append-only file written every second or without; `None` if it is not installed.
@@ -91,8 +89,20 @@ impl Peer {
             .arg(&folder);
         command.args(["--appendonly", if append_only { "yes" } else { "no" }, "--appendfsync", "everysec"]);
         let process = Process::spawn(command, &dir.join("redis.log"))?;
-        Ok(Some(Peer::listening(port, process).await))
+        Ok(Some(Peer::listening(port, vec![process]).await))
     }
+}
+
+fn nginx_config(folder: &Path, port: u16, body: &str) -> String {
+    let at = folder.display();
+    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|name| format!("{name}_temp_path {at}/{name};\n"))
+        .concat();
+    format!(
+        "daemon off;\nmaster_process off;\npid {at}/pid;\nerror_log {at}/error.log;\nevents {{ worker_connections 4096; }}\n\
+         http {{\naccess_log off;\n{temporary}keepalive_requests 1000000000;\ndefault_type application/json;\n\
+         server {{ listen 127.0.0.1:{port} reuseport; location / {{ return 200 '{body}'; }} }}\n}}\n"
+    )
 }
 
 /// A program of the path, or of where administrators' programs lie.
