@@ -328,6 +328,16 @@ impl Topic {
     /// Reads so many records from its beginning, as a bare consumer does, and keeps none. Returns the bytes of their values.
     /// Blocks.
     pub fn read_and_discard(&self, partitions: i32, records: usize) -> Result<usize> {
+        self.read_and_discard_from(partitions, records, || {})
+    }
+
+    /// As [`Topic::read_and_discard`]; calls `first` when the first record has come.
+    pub fn read_and_discard_from(
+        &self,
+        partitions: i32,
+        records: usize,
+        first: impl FnOnce(),
+    ) -> Result<usize> {
         const RECORD_PATIENCE: Duration = Duration::from_secs(120);
         let consumer: BaseConsumer =
             self.config().set("group.id", "bare-consumer").set("enable.auto.commit", "false").create()?;
@@ -336,10 +346,13 @@ impl Topic {
             assignment.add_partition_offset(&self.name, partition, Offset::Beginning)?;
         }
         consumer.assign(&assignment)?;
-        let mut bytes = 0;
+        let (mut bytes, mut first) = (0, Some(first));
         for _ in 0..records {
             let message = consumer.poll(RECORD_PATIENCE).context("the topic ended early")??;
             bytes += message.payload_len();
+            if let Some(first) = first.take() {
+                first();
+            }
         }
         Ok(bytes)
     }

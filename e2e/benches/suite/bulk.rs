@@ -73,7 +73,7 @@ fn write_file(ctx: &Ctx) -> Result<()> {
 
 async fn consume(cluster: &Cluster) -> Result<Measured> {
     let (brokers, topic) = (cluster.topic.brokers.clone(), cluster.topic.name.clone());
-    let consume = Consume { brokers, topic, partitions: PARTITIONS, records: size().bulk };
+    let consume = Consume { brokers, topic, partitions: PARTITIONS, records: size().bulk, from_first: true };
     Ok(Measured::own(child::run(&Job::Consume(consume)).await?))
 }
 

@@ -11,13 +11,13 @@ use e2e::measure::table::number;
 use e2e::measure::{key, results};
 use e2e::runner::Ctx;
 
-use crate::size::{VALUE_BYTES, WHOLE_CACHE, size};
+use crate::size::{VALUE_BYTES, size};
 
 const CONNECTIONS: usize = 64;
 const WORK: &str = "HTTP GET of one key, 64 connections";
 
 pub async fn run(ctx: Ctx) -> Result<()> {
-    let node = DevNode::start(&ctx.dir, &["--cache-bytes", WHOLE_CACHE]).await?;
+    let node = DevNode::start(&ctx.dir, &[]).await?;
     node.fill(size().read, VALUE_BYTES).await?;
     let body = Api::new(node.http).get(&key(0)).await?.expect(200).text();
     let peers = [

@@ -9,7 +9,7 @@ use e2e::runner::Ctx;
 
 use crate::size::{VALUE_BYTES, WHOLE_CACHE, size};
 
-const ROUNDS: usize = 2;
+const ROUNDS: usize = 3;
 
 pub async fn run(ctx: Ctx) -> Result<()> {
     let keys = size().cached;

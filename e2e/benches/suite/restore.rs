@@ -63,7 +63,7 @@ async fn round(ctx: &Ctx, cluster: &Cluster, rounds: &mut Rounds) -> Result<()> 
     rounds.log.push(Measured { rate: keys as f64 / seconds, cpu, ..Measured::default() });
     rounds.bytes.push(std::fs::metadata(data_file(old)?)?.len() as f64 / keys as f64);
     let (brokers, topic) = (cluster.topic.brokers.clone(), cluster.topic.name.clone());
-    let consume = Consume { brokers, topic, partitions: PARTITIONS, records: keys };
+    let consume = Consume { brokers, topic, partitions: PARTITIONS, records: keys, from_first: false };
     rounds.consumer.push(Measured::own(child::run(&Job::Consume(consume)).await?));
 
     rounds.idle_reads.push(reads(old, READS).await?);

@@ -8,14 +8,14 @@ use e2e::measure::row::{Figure, Row, Target};
 use e2e::measure::{cpu, results};
 use e2e::runner::Ctx;
 
-use crate::size::{VALUE_BYTES, WHOLE_CACHE, size};
+use crate::size::{VALUE_BYTES, size};
 
 const CONNECTIONS: usize = 50;
 /// Calls in a write, and the target of the processor time for each, beside Redis'.
 const DEPTHS: [(usize, f64); 3] = [(1, 0.85), (16, 0.6), (128, 0.45)];
 
 pub async fn run(ctx: Ctx) -> Result<()> {
-    let node = DevNode::start(&ctx.dir, &["--cache-bytes", WHOLE_CACHE]).await?;
+    let node = DevNode::start(&ctx.dir, &[]).await?;
     node.fill(size().read, VALUE_BYTES).await?;
     super::filled::warm(Call::AvroGet, node.rpc, size().read).await?;
     let redis = Peer::redis(false, &ctx.dir).await?;

@@ -58,7 +58,7 @@ pub fn size() -> &'static Size {
             quick,
             rounds: either(3, 5) as usize,
             round: if quick { 1.5 } else { 3.0 },
-            long_rounds: setting("BITACORA_BENCH_ROUNDS").unwrap_or(either(2, 3)) as usize,
+            long_rounds: setting("BITACORA_BENCH_ROUNDS").unwrap_or(3) as usize,
             keys,
             bulk: keys.min(either(100_000, 1_000_000)),
             cached: keys.min(either(200_000, 1_000_000)),
