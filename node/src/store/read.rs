@@ -157,7 +157,7 @@ impl Store {
             return Ok(None);
         }
         let environment = &generation.environment;
-        generation.cache.get_or_read(key, &self.counters, || {
+        generation.cache.get_or_read(key, || {
             let txn = environment.env.read_txn()?;
             match environment.records.get(&txn, key)? {
                 None => Ok(None),

@@ -71,7 +71,7 @@ impl Store {
             cache_records: cache.len(),
             cache_bytes: cache.bytes(),
             cache_capacity_bytes: cache.capacity_bytes(),
-            cache_hits: self.counters.hits.load(Ordering::Relaxed),
+            cache_hits: self.counters.hits(),
             cache_misses: self.counters.misses.load(Ordering::Relaxed),
             cache_evictions: self.counters.evictions.load(Ordering::Relaxed),
         })

@@ -1,11 +1,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bitacora_protocol::record::ttl;
-use quick_cache::sync::GuardResult;
 
 use super::*;
 use crate::log::PartitionRead;
-use crate::store::cache::CacheKey;
 
 #[test]
 fn records_and_positions_survive_together() {
@@ -124,13 +122,10 @@ fn commit_invalidates_reads_under_way() {
     let store = open(dir.path());
     store.apply(&mut vec![(b"k".as_slice(), entry(P0, 0, 1, "old").into())], &[]).expect("applied");
     let generation = store.current.load_full();
-    let key = CacheKey::from(b"k".as_slice());
-    let GuardResult::Guard(guard) = generation.cache.0.get_value_or_guard(&key, None) else {
-        panic!("nothing is cached yet")
-    };
+    let under_way = generation.cache.get(b"k").expect_err("nothing is cached yet");
     let old = entry(P0, 0, 1, "old");
     store.apply(&mut vec![(b"k".as_slice(), entry(P0, 1, 2, "new").into())], &[]).expect("applied");
-    assert!(guard.insert(old).is_err(), "the stale record was cached");
+    assert!(!generation.cache.keep(under_way, &old), "the stale record was cached");
     assert_eq!(body(&store, "k").expect("there").0, "new");
 }
 
