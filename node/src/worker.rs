@@ -54,6 +54,16 @@ impl Worker {
     }
 }
 
+/// Has this thread, and those that it starts from now on, give way to all others where there are fewer cores than work. Nothing else
+/// changes, and nothing does where the system knows no priorities of threads.
+pub(crate) fn give_way() {
+    // A thread's own, on Linux alone.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(None, 5) {
+        tracing::debug!(%error, "the thread keeps its priority");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

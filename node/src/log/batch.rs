@@ -1,7 +1,5 @@
 //! Records as a reader hands them over.
 
-use std::ops::Range;
-
 use super::{Condition, Level};
 use crate::clock::LogTime;
 use crate::telemetry::TraceParent;
@@ -12,12 +10,43 @@ use bitacora_protocol::{NextOffset, Position};
 /// The bytes lie in one buffer, so that applying a record costs no allocation.
 #[derive(Default)]
 pub struct Batch {
+    bounds: BatchBounds,
     bytes: Vec<u8>,
     records: Vec<RawRecord>,
+    /// What few records have, each with the index of its record, in their order.
+    headers: Vec<(usize, RecordHeaders)>,
     read: Vec<PartitionRead>,
     log_time: Option<LogTime>,
     traced: Vec<(Position, TraceParent)>,
     level: Option<(Position, Level)>,
+}
+
+/// How much a batch takes before it is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchBounds {
+    records: usize,
+    /// Of keys and values.
+    bytes: usize,
+}
+
+impl Default for BatchBounds {
+    /// Enough records for one LMDB transaction to pay off, few enough to bound memory and the wait of the first.
+    fn default() -> Self {
+        Self { records: 20_000, bytes: 16 << 20 }
+    }
+}
+
+impl BatchBounds {
+    /// For a store that nobody reads yet, whose keys come in about their own order: the larger a transaction, the less of it lies
+    /// before what is written already, and the fuller are the pages. They bound the memory that a restore takes.
+    pub const LARGEST: Self = Self { records: 160_000, bytes: 32 << 20 };
+
+    /// Twice as much, at most [`BatchBounds::LARGEST`].
+    #[must_use]
+    pub fn doubled(self) -> Self {
+        let Self { records, bytes } = Self::LARGEST;
+        Self { records: records.min(2 * self.records), bytes: bytes.min(2 * self.bytes) }
+    }
 }
 
 /// How far a partition has been read.
@@ -51,14 +80,41 @@ impl PartitionRead {
     }
 }
 
+/// A record whose key and value lie one behind the other.
 struct RawRecord {
     position: Position,
     timestamp: LogTime,
-    key: Option<Range<usize>>,
-    value: Option<Range<usize>>,
+    start: usize,
+    key: Length,
+    value: Length,
+    epoch: Option<i32>,
+    has_headers: bool,
+}
+
+#[derive(Clone, Copy, Default)]
+struct RecordHeaders {
     condition: Option<Condition>,
     level: Option<Level>,
-    epoch: Option<i32>,
+}
+
+/// Of something that may be missing. A batch has many, and a length of Kafka's has 31 bits.
+#[derive(Clone, Copy)]
+struct Length(u32);
+
+impl Length {
+    const MISSING: u32 = u32::MAX;
+
+    fn of(bytes: Option<&[u8]>) -> Self {
+        Self(bytes.map_or(Self::MISSING, |bytes| u32::try_from(bytes.len()).unwrap_or(Self::MISSING)))
+    }
+
+    /// As many of the first bytes as this says, which are taken off.
+    fn take<'a>(self, bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
+        let (taken, rest) =
+            bytes.split_at(if self.0 == Self::MISSING { return None } else { self.0 as usize });
+        *bytes = rest;
+        Some(taken)
+    }
 }
 
 /// One record of a [`Batch`].
@@ -80,34 +136,48 @@ pub struct LogRecord<'a> {
 }
 
 impl Batch {
-    /// Enough records for one LMDB transaction to pay off, few enough to bound memory and the wait of the first.
-    const MAX_RECORDS: usize = 20_000;
-    const MAX_BYTES: usize = 16 << 20;
     /// Traces that are kept; those of further records are dropped.
     const MAX_TRACED: usize = 256;
+
+    /// Empties it. It takes as much as these bounds say from now on.
+    pub fn begin(&mut self, bounds: BatchBounds) {
+        if bounds.bytes < self.bounds.bytes {
+            // What a large one took is given back.
+            *self = Self::default();
+        }
+        self.bounds = bounds;
+        self.clear();
+    }
 
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.records.clear();
+        self.headers.clear();
         self.read.clear();
         self.log_time = None;
         self.traced.clear();
         self.level = None;
-        if self.bytes.capacity() > 2 * Self::MAX_BYTES {
-            self.bytes.shrink_to(Self::MAX_BYTES);
+        if self.bytes.capacity() > 2 * self.bounds.bytes {
+            self.bytes.shrink_to(self.bounds.bytes);
         }
     }
 
     pub fn push(&mut self, record: LogRecord<'_>) {
-        let key = record.key.map(|key| self.copy(key));
-        let value = record.value.map(|value| self.copy(value));
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(record.key.unwrap_or_default());
+        self.bytes.extend_from_slice(record.value.unwrap_or_default());
+        let (key, value) = (Length::of(record.key), Length::of(record.value));
         let LogRecord { position, timestamp, condition, level, epoch, .. } = record;
         if let Some(told) = level.filter(|_| record.key == Some(Level::KEY.as_bytes()))
             && self.level.is_none_or(|(_, highest)| told > highest)
         {
             self.level = Some((position, told));
         }
-        self.records.push(RawRecord { position, timestamp, key, value, condition, level, epoch });
+        let has_headers = condition.is_some() || level.is_some();
+        if has_headers {
+            self.headers.push((self.records.len(), RecordHeaders { condition, level }));
+        }
+        self.records.push(RawRecord { position, timestamp, start, key, value, epoch, has_headers });
         self.note(PartitionRead {
             latest: Some(timestamp),
             epoch,
@@ -162,15 +232,22 @@ impl Batch {
         &self.traced
     }
 
-    fn copy(&mut self, bytes: &[u8]) -> Range<usize> {
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(bytes);
-        start..self.bytes.len()
-    }
-
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.records.len() >= Self::MAX_RECORDS || self.bytes.len() >= Self::MAX_BYTES
+        self.records.len() >= self.bounds.records || self.bytes.len() >= self.bounds.bytes
+    }
+
+    /// Whether so many more of its records as a reader takes at once are no more than a small part of what a batch may have.
+    #[must_use]
+    pub fn has_small_records(&self) -> bool {
+        const SMALL_BYTES: usize = 4096;
+        self.bytes.len() <= SMALL_BYTES * self.records.len()
+    }
+
+    /// Whether a moment's wait for more of it pays off, since it is to be large.
+    #[must_use]
+    pub fn is_worth_a_wait(&self) -> bool {
+        self.bounds != BatchBounds::default()
     }
 
     #[must_use]
@@ -179,20 +256,71 @@ impl Batch {
     }
 
     pub fn records(&self) -> impl ExactSizeIterator<Item = LogRecord<'_>> {
-        self.records.iter().map(|raw| LogRecord {
-            position: raw.position,
-            timestamp: raw.timestamp,
-            key: raw.key.clone().map(|range| &self.bytes[range]),
-            value: raw.value.clone().map(|range| &self.bytes[range]),
-            condition: raw.condition,
-            level: raw.level,
-            epoch: raw.epoch,
-        })
+        self.records.iter().enumerate().map(|(index, raw)| self.record_of(index, raw))
+    }
+
+    /// The record of an index.
+    #[must_use]
+    pub fn record(&self, index: usize) -> Option<LogRecord<'_>> {
+        self.records.get(index).map(|raw| self.record_of(index, raw))
+    }
+
+    fn record_of(&self, index: usize, raw: &RawRecord) -> LogRecord<'_> {
+        let RawRecord { position, timestamp, start, key, value, epoch, has_headers } = *raw;
+        let found = has_headers.then(|| self.headers.binary_search_by_key(&index, |(of, _)| *of));
+        let headers = found.and_then(|at| self.headers.get(at.ok()?));
+        let RecordHeaders { condition, level } =
+            headers.map_or_else(Default::default, |(_, headers)| *headers);
+        let mut bytes = &self.bytes[start..];
+        let (key, value) = (key.take(&mut bytes), value.take(&mut bytes));
+        LogRecord { position, timestamp, key, value, condition, level, epoch }
     }
 
     /// Of each partition that moved.
     #[must_use]
     pub fn read(&self) -> &[PartitionRead] {
         &self.read
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(offset: i64, level: Option<Level>) -> LogRecord<'static> {
+        let position = Position { partition: 0, offset };
+        let (key, value) = ((offset != 2).then_some(&b"key"[..]), (offset != 1).then_some(&b""[..]));
+        let condition = (offset == 3).then_some(Condition::Unreadable);
+        LogRecord { position, timestamp: LogTime::from_ms(offset), key, value, condition, level, epoch: None }
+    }
+
+    #[test]
+    fn every_record_is_found_as_it_was_pushed() {
+        let mut batch = Batch::default();
+        let records = [record(0, None), record(1, Some(Level(2))), record(2, None), record(3, None)];
+        for record in records {
+            batch.push(record);
+        }
+        assert_eq!(batch.records().collect::<Vec<_>>(), records);
+        assert_eq!((0..5).filter_map(|index| batch.record(index)).collect::<Vec<_>>(), records);
+        batch.clear();
+        assert!(batch.record(0).is_none());
+    }
+
+    #[test]
+    fn a_batch_is_full_by_its_bounds() {
+        let (mut batch, mut bounds) = (Batch::default(), BatchBounds::default());
+        for _ in 0..10 {
+            batch.begin(bounds);
+            let most = BatchBounds::LARGEST.records as i64;
+            let pushed = (0..most).find(|offset| {
+                batch.push(record(*offset, None));
+                batch.is_full()
+            });
+            assert_eq!(pushed.map(|offset| offset as usize + 1), Some(bounds.records));
+            assert_eq!(batch.is_worth_a_wait(), bounds != BatchBounds::default());
+            bounds = bounds.doubled();
+        }
+        assert_eq!(bounds, BatchBounds::LARGEST);
     }
 }

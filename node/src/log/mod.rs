@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 pub use self::appends::{AppendOutcome, Appending, Appends, Unsettled};
-pub use self::batch::{Batch, LogRecord, PartitionRead};
+pub use self::batch::{Batch, BatchBounds, LogRecord, PartitionRead};
 pub use self::condition::{Condition, Expected};
 pub use self::identity::{LogIdentity, LogTag};
 pub use self::level::{Level, is_reserved};
@@ -154,6 +154,11 @@ pub trait LogReader: Send {
     /// # Errors
     /// After an error the reader is of no more use; the log must be opened anew.
     fn poll(&mut self, wait: Duration, batch: &mut Batch) -> Result<(), ReadError>;
+
+    /// Whether reading may take a thread of its own while what was read is applied.
+    fn may_read_ahead(&self) -> bool {
+        false
+    }
 
     /// Tells the log how far this node has applied it, for the eyes of operators only. Never blocks, never fails.
     fn applied(&mut self, next: &[NextOffset]);

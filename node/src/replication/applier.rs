@@ -11,7 +11,7 @@ use super::reading::{BuildCheck, Reading};
 use super::state::{Event, Phase, RefusedEvent, StoreState};
 use super::{POLL_TIMEOUT, Parts, RETRY_PAUSE, Shared};
 use crate::clock::Clock;
-use crate::log::{Batch, Level, LogInfo, OpenError, ReadError};
+use crate::log::{Batch, BatchBounds, Level, LogInfo, OpenError, ReadError};
 use crate::store::{Checkpoint, StoreError};
 use bitacora_protocol::NextOffset;
 
@@ -330,6 +330,9 @@ impl Applier {
             reader,
             next,
             batch: Batch::default(),
+            bounds: BatchBounds::default(),
+            ahead: None,
+            spare: Batch::default(),
             held_back_since: None,
             caught_up_since_opened: false,
             after_gap,

@@ -33,40 +33,104 @@ pub(super) fn apply_telling(
     tell: &mut dyn FnMut(&[u8], KeyChange),
 ) -> Result<(Applied, usize), StoreError> {
     let mut continuity = Continuity::new(store, batch.read(), young_from)?;
-    let mut changes = Vec::with_capacity(batch.records().len());
-    let (mut poison, mut foreign) = (0, 0);
-    for record in batch.records() {
-        let place = continuity.note(&record);
-        if record.key.is_some_and(is_reserved) {
-            // They are no keys of clients, and in no store.
-            continue;
+    let mut decoder = Decoder::new(store.max_key_bytes(), log);
+    let applied = if store.was_ever_complete()? {
+        let mut changes = Vec::with_capacity(batch.records().len());
+        for record in batch.records() {
+            let place = continuity.note(&record);
+            let key = record.key.unwrap_or_default();
+            // Those of nodes are no keys of clients, and in no store.
+            if !is_reserved(key) {
+                changes.extend(decoder.change(&record, place).map(|change| (key, change)));
+            }
         }
+        store.apply_telling(&mut changes, &continuity.finish(batch.read()), tell)?
+    } else {
+        fill(store, batch, continuity, &mut decoder)?
+    };
+    decoder.report();
+    Ok((applied, decoder.poison))
+}
+
+/// Applies a batch to a store that nobody reads. Each record is decoded when its turn comes in the order of the keys, so that no more than
+/// one of them is in memory besides the batch.
+fn fill(
+    store: &Store,
+    batch: &Batch,
+    mut continuity: Continuity<'_>,
+    decoder: &mut Decoder,
+) -> Result<Applied, StoreError> {
+    let count = batch.records().len();
+    let (mut keys, mut indexes, mut places) =
+        (Vec::with_capacity(count), Vec::with_capacity(count), Vec::new());
+    for (index, record) in batch.records().enumerate() {
+        let place = continuity.note(&record);
+        // Without a condition, nothing is judged by it.
+        if record.condition.is_some() {
+            places.push((index, place));
+        }
+        let key = record.key.unwrap_or_default();
+        if !is_reserved(key) {
+            keys.push(key);
+            indexes.push(index);
+        }
+    }
+    let change = |at: usize| {
+        let index = indexes[at];
+        let known = places.binary_search_by_key(&index, |(of, _)| *of);
+        let place = known.map_or(Place { complete: false, level: Level::FIRST }, |known| places[known].1);
+        decoder.change(&batch.record(index)?, place)
+    };
+    store.fill(&keys, change, &continuity.finish(batch.read()))
+}
+
+/// Makes changes of records, and says so of those that can't be decoded.
+struct Decoder {
+    max_key_bytes: usize,
+    log: LogTag,
+    /// Records that could not be decoded.
+    poison: usize,
+    /// Records with a condition that speaks of another log.
+    foreign: usize,
+}
+
+impl Decoder {
+    fn new(max_key_bytes: usize, log: LogTag) -> Self {
+        Self { max_key_bytes, log, poison: 0, foreign: 0 }
+    }
+
+    /// What a record changes, if it may change anything. Its key is none that nodes keep for themselves.
+    fn change(&mut self, record: &LogRecord<'_>, place: Place) -> Option<Change> {
         let reach = record.condition.and_then(Condition::validity);
-        foreign += usize::from(reach.is_some_and(|(_, of)| !of.fits(log)));
-        match decode(&record, store.max_key_bytes(), log, place) {
-            Ok(change) => changes.push(change),
+        self.foreign += usize::from(reach.is_some_and(|(_, of)| !of.fits(self.log)));
+        match decode(record, self.max_key_bytes, self.log, place) {
+            Ok((_, change)) => Some(change),
             Err(reason) => {
-                poison += 1;
-                if let Some(key) = record.key.filter(|key| (1..=store.max_key_bytes()).contains(&key.len())) {
-                    let (at, timestamp) = (record.position, record.timestamp);
-                    changes.push((key, Change::NoEffect { at, timestamp, by: Writer::Unknown }));
-                }
-                if poison <= POISON_LOGGED {
+                self.poison += 1;
+                if self.poison <= POISON_LOGGED {
                     tracing::warn!(position = %record.position, "skipped a record that can't be decoded: {reason}");
                 }
+                let (at, timestamp) = (record.position, record.timestamp);
+                let key_bytes = record.key.map_or(0, <[u8]>::len);
+                let may_be_stored = (1..=self.max_key_bytes).contains(&key_bytes);
+                may_be_stored.then_some(Change::NoEffect { at, timestamp, by: Writer::Unknown })
             }
         }
     }
-    if poison > POISON_LOGGED {
-        tracing::warn!(records = poison - POISON_LOGGED, "skipped further records that can't be decoded");
+
+    /// Says what was not said of each record.
+    fn report(&self) {
+        if self.poison > POISON_LOGGED {
+            let records = self.poison - POISON_LOGGED;
+            tracing::warn!(records, "skipped further records that can't be decoded");
+        }
+        if self.foreign > 0 {
+            tracing::warn!(
+                records = self.foreign,
+                "nodes sent to another topic what has no effect here; who copies a topic leaves their headers out, see OPERATIONS.md"
+            );
+        }
     }
-    if foreign > 0 {
-        tracing::warn!(
-            records = foreign,
-            "nodes sent to another topic what has no effect here; who copies a topic leaves their headers out, see OPERATIONS.md"
-        );
-    }
-    Ok((store.apply_telling(&mut changes, &continuity.finish(batch.read()), tell)?, poison))
 }
 
 /// What a record of the log changes; the reason if it is poison.

@@ -10,8 +10,8 @@ use super::compatibility::{reason_too_old_by_log_time, reason_too_old_now};
 use super::feed;
 use super::state::Event;
 use crate::clock::{Moment, past_by_both_clocks};
-use crate::log::{Batch, Level, LogInfo, LogReader, LogTag, is_reserved};
-use crate::store::{KeyChange, StoreError};
+use crate::log::{Batch, BatchBounds, Level, LogInfo, LogReader, LogTag, ReadError, is_reserved};
+use crate::store::{Applied, KeyChange, StoreError};
 use bitacora_protocol::{NextOffset, Position};
 
 /// Between two notes in the store that the node is caught up, unless `DELETE_RETENTION` is short: its age is known as well.
@@ -30,6 +30,12 @@ pub(super) struct Reading {
     pub reader: Box<dyn LogReader>,
     pub next: Vec<NextOffset>,
     pub batch: Batch,
+    /// Of the next batch.
+    pub bounds: BatchBounds,
+    /// The next batch, and what came of reading it, if that was done while the one before was applied.
+    pub ahead: Option<(Batch, Result<(), ReadError>)>,
+    /// An empty batch, for its memory.
+    pub spare: Batch,
     /// Since when what the batch has is told but not committed; `None` if it is committed.
     pub held_back_since: Option<Moment>,
     pub caught_up_since_opened: bool,
@@ -44,16 +50,58 @@ pub(super) struct BuildCheck {
     readings: usize,
     /// Records that it held then behind which lies one without effect.
     keys_with_pending_repairs: BTreeSet<(Vec<u8>, Position)>,
+    /// How many records were put behind all others.
+    appended: u64,
+}
+
+impl Reading {
+    /// Reads what comes next into the batch. Returns how many records of it were told before.
+    fn poll(&mut self) -> (usize, Result<(), ReadError>) {
+        let mut wait = POLL_TIMEOUT;
+        if let Some((ahead, polled)) = self.ahead.take() {
+            self.spare = std::mem::replace(&mut self.batch, ahead);
+            if polled.is_err() || self.batch.is_full() {
+                return (0, polled);
+            }
+            if !self.batch.says_nothing() {
+                wait = Duration::ZERO;
+            }
+        } else if self.held_back_since.is_none() {
+            self.batch.begin(self.bounds);
+        }
+        let told = if self.held_back_since.is_some() { self.batch.records().len() } else { 0 };
+        (told, self.reader.poll(wait, &mut self.batch))
+    }
+
+    /// Does something with the batch, and reads the next one meanwhile if that is to be a large one. Two threads then share the work of
+    /// a restore.
+    fn read_ahead<T>(&mut self, with_batch: impl FnOnce(&Batch) -> T) -> T {
+        let Self { batch, reader, spare, bounds, ahead, .. } = self;
+        let mut next = std::mem::take(spare);
+        next.begin(*bounds);
+        if !reader.may_read_ahead() || !next.is_worth_a_wait() {
+            return with_batch(batch);
+        }
+        std::thread::scope(|scope| {
+            let read = || {
+                let polled = reader.poll(Duration::ZERO, &mut next);
+                (next, polled)
+            };
+            let thread = std::thread::Builder::new().name("replica-ahead".into());
+            // Without a thread it is read afterwards.
+            let reading = thread.spawn_scoped(scope, read).ok();
+            let done = with_batch(batch);
+            *ahead = reading
+                .map(|reading| reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            done
+        })
+    }
 }
 
 impl Applier {
     /// Reads what there is and applies it.
     pub(super) fn read(&mut self, reading: &mut Reading) -> Result<(), Interrupted> {
-        if reading.held_back_since.is_none() {
-            reading.batch.clear();
-        }
-        let told = reading.batch.records().len();
-        let polled = reading.reader.poll(POLL_TIMEOUT, &mut reading.batch);
+        let (told, polled) = reading.poll();
         self.check_interruption()?;
         // What was read before an error is in order and counts.
         if !reading.batch.says_nothing() {
@@ -85,7 +133,7 @@ impl Applier {
     }
 
     /// Applies what was read, but for the first `told` records, which are only held back.
-    fn apply_batch(&self, reading: &mut Reading, told: usize) -> Result<(), Interrupted> {
+    fn apply_batch(&mut self, reading: &mut Reading, told: usize) -> Result<(), Interrupted> {
         // Also of a store that is being built: what the log has lost meanwhile, it will not get any more.
         let retention = self.parts.log.delete_retention();
         if let Some(why) = reason_too_old_now(&self.last_caught_up, self.clock(), retention) {
@@ -109,7 +157,11 @@ impl Applier {
             self.parts.progress.barriers_read().tell(batch.records().skip(told));
         } else {
             let began = SystemTime::now();
-            reading.after_gap |= self.persist(|| self.apply(batch, reading.info.identity.tag()))?;
+            let applied = self.apply_and_read_ahead(reading)?;
+            let batch = &reading.batch;
+            reading.after_gap |= applied.gap;
+            self.build_check.appended += applied.appended as u64;
+            reading.bounds = self.next_bounds(reading, &applied);
             self.parts.progress.barriers_read().tell(batch.records().skip(told));
             reading.held_back_since = None;
             self.shared.held_back.lock().clear();
@@ -118,10 +170,26 @@ impl Applier {
                 self.parts.telemetry.applied(batch.traced(), began);
             }
         }
-        for read in batch.read() {
+        for read in reading.batch.read() {
             reading.next[read.partition as usize] = read.next;
         }
         Ok(())
+    }
+
+    fn apply_and_read_ahead(&self, reading: &mut Reading) -> Result<Applied, Interrupted> {
+        let log = reading.info.identity.tag();
+        reading.read_ahead(|batch| self.persist(|| self.apply(batch, log)))
+    }
+
+    /// How much the next batch may have. Where keys come in about their own order, a large one leaves full pages; where they don't,
+    /// each record takes a page of its own until it is committed, so a large one would take much memory.
+    fn next_bounds(&self, reading: &Reading, applied: &Applied) -> BatchBounds {
+        let come_in_order = applied.appended * 4 >= reading.batch.records().len();
+        if come_in_order && !self.writes_complete_store() {
+            reading.bounds.doubled()
+        } else {
+            BatchBounds::default()
+        }
     }
 
     /// Whether a batch changes nothing in the store but its next offsets, so that these may be committed later: the store has all that
@@ -139,8 +207,8 @@ impl Applier {
             && self.writes_complete_store()
     }
 
-    /// Applies a batch, and tells who waits. Returns whether compaction may have removed something before it was read.
-    fn apply(&self, batch: &Batch, log: LogTag) -> Result<bool, StoreError> {
+    /// Applies a batch, and tells who waits.
+    fn apply(&self, batch: &Batch, log: LogTag) -> Result<Applied, StoreError> {
         let started = Instant::now();
         let young_from = self.parts.progress.young_from();
         // A store that is built beside the one that is read is not followed.
@@ -172,7 +240,7 @@ impl Applier {
             metrics.batch_records.observe(batch.records().len() as f64);
             metrics.apply_seconds.observe(started.elapsed().as_secs_f64());
         }
-        Ok(applied.gap)
+        Ok(applied)
     }
 
     /// Removes what has expired, and markers that are no longer needed.
@@ -220,6 +288,27 @@ impl Applier {
         Err(Interrupted::BuildAgain)
     }
 
+    /// Fills the pages of a store that was built from the log, if that is worth it: nobody reads it yet.
+    fn repack(&self) {
+        let began = Instant::now();
+        let goes_on = || {
+            self.parts.progress.note_sign_of_life();
+            !self.shared.stopped()
+        };
+        match self.parts.store.repack(self.build_check.appended, &goes_on) {
+            Ok(true) => {
+                let seconds = began.elapsed().as_secs_f64();
+                tracing::info!(seconds, "wrote the store once more, with full pages");
+            }
+            Ok(false) => {}
+            // It is as it was, and of use.
+            Err(error) => {
+                let why = self.parts.store.explain(error);
+                tracing::warn!("the store could not be written once more, with full pages: {why}");
+            }
+        }
+    }
+
     /// Everything is applied. Remembers when; the first time in this run, or after a resync, the store answers from now on.
     fn note_caught_up(&mut self) -> Result<(), Interrupted> {
         let (now, wall, retention) =
@@ -239,6 +328,9 @@ impl Applier {
         let is_fresh = known.written.is_some_and(|written| now.since(written) < interval);
         if was_complete && is_fresh && known.wall_time.is_some_and(|known| known <= at) {
             return Ok(());
+        }
+        if !was_complete && !self.parts.store.was_ever_complete()? {
+            self.repack();
         }
         let is_replaced = self.parts.store.is_building();
         if is_replaced {

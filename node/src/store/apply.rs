@@ -1,9 +1,10 @@
 //! Applying what was read from the log: records and next offsets in one transaction, then the cache.
 
 use heed::types::Bytes as RawBytes;
-use heed::{Database, RoTxn, RwTxn};
+use heed::{Database, PutFlags, RoTxn, RwTxn};
 
 use super::environment::{Environment, PartitionState};
+use super::generation::Written;
 use super::sweep::{sweep_key, sweep_time};
 use super::trimming::{KeyState, Outcome, parse_older_entries, parse_pending_repairs};
 use super::{Change, Entry, Store, StoreError};
@@ -16,6 +17,8 @@ use bitacora_protocol::NextOffset;
 pub struct Applied {
     /// Keys whose record is another now, or gone.
     pub changed: usize,
+    /// Those of them that were put behind all keys that the store had, if it was filled: [`Store::fill`].
+    pub appended: usize,
     /// Records of the store that a tombstone with a condition removed.
     pub trimmed: usize,
     /// Records of the log whose condition was not met.
@@ -155,33 +158,8 @@ impl Store {
         // keep the order of their partition.
         changes.sort_by_key(|(key, _)| *key);
         let written = self.written();
-        let environment = written.environment();
-        let mut txn = environment.env.write_txn()?;
-        let lookup = KeyLookup::of(environment, &txn)?;
-        let (mut applied, mut changed) = (Applied::default(), KeyChanges(Vec::with_capacity(changes.len())));
-        let mut changes = changes.drain(..).peekable();
-        while let Some((key, first)) = changes.next() {
-            let mut state = lookup.key_state(environment, &txn, key)?;
-            let before = StoredKey::of(&state);
-            let (mut newest, first_of_key, mut next) = (before.newest.clone(), changed.0.len(), Some(first));
-            while let Some(change) = next {
-                applied.apply(&mut state, change);
-                state.sort();
-                changed.note(first_of_key, key, &mut newest, state.entries.first());
-                next = changes.next_if(|(next, _)| *next == key).map(|(_, change)| change);
-            }
-            debug_assert!(state.entries.iter().all(|entry| entry.key() == key));
-            if write_key(environment, &mut txn, key, &before, &state)? {
-                applied.changed += 1;
-            } else {
-                changed.0.truncate(first_of_key);
-            }
-        }
-        for read in read {
-            environment.put_read(&mut txn, *read)?;
-        }
-        txn.commit()?;
-        applied.gap = read.iter().any(|read| read.gap);
+        let mut changed = KeyChanges(Vec::with_capacity(changes.len()));
+        let applied = commit(written.environment(), changes.drain(..), read, Some(&mut changed))?;
         for (key, change) in changed.0 {
             if let Some(cache) = written.cache() {
                 cache.update(key, change.after.clone());
@@ -190,9 +168,124 @@ impl Store {
         }
         Ok(applied)
     }
+
+    /// As [`Store::apply_read`], of a store that was never complete, so that nobody is told what changes: `keys` are of what was read, in
+    /// the order of each partition; `change` makes the change of one of them, by its index, in key order, and may leave some out.
+    ///
+    /// # Errors
+    /// As [`Store::apply`].
+    pub fn fill(
+        &self,
+        keys: &[&[u8]],
+        mut change: impl FnMut(usize) -> Option<Change>,
+        read: &[PartitionRead],
+    ) -> Result<Applied, StoreError> {
+        let written = self.written();
+        let order = in_key_order(keys);
+        let changes = order.iter().filter_map(|index| Some((keys[*index], change(*index)?)));
+        let applied = commit(written.environment(), changes, read, None)?;
+        if let Written::Current(generation) = &written
+            && generation.was_looked_into()
+        {
+            for key in keys {
+                generation.cache.remove(key);
+            }
+        }
+        Ok(applied)
+    }
+}
+
+/// The indexes of keys, by the order of the keys; those of the same key keep theirs.
+pub(super) fn in_key_order(keys: &[&[u8]]) -> Vec<usize> {
+    let Some(first) = keys.first() else { return Vec::new() };
+    let common = keys.iter().fold(first.len(), |common, key| {
+        let same = first[..common].iter().zip(*key).take_while(|(a, b)| a == b);
+        same.count()
+    });
+    // The first bytes in which keys differ: mostly they tell, and lie side by side, while a key is somewhere in a large batch.
+    let head = |key: &[u8]| {
+        let mut head = [0; 8];
+        head.iter_mut().zip(&key[common..]).for_each(|(head, byte)| *head = *byte);
+        u64::from_be_bytes(head)
+    };
+    let mut order: Vec<_> = keys.iter().map(|key| head(key)).zip(0..).collect();
+    order.sort_by(|(a, of_a), (b, of_b)| a.cmp(b).then_with(|| keys[*of_a].cmp(keys[*of_b])));
+    order.into_iter().map(|(_, index): (u64, usize)| index).collect()
+}
+
+/// Applies changes, which are in key order, and what was read with them, in one transaction. `changed`: is told what the changes came to.
+fn commit<'a>(
+    environment: &Environment,
+    changes: impl Iterator<Item = (&'a [u8], Change)>,
+    read: &[PartitionRead],
+    mut changed: Option<&mut KeyChanges<'a>>,
+) -> Result<Applied, StoreError> {
+    let mut txn = environment.env.write_txn()?;
+    let lookup = KeyLookup::of(environment, &txn)?;
+    let mut end = KeysEnd::of(environment, &txn)?;
+    let mut applied = Applied::default();
+    let mut changes = changes.peekable();
+    while let Some((key, first)) = changes.next() {
+        let is_behind_all = end.is_before(key);
+        let record = if is_behind_all { None } else { environment.records.get(&txn, key)? };
+        let mut state = lookup.key_state_beside(record, environment, &txn, key)?;
+        let before = StoredKey::of(&state);
+        let first_of_key = changed.as_ref().map_or(0, |changed| changed.0.len());
+        let (mut newest, mut next) = (before.newest.clone(), Some(first));
+        while let Some(change) = next {
+            applied.apply(&mut state, change);
+            state.sort();
+            if let Some(changed) = &mut changed {
+                changed.note(first_of_key, key, &mut newest, state.entries.first());
+            }
+            next = changes.next_if(|(next, _)| *next == key).map(|(_, change)| change);
+        }
+        debug_assert!(state.entries.iter().all(|entry| entry.key() == key));
+        if write_key(environment, &mut txn, key, &before, &state, is_behind_all)? {
+            applied.changed += 1;
+            applied.appended += usize::from(is_behind_all && changed.is_none());
+        } else if let Some(changed) = &mut changed {
+            changed.0.truncate(first_of_key);
+        }
+    }
+    for read in read {
+        environment.put_read(&mut txn, *read)?;
+    }
+    txn.commit()?;
+    applied.gap = read.iter().any(|read| read.gap);
+    Ok(applied)
+}
+
+/// The last of the keys that have records, before changes in key order.
+struct KeysEnd {
+    last: Option<Vec<u8>>,
+    is_passed: bool,
+}
+
+impl KeysEnd {
+    fn of(environment: &Environment, txn: &RoTxn<'_>) -> Result<Self, StoreError> {
+        let last = environment.records.last(txn)?.map(|(key, _)| key.to_vec());
+        Ok(Self { last, is_passed: false })
+    }
+
+    /// Whether it is before this key, which is none before the one that was asked about last.
+    fn is_before(&mut self, key: &[u8]) -> bool {
+        self.is_passed = self.is_passed || self.last.as_deref().is_none_or(|last| last < key);
+        self.is_passed
+    }
 }
 
 impl Store {
+    /// Whether the store that is written was complete at some time, so that it is read, or was.
+    ///
+    /// # Errors
+    /// When LMDB fails.
+    pub fn was_ever_complete(&self) -> Result<bool, StoreError> {
+        let written = self.written();
+        let environment = written.environment();
+        environment.is_restored(&*environment.env.read_txn()?)
+    }
+
     /// What is known of a partition where the store that is written stands.
     ///
     /// # Errors
@@ -236,13 +329,14 @@ impl StoredKey {
     }
 }
 
-/// Writes what has changed of a key. Returns whether its newest entry has.
+/// Writes what has changed of a key, which is behind all those that have records or is not. Returns whether its newest entry has.
 fn write_key(
     environment: &Environment,
     txn: &mut RwTxn<'_>,
     key: &[u8],
     before: &StoredKey,
     state: &KeyState,
+    is_behind_all: bool,
 ) -> Result<bool, StoreError> {
     save(environment.older_entries, txn, key, &before.older_entries, &state.encode_older_entries())?;
     save(environment.pending_repairs, txn, key, &before.pending_repairs, &state.encode_pending_repairs())?;
@@ -273,6 +367,10 @@ fn write_key(
         environment.sweep_times.put(txn, &sweep_key(at, key), &())?;
     }
     match newest {
+        // LMDB then looks for no place. It leaves the page before it full in either case, as it does at the end of a tree.
+        Some(entry) if is_behind_all => {
+            environment.records.put_with_flags(txn, PutFlags::APPEND, key, entry.as_stored())?;
+        }
         Some(entry) => environment.records.put(txn, key, entry.as_stored())?,
         None => drop(environment.records.delete(txn, key)?),
     }
@@ -311,8 +409,19 @@ impl KeyLookup {
         txn: &RoTxn<'_>,
         key: &[u8],
     ) -> Result<KeyState, StoreError> {
+        self.key_state_beside(environment.records.get(txn, key)?, environment, txn, key)
+    }
+
+    /// As [`KeyLookup::key_state`], where what is under `records` is known.
+    fn key_state_beside(
+        self,
+        record: Option<&[u8]>,
+        environment: &Environment,
+        txn: &RoTxn<'_>,
+        key: &[u8],
+    ) -> Result<KeyState, StoreError> {
         let mut state = KeyState { shown_to_readers: self.shown_to_readers, ..KeyState::default() };
-        if let Some(bytes) = environment.records.get(txn, key)? {
+        if let Some(bytes) = record {
             state.entries.push(Entry::from_stored(key, bytes).ok_or(StoreError::Corrupt("records"))?);
         }
         if self.look_into_older_entries

@@ -163,8 +163,25 @@ impl Environment {
         Ok(environment)
     }
 
+    /// All of them.
+    pub fn databases_as_bytes(&self) -> [Database<RawBytes, RawBytes>; DATABASES as usize] {
+        [
+            self.records,
+            self.older_entries,
+            self.pending_repairs,
+            self.doubts,
+            self.sweep_times.remap_types(),
+            self.positions.remap_types(),
+            self.latest.remap_types(),
+            self.epochs.remap_types(),
+            self.gaps.remap_types(),
+            self.levels.remap_types(),
+            self.meta.remap_types(),
+        ]
+    }
+
     /// From now on a commit is not on the disk when it is done; until [`Environment::note_caught_up`].
-    fn leave_unsynced(&self) -> Result<(), StoreError> {
+    pub fn leave_unsynced(&self) -> Result<(), StoreError> {
         // Without a name for the boot nobody could tell what a power cut left.
         let Some(boot) = boot() else { return Ok(()) };
         let mut file = File::create(self.dir.join(UNSYNCED))?;
@@ -187,16 +204,9 @@ impl Environment {
     }
 
     pub fn clear(&self, txn: &mut RwTxn<'_>) -> heed::Result<()> {
-        for database in [self.records, self.older_entries, self.pending_repairs, self.doubts] {
+        for database in self.databases_as_bytes() {
             database.clear(txn)?;
         }
-        self.sweep_times.clear(txn)?;
-        self.positions.clear(txn)?;
-        self.latest.clear(txn)?;
-        self.epochs.clear(txn)?;
-        self.gaps.clear(txn)?;
-        self.levels.clear(txn)?;
-        self.meta.clear(txn)?;
         self.meta.put(txn, "format", FORMAT)
     }
 
@@ -330,20 +340,12 @@ impl Environment {
 
     /// Pages that hold something.
     pub fn used_pages(&self, txn: &RoTxn<'_>) -> Result<u64, StoreError> {
-        let stats = [
-            self.records.stat(txn)?,
-            self.older_entries.stat(txn)?,
-            self.pending_repairs.stat(txn)?,
-            self.doubts.stat(txn)?,
-            self.sweep_times.stat(txn)?,
-            self.positions.stat(txn)?,
-            self.latest.stat(txn)?,
-            self.epochs.stat(txn)?,
-            self.gaps.stat(txn)?,
-            self.levels.stat(txn)?,
-            self.meta.stat(txn)?,
-        ];
-        Ok(stats.iter().map(|stat| (stat.branch_pages + stat.leaf_pages + stat.overflow_pages) as u64).sum())
+        let mut pages = 0;
+        for database in self.databases_as_bytes() {
+            let stat = database.stat(txn)?;
+            pages += stat.branch_pages + stat.leaf_pages + stat.overflow_pages;
+        }
+        Ok(pages as u64)
     }
 }
 

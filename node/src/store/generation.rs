@@ -1,6 +1,7 @@
 //! A generation of the store: what readers see, switched as one.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use super::cache::{CacheCounters, RecordCache};
 use super::environment::Environment;
@@ -20,6 +21,8 @@ pub(super) struct Generation {
     pub environment: Environment,
     pub cache: RecordCache,
     pub log: LogTag,
+    /// Whether the cache may hold anything.
+    looked_into: AtomicBool,
 }
 
 impl Generation {
@@ -29,7 +32,23 @@ impl Generation {
         cache_bytes: u64,
         counters: &Arc<CacheCounters>,
     ) -> Self {
-        Self { environment, cache: RecordCache::new(cache_bytes, counters), log }
+        let cache = RecordCache::new(cache_bytes, counters);
+        Self { environment, cache, log, looked_into: AtomicBool::new(false) }
+    }
+
+    /// To be called before a transaction whose records go into the cache.
+    pub fn look_into(&self) {
+        if !self.looked_into.load(Ordering::Relaxed) {
+            self.looked_into.store(true, Ordering::Relaxed);
+        }
+        // Whoever commits either is told, or has committed before the transaction begins.
+        fence(Ordering::SeqCst);
+    }
+
+    /// Asked after a commit: whether the cache may hold something from before it.
+    pub fn was_looked_into(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.looked_into.load(Ordering::Relaxed)
     }
 }
 

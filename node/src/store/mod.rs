@@ -17,6 +17,7 @@ mod format;
 mod generation;
 mod pages;
 mod read;
+mod repack;
 mod stats;
 mod sweep;
 mod trimming;

@@ -30,6 +30,8 @@ const TREE_BYTES: usize = 48;
 /// LMDB's cursors go no deeper.
 const MAX_DEPTH: u16 = 32;
 const NO_PAGE: u64 = u64::MAX;
+/// Read at once where leaves are: they lie in the order in which they are looked at.
+const PAGES_AHEAD: u64 = 64;
 /// What is wrong with a copy that was not looked at up to its end.
 pub const GIVEN_UP: &str = "nobody waits for it any more";
 
@@ -68,7 +70,7 @@ pub fn check_copy(mut file: impl Read + Seek, stop: &AtomicBool) -> Result<(), S
         pages.ok_or_else(|| format!("it has {bytes} bytes, and its metadata tell of another number"))?;
     let mut seen = vec![false; pages];
     seen.iter_mut().take(2).for_each(|seen| *seen = true);
-    let mut walk = Walk { file, page_bytes, seen, stop };
+    let mut walk = Walk { file, page_bytes, seen, ahead: Ahead::default(), spare: Vec::new(), stop };
     walk.tree(second.trees[1], true)?;
     match walk.seen.iter().position(|seen| !seen) {
         Some(number) => Err(format!("page {number} belongs to nothing")),
@@ -162,7 +164,25 @@ struct Walk<'a, F> {
     page_bytes: usize,
     /// Per page.
     seen: Vec<bool>,
+    ahead: Ahead,
+    /// Of pages that were looked at.
+    spare: Vec<Vec<u8>>,
     stop: &'a AtomicBool,
+}
+
+/// What was read beyond a leaf: the next leaf follows, mostly.
+#[derive(Default)]
+struct Ahead {
+    /// The number of the first page.
+    from: u64,
+    bytes: Vec<u8>,
+}
+
+impl Ahead {
+    fn page(&self, number: u64, page_bytes: usize) -> Option<&[u8]> {
+        let at = usize::try_from(number.checked_sub(self.from)?).ok()?.checked_mul(page_bytes)?;
+        self.bytes.get(at..at.checked_add(page_bytes)?)
+    }
 }
 
 impl<F: Read + Seek> Walk<'_, F> {
@@ -185,7 +205,7 @@ impl<F: Read + Seek> Walk<'_, F> {
 
     /// Looks at a page and all below it. Returns how many entries there are.
     fn below(&mut self, number: u64, depth: u16, main: bool) -> Result<u64, String> {
-        let page = self.take(number)?;
+        let page = self.take(number, if depth == 1 { PAGES_AHEAD } else { 1 })?;
         let wrong = |what: &str| format!("page {number} {what}");
         let kind = if depth == 1 { LEAF } else { BRANCH };
         // A tree of no depth has no page.
@@ -239,28 +259,45 @@ impl<F: Read + Seek> Walk<'_, F> {
         places.sort_unstable();
         // Side by side up to the end, as LMDB moves them.
         let end = places.iter().try_fold(upper, |end, (at, size)| (*at == end).then_some(end + size));
-        if end == Some(page.len()) { Ok(entries) } else { Err(wrong("has nodes that overlap")) }
+        if end != Some(page.len()) {
+            return Err(wrong("has nodes that overlap"));
+        }
+        self.spare.push(page);
+        Ok(entries)
     }
 
     /// Looks at the pages of a value. There may be more than it needs: it was longer before.
     fn value(&mut self, number: u64, bytes: usize) -> Result<(), String> {
-        let page = self.take(number)?;
+        let page = self.take(number, 1)?;
         let pages = u32_at(&page, 12);
         if u16_at(&page, 10) != OVERFLOW || (pages as usize) <= (PAGE_HEADER - 1 + bytes) / self.page_bytes {
             return Err(format!("page {number} does not begin a value of {bytes} bytes"));
         }
+        self.spare.push(page);
         (1..u64::from(pages)).try_for_each(|further| self.mark(number + further))
     }
 
-    /// Reads a page that nothing else may have.
-    fn take(&mut self, number: u64) -> Result<Vec<u8>, String> {
+    /// Reads a page that nothing else may have, and as many from it on as are likely to be asked for next.
+    fn take(&mut self, number: u64, pages: u64) -> Result<Vec<u8>, String> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(GIVEN_UP.to_owned());
         }
         self.mark(number)?;
-        let mut page = vec![0; self.page_bytes];
-        let at = SeekFrom::Start(number * self.page_bytes as u64);
-        self.file.seek(at).and_then(|_| self.file.read_exact(&mut page)).map_err(unreadable)?;
+        let mut page = self.spare.pop().unwrap_or_default();
+        page.clear();
+        if let Some(known) = self.ahead.page(number, self.page_bytes) {
+            page.extend_from_slice(known);
+        } else {
+            let pages = pages.min(self.seen.len() as u64 - number) as usize;
+            let bytes = if pages == 1 { &mut page } else { &mut self.ahead.bytes };
+            bytes.resize(pages * self.page_bytes, 0);
+            let at = SeekFrom::Start(number * self.page_bytes as u64);
+            self.file.seek(at).and_then(|_| self.file.read_exact(bytes)).map_err(unreadable)?;
+            if pages > 1 {
+                self.ahead.from = number;
+                page.extend_from_slice(&self.ahead.bytes[..self.page_bytes]);
+            }
+        }
         if u64_at(&page, 0) == number { Ok(page) } else { Err(format!("page {number} is another")) }
     }
 

@@ -158,6 +158,7 @@ impl Store {
         }
         let environment = &generation.environment;
         generation.cache.get_or_read(key, || {
+            generation.look_into();
             let txn = environment.env.read_txn()?;
             match environment.records.get(&txn, key)? {
                 None => Ok(None),

@@ -69,6 +69,15 @@ impl Drop for EventPtr {
     }
 }
 
+struct MessagePtr(NonNull<sys::rd_kafka_message_t>);
+
+impl Drop for MessagePtr {
+    fn drop(&mut self) {
+        // SAFETY: `rd_kafka_consume_batch_queue` gave the message to us, released once.
+        unsafe { sys::rd_kafka_message_destroy(self.0.as_ptr()) }
+    }
+}
+
 impl ConsumerQueue {
     /// `None` if librdkafka has no queue for it, which takes a consumer without a group.
     pub(super) fn new(consumer: BaseConsumer<LastProblem>) -> Option<Self> {
@@ -79,6 +88,30 @@ impl ConsumerQueue {
 
     pub(super) fn consumer(&self) -> &BaseConsumer<LastProblem> {
         &self.consumer
+    }
+
+    /// Takes some of the records, and of the ends of partitions, that are there already, which is less work than one event for each.
+    /// What librdkafka tells besides, such as statistics, is dropped where it lies between them. Returns an error of a partition if there
+    /// is one: what was behind it is not in the batch.
+    pub(super) fn take_records(&self, batch: &mut Batch) -> Option<Event> {
+        const MESSAGES: usize = 256;
+        let mut messages = [std::ptr::null_mut(); MESSAGES];
+        // SAFETY: the queue is alive, and there is room for as many messages.
+        let count = unsafe {
+            sys::rd_kafka_consume_batch_queue(self.queue.0.as_ptr(), 0, messages.as_mut_ptr(), MESSAGES)
+        };
+        let messages = messages.into_iter().take(usize::try_from(count).unwrap_or(0));
+        // All of them, so that each is released.
+        let messages: Vec<_> = messages.filter_map(NonNull::new).map(MessagePtr).collect();
+        for message in messages {
+            // SAFETY: the message lives until `MessagePtr` is dropped, and everything read from it is copied before.
+            match unsafe { take(message.0.as_ref(), batch) } {
+                Event::End { partition, next } if partition >= 0 => batch.reached(partition, next),
+                error @ (Event::OutOfRange { .. } | Event::Fatal(_)) => return Some(error),
+                _ => {}
+            }
+        }
+        None
     }
 
     /// Waits for one event; records go into `batch`.
@@ -104,41 +137,55 @@ impl ConsumerQueue {
 /// SAFETY: `event` is alive and of the type FETCH.
 unsafe fn fetched(event: *mut sys::rd_kafka_event_t, batch: &mut Batch) -> Event {
     loop {
-        // SAFETY: the message and its bytes live as long as the event; lengths and pointers belong together.
-        unsafe {
+        // SAFETY: the message lives as long as the event.
+        let found = unsafe {
             let message = sys::rd_kafka_event_message_next(event);
             let Some(message) = message.as_ref() else { return Event::Records };
-            match message.err {
-                Code::RD_KAFKA_RESP_ERR_NO_ERROR => {}
-                Code::RD_KAFKA_RESP_ERR__PARTITION_EOF => {
-                    return Event::End { partition: message.partition, next: NextOffset(message.offset) };
-                }
-                code => return failed(code, message.partition, false),
-            }
-            let bytes = |at: *mut std::ffi::c_void, length: usize| {
-                (!at.is_null()).then(|| slice::from_raw_parts(at.cast::<u8>(), length))
-            };
-            let mut kind = sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
-            let timestamp = LogTime::from_ms(sys::rd_kafka_message_timestamp(message, &raw mut kind));
-            if kind == sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_LOG_APPEND_TIME {
-                batch.appended_at(timestamp);
-            }
-            let position = Position { partition: message.partition, offset: message.offset };
-            let headers = headers(message);
-            if let Some(trace) = headers.and_then(|headers| trace(headers)) {
-                batch.add_trace(position, trace);
-            }
-            batch.push(LogRecord {
-                position,
-                timestamp,
-                key: bytes(message.key, message.key_len),
-                value: bytes(message.payload, message.len),
-                condition: headers.and_then(|headers| condition(headers)),
-                level: headers.and_then(|headers| level(headers)),
-                epoch: Some(sys::rd_kafka_message_leader_epoch(message)).filter(|epoch| *epoch >= 0),
-            });
+            take(message, batch)
+        };
+        if !matches!(found, Event::Records) {
+            return found;
         }
     }
+}
+
+/// Puts a message into the batch, or tells what it says instead.
+///
+/// SAFETY: `message` and its bytes are alive; lengths and pointers belong together.
+unsafe fn take(message: &sys::rd_kafka_message_t, batch: &mut Batch) -> Event {
+    match message.err {
+        Code::RD_KAFKA_RESP_ERR_NO_ERROR => {}
+        Code::RD_KAFKA_RESP_ERR__PARTITION_EOF => {
+            return Event::End { partition: message.partition, next: NextOffset(message.offset) };
+        }
+        code => return failed(code, message.partition, false),
+    }
+    // SAFETY: as promised.
+    unsafe {
+        let bytes = |at: *mut std::ffi::c_void, length: usize| {
+            (!at.is_null()).then(|| slice::from_raw_parts(at.cast::<u8>(), length))
+        };
+        let mut kind = sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
+        let timestamp = LogTime::from_ms(sys::rd_kafka_message_timestamp(message, &raw mut kind));
+        if kind == sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_LOG_APPEND_TIME {
+            batch.appended_at(timestamp);
+        }
+        let position = Position { partition: message.partition, offset: message.offset };
+        let headers = headers(message);
+        if let Some(trace) = headers.and_then(|headers| trace(headers)) {
+            batch.add_trace(position, trace);
+        }
+        batch.push(LogRecord {
+            position,
+            timestamp,
+            key: bytes(message.key, message.key_len),
+            value: bytes(message.payload, message.len),
+            condition: headers.and_then(|headers| condition(headers)),
+            level: headers.and_then(|headers| level(headers)),
+            epoch: Some(sys::rd_kafka_message_leader_epoch(message)).filter(|epoch| *epoch >= 0),
+        });
+    }
+    Event::Records
 }
 
 /// SAFETY: `event` is alive and of the type STATS.

@@ -17,6 +17,9 @@ use bitacora_protocol::NextOffset;
 
 /// How often the group's offsets are committed: for operators' eyes, so a second is soon enough.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
+/// A batch that is worth a wait is handed over when nothing more has come for so long, or after the longest wait.
+const WAIT_FOR_MORE: Duration = Duration::from_millis(20);
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// How often librdkafka tells a reader's statistics.
 const STATISTICS_INTERVAL_MS: &str = "5000";
 
@@ -32,21 +35,29 @@ pub(super) struct Reader {
 impl LogReader for Reader {
     fn poll(&mut self, wait: Duration, batch: &mut Batch) -> Result<(), ReadError> {
         let mut wait = wait;
+        let until = batch.is_worth_a_wait().then(|| Instant::now() + LONGEST_WAIT);
         while !batch.is_full() {
-            match self.queue.poll(wait, batch) {
-                Event::Nothing => break,
-                Event::Records => wait = Duration::ZERO,
-                Event::End { partition, next } if partition >= 0 => {
-                    batch.reached(partition, next);
-                    wait = Duration::ZERO;
+            let event = self.queue.poll(wait, batch);
+            if matches!(event, Event::Nothing) {
+                // There was something a moment ago.
+                if wait.is_zero() && until.is_some_and(|until| Instant::now() < until) {
+                    wait = WAIT_FOR_MORE;
+                    continue;
                 }
-                Event::OutOfRange { partition } => return Err(ReadError::OutOfRange { partition }),
-                Event::Statistics(json) => self.statistics.reader(&json),
-                Event::End { .. } | Event::Other => wait = Duration::ZERO,
-                Event::Fatal(reason) => return Err(ReadError::Unavailable(reason)),
+                break;
+            }
+            wait = Duration::ZERO;
+            let there_is_more = matches!(event, Event::Records) && batch.is_worth_a_wait();
+            self.note(event, batch)?;
+            if there_is_more && batch.has_small_records() {
+                self.queue.take_records(batch).map_or(Ok(()), |error| self.note(error, batch))?;
             }
         }
         Ok(())
+    }
+
+    fn may_read_ahead(&self) -> bool {
+        true
     }
 
     fn applied(&mut self, next: &[NextOffset]) {
@@ -59,6 +70,17 @@ impl LogReader for Reader {
 }
 
 impl Reader {
+    fn note(&self, event: Event, batch: &mut Batch) -> Result<(), ReadError> {
+        match event {
+            Event::End { partition, next } if partition >= 0 => batch.reached(partition, next),
+            Event::OutOfRange { partition } => return Err(ReadError::OutOfRange { partition }),
+            Event::Fatal(reason) => return Err(ReadError::Unavailable(reason)),
+            Event::Statistics(json) => self.statistics.reader(&json),
+            Event::Nothing | Event::Records | Event::End { .. } | Event::Other => {}
+        }
+        Ok(())
+    }
+
     /// Begins to read every partition at its next offset; see [`crate::log::Log::reader`].
     pub fn start(
         settings: &KafkaSettings,

@@ -1,6 +1,6 @@
 //! `GET /snapshot`: this node's store, to another member or to a backup.
 
-use std::io::{PipeReader, Read as _};
+use std::io::PipeReader;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,10 +10,11 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{FRAME_BYTES, Header};
+use super::Header;
 use crate::metrics::Metrics;
 use crate::replication::progress::Progress;
 use crate::store::{Store, StoreCopy, StoreError};
+use crate::worker::give_way;
 
 /// Copies at a time. Each reads the whole store, and keeps LMDB from using freed pages again.
 const MAX_CONCURRENT_COPIES: usize = 1;
@@ -21,6 +22,10 @@ const MAX_CONCURRENT_COPIES: usize = 1;
 const STALLED_TIMEOUT: Duration = Duration::from_secs(20);
 /// Who takes less than this, in bytes a second over the whole, is given up after a minute: the copy can't be held for ever.
 const MIN_BYTES_PER_SECOND: u64 = 1 << 20;
+
+/// Bytes in a frame. A worker of the runtime that sends some of them answers nobody meanwhile, so they are few.
+const SENT_FRAME_BYTES: usize = 64 * 1024;
+const _: () = assert!(SENT_FRAME_BYTES <= super::FRAME_BYTES);
 
 pub struct Snapshots {
     store: Arc<Store>,
@@ -72,7 +77,12 @@ impl Snapshots {
         };
         self.metrics.snapshots_served.inc();
         let threads = std::thread::Builder::new().name("snapshot".into());
-        threads.spawn(move || sending.run(copy, &header)).map_err(StoreError::Io)?;
+        let work = move || {
+            // Also of the threads that it starts.
+            give_way();
+            sending.run(copy, &header);
+        };
+        threads.spawn(work).map_err(StoreError::Io)?;
         Ok(receiver)
     }
 }
@@ -105,6 +115,9 @@ impl Sending {
     fn send_all(&mut self, copy: StoreCopy, header: &Header) -> std::io::Result<()> {
         self.send(header.encode())?;
         let (reader, writer) = std::io::pipe()?;
+        // So that the two threads wake each other seldom. Where the system allows less, it stays as it is.
+        #[cfg(target_os = "linux")]
+        let _ = rustix::pipe::fcntl_setpipe_size(&writer, 4 * SENT_FRAME_BYTES);
         let copying = std::thread::Builder::new()
             .name("snapshot-copy".into())
             .spawn(move || copy.write_to(OwnedFd::from(writer)))?;
@@ -119,9 +132,9 @@ impl Sending {
     fn send_file(&mut self, mut file: PipeReader) -> std::io::Result<(u64, [u8; 16])> {
         let (mut bytes, mut hash) = (0, Xxh3::new());
         loop {
-            let mut frame = vec![0; 4];
-            (&mut file).take(FRAME_BYTES as u64).read_to_end(&mut frame)?;
-            let length = frame.len() - 4;
+            let mut frame = vec![0; 4 + SENT_FRAME_BYTES];
+            let length = read_full(&mut file, &mut frame[4..])?;
+            frame.truncate(4 + length);
             if length == 0 {
                 return Ok((bytes, hash.digest128().to_be_bytes()));
             }
@@ -151,4 +164,18 @@ impl Sending {
         }
         Ok(())
     }
+}
+
+/// Reads until a buffer is full, or there is no more. Returns how many bytes there were.
+fn read_full(from: &mut impl std::io::Read, into: &mut [u8]) -> std::io::Result<usize> {
+    let mut filled = 0;
+    while let Some(rest) = into.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match from.read(rest) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
 }

@@ -1,4 +1,7 @@
 use super::*;
+use crate::log::Expected;
+use crate::store::UuidText;
+use crate::store::tests::identity;
 
 #[test]
 fn a_build_that_may_have_missed_a_tombstone_reads_again() {
@@ -82,4 +85,56 @@ fn another_topics_keys_are_never_served() {
     let mut bench = Setup { topic: "another", refuses: away, ..Setup::new(0..1) }.open(dir.path());
     bench.until("refused", |bench| matches!(bench.progress.phase(), Phase::Failed(_)));
     assert!(!bench.progress.restored());
+}
+
+/// What decides on a conditional record is noted in the order of the log, while records are applied in the order of their keys.
+#[test]
+fn a_restore_judges_conditions_as_a_complete_store_does() {
+    let attempt = |expected| Some(Condition::Attempt { expected, until: LogTime::MAX, log: LOG });
+    let records = [
+        ("z", "0", None),
+        ("z", "tried", attempt(Expected::Live(0))),
+        ("y", "tried", attempt(Expected::Nothing)),
+        ("x", "tried", attempt(Expected::Live(0))),
+        ("y", "tried again", attempt(Expected::Nothing)),
+        ("x", "written", None),
+        ("a", "tried", attempt(Expected::Live(4))),
+        ("b", "no record", None),
+        ("z", "tried again", attempt(Expected::Live(1))),
+    ];
+    let values: Vec<_> = records.iter().map(|(key, value, _)| encoded(key, value)).collect();
+    let mut batch = Batch::default();
+    for ((offset, (key, text, condition)), value) in (0..).zip(records).zip(&values) {
+        batch.push(LogRecord {
+            position: Position { partition: 0, offset },
+            timestamp: log_ms(1_000 + offset),
+            key: Some(key.as_bytes()),
+            value: Some(if text == "no record" { text.as_bytes() } else { value }),
+            condition,
+            level: None,
+            epoch: None,
+        });
+    }
+    let mut found = Vec::new();
+    for is_complete in [true, false] {
+        let dir = folder();
+        let store = Store::open(dir.path(), 1 << 20).expect("it opens");
+        store.reset(&identity(), &[NextOffset(0)], WallTime::from_ms(0)).expect("written");
+        if is_complete {
+            store.note_caught_up(WallTime::from_ms(1)).expect("written");
+        }
+        let (applied, poison) = apply(&store, &batch, LOG, &[HighWatermark(0)]).expect("applied");
+        let values = ["a", "b", "x", "y", "z"].map(|key| {
+            let (entry, _) = store.get(key.as_bytes()).expect("readable")?;
+            Some(entry.record(&mut UuidText::default())?.value.to_owned())
+        });
+        let mut decided: Vec<_> =
+            applied.decided.iter().map(|it| (it.entry.position(), it.decision)).collect();
+        decided.sort_by_key(|(position, _)| position.offset);
+        found.push((values, decided, poison, applied.void, store.stats().expect("readable").pending_repairs));
+    }
+    assert_eq!(found[0], found[1]);
+    let values = found[1].0.each_ref().map(Option::as_deref);
+    assert_eq!(values, [None, None, Some("written"), Some("tried"), Some("tried again")]);
+    assert_eq!(found[1].2, 1, "one can't be decoded");
 }
