@@ -252,7 +252,7 @@ pub fn bench(tests: Vec<Test>) -> ExitCode {
     bench_with(std::env::args(), tests)
 }
 
-/// As [`bench`], with other arguments than the process': the program's name, and what follows it.
+/// As [`bench()`], with other arguments than the process': the program's name, and what follows it.
 pub fn bench_with(arguments: impl Iterator<Item = String>, tests: Vec<Test>) -> ExitCode {
     let arguments = Arguments::from_iter(arguments);
     // `cargo bench` asks for benchmarks only; these are tests to libtest-mimic.

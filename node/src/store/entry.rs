@@ -14,7 +14,7 @@ use crate::clock::{Clock, LogTime, WallTime};
 /// A record as the store holds it, and its key. It has no record if it is a tombstone that another writer made, or of a key that
 /// expired and was swept.
 ///
-/// One piece of memory: the length of the key ([`format::put_varint`]), the key, and the bytes as they lie on disk ([`format`]). Cheap to
+/// One piece of memory: the length of the key ([`format::put_varint`]), the key, and the bytes as they lie on disk ([`mod@format`]). Cheap to
 /// clone: one count, next to the bytes; and as small as a pointer.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Entry(ThinArc<(), u8>);
