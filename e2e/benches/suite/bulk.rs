@@ -1,15 +1,14 @@
 //! Many records at once: the command line's import, batches over HTTP and RPC, and export; beside a bare producer and a bare consumer.
 
-use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use e2e::cluster::{Cluster, Options};
 use e2e::command_line::CommandLine;
-use e2e::measure::bulk::{Batches, Consume};
+use e2e::measure::bulk::{Batches, Consume, Over};
 use e2e::measure::child::{self, Job, Measured};
 use e2e::measure::row::{Figure, Row, Target};
-use e2e::measure::{cpu, key, results, value};
+use e2e::measure::{cpu, results};
 use e2e::process::tail;
 use e2e::runner::Ctx;
 
@@ -30,7 +29,7 @@ struct Rounds {
 }
 
 pub async fn run(ctx: Ctx) -> Result<()> {
-    write_file(&ctx)?;
+    filled::write_file(&ctx.dir.join("records.ndjson"), 0..size().bulk)?;
     let mut rounds = Rounds::default();
     for round in 0..size().long_rounds {
         let cluster = ctx.cluster_with(1, Options::new()).await?;
@@ -38,8 +37,8 @@ pub async fn run(ctx: Ctx) -> Result<()> {
         let bare = filled::topic(&ctx, Options::new()).await?;
         rounds.producer.push(Measured::own(filled::flood(&bare, 0, size().bulk).await?));
         let node = &cluster.nodes[0];
-        rounds.http.push(batches(&cluster, Some(node.api_port), None).await?);
-        rounds.rpc.push(batches(&cluster, None, Some(node.avro_port)).await?);
+        rounds.http.push(batches(&cluster, Over::Http(node.api_port)).await?);
+        rounds.rpc.push(batches(&cluster, Over::Rpc(node.avro_port)).await?);
         rounds.export.push(command(&ctx, &cluster, "export", round).await?);
         rounds.consumer.push(consume(&bare).await?);
         filled::end(bare).await?;
@@ -63,14 +62,6 @@ pub async fn run(ctx: Ctx) -> Result<()> {
     Ok(())
 }
 
-fn write_file(ctx: &Ctx) -> Result<()> {
-    let (mut text, value) = (String::new(), value(VALUE_BYTES));
-    for number in 0..size().bulk {
-        writeln!(text, "{{\"key\":\"{}\",\"value\":\"{value}\"}}", key(number))?;
-    }
-    std::fs::write(ctx.dir.join("records.ndjson"), text).context("writing the file")
-}
-
 async fn consume(cluster: &Cluster) -> Result<Measured> {
     let (brokers, topic) = (cluster.topic.brokers.clone(), cluster.topic.name.clone());
     let consume = Consume { brokers, topic, partitions: PARTITIONS, records: size().bulk, from_first: true };
@@ -82,9 +73,9 @@ fn nodes_cpu(cluster: &Cluster) -> Result<f64> {
 }
 
 /// Batches of sets of all keys; the processor time is the node's and the client's.
-async fn batches(cluster: &Cluster, http: Option<u16>, rpc: Option<u16>) -> Result<Measured> {
+async fn batches(cluster: &Cluster, over: Over) -> Result<Measured> {
     let records = size().bulk;
-    let job = Batches { http, rpc, records, value_bytes: VALUE_BYTES, batch: 1000, under_way: 8 };
+    let job = Batches { over, records, value_bytes: VALUE_BYTES, batch: 1000, under_way: 8 };
     let before = nodes_cpu(cluster)?;
     let figures = child::run(&Job::Batches(job)).await?;
     filled::caught_up(&cluster.nodes[0], records).await?;

@@ -1,12 +1,11 @@
 //! No cliffs: the 99th percentile of small reads while something else is under way, beside the quiet rounds right before.
 
-use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use e2e::cluster::{Cluster, Node, Options, cli_binary};
-use e2e::measure::bulk::Batches;
+use e2e::measure::bulk::{Batches, Over};
 use e2e::measure::child::{self, Job, Measured, against};
 use e2e::measure::load::{Call, Hold, Load};
 use e2e::measure::row::{Better, Figure, Row, Target};
@@ -92,7 +91,7 @@ async fn disturbed(node: &Node, what: &str, start: impl Fn() -> Result<Vec<Proce
             );
         }
         drop(under_way);
-        settled(node).await?;
+        filled::until(node, |status| status["caught_up"] == true).await?;
     }
     results::add([beside_quiet(what, &busy, &quiet)]);
     Ok(())
@@ -100,8 +99,7 @@ async fn disturbed(node: &Node, what: &str, start: impl Fn() -> Result<Vec<Proce
 
 fn beside_quiet(what: &str, busy: &[f64], quiet: &[f64]) -> Row {
     let work = format!("{SMALL} beside {what}");
-    Row::alone(PART, &work, "p99, µs", Better::Lower, busy)
-        .beside("quiet", busy, Some(quiet))
+    Row::beside((PART, &work, "quiet"), "p99, µs", Better::Lower, busy, Some(quiet))
         .target(Target::Ratio(3.0))
 }
 
@@ -131,8 +129,7 @@ async fn large_values(ctx: &Ctx) -> Result<Cluster> {
     let cluster = ctx.cluster_with(1, Options::new().env("CACHE_BYTES", WHOLE_CACHE)).await?;
     let node = &cluster.nodes[0];
     let batches = Batches {
-        http: None,
-        rpc: Some(node.avro_port),
+        over: Over::Rpc(node.avro_port),
         records: size().read,
         value_bytes: VALUE_BYTES,
         batch: 1000,
@@ -151,26 +148,14 @@ async fn large_values(ctx: &Ctx) -> Result<Cluster> {
 /// More than is imported while small reads are measured, of the keys that are there.
 fn write_file(dir: &Path, keys: u64) -> Result<()> {
     const PER_SECOND: f64 = 600_000.0;
-    let (mut text, value) = (String::new(), value(VALUE_BYTES));
-    for number in 0..(PER_SECOND * size().round) as u64 {
-        writeln!(text, "{{\"key\":\"{}\",\"value\":\"{value}\"}}", key(number % keys))?;
-    }
-    std::fs::write(dir.join("import.ndjson"), text).context("writing the file")
+    let records = (PER_SECOND * size().round) as u64;
+    filled::write_file(&dir.join("import.ndjson"), (0..records).map(|number| number % keys))
 }
 
 fn import(cli: &Path, node: &Node, dir: &Path) -> Result<Process> {
     let mut command = std::process::Command::new(cli);
     command.args(["--rpc", &node.rpc_address(), "import", "import.ndjson"]).current_dir(dir);
     Process::spawn(command, &dir.join("import.log"))
-}
-
-/// Waits until a node has applied what was written before.
-async fn settled(node: &Node) -> Result<()> {
-    let settled = wait::try_until(PATIENCE, || async {
-        let status = node.api().status().await.map_err(|error| format!("{error:#}"))?;
-        if status["caught_up"] == true { Ok(()) } else { Err(status.to_string()) }
-    });
-    settled.await.map_err(anyhow::Error::msg)
 }
 
 /// Another node, which takes this one's snapshot and then reads the log, over and over for as long as small reads are measured.

@@ -9,11 +9,10 @@ use e2e::measure::bulk::Flood;
 use e2e::measure::child::{self, Job, Measured, against};
 use e2e::measure::load::{Call, Load};
 use e2e::measure::row::{Better, Row, Series, Target};
-use e2e::measure::{cpu, key, results, value};
+use e2e::measure::{cpu, results};
 use e2e::runner::Ctx;
-use e2e::wait;
 
-use super::filled::{self, PATIENCE};
+use super::filled;
 use crate::size::{VALUE_BYTES, WHOLE_CACHE, size};
 
 /// Restarts at each size.
@@ -92,13 +91,7 @@ async fn apply(cluster: &e2e::cluster::Cluster, keys: u64, round: u64) -> Result
 async fn restart(node: &Node, keys: u64) -> Result<f64> {
     let began = Instant::now();
     node.spawn()?;
-    let (api, expected) = (node.api(), value(VALUE_BYTES));
-    let seconds = wait::until("a correct read", PATIENCE, || async {
-        let answer = api.get_own(&key(keys / 2)).await.map_err(|error| format!("{error:#}"))?;
-        let is_correct = answer.value().as_ref() == Some(&expected);
-        if is_correct { Ok(began.elapsed().as_secs_f64()) } else { Err(answer.to_string()) }
-    })
-    .await;
+    let seconds = filled::correct_read(node, keys, began).await;
     node.ready().await;
     Ok(seconds)
 }
@@ -107,30 +100,19 @@ fn report(sizes: &[(f64, Costs)]) {
     let (Some((_, first)), Some((_, last))) = (sizes.first(), sizes.last()) else { return };
     let mut rows = Vec::new();
     type Part = fn(&Costs) -> &Vec<f64>;
-    let kinds: [(&str, &str, &str, Part, f64); 3] = [
-        ("RPC GET, cached, of the most keys", "CPU s per million", "RPC GET, CPU", |costs| &costs.get, 1.5),
-        (
-            "a record applied, with the most keys",
-            "CPU s per million",
-            "applied record, CPU",
-            |costs| &costs.apply,
-            1.5,
-        ),
-        (
-            "restart with the most keys, until the first correct read",
-            "s",
-            "restart, time",
-            |costs| &costs.restart,
-            1.5,
-        ),
+    let kinds: [(&str, &str, &str, Part); 3] = [
+        ("RPC GET, cached, of the most keys", "CPU s per million", "RPC GET, CPU", |costs| &costs.get),
+        ("a record applied, with the most keys", "CPU s per million", "applied record, CPU", |costs| {
+            &costs.apply
+        }),
+        ("restart with the most keys, until the first correct read", "s", "restart, time", |costs| {
+            &costs.restart
+        }),
     ];
-    for (work, figure, name, part, target) in kinds {
-        let row = Row::alone("curve", work, figure, Better::Lower, part(last)).beside(
-            "the same with 10,000 keys",
-            part(last),
-            Some(part(first)),
-        );
-        rows.push(row.target(Target::Ratio(target)));
+    for (work, figure, name, part) in kinds {
+        let peer = ("curve", work, "the same with 10,000 keys");
+        let row = Row::beside(peer, figure, Better::Lower, part(last), Some(part(first)));
+        rows.push(row.target(Target::Ratio(1.5)));
         let points = sizes.iter().map(|(keys, costs)| (*keys, median(part(costs).iter().copied()))).collect();
         for (keys, costs) in sizes {
             println!("  {keys:>12} keys: {name} {:.4}", Spread::of(part(costs).iter().copied()));

@@ -1,14 +1,18 @@
 //! Topics and nodes with records in them.
 
-use std::time::Duration;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use e2e::cluster::{Cluster, Node, Options};
 use e2e::measure::bulk::Flood;
 use e2e::measure::child::{self, Figures, Job};
 use e2e::measure::load::{Call, Load};
+use e2e::measure::{key, value};
 use e2e::runner::Ctx;
 use e2e::wait;
+use serde_json::Value;
 
 use crate::size::{PARTITIONS, VALUE_BYTES};
 
@@ -36,18 +40,39 @@ pub async fn end(cluster: Cluster) -> Result<()> {
     topic.delete().await
 }
 
+/// Waits until a node's status is so.
+pub async fn until(node: &Node, is_so: impl Fn(&Value) -> bool) -> Result<()> {
+    let told = wait::try_until(PATIENCE, || async {
+        let status = node.api().status().await.map_err(|error| format!("{error:#}"))?;
+        if is_so(&status) { Ok(()) } else { Err(status.to_string()) }
+    });
+    told.await.map_err(anyhow::Error::msg)
+}
+
 /// Waits until a node is ready, holds so many records and has read all that is in the log.
 pub async fn caught_up(node: &Node, records: u64) -> Result<()> {
-    let caught_up = wait::try_until(PATIENCE, || async {
-        let status = node.api().status().await.map_err(|error| format!("{error:#}"))?;
-        let holds = status["store"]["records"] == records;
-        if holds && status["caught_up"] == true && status["ready"] == true {
-            Ok(())
-        } else {
-            Err(status.to_string())
-        }
-    });
-    caught_up.await.map_err(anyhow::Error::msg)
+    let holds = |status: &Value| status["store"]["records"] == records;
+    until(node, |status| holds(status) && status["caught_up"] == true && status["ready"] == true).await
+}
+
+/// Waits until a node answers the right value for a key in the middle of so many; returns the seconds since it began.
+pub async fn correct_read(node: &Node, keys: u64, began: Instant) -> f64 {
+    let (api, expected) = (node.api(), value(VALUE_BYTES));
+    wait::until("a correct read", PATIENCE, || async {
+        let answer = api.get_own(&key(keys / 2)).await.map_err(|error| format!("{error:#}"))?;
+        let is_correct = answer.value().as_ref() == Some(&expected);
+        if is_correct { Ok(began.elapsed().as_secs_f64()) } else { Err(answer.to_string()) }
+    })
+    .await
+}
+
+/// Writes a file of lines for `import`.
+pub fn write_file(file: &Path, numbers: impl Iterator<Item = u64>) -> Result<()> {
+    let (mut text, value) = (String::new(), value(VALUE_BYTES));
+    for number in numbers {
+        writeln!(text, "{{\"key\":\"{}\",\"value\":\"{value}\"}}", key(number))?;
+    }
+    std::fs::write(file, text).context("writing the file")
 }
 
 /// Reads each of so many keys once, so that they are in the cache if they fit.

@@ -62,11 +62,7 @@ fn measure(dir: &Path) -> Result<()> {
         rounds.cache_gets.push(gets(keys, |key| Ok(store.get(key)?.is_some()))?);
     }
     let row = |work, figure, ours: &[f64], theirs: &[f64]| {
-        Row::alone("lmdb", work, figure, Better::Higher, ours).beside(
-            "LMDB itself (heed)",
-            ours,
-            Some(theirs),
-        )
+        Row::beside(("lmdb", work, "LMDB itself (heed)"), figure, Better::Higher, ours, Some(theirs))
     };
     results::add([
         row("get from the store, nothing cached", "gets/s", &rounds.store_gets, &rounds.lmdb_gets),

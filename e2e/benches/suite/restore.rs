@@ -11,13 +11,14 @@ use e2e::measure::bulk::Consume;
 use e2e::measure::child::{self, Job, Measured};
 use e2e::measure::load::{Call, Load};
 use e2e::measure::row::{Better, Figure, Row, Target};
-use e2e::measure::{cpu, key, results, value};
+use e2e::measure::{cpu, results};
 use e2e::runner::Ctx;
 use e2e::wait;
 
 use super::filled::{self, PATIENCE};
-use crate::size::{PARTITIONS, VALUE_BYTES, size};
+use crate::size::{PARTITIONS, size};
 
+const PART: &str = "restore";
 /// Restarts with the store, of which each round takes one.
 const RESTARTS: usize = 5;
 /// For how long reads at the giver are measured when nothing is beside them, in seconds.
@@ -112,13 +113,10 @@ async fn start(node: &Node) -> Result<Started> {
     let keys = size().keys;
     let began = Instant::now();
     node.spawn()?;
-    let (api, expected) = (node.api(), value(VALUE_BYTES));
+    let api = node.api();
     let seconds = || began.elapsed().as_secs_f64();
     let (read, ready, caught_up) = tokio::join!(
-        wait::until("a correct read", PATIENCE, || async {
-            let answer = api.get_own(&key(keys / 2)).await.map_err(|error| format!("{error:#}"))?;
-            if answer.value().as_ref() == Some(&expected) { Ok(seconds()) } else { Err(answer.to_string()) }
-        }),
+        filled::correct_read(node, keys, began),
         wait::until("it is ready", PATIENCE, || async {
             let answer = api.health().await.map_err(|error| format!("{error:#}"))?;
             if answer.status == 200 { Ok(seconds()) } else { Err(answer.to_string()) }
@@ -171,17 +169,19 @@ async fn overwrite(cluster: &Cluster) -> Result<f64> {
 }
 
 fn report(rounds: &Rounds, overwritten: f64) {
-    let alone = |work, figure, ours: &[f64]| Row::alone("restore", work, figure, Better::Lower, ours);
-    let log = ("restore", "restore by the log, from the process' start", "bare consumer");
+    let alone = |work, figure, ours: &[f64]| Row::alone(PART, work, figure, Better::Lower, ours);
+    let beside = |name, figure, ours: &[f64], theirs: &[f64]| {
+        Row::beside(name, figure, Better::Lower, ours, Some(theirs))
+    };
+    let reads_at_the_giver = (PART, "reads at the node that gives the snapshot", "the same, idle");
+    let log = (PART, "restore by the log, from the process' start", "bare consumer");
     let snapshot = "restore by another's snapshot, unthrottled, until ready";
     results::add([
         Row::of_rounds(log, Figure::Rate("records/s"), &rounds.log, Some(&rounds.consumer))
             .target(Target::Ratio(0.7)),
-        alone(snapshot, "s", &rounds.snapshot)
-            .beside("synced copy of the file", &rounds.snapshot, Some(&rounds.copy))
+        beside((PART, snapshot, "synced copy of the file"), "s", &rounds.snapshot, &rounds.copy)
             .target(Target::Ratio(1.2)),
-        alone("reads at the node that gives the snapshot", "p99, µs", &rounds.busy_reads)
-            .beside("the same, idle", &rounds.busy_reads, Some(&rounds.idle_reads))
+        beside(reads_at_the_giver, "p99, µs", &rounds.busy_reads, &rounds.idle_reads)
             .target(Target::Ratio(2.0)),
         alone("restart with the store, until the first correct read", "s", &rounds.warm)
             .target(Target::Figure(0.2)),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use bitacora_client::{Client, Operation};
 use futures_util::future::try_join_all;
-use futures_util::{StreamExt as _, stream};
+use futures_util::{TryStreamExt as _, stream};
 use hdrhistogram::Histogram;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{
@@ -163,13 +163,19 @@ impl Consume {
     }
 }
 
+/// The interface of a node, with its port on 127.0.0.1.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub enum Over {
+    /// By lines of JSON.
+    Http(u16),
+    /// With the client library.
+    Rpc(u16),
+}
+
 /// A client that sets many keys in batches, several of them under way.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Batches {
-    /// Over HTTP, by lines of JSON.
-    pub http: Option<u16>,
-    /// Over the Avro RPC, with the client library.
-    pub rpc: Option<u16>,
+    pub over: Over,
     pub records: u64,
     pub value_bytes: usize,
     pub batch: u64,
@@ -178,26 +184,23 @@ pub struct Batches {
 
 impl Batches {
     pub(super) async fn run(&self) -> Result<Figures> {
-        let ranges = || {
-            let starts = (0..self.records).step_by(self.batch as usize);
-            starts.map(|start| start..self.records.min(start + self.batch))
-        };
+        let starts = (0..self.records).step_by(self.batch as usize);
+        let ranges = stream::iter(starts.map(|start| Ok(start..self.records.min(start + self.batch))));
         let began = Instant::now();
-        if let Some(port) = self.rpc {
-            let node = format!("127.0.0.1:{port}");
-            let client = Client::builder().nodes([node]).deadline(Duration::from_secs(30)).build().await?;
-            let mut batches = stream::iter(ranges().map(|range| self.over_rpc(&client, range)))
-                .buffer_unordered(self.under_way);
-            while let Some(done) = batches.next().await {
-                done?;
+        match self.over {
+            Over::Rpc(port) => {
+                let node = format!("127.0.0.1:{port}");
+                let client =
+                    Client::builder().nodes([node]).deadline(Duration::from_secs(30)).build().await?;
+                let sent =
+                    ranges.try_for_each_concurrent(self.under_way, |range| self.over_rpc(&client, range));
+                sent.await?;
             }
-        }
-        if let Some(port) = self.http {
-            let client = reqwest::Client::builder().no_proxy().build()?;
-            let mut batches = stream::iter(ranges().map(|range| self.over_http(&client, port, range)))
-                .buffer_unordered(self.under_way);
-            while let Some(done) = batches.next().await {
-                done?;
+            Over::Http(port) => {
+                let client = reqwest::Client::builder().no_proxy().build()?;
+                let sent = ranges
+                    .try_for_each_concurrent(self.under_way, |range| self.over_http(&client, port, range));
+                sent.await?;
             }
         }
         let seconds = began.elapsed().as_secs_f64();

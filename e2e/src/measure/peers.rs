@@ -174,8 +174,7 @@ impl DevNode {
     /// When a set fails.
     pub async fn fill(&self, keys: u64, value_bytes: usize) -> Result<()> {
         let batches = super::bulk::Batches {
-            http: None,
-            rpc: Some(self.rpc),
+            over: super::bulk::Over::Rpc(self.rpc),
             records: keys,
             value_bytes,
             batch: 1000.min(1 + (1 << 20) / value_bytes as u64),

@@ -87,33 +87,39 @@ impl Row {
         }
     }
 
-    /// Beside a peer's; no figures of it mean that it is not installed.
-    #[must_use]
-    pub fn beside(mut self, peer: &str, ours: &[f64], theirs: Option<&[f64]>) -> Row {
-        self.peer = Some(peer.to_owned());
-        self.theirs = theirs.map(|theirs| Spread::of(theirs.iter().copied()));
+    /// A figure of ours beside a peer's; no figures of it mean that it is not installed.
+    pub fn beside(
+        (part, work, peer): (&str, &str, &str),
+        figure: &str,
+        better: Better,
+        ours: &[f64],
+        theirs: Option<&[f64]>,
+    ) -> Row {
         let ratios =
             theirs.iter().flat_map(|theirs| ours.iter().zip(*theirs)).map(|(ours, theirs)| ours / theirs);
         let ratios: Vec<_> = ratios.filter(|ratio| ratio.is_finite()).collect();
-        self.ratio = (!ratios.is_empty()).then(|| Spread::of(ratios));
-        self
+        Row {
+            peer: Some(peer.to_owned()),
+            theirs: theirs.map(|theirs| Spread::of(theirs.iter().copied())),
+            ratio: (!ratios.is_empty()).then(|| Spread::of(ratios)),
+            ..Row::alone(part, work, figure, better, ours)
+        }
     }
 
-    /// Of rounds that alternated between a node and a peer.
+    /// Of rounds that alternated between a node and a peer; part, work and peer by `name`.
     pub fn of_rounds(
-        (part, work, peer): (&str, &str, &str),
+        name: (&str, &str, &str),
         figure: Figure,
         ours: &[Measured],
         theirs: Option<&[Measured]>,
     ) -> Row {
         let better = if matches!(figure, Figure::Rate(_)) { Better::Higher } else { Better::Lower };
         let values = |rounds: &[Measured]| rounds.iter().map(|round| figure.of(round)).collect::<Vec<_>>();
-        let mine = values(ours);
-        let mut row = Row::alone(part, work, figure.name(), better, &mine);
-        row = row.beside(peer, &mine, theirs.map(values).as_deref());
         let cpu = |rounds: &[Measured]| Spread::of(rounds.iter().map(|round| round.cpu)).median;
-        row.cpu = Some([Some(cpu(ours)), theirs.map(cpu)]);
-        row
+        Row {
+            cpu: Some([Some(cpu(ours)), theirs.map(cpu)]),
+            ..Row::beside(name, figure.name(), better, &values(ours), theirs.map(values).as_deref())
+        }
     }
 
     #[must_use]

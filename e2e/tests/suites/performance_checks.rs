@@ -21,7 +21,7 @@ pub fn tests() -> Vec<Test> {
 }
 
 fn row(part: &str, better: Better, [least, median, most]: [f64; 3]) -> Row {
-    let row = Row::alone(part, "work <&\">", "calls/s", better, &[1.0]).beside("peer", &[1.0], Some(&[1.0]));
+    let row = Row::beside((part, "work <&\">", "peer"), "calls/s", better, &[1.0], Some(&[1.0]));
     Row { ratio: Some(Spread { median, least, most }), ..row }.target(Target::Ratio(0.9))
 }
 
