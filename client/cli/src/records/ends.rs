@@ -104,11 +104,8 @@ impl Ends {
         last
     }
 
-    /// Takes the byte at `at`; the answer is where the line or record that it belongs to, or that is before it, ends.
-    pub fn pass(&mut self, at: usize, byte: u8) -> Option<usize> {
-        if !self.is_csv {
-            return (byte == b'\n').then_some(at + 1);
-        }
+    /// Takes the byte of CSV at `at`; the answer is where the record that it belongs to, or that is before it, ends.
+    fn pass(&mut self, at: usize, byte: u8) -> Option<usize> {
         if self.after_return && byte != b'\n' {
             *self = Self::new(true);
             let _ = self.pass(at, byte);

@@ -160,8 +160,7 @@ impl<R: Read> Lines<R> {
         let is_unclosed = loop {
             pass(&self.buffer.split());
             self.read()?;
-            let end = self.buffer.iter().enumerate().find_map(|(at, byte)| ends.pass(at, *byte));
-            if let Some(end) = end {
+            if let Some(end) = ends.pass_all(&self.buffer, 0, true) {
                 pass(&self.buffer.split_to(end));
                 break false;
             }

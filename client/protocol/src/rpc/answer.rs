@@ -252,11 +252,7 @@ pub fn put_value_answer(out: &mut Vec<u8>, value: &[u8]) {
 /// `encode`.
 pub fn put_batch_answer(out: &mut Vec<u8>, count: usize, mut put: impl FnMut(&mut Vec<u8>)) {
     out.extend_from_slice(&GOOD);
-    if count > 0 {
-        put_long(out, count.cast_signed() as i64);
-        (0..count).for_each(|_| put(out));
-    }
-    put_long(out, 0);
+    put_items(out, 0..count, |out, _| put(out));
 }
 
 impl BatchResult<'_> {
@@ -393,12 +389,18 @@ pub(super) fn put_position(out: &mut Vec<u8>, position: Position) {
     put_long(out, position.offset);
 }
 
-pub(super) fn put_array<T>(out: &mut Vec<u8>, items: &[T], mut put: impl FnMut(&mut Vec<u8>, &T)) {
-    if !items.is_empty() {
+pub(super) fn put_array<T>(out: &mut Vec<u8>, items: &[T], put: impl FnMut(&mut Vec<u8>, &T)) {
+    put_items(out, items.iter(), put);
+}
+
+fn put_items<T>(
+    out: &mut Vec<u8>,
+    items: impl ExactSizeIterator<Item = T>,
+    mut put: impl FnMut(&mut Vec<u8>, T),
+) {
+    if items.len() > 0 {
         put_long(out, items.len().cast_signed() as i64);
-        for item in items {
-            put(out, item);
-        }
+        items.for_each(|item| put(out, item));
     }
     put_long(out, 0);
 }
