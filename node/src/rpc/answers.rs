@@ -9,12 +9,13 @@ use bitacora_protocol::rpc::{
 use uuid::fmt::Hyphenated;
 
 use crate::replication::feed::Kind;
+use crate::service::batch::EndedInBatch;
 use crate::service::changes::{ChangesAnswer, Told, What};
 use crate::service::conditional::NotMet;
 use crate::service::error::OperationError;
 use crate::service::reads::{self, LookupResult};
 use crate::service::scans::Page;
-use crate::service::writes::{PlainWritten, WriteError, Written};
+use crate::service::writes::{PlainWritten, Written};
 use crate::service::{Done, Outcome};
 use crate::store::UuidText;
 
@@ -62,28 +63,22 @@ pub fn put_error(message: Message, error: &OperationError, out: &mut Vec<u8>) ->
     error.kind().outcome()
 }
 
-/// One result of a batch.
-pub enum BatchResultOf<'a> {
-    Plain(&'a Result<PlainWritten, WriteError>),
-    Other(&'a Outcome),
-}
-
 /// Appends one of the results of a batch.
-pub fn put_batch_result(message: Message, result: &BatchResultOf<'_>, out: &mut Vec<u8>) {
+pub fn put_batch_result(message: Message, result: &EndedInBatch, out: &mut Vec<u8>) {
     let (mut uuid, mut stored) = ([0; Hyphenated::LENGTH], UuidText::default());
     let (written, not_visible) = match result {
-        BatchResultOf::Plain(Ok(written)) => (plain(written, &mut uuid), Vec::new()),
-        BatchResultOf::Other(Ok(Done::Written(written))) => {
+        EndedInBatch::Plain(Ok(written)) => (plain(written, &mut uuid), Vec::new()),
+        EndedInBatch::Other(Ok(Done::Written(written))) => {
             (write(written), written.not_visible.iter().map(String::as_str).collect())
         }
-        BatchResultOf::Other(Ok(Done::Read(answer))) => {
+        EndedInBatch::Other(Ok(Done::Read(answer))) => {
             return match message {
                 Message::BatchRecords => RecordResult::Read(read(answer, &mut stored)).encode(out),
                 _ => BatchResult::Read(read(answer, &mut stored)).encode(out),
             };
         }
-        BatchResultOf::Plain(Err(error)) => return put_failed(message, RequestError::from(error), out),
-        BatchResultOf::Other(Err(error)) => {
+        EndedInBatch::Plain(Err(error)) => return put_failed(message, RequestError::from(error), out),
+        EndedInBatch::Other(Err(error)) => {
             return match error.not_met() {
                 Some(found) if message == Message::BatchRecords => {
                     RecordResult::NotMet(not_met(found, &mut stored)).encode(out);

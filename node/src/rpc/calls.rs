@@ -15,10 +15,10 @@ use tokio::time::timeout;
 use tracing::Instrument as _;
 
 use super::Shared;
-use super::answers::{self, BatchResultOf};
+use super::answers;
 use super::handshake::{Client, shake_hands};
 use super::report::{AnsweredCalls, WaitedCall, operation_name};
-use crate::service::batch::BegunInBatch;
+use crate::service::batch::{BegunInBatch, EndedInBatch, InBatch};
 use crate::service::changes::{ChangesAnswer, Wanted};
 use crate::service::error::{ErrorKind, OperationError};
 use crate::service::memory::{Memory, Permit, SMALL_ANSWER_BYTES};
@@ -377,15 +377,6 @@ struct BegunBatch {
     bytes: usize,
 }
 
-/// An operation of a batch, begun.
-enum InBatch {
-    /// The next of the plain writes.
-    Plain,
-    /// The next of those that wait for something else.
-    Later,
-    Done(Outcome),
-}
-
 impl BegunBatch {
     /// Begins all operations in their order. A read whose answer finds no memory fails alone.
     fn begin(
@@ -421,19 +412,16 @@ impl BegunBatch {
         let settled = poll_fn(|context| plain.poll_settled(context));
         let ((), later) = join(settled, join_all(later)).await;
         let (mut begun, mut later) = (begun.into_iter(), later.into_iter());
-        put_batch_answer(out, begun.len(), |out| match begun.next().expect("one for each operation") {
-            InBatch::Plain => {
-                let written = plain.take_next().expect("all are settled");
-                answers::put_batch_result(message, &BatchResultOf::Plain(&written), out);
-            }
-            InBatch::Later => {
-                let outcome = later.next().expect("one for each that waited");
-                let outcome = counted_later(outcome, &mut bytes, memory);
-                answers::put_batch_result(message, &BatchResultOf::Other(&outcome), out);
-            }
-            InBatch::Done(outcome) => {
-                answers::put_batch_result(message, &BatchResultOf::Other(&outcome), out);
-            }
+        put_batch_answer(out, begun.len(), |out| {
+            let ended = match begun.next().expect("one for each operation") {
+                InBatch::Plain => EndedInBatch::Plain(plain.take_next().expect("all are settled")),
+                InBatch::Later => {
+                    let outcome = later.next().expect("one for each that waited");
+                    EndedInBatch::Other(counted_later(outcome, &mut bytes, memory))
+                }
+                InBatch::Done(outcome) => EndedInBatch::Other(outcome),
+            };
+            answers::put_batch_result(message, &ended, out);
         });
     }
 }

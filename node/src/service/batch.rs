@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bitacora_protocol::{Operation, Visible, WriteOptions};
 
-use super::writes::{WriteGroup, check_key};
-use super::{Begun, Service, is_unconditional, time_to_live};
+use super::writes::{PlainWritten, WriteError, WriteGroup, check_key};
+use super::{Begun, Outcome, Service, is_unconditional, time_to_live};
 use crate::telemetry::TraceParent;
 
 /// One of a batch's operations that has begun.
@@ -14,6 +14,21 @@ pub enum BegunInBatch {
     Plain,
     /// Anything else.
     Other(Begun),
+}
+
+/// Where one of a batch's operations is, once it has begun.
+pub enum InBatch {
+    /// The next of the plain writes.
+    Plain,
+    /// The next of those that wait for something else.
+    Later,
+    Done(Outcome),
+}
+
+/// What one of a batch's operations came to.
+pub enum EndedInBatch {
+    Plain(Result<PlainWritten, WriteError>),
+    Other(Outcome),
 }
 
 impl Service {

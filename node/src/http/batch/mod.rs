@@ -20,7 +20,7 @@ use warp::http::HeaderMap;
 use warp::reply::{Reply as _, Response};
 
 use self::lines::{BYTE_ORDER_MARK, Lines, Skipped};
-use self::under_way::{Ended, UnderWay};
+use self::under_way::UnderWay;
 use super::answers;
 use super::conditions::{no_condition, version_condition};
 use super::error::HttpError;
@@ -29,7 +29,7 @@ use super::options::{line_read_options, timeout, visible};
 use super::params::{parse_ttl, query_params};
 use super::{Api, Limits, Notes, counted};
 use crate::metrics::Metrics;
-use crate::service::batch::BegunInBatch;
+use crate::service::batch::{BegunInBatch, EndedInBatch};
 use crate::service::memory::Permit;
 use crate::service::slow::SlowRequests;
 use crate::service::writes::{KeyError, MAX_KEY_BYTES};
@@ -351,13 +351,13 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
     }
 
     /// Writes the result of the oldest operation.
-    fn put(&mut self, ended: Ended, out: &mut Vec<u8>) {
+    fn put(&mut self, ended: EndedInBatch, out: &mut Vec<u8>) {
         let Some(Pending { request, bytes, began }) = self.pending.pop_front() else { return };
         let (operation, outcome) = match (request, ended) {
-            (Ok((operation, key)), Ended::Plain(written)) => {
+            (Ok((operation, key)), EndedInBatch::Plain(written)) => {
                 (operation, results::put_plain(&key, written, out))
             }
-            (Ok((operation, key)), Ended::Other(outcome)) => {
+            (Ok((operation, key)), EndedInBatch::Other(outcome)) => {
                 (operation, results::put(operation, &key, outcome, out))
             }
             // It may have been meant as a write.

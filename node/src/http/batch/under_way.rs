@@ -9,32 +9,19 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesOrdered;
 
 use crate::service::Outcome;
+use crate::service::batch::{EndedInBatch, InBatch};
 use crate::service::writes::{PlainWritten, WriteError, WriteGroup};
-
-/// What an operation came to.
-pub enum Ended {
-    Plain(Result<PlainWritten, WriteError>),
-    Other(Outcome),
-}
 
 /// Operations under way.
 #[derive(Default)]
 pub struct UnderWay {
-    order: VecDeque<Place>,
+    order: VecDeque<InBatch>,
     /// Of the plain writes among them; the last one may be open for more.
     groups: VecDeque<WriteGroup>,
     last_is_open: bool,
     later: FuturesOrdered<BoxFuture<'static, Outcome>>,
     /// Of those in `later` that ended before their turn came.
     ended: VecDeque<Outcome>,
-}
-
-enum Place {
-    /// The next of the plain writes.
-    Plain,
-    /// The next of those that wait for something else.
-    Later,
-    Done(Outcome),
 }
 
 impl UnderWay {
@@ -69,37 +56,37 @@ impl UnderWay {
 
     /// A plain write began in the group.
     pub fn push_plain(&mut self) {
-        self.order.push_back(Place::Plain);
+        self.order.push_back(InBatch::Plain);
     }
 
     pub fn push_later(&mut self, outcome: BoxFuture<'static, Outcome>) {
         self.later.push_back(outcome);
-        self.order.push_back(Place::Later);
+        self.order.push_back(InBatch::Later);
     }
 
     pub fn push_done(&mut self, outcome: Outcome) {
-        self.order.push_back(Place::Done(outcome));
+        self.order.push_back(InBatch::Done(outcome));
     }
 
     /// What the oldest operation came to; waits for ever if there is none.
-    pub async fn next(&mut self) -> Ended {
+    pub async fn next(&mut self) -> EndedInBatch {
         poll_fn(|context| self.poll_next(context)).await
     }
 
-    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Ended> {
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<EndedInBatch> {
         // They go on, whatever the oldest operation waits for.
         while let Poll::Ready(Some(outcome)) = self.later.poll_next_unpin(context) {
             self.ended.push_back(outcome);
         }
         let ended = match self.order.front() {
             None => return Poll::Pending,
-            Some(Place::Plain) => Ended::Plain(ready!(self.poll_plain(context))),
-            Some(Place::Later) => match self.ended.pop_front() {
-                Some(outcome) => Ended::Other(outcome),
+            Some(InBatch::Plain) => EndedInBatch::Plain(ready!(self.poll_plain(context))),
+            Some(InBatch::Later) => match self.ended.pop_front() {
+                Some(outcome) => EndedInBatch::Other(outcome),
                 None => return Poll::Pending,
             },
-            Some(Place::Done(_)) => match self.order.pop_front() {
-                Some(Place::Done(outcome)) => return Poll::Ready(Ended::Other(outcome)),
+            Some(InBatch::Done(_)) => match self.order.pop_front() {
+                Some(InBatch::Done(outcome)) => return Poll::Ready(EndedInBatch::Other(outcome)),
                 _ => unreachable!("it was there a moment ago"),
             },
         };
