@@ -22,7 +22,7 @@ use warp::reply::{Reply as _, Response};
 
 use super::refusals::{JsonRefusals, Verbatim, VerbatimAnswer};
 use super::{Api, gate, routes};
-use crate::server::OpenConnection;
+use crate::metrics::Counted;
 use crate::server::socket::{Socket, accept};
 use crate::service::readiness::Readiness;
 use crate::service::slow;
@@ -103,7 +103,7 @@ async fn run(
             answer(Arc::clone(&api), calls.clone(), Arc::clone(&verbatim), request)
         });
         let connection = graceful.watch(http.serve_connection(TokioIo::new(socket), service));
-        let open = OpenConnection::count(&open);
+        let open = Counted::one(&open);
         let span = tracing::debug_span!("connection", id = slow::next_id(), interface = "http");
         let serve = async move {
             // A client that goes away or speaks no HTTP is its own affair.

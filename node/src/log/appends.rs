@@ -12,7 +12,7 @@ use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
 
 use super::{AppendError, Appended};
-use crate::metrics::Metrics;
+use crate::metrics::{APPEND_OUTCOMES, Metrics};
 
 /// What became of a record that was handed to a log.
 pub type AppendOutcome = Result<Appended, AppendError>;
@@ -45,7 +45,7 @@ struct State {
     unsettled: u32,
     /// There may be more.
     is_open: bool,
-    counts: [(&'static str, u64); AppendError::LABELS.len()],
+    counts: [(&'static str, u64); APPEND_OUTCOMES.len()],
     waker: Option<Waker>,
 }
 
@@ -115,7 +115,7 @@ impl Appends {
             outcomes: SmallVec::new(),
             unsettled: 0,
             is_open: true,
-            counts: AppendError::LABELS.map(|label| (label, 0)),
+            counts: APPEND_OUTCOMES.map(|label| (label, 0)),
             waker: None,
         };
         let counted = metrics.map(|metrics| (metrics, Instant::now()));
@@ -131,18 +131,6 @@ impl Appends {
         state.unsettled += 1;
         drop(state);
         Unsettled { shared: Some(Arc::clone(&self.shared)), index }
-    }
-
-    /// How many there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.handed_over as usize
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.handed_over == 0
     }
 
     /// There will be no more. To be told before they are waited for.
@@ -247,7 +235,7 @@ mod tests {
         assert!(matches!(appends.take(1), Some(Err(AppendError::NotTaken(_)))));
         assert!(matches!(appends.take(3), Some(Err(AppendError::TooLarge(_)))));
         assert!(appends.take(4).is_none());
-        assert_eq!(AppendError::LABELS.map(|label| metrics.appends(label)), [1; 4]);
+        assert_eq!(APPEND_OUTCOMES.map(|label| metrics.appends(label)), [1; 4]);
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub use self::level::{Level, is_reserved};
 pub use self::record::NewRecord;
 pub use self::statistics::{BrokerStatistics, ClientStatistics, LogStatistics, Queue};
 use crate::clock::LogTime;
+use crate::metrics::APPEND_OUTCOMES;
 use crate::telemetry::TraceParent;
 use bitacora_protocol::{HighWatermark, NextOffset, Position};
 
@@ -214,13 +215,10 @@ pub enum AppendError {
 }
 
 impl AppendError {
-    /// What the metrics call what can become of an append.
-    pub const LABELS: [&str; 4] = ["acknowledged", "not_taken", "unknown", "too_large"];
-
     /// The `outcome` label of the metrics.
     #[must_use]
     pub fn label(outcome: &AppendOutcome) -> &'static str {
-        let [acknowledged, not_taken, unknown, too_large] = Self::LABELS;
+        let [acknowledged, not_taken, unknown, too_large] = APPEND_OUTCOMES;
         match outcome {
             Ok(_) => acknowledged,
             Err(Self::NotTaken(_)) => not_taken,

@@ -16,7 +16,8 @@ const REQUEST_OUTCOMES: [(&str, &[&str]); 3] = [
     ("set", &["ok", "not_met", "refused", "unavailable", "failed"]),
     ("delete", &["ok", "not_met", "refused", "unavailable", "failed"]),
 ];
-const APPEND_OUTCOMES: [&str; 4] = ["acknowledged", "not_taken", "unknown", "too_large"];
+/// What can become of an append.
+pub const APPEND_OUTCOMES: [&str; 4] = ["acknowledged", "not_taken", "unknown", "too_large"];
 const BARRIER_OUTCOMES: [&str; 2] = ["acknowledged", "failed"];
 const READ_LEVELS: [&str; 4] = ["eventual", "session", "latest", "strong"];
 const READ_WAIT_OUTCOMES: [&str; 5] = ["reached", "timed_out", "unavailable", "refused", "cancelled"];
@@ -248,6 +249,23 @@ impl Metrics {
         self.requests.with_label_values(&[interface, operation, outcome]).inc_by(count);
         let seconds = self.request_seconds.with_label_values(&[interface, operation]);
         observe(&seconds, count, took);
+    }
+}
+
+/// Counts one in a gauge for as long as it lives, also if the task that it belongs to is aborted.
+pub struct Counted(IntGauge);
+
+impl Counted {
+    #[must_use]
+    pub fn one(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

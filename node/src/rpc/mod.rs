@@ -18,8 +18,7 @@ use tracing::Instrument as _;
 
 use self::connection::Connection;
 use self::handshake::Protocols;
-use crate::metrics::Metrics;
-use crate::server::OpenConnection;
+use crate::metrics::{Counted, Metrics};
 use crate::server::socket::{Socket, accept};
 use crate::service::Service;
 use crate::service::readiness::Readiness;
@@ -118,7 +117,7 @@ async fn run(listener: TcpListener, shared: Arc<Shared>, mut closed: watch::Rece
         }
         let socket = Socket::new(stream, shared.limits.request_timeout);
         let connection = Connection::new(socket, Arc::clone(&shared), closed.clone());
-        let open = OpenConnection::count(&metrics.connections.with_label_values(&["rpc"]));
+        let open = Counted::one(&metrics.connections.with_label_values(&["rpc"]));
         let span = tracing::debug_span!("connection", id = slow::next_id(), interface = "rpc");
         let serve = async move {
             let _open = open;

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bitacora_protocol::Position;
-use prometheus::IntGauge;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use self::call::ChangesAnswer;
@@ -23,7 +22,7 @@ pub use self::reader::{Ended, Reader, Told, What};
 pub use self::token::{NoToken, Token};
 use crate::clock::{LogTime, WallTime};
 use crate::log::LogTag;
-use crate::metrics::Metrics;
+use crate::metrics::{Counted, Metrics};
 use crate::replication::feed::{Feed, Kind};
 use crate::replication::progress::Progress;
 use crate::service::consistency::ConsistentReads;
@@ -127,13 +126,7 @@ impl ChangesError {
 pub struct Place {
     _permit: OwnedSemaphorePermit,
     _memory: Permit,
-    watchers: IntGauge,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.watchers.dec();
-    }
+    _counted: Counted,
 }
 
 impl Changes {
@@ -175,9 +168,8 @@ impl Changes {
         let permit = Arc::clone(&self.watchers).try_acquire_owned();
         let permit = permit.map_err(|_| ChangesError::TooMany(self.max_watchers))?;
         let memory = self.memory.take(WATCHER_BYTES)?;
-        let watchers = self.metrics.watchers.clone();
-        watchers.inc();
-        let place = Place { _permit: permit, _memory: memory, watchers };
+        let counted = Counted::one(&self.metrics.watchers);
+        let place = Place { _permit: permit, _memory: memory, _counted: counted };
         Ok(Reader::new(Arc::clone(self), place, range, &view, token, wanted.initial))
     }
 

@@ -9,6 +9,7 @@ use prometheus::IntGauge;
 use tokio::sync::{OnceCell, Semaphore};
 
 use crate::clock::WallTime;
+use crate::metrics::Counted;
 use crate::replication::feed::Point;
 use crate::service::memory::{Memory, Permit};
 use crate::store::{ChangedPage, EntryHead, KeyRange, Store, StoreError};
@@ -88,15 +89,6 @@ pub(super) struct Pages {
     waiting_for_a_page: IntGauge,
 }
 
-/// Counts somebody who waits for a page.
-struct Counted<'a>(&'a IntGauge);
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
-
 impl Pages {
     pub fn new(store: Arc<Store>, memory: Memory, waiting_for_a_page: IntGauge) -> Self {
         let permits = Semaphore::new(MAX_CONCURRENT_PAGES);
@@ -108,8 +100,7 @@ impl Pages {
     /// # Errors
     /// When the store fails.
     pub async fn read(&self, of: PageOf, wanted: WantedEntries) -> Result<Arc<SharedPage>, StoreError> {
-        self.waiting_for_a_page.inc();
-        let _counted = Counted(&self.waiting_for_a_page);
+        let _counted = Counted::one(&self.waiting_for_a_page);
         let of = (of, wanted.base.is_none());
         let waiting = self.join(&of, wanted);
         // If whoever reads it goes away, another of those who wait reads it.

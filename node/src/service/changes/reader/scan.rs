@@ -10,7 +10,7 @@ use super::super::pages::{PageOf, SharedPage, WantedEntries};
 use super::super::token::{ScanToken, Token};
 use super::{EVENTS_AT_A_TIME, Ended, Read, Reader, Told, What};
 use crate::clock::WallTime;
-use crate::metrics::Metrics;
+use crate::metrics::{Counted, Metrics};
 use crate::replication::feed::{AtStore, Event, Kind, Lost, Point, View, joined};
 use crate::store::{ChangedPage, EntryHead, StoreError};
 
@@ -32,16 +32,7 @@ pub(super) struct Scan {
     seen: Vec<NextOffset>,
     /// As [`ScanToken::of`].
     of: u32,
-    _counted: CatchingUp,
-}
-
-/// Counts a scan.
-struct CatchingUp(prometheus::IntGauge);
-
-impl Drop for CatchingUp {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
+    _counted: Counted,
 }
 
 impl Reader {
@@ -204,9 +195,8 @@ impl Scan {
     /// The scan of a token; `in_step`: whether it is in step with the buffer.
     pub(super) fn new(metrics: &Metrics, token: ScanToken, in_step: bool) -> Self {
         let ScanToken { after, base, seen, of, .. } = token;
-        let counted = metrics.watchers_catching_up.clone();
-        counted.inc();
-        Self { after, base, in_step, seen, of, _counted: CatchingUp(counted) }
+        let counted = Counted::one(&metrics.watchers_catching_up);
+        Self { after, base, in_step, seen, of, _counted: counted }
     }
 
     pub(super) fn token(&self, shown_until: WallTime) -> ScanToken {
