@@ -4,8 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::environment::Environment;
 use super::trimming::{parse_older_entries, parse_pending_repairs};
-use super::{Checkpoint, Entry, StoreError, pages};
+use super::{Checkpoint, StoreError, entry};
 use bitacora_protocol::Position;
+
+/// What is wrong with a copy that was not looked at up to its end.
+pub(super) const GIVEN_UP: &str = "nobody waits for it any more";
 
 impl Environment {
     /// Whether a copy of another node's store holds what a node writes, and no more than its positions say. Looks at all
@@ -26,11 +29,11 @@ impl Environment {
                 usize::try_from(at.partition).ok().and_then(|partition| checkpoint.next.get(partition));
             next.is_some_and(|next| (0..next.0).contains(&at.offset))
         };
-        let check = |database: &str, key: &[u8], entry: &Entry| {
-            if !entry.is_of(key) {
+        let check = |database: &'static str, key: &[u8], stored: &[u8]| {
+            let (at, is_written) = entry::look_at(key, stored).ok_or(StoreError::Corrupt(database))?;
+            if !is_written {
                 return Err(wrong(database, key, "has no record, or one that is no text"));
             }
-            let at = entry.position();
             if applied(at) {
                 Ok(())
             } else {
@@ -46,13 +49,15 @@ impl Environment {
             }
             last = key;
             if stop.load(Ordering::Relaxed) {
-                return Err(StoreError::Copy(pages::GIVEN_UP.to_owned()));
+                return Err(StoreError::Copy(GIVEN_UP.to_owned()));
             }
-            check("records", key, &Entry::from_stored(key, stored).ok_or(StoreError::Corrupt("records"))?)?;
+            check("records", key, stored)?;
         }
         for item in self.older_entries.iter(&txn)? {
             let (key, stored) = item?;
-            parse_older_entries(key, stored)?.iter().try_for_each(|entry| check("others", key, entry))?;
+            parse_older_entries(key, stored)?
+                .iter()
+                .try_for_each(|entry| check("others", key, entry.as_stored()))?;
         }
         for (database, name) in [(self.pending_repairs, "pending_repairs"), (self.doubts, "doubts")] {
             for item in database.iter(&txn)? {

@@ -10,7 +10,8 @@ use heed::CompactionOption;
 
 use super::environment::{DATA_FILE, Environment};
 use super::folder::StoreFolder;
-use super::{Checkpoint, Store, StoreError, pages};
+use super::pages::{CopyCheck, WholePages};
+use super::{Checkpoint, Store, StoreError};
 
 impl Store {
     /// A place for the copy of another node's store.
@@ -97,12 +98,22 @@ impl Incoming {
         &self.file
     }
 
-    /// Looks at all that was written, and opens it. Takes as long as to read it, unless it is told to stop.
+    /// Looks at the pages of a file that was written in another way than through a [`CopyCheck`](super::CopyCheck), as tests do.
+    ///
+    /// # Errors
+    /// When they are not whole, or can't be read.
+    pub fn look_at_pages(&self) -> Result<WholePages, StoreError> {
+        let mut check = CopyCheck::default();
+        check.push(&std::fs::read(&self.file)?).map_err(StoreError::Copy)?;
+        check.finish().map_err(StoreError::Copy)
+    }
+
+    /// Opens what was written, whose pages were looked at on the way, and looks at all records. It need not be on disk yet. Takes as long as
+    /// to read it, unless it is told to stop.
     ///
     /// # Errors
     /// When it is no store of this format, complete and such as a node writes.
-    pub fn open(&mut self, stop: &AtomicBool) -> Result<Checkpoint, StoreError> {
-        pages::check_copy(File::open(&self.file)?, stop).map_err(StoreError::Copy)?;
+    pub fn open(&mut self, _pages: &WholePages, stop: &AtomicBool) -> Result<Checkpoint, StoreError> {
         let checked = || {
             let environment = Environment::open(self.folder.path(), self.number)?;
             let checkpoint = environment.checkpoint()?;

@@ -37,6 +37,20 @@ impl Default for UuidText {
     }
 }
 
+/// Where the entry of a key on disk lies, and whether it is such as the replica writes for it; `None` if it is no entry. Copies nothing.
+pub(super) fn look_at(key: &[u8], stored: &[u8]) -> Option<(Position, bool)> {
+    let parsed = format::parse(stored)?;
+    Some((parsed.0.position, is_written_for(key, &parsed)))
+}
+
+fn is_written_for(key: &[u8], (head, record): &(EntryHead, Option<StoredRecord<'_>>)) -> bool {
+    let is_text = |bytes| std::str::from_utf8(bytes).is_ok();
+    match record {
+        Some(record) => is_text(key) && is_text(record.value),
+        None => head.ttl != ttl::FOR_EVER,
+    }
+}
+
 impl Entry {
     /// Of a record, which lies at that position of the log since `timestamp`.
     #[must_use]
@@ -242,11 +256,7 @@ impl Entry {
     #[must_use]
     pub fn is_of(&self, key: &[u8]) -> bool {
         self.key() == key
-            && if self.has_record() {
-                self.record(&mut UuidText::default()).is_some()
-            } else {
-                self.ttl() != ttl::FOR_EVER
-            }
+            && format::parse(self.as_stored()).is_some_and(|parsed| is_written_for(key, &parsed))
     }
 
     /// Whether this record replaces the other of the same key. Within a partition the log's order decides. A key is in

@@ -35,6 +35,7 @@ pub use self::entry::{Entry, State, UuidText};
 pub use self::environment::{DATA_FILE, FORMAT, PartitionState};
 pub use self::error::StoreError;
 pub use self::format::EntryHead;
+pub use self::pages::{CopyCheck, WholePages};
 pub use self::read::{ScannedPage, SnapshotRead, Tier, VersionedRead};
 pub use self::stats::{Disk, StoreStats};
 pub use self::trimming::{Change, Judgement, NeededRepair, PendingRepair, TrimQuery, Trimmable, Writer};

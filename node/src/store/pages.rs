@@ -10,14 +10,15 @@
 //! - The same holds for a snapshot that was kept in a file as a backup, whose sender nobody can ask again.
 //! - A file that LMDB would refuse or misread (another version of its format, another size of pages) gets a sentence of its own.
 //!
-//! It costs one sequential pass over a file that is read whole anyway, to look at its records. The node's own file is only looked at
+//! It looks at the bytes in the order in which they arrive, so a copy is looked at while it is fetched. The node's own file is only looked at
 //! as far as its metadata ([`check_metadata`]): a file that was cut short would end the process as well.
 //!
 //! The layout is that of LMDB's `mdb.c`, in the byte order of the machine, as a compacting copy has it: two pages of metadata, of which
-//! the second counts, then pages that belong to one tree each, and none that is free.
+//! the second counts, then pages that belong to one tree each, and none that is free. Whatever a page names comes before it: values before the
+//! leaf of their key, pages below before the page above, the databases' trees before the leaf of their names.
 
+use std::collections::HashMap;
 use std::io::{Read, Seek, SeekFrom};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 const MAGIC: u32 = 0xbeef_c0de;
 const VERSION: u32 = 1;
@@ -30,10 +31,6 @@ const TREE_BYTES: usize = 48;
 /// LMDB's cursors go no deeper.
 const MAX_DEPTH: u16 = 32;
 const NO_PAGE: u64 = u64::MAX;
-/// Read at once where leaves are: they lie in the order in which they are looked at.
-const PAGES_AHEAD: u64 = 64;
-/// What is wrong with a copy that was not looked at up to its end.
-pub const GIVEN_UP: &str = "nobody waits for it any more";
 
 /// Kinds of page.
 const BRANCH: u16 = 1;
@@ -46,37 +43,9 @@ const SUBTREE: u16 = 2;
 /// The only flag of the tree of free pages, and a tree of these databases has none.
 const INTEGER_KEYS: u16 = 8;
 
-/// Looks at every page of a copy, until it is to stop.
-///
-/// # Errors
-/// What is wrong, and in which page.
-pub fn check_copy(mut file: impl Read + Seek, stop: &AtomicBool) -> Result<(), String> {
-    let bytes = file.seek(SeekFrom::End(0)).map_err(unreadable)?;
-    let (first, second) = metas(&mut file)?;
-    if first.transaction != 0 || second.transaction != 1 {
-        return Err("its metadata are not those of a copy".to_owned());
-    }
-    if first.trees[1].root != NO_PAGE
-        || second.trees[0].root != NO_PAGE
-        || second.trees[0].flags != INTEGER_KEYS
-    {
-        return Err("its metadata name pages that are free".to_owned());
-    }
-    let page_bytes = second.page_bytes;
-    let pages =
-        second.last_page.checked_add(1).filter(|pages| pages.checked_mul(page_bytes as u64) == Some(bytes));
-    let pages = pages.and_then(|pages| usize::try_from(pages).ok());
-    let pages =
-        pages.ok_or_else(|| format!("it has {bytes} bytes, and its metadata tell of another number"))?;
-    let mut seen = vec![false; pages];
-    seen.iter_mut().take(2).for_each(|seen| *seen = true);
-    let mut walk = Walk { file, page_bytes, seen, ahead: Ahead::default(), spare: Vec::new(), stop };
-    walk.tree(second.trees[1], true)?;
-    match walk.seen.iter().position(|seen| !seen) {
-        Some(number) => Err(format!("page {number} belongs to nothing")),
-        None => Ok(()),
-    }
-}
+/// A copy whose pages were all looked at, and found to be whole.
+#[derive(Debug, PartialEq, Eq)]
+pub struct WholePages(());
 
 /// Looks at the metadata of an environment that this node wrote, no further.
 ///
@@ -103,7 +72,8 @@ struct Meta {
     page_bytes: usize,
     /// Of free pages, and of the names of the databases.
     trees: [Tree; 2],
-    last_page: u64,
+    /// How many there are, these two among them.
+    pages: u64,
     transaction: u64,
 }
 
@@ -144,7 +114,7 @@ fn meta(file: &mut (impl Read + Seek), at: u64) -> Result<Meta, String> {
     Ok(Meta {
         page_bytes,
         trees: [tree(&bytes[24..]), tree(&bytes[24 + TREE_BYTES..])],
-        last_page: u64_at(bytes, 120),
+        pages: u64_at(bytes, 120).saturating_add(1),
         transaction: u64_at(bytes, 128),
     })
 }
@@ -159,69 +129,177 @@ fn tree(bytes: &[u8]) -> Tree {
     }
 }
 
-struct Walk<'a, F> {
-    file: F,
-    page_bytes: usize,
-    /// Per page.
-    seen: Vec<bool>,
-    ahead: Ahead,
-    /// Of pages that were looked at.
-    spare: Vec<Vec<u8>>,
-    stop: &'a AtomicBool,
-}
-
-/// What was read beyond a leaf: the next leaf follows, mostly.
+/// Looks at every page of a copy whose bytes are pushed one after the other.
 #[derive(Default)]
-struct Ahead {
-    /// The number of the first page.
-    from: u64,
-    bytes: Vec<u8>,
+pub struct CopyCheck {
+    /// The two pages of metadata, until both are there.
+    begin: Vec<u8>,
+    /// The second page's, when both were there.
+    meta: Option<Meta>,
+    /// The number of the page that comes next.
+    next: u64,
+    /// What there is of it.
+    part: Vec<u8>,
+    /// How many of the next pages are the rest of a value.
+    value_pages: u64,
+    /// What was looked at and is not yet named by another page, by the number of its first page.
+    unnamed: HashMap<u64, Unnamed>,
+    /// Where the nodes of a page lie, and how long they are.
+    places: Vec<(usize, usize)>,
 }
 
-impl Ahead {
-    fn page(&self, number: u64, page_bytes: usize) -> Option<&[u8]> {
-        let at = usize::try_from(number.checked_sub(self.from)?).ok()?.checked_mul(page_bytes)?;
-        self.bytes.get(at..at.checked_add(page_bytes)?)
-    }
+/// What another page has to name.
+#[derive(Clone, Copy)]
+enum Unnamed {
+    /// A value on so many pages.
+    Value(u64),
+    Pages(Below),
 }
 
-impl<F: Read + Seek> Walk<'_, F> {
-    /// `main` is the tree of the names of the databases.
-    fn tree(&mut self, tree: Tree, main: bool) -> Result<(), String> {
-        if tree.flags != 0 || tree.depth > MAX_DEPTH {
-            return Err("it has a database of another kind".to_owned());
+/// A page of a tree and all below it.
+#[derive(Clone, Copy)]
+struct Below {
+    depth: u16,
+    entries: u64,
+    /// Whether trees are among them.
+    has_trees: bool,
+}
+
+impl CopyCheck {
+    /// Takes the next bytes.
+    ///
+    /// # Errors
+    /// What is wrong, and in which page. No more may be pushed then.
+    pub fn push(&mut self, mut bytes: &[u8]) -> Result<(), String> {
+        let page_bytes = match &self.meta {
+            Some(meta) => meta.page_bytes,
+            None => match self.take_metadata(&mut bytes)? {
+                Some(page_bytes) => page_bytes,
+                None => return Ok(()),
+            },
+        };
+        if !self.part.is_empty() {
+            let missing = (page_bytes - self.part.len()).min(bytes.len());
+            self.part.extend_from_slice(&bytes[..missing]);
+            bytes = &bytes[missing..];
+            if self.part.len() < page_bytes {
+                return Ok(());
+            }
+            let page = std::mem::take(&mut self.part);
+            self.page(&page)?;
+            self.part = page;
+            self.part.clear();
         }
-        // Their sum must not overflow.
-        if tree.pages.iter().any(|pages| *pages > self.seen.len() as u64) {
-            return Err("it has a database that tells of more pages than there are".to_owned());
+        let mut pages = bytes.chunks_exact(page_bytes);
+        pages.by_ref().try_for_each(|page| self.page(page))?;
+        self.part.extend_from_slice(pages.remainder());
+        Ok(())
+    }
+
+    /// Nothing more comes.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn finish(mut self) -> Result<WholePages, String> {
+        // It says which of the two is missing.
+        let Some(Meta { trees: [_, main], .. }) = self.meta else {
+            return Err(metas(&mut std::io::Cursor::new(&self.begin)).err().unwrap_or_else(ends_early));
+        };
+        if self.next != self.pages() || !self.part.is_empty() {
+            return Err(self.of_another_length(""));
         }
-        let entries = if tree.root == NO_PAGE { 0 } else { self.below(tree.root, tree.depth, main)? };
-        if entries == tree.entries {
-            Ok(())
-        } else {
-            Err(format!("it has a database of {entries} entries that tells of {}", tree.entries))
+        self.tree(main, true)?;
+        match self.unnamed.keys().min() {
+            Some(number) => Err(format!("page {number} belongs to nothing")),
+            None => Ok(WholePages(())),
         }
     }
 
-    /// Looks at a page and all below it. Returns how many entries there are.
-    fn below(&mut self, number: u64, depth: u16, main: bool) -> Result<u64, String> {
-        let page = self.take(number, if depth == 1 { PAGES_AHEAD } else { 1 })?;
+    /// How many pages there are, by the metadata.
+    fn pages(&self) -> u64 {
+        self.meta.as_ref().map_or(0, |meta| meta.pages)
+    }
+
+    fn of_another_length(&self, than: &str) -> String {
+        let page_bytes = self.meta.as_ref().map_or(0, |meta| meta.page_bytes as u64);
+        let bytes = self.next * page_bytes + self.part.len() as u64;
+        format!("it has {than}{bytes} bytes, and its metadata tell of another number")
+    }
+
+    /// Takes bytes until both pages of metadata are there; returns how long a page is.
+    fn take_metadata(&mut self, bytes: &mut &[u8]) -> Result<Option<usize>, String> {
+        let mut extend = |begin: &mut Vec<u8>, until: usize| {
+            let missing = until.saturating_sub(begin.len()).min(bytes.len());
+            begin.extend_from_slice(&bytes[..missing]);
+            *bytes = &bytes[missing..];
+            begin.len() >= until
+        };
+        if !extend(&mut self.begin, PAGE_HEADER + META_BYTES) {
+            return Ok(None);
+        }
+        let page_bytes = meta(&mut std::io::Cursor::new(&self.begin), 0)?.page_bytes;
+        if !extend(&mut self.begin, 2 * page_bytes) {
+            return Ok(None);
+        }
+        let (first, second) = metas(&mut std::io::Cursor::new(&self.begin))?;
+        if first.transaction != 0 || second.transaction != 1 {
+            return Err("its metadata are not those of a copy".to_owned());
+        }
+        if first.trees[1].root != NO_PAGE
+            || second.trees[0].root != NO_PAGE
+            || second.trees[0].flags != INTEGER_KEYS
+        {
+            return Err("its metadata name pages that are free".to_owned());
+        }
+        self.next = 2;
+        self.meta = Some(second);
+        Ok(Some(page_bytes))
+    }
+
+    /// Looks at the next page.
+    fn page(&mut self, page: &[u8]) -> Result<(), String> {
+        let (number, pages) = (self.next, self.pages());
+        if number >= pages {
+            return Err(self.of_another_length("more than "));
+        }
+        self.next += 1;
+        if self.value_pages > 0 {
+            self.value_pages -= 1;
+            return Ok(());
+        }
+        if u64_at(page, 0) != number {
+            return Err(format!("page {number} is another"));
+        }
+        let found = match u16_at(page, 10) {
+            OVERFLOW => {
+                let length = u64::from(u32_at(page, 12));
+                if length == 0 || length > pages - number {
+                    return Err(format!("page {number} begins a value of {length} pages"));
+                }
+                self.value_pages = length - 1;
+                Unnamed::Value(length)
+            }
+            kind @ (LEAF | BRANCH) => Unnamed::Pages(self.nodes(number, page, kind)?),
+            _ => return Err(format!("page {number} is of another kind")),
+        };
+        self.unnamed.insert(number, found);
+        Ok(())
+    }
+
+    /// Looks at the nodes of a leaf or a branch, and takes what they name.
+    fn nodes(&mut self, number: u64, page: &[u8], kind: u16) -> Result<Below, String> {
         let wrong = |what: &str| format!("page {number} {what}");
-        let kind = if depth == 1 { LEAF } else { BRANCH };
-        // A tree of no depth has no page.
-        if depth == 0 || u16_at(&page, 10) != kind {
-            return Err(wrong("is of another kind"));
-        }
-        let (lower, upper) = (usize::from(u16_at(&page, 12)), usize::from(u16_at(&page, 14)));
+        let (lower, upper) = (usize::from(u16_at(page, 12)), usize::from(u16_at(page, 14)));
         let least = if kind == BRANCH { 2 } else { 1 };
         if lower < PAGE_HEADER + 2 * least || lower % 2 != 0 || lower > upper || upper > page.len() {
             return Err(wrong("has nonsense in its header"));
         }
         // As LMDB counts, so that two nodes always fit into a page.
         let most = (((page.len() - PAGE_HEADER) / 2) & !1) - 2;
-        let mut places = Vec::with_capacity((lower - PAGE_HEADER) / 2);
-        let mut entries = 0;
-        for pointer in page[PAGE_HEADER..lower].chunks_exact(2) {
+        let mut places = std::mem::take(&mut self.places);
+        places.clear();
+        let mut below = Below { depth: 1, entries: 0, has_trees: false };
+        for (index, pointer) in page[PAGE_HEADER..lower].chunks_exact(2).enumerate() {
             let at = usize::from(u16_at(pointer, 0));
             let node = page.get(at..).filter(|node| at >= upper && node.len() >= NODE_HEADER);
             let node = node.ok_or_else(|| wrong("has a node outside"))?;
@@ -232,7 +310,7 @@ impl<F: Read + Seek> Walk<'_, F> {
                 (BRANCH, _) => 0,
                 (_, 0) => low as usize,
                 (_, ELSEWHERE) => 8,
-                (_, SUBTREE) if main && low as usize == TREE_BYTES => TREE_BYTES,
+                (_, SUBTREE) if low as usize == TREE_BYTES => TREE_BYTES,
                 _ => return Err(wrong("has a node of another kind")),
             };
             let size = NODE_HEADER + key + inside;
@@ -243,78 +321,102 @@ impl<F: Read + Seek> Walk<'_, F> {
             places.push((at, size.next_multiple_of(2)));
             match (kind, flags) {
                 (BRANCH, _) => {
-                    entries += self.below(u64::from(low) | (u64::from(flags) << 32), depth - 1, main)?;
+                    let child = self.pages_below(u64::from(low) | (u64::from(flags) << 32))?;
+                    if index > 0 && below.depth != child.depth + 1 {
+                        return Err(wrong("has pages of several depths below it"));
+                    }
+                    below.depth = child.depth + 1;
+                    below.entries += child.entries;
+                    below.has_trees |= child.has_trees;
+                    continue;
                 }
                 (_, ELSEWHERE) => self.value(u64_at(content, 0), low as usize)?,
-                (_, SUBTREE) => self.tree(tree(content), false)?,
+                (_, SUBTREE) => {
+                    self.tree(tree(content), false)?;
+                    below.has_trees = true;
+                }
                 _ => {}
             }
-            if kind == LEAF {
-                if key == 0 {
-                    return Err(wrong("has an empty key"));
-                }
-                entries += 1;
+            if key == 0 {
+                return Err(wrong("has an empty key"));
             }
+            below.entries += 1;
+        }
+        if below.depth > MAX_DEPTH {
+            return Err(wrong("lies too far above the leaves"));
         }
         places.sort_unstable();
         // Side by side up to the end, as LMDB moves them.
         let end = places.iter().try_fold(upper, |end, (at, size)| (*at == end).then_some(end + size));
+        self.places = places;
         if end != Some(page.len()) {
             return Err(wrong("has nodes that overlap"));
         }
-        self.spare.push(page);
-        Ok(entries)
+        Ok(below)
     }
 
-    /// Looks at the pages of a value. There may be more than it needs: it was longer before.
-    fn value(&mut self, number: u64, bytes: usize) -> Result<(), String> {
-        let page = self.take(number, 1)?;
-        let pages = u32_at(&page, 12);
-        if u16_at(&page, 10) != OVERFLOW || (pages as usize) <= (PAGE_HEADER - 1 + bytes) / self.page_bytes {
-            return Err(format!("page {number} does not begin a value of {bytes} bytes"));
+    /// Takes a whole tree. `main` is that of the names of the databases.
+    fn tree(&mut self, tree: Tree, main: bool) -> Result<(), String> {
+        if tree.flags != 0 || tree.depth > MAX_DEPTH {
+            return Err("it has a database of another kind".to_owned());
         }
-        self.spare.push(page);
-        (1..u64::from(pages)).try_for_each(|further| self.mark(number + further))
-    }
-
-    /// Reads a page that nothing else may have, and as many from it on as are likely to be asked for next.
-    fn take(&mut self, number: u64, pages: u64) -> Result<Vec<u8>, String> {
-        if self.stop.load(Ordering::Relaxed) {
-            return Err(GIVEN_UP.to_owned());
+        // Their sum must not overflow.
+        if tree.pages.iter().any(|pages| *pages > self.pages()) {
+            return Err("it has a database that tells of more pages than there are".to_owned());
         }
-        self.mark(number)?;
-        let mut page = self.spare.pop().unwrap_or_default();
-        page.clear();
-        if let Some(known) = self.ahead.page(number, self.page_bytes) {
-            page.extend_from_slice(known);
+        let below = if tree.root == NO_PAGE {
+            Below { depth: 0, entries: 0, has_trees: false }
         } else {
-            let pages = pages.min(self.seen.len() as u64 - number) as usize;
-            let bytes = if pages == 1 { &mut page } else { &mut self.ahead.bytes };
-            bytes.resize(pages * self.page_bytes, 0);
-            let at = SeekFrom::Start(number * self.page_bytes as u64);
-            self.file.seek(at).and_then(|_| self.file.read_exact(bytes)).map_err(unreadable)?;
-            if pages > 1 {
-                self.ahead.from = number;
-                page.extend_from_slice(&self.ahead.bytes[..self.page_bytes]);
-            }
+            self.pages_below(tree.root)?
+        };
+        if below.depth != tree.depth {
+            return Err(format!("it has a database {} pages deep that tells of {}", below.depth, tree.depth));
         }
-        if u64_at(&page, 0) == number { Ok(page) } else { Err(format!("page {number} is another")) }
+        if below.has_trees && !main {
+            return Err("it has a database within a database".to_owned());
+        }
+        if below.entries == tree.entries {
+            Ok(())
+        } else {
+            Err(format!("it has a database of {} entries that tells of {}", below.entries, tree.entries))
+        }
     }
 
-    fn mark(&mut self, number: u64) -> Result<(), String> {
-        let seen = usize::try_from(number).ok().and_then(|number| self.seen.get_mut(number));
-        match seen.map(|seen| std::mem::replace(seen, true)) {
-            Some(false) => Ok(()),
-            Some(true) => Err(format!("page {number} is in two places")),
-            None => Err(format!("it has no page {number}")),
+    /// Takes a page of a tree, with all below it.
+    fn pages_below(&mut self, number: u64) -> Result<Below, String> {
+        match self.take(number)? {
+            Unnamed::Pages(below) => Ok(below),
+            Unnamed::Value(_) => Err(format!("page {number} is of another kind")),
         }
     }
+
+    /// Takes the pages of a value. There may be more than it needs: it was longer before.
+    fn value(&mut self, number: u64, bytes: usize) -> Result<(), String> {
+        let page_bytes = self.meta.as_ref().map_or(1, |meta| meta.page_bytes);
+        match self.take(number)? {
+            Unnamed::Value(pages) if pages as usize > (PAGE_HEADER - 1 + bytes) / page_bytes => Ok(()),
+            _ => Err(format!("page {number} does not begin a value of {bytes} bytes")),
+        }
+    }
+
+    fn take(&mut self, number: u64) -> Result<Unnamed, String> {
+        let taken = self.unnamed.remove(&number);
+        taken.ok_or_else(|| match number {
+            number if number >= self.pages() => format!("it has no page {number}"),
+            number if number >= self.next => format!("page {number} comes behind what names it"),
+            number => format!("page {number} is in two places"),
+        })
+    }
+}
+
+fn ends_early() -> String {
+    "it ends early".to_owned()
 }
 
 #[allow(clippy::needless_pass_by_value)] // as `map_err` has it
 fn unreadable(error: std::io::Error) -> String {
     match error.kind() {
-        std::io::ErrorKind::UnexpectedEof => "it ends early".to_owned(),
+        std::io::ErrorKind::UnexpectedEof => ends_early(),
         _ => format!("it can't be read: {error}"),
     }
 }

@@ -155,7 +155,9 @@ impl SnapshotSource for NodeView {
             let mut incoming = store.incoming().expect("a folder");
             let file = std::fs::File::create_new(incoming.file()).expect("a file");
             copy.write_to(file).expect("copied");
-            let Ok(checkpoint) = incoming.open(&AtomicBool::new(false)) else {
+            let pages = incoming.look_at_pages();
+            let Ok(checkpoint) = pages.and_then(|pages| incoming.open(&pages, &AtomicBool::new(false)))
+            else {
                 continue;
             };
             match check(&checkpoint) {

@@ -1,7 +1,7 @@
 //! A backup: the stream of a node's store in a file, and a data folder made from one.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, ErrorKind, IsTerminal as _, Read, Write as _};
+use std::io::{ErrorKind, IsTerminal as _, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use bitacora_program::console::{print, report, tell};
 use bitacora_program::files::Output;
 use futures_util::StreamExt as _;
 
+use super::copy_file::CopyFile;
 use super::fetch::{Chain, REASON_BYTES, room_for};
 use super::{Header, Receiver};
 use crate::data_dir::DataDir;
@@ -200,7 +201,7 @@ fn open_backup(file: &Path) -> Result<(String, Box<dyn Read>)> {
 fn fill(input: &mut dyn Read, root: &Path) -> Result<(Header, Checkpoint)> {
     let store = Store::open(root, 0)?;
     let mut incoming = store.incoming()?;
-    let out = BufWriter::with_capacity(1 << 20, File::create_new(incoming.file())?);
+    let out = CopyFile::create(incoming.file())?;
     let mut receiver = Receiver::new(out, |header: &Header| room_for(root, header.bytes));
     let mut buffer = vec![0; 1 << 20];
     loop {
@@ -214,8 +215,7 @@ fn fill(input: &mut dyn Read, root: &Path) -> Result<(Header, Checkpoint)> {
         receiver.push(&buffer[..read])?;
     }
     let (header, out) = receiver.finish()?;
-    out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
-    let checkpoint = incoming.open(&AtomicBool::new(false))?;
+    let checkpoint = out.finish()?.open(&mut incoming, &AtomicBool::new(false))?;
     if checkpoint.identity.as_ref().is_none_or(|identity| !identity.fits(&header.identity)) {
         bail!("its header says that it is of {}, and its content is of another log", header.identity);
     }

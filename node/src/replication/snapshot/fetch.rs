@@ -1,12 +1,9 @@
 //! Filling an empty store with another member's: the snapshot is fetched over HTTP, checked and opened.
 
 use std::cell::RefCell;
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
@@ -14,12 +11,13 @@ use reqwest::StatusCode;
 use reqwest::header::RETRY_AFTER;
 use tokio::runtime::Handle;
 
+use super::copy_file::{CopyFile, WrittenCopy};
 use super::{Header, Receiver};
 use crate::cluster::{Membership, MembershipState};
 use crate::http_client;
 use crate::log::LogIdentity;
 use crate::read_text_limited;
-use crate::store::{Checkpoint, Incoming, Store, StoreError};
+use crate::store::{Checkpoint, Incoming, Store};
 
 /// How long a member may take to begin its answer, or its next bytes.
 const MEMBER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -33,8 +31,6 @@ const MAX_PAUSE: Duration = Duration::from_secs(5);
 const SIGN_OF_LIFE_INTERVAL: Duration = Duration::from_millis(200);
 /// Of the reason that a member gives, as much is told.
 pub(super) const REASON_BYTES: usize = 1000;
-/// As much is written before the disk is asked to take it.
-const UNSYNCED_BYTES: usize = 64 << 20;
 /// The disk keeps as much free, for the store's growth.
 const SPARE_BYTES: u64 = 64 << 20;
 
@@ -188,7 +184,7 @@ impl Fetcher {
         identity: &LogIdentity,
         incoming: &Incoming,
         doing: &RefCell<String>,
-    ) -> Result<(u64, OnDisk), Failed> {
+    ) -> Result<(u64, WrittenCopy), Failed> {
         let unusable = |error: &dyn std::fmt::Display| Failed::Unusable(error.to_string());
         let response = self.http.get(format!("http://{member}/snapshot")).send().await;
         let response = response.map_err(|error| unusable(&Chain(&error)))?;
@@ -202,8 +198,7 @@ impl Fetcher {
         if response.status() != StatusCode::OK {
             return Err(Failed::Unusable(format!("it answers {}", response.status())));
         }
-        let file =
-            File::create_new(incoming.file()).and_then(OnDisk::new).map_err(|error| unusable(&error))?;
+        let file = CopyFile::create(incoming.file()).map_err(|error| unusable(&error))?;
         let folder = incoming.file().parent().unwrap_or(incoming.file()).to_owned();
         let accept = |header: &Header| {
             if !header.identity.fits(identity) {
@@ -211,7 +206,7 @@ impl Fetcher {
             }
             room_for(&folder, header.bytes)
         };
-        let mut receiver = Receiver::new(BufWriter::with_capacity(1 << 20, file), accept);
+        let mut receiver = Receiver::new(file, accept);
         let mut body = response.bytes_stream();
         while let Some(piece) = body.next().await {
             receiver
@@ -223,69 +218,15 @@ impl Fetcher {
         }
         let bytes = receiver.written();
         let (_, file) = receiver.finish().map_err(|error| unusable(&error))?;
-        let file = file.into_inner().map_err(|error| unusable(&error))?;
+        let file = file.finish().map_err(|error| unusable(&error))?;
         Ok((bytes, file))
     }
 }
 
-/// A file that goes to disk while it is written. The system would keep a store in memory until it is asked to sync, and only
-/// then begin.
-struct OnDisk {
-    file: Arc<File>,
-    unsynced: usize,
-    /// `true` when nothing more comes.
-    sync: mpsc::SyncSender<bool>,
-    /// Ends with what came of all that was asked.
-    synced: JoinHandle<io::Result<()>>,
-}
-
-impl OnDisk {
-    fn new(file: File) -> io::Result<Self> {
-        let file = Arc::new(file);
-        let (sync, asked) = mpsc::sync_channel(1);
-        let syncing = Arc::clone(&file);
-        let thread = std::thread::Builder::new().name("snapshot-sync".into());
-        // What a sync fails of is said once, so all of them are in one place.
-        let synced = thread.spawn(move || {
-            loop {
-                match asked.recv() {
-                    Ok(false) => syncing.sync_data()?,
-                    Ok(true) => return syncing.sync_all(),
-                    // Nobody wants it any more.
-                    Err(mpsc::RecvError) => return Ok(()),
-                }
-            }
-        })?;
-        Ok(Self { file, unsynced: 0, sync, synced })
-    }
-
-    /// Nothing more comes: to be joined until all of it is on disk.
-    fn finish(self) -> JoinHandle<io::Result<()>> {
-        // If it is gone, it says why.
-        let _ = self.sync.send(true);
-        self.synced
-    }
-}
-
-impl Write for OnDisk {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = (&*self.file).write(bytes)?;
-        self.unsynced += written;
-        if self.unsynced >= UNSYNCED_BYTES && self.sync.try_send(false).is_ok() {
-            self.unsynced = 0;
-        }
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Looks at a copy and opens it while the rest of it goes to disk, which takes a while, and says so meanwhile.
+/// Opens a copy while the rest of it goes to disk, which takes a while, and says so meanwhile.
 fn open(
     incoming: &mut Incoming,
-    file: OnDisk,
+    file: WrittenCopy,
     report: ProgressReport<'_>,
     doing: impl Fn() -> String,
 ) -> Result<Checkpoint, Failed> {
@@ -293,12 +234,8 @@ fn open(
     let (send, opened) = mpsc::channel();
     std::thread::scope(|scope| {
         let opening = scope.spawn(|| {
-            let syncing = file.finish();
-            let opened = incoming.open(&stop);
-            let synced = syncing.join().unwrap_or_else(|_| Err(io::Error::other("a panic")));
-            let opened = opened.and_then(|checkpoint| synced.map(|()| checkpoint).map_err(StoreError::Io));
             // Who asks waits until this scope ends.
-            let _ = send.send(opened);
+            let _ = send.send(file.open(incoming, &stop));
         });
         loop {
             match opened.recv_timeout(SIGN_OF_LIFE_INTERVAL) {

@@ -7,6 +7,7 @@
 //! honest: members are trusted as far as their answers to reads are.
 
 pub mod backup;
+mod copy_file;
 pub mod fetch;
 pub mod serve;
 

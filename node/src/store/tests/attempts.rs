@@ -404,7 +404,8 @@ mod doubts {
         let mut incoming = other.incoming().expect("a place");
         let file = std::fs::File::create(incoming.file()).expect("a file");
         store.copy().expect("a copy").write_to(file).expect("written");
-        incoming.open(&false.into()).expect("it is whole");
+        let pages = incoming.look_at_pages().expect("they are whole");
+        incoming.open(&pages, &false.into()).expect("it is whole");
         other.install(incoming).expect("installed");
         let state = other.partition_state(P0).expect("readable");
         assert_eq!((state.next, state.after_gap, state.level), (NextOffset(61), true, level));

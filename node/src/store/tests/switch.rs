@@ -188,7 +188,8 @@ fn copy_is_of_one_moment_while_a_writer_goes_on() {
             let mut incoming = target.incoming().expect("a place");
             let copy = source.copy().expect("a copy");
             copy.write_to(File::create_new(incoming.file()).expect("a file")).expect("copied");
-            let checkpoint = incoming.open(&AtomicBool::new(false)).expect("a store");
+            let pages = incoming.look_at_pages().expect("they are whole");
+            let checkpoint = incoming.open(&pages, &AtomicBool::new(false)).expect("a store");
             assert!(checkpoint.next >= copy.checkpoint.next, "{checkpoint:?}");
             target.install(incoming).expect("installed");
             let seen = value("a");
@@ -203,9 +204,9 @@ fn copy_is_of_one_moment_while_a_writer_goes_on() {
     let before = folders(to.path()).0.len();
     drop(incoming);
     assert_eq!(folders(to.path()).0.len(), before - 1);
-    let mut incoming = target.incoming().expect("a place");
+    let incoming = target.incoming().expect("a place");
     std::fs::write(incoming.file(), vec![7; 100_000]).expect("written");
-    assert!(incoming.open(&AtomicBool::new(false)).is_err(), "garbage is no store");
+    assert!(incoming.look_at_pages().is_err(), "garbage is no store");
 }
 
 #[test]

@@ -4,7 +4,6 @@ mod damage;
 mod refusals;
 
 use std::fs::File;
-use std::io::{Cursor, Read, Seek};
 use std::ops::Bound;
 use std::sync::LazyLock;
 use std::sync::atomic::AtomicBool;
@@ -13,6 +12,7 @@ use std::time::Duration;
 use bitacora_protocol::record::{KeyValue, ttl};
 
 use super::*;
+use crate::store::check::GIVEN_UP;
 
 const END: i64 = 10_000;
 
@@ -91,7 +91,7 @@ fn take(copy: &[u8]) -> Result<Checkpoint, StoreError> {
     let store = open(dir.path());
     let mut incoming = store.incoming()?;
     std::fs::write(incoming.file(), copy)?;
-    let checkpoint = incoming.open(&AtomicBool::new(false))?;
+    let checkpoint = open_incoming(&mut incoming, false)?;
     store.install(incoming)?;
     use_all(&store);
     Ok(checkpoint)
@@ -133,8 +133,16 @@ fn use_all(store: &Store) {
     let _ = store.reset(&identity(), &[NextOffset(0)], wall_ms(1));
 }
 
-fn check_copy(copy: impl Read + Seek) -> Result<(), String> {
-    pages::check_copy(copy, &AtomicBool::new(false))
+fn check_copy(copy: &[u8]) -> Result<(), String> {
+    let mut check = CopyCheck::default();
+    check.push(copy)?;
+    check.finish().map(drop)
+}
+
+/// Opens what was written as a node does.
+fn open_incoming(incoming: &mut Incoming, stop: bool) -> Result<Checkpoint, StoreError> {
+    let pages = incoming.look_at_pages()?;
+    incoming.open(&pages, &AtomicBool::new(stop))
 }
 
 #[test]
@@ -143,13 +151,17 @@ fn a_check_that_nobody_waits_for_ends() {
     let store = open(dir.path());
     let mut incoming = store.incoming().expect("a place");
     std::fs::write(incoming.file(), &*COPY).expect("written");
-    let stop = AtomicBool::new(true);
-    let error = pages::check_copy(Cursor::new(&*COPY), &stop).expect_err("it has pages");
-    assert_eq!(error, pages::GIVEN_UP);
-    let checkpoint = incoming.open(&AtomicBool::new(false)).expect("it is whole");
-    let environment = incoming.environment.as_ref().expect("opened");
-    let error = environment.check(&checkpoint, &stop).expect_err("it has records").to_string();
-    assert!(error.contains(pages::GIVEN_UP), "{error}");
+    let error = open_incoming(&mut incoming, true).expect_err("it has records").to_string();
+    assert!(error.contains(GIVEN_UP), "{error}");
+}
+
+#[test]
+fn a_copy_is_looked_at_however_it_is_cut() {
+    for length in [1, 7, 4_095, 4_096, 4_097, 10_000] {
+        let mut check = CopyCheck::default();
+        COPY.chunks(length).try_for_each(|piece| check.push(piece)).expect("each piece is");
+        assert!(check.finish().is_ok(), "in pieces of {length}");
+    }
 }
 
 #[test]
@@ -162,14 +174,14 @@ fn a_database_of_more_pages_than_there_are_is_refused() {
         for name in &names {
             copy[name + 7 + field..][..8].fill(0xff);
         }
-        let error = check_copy(Cursor::new(&copy)).expect_err("it was taken");
+        let error = check_copy(&copy).expect_err("it was taken");
         assert!(error.contains("more pages"), "{error}");
     }
 }
 
 #[test]
 fn a_copy_of_everything_is_taken() {
-    assert_eq!(check_copy(Cursor::new(&*COPY)), Ok(()));
+    assert_eq!(check_copy(&COPY), Ok(()));
     let checkpoint = take(&COPY).expect("it is whole");
     assert_eq!(checkpoint.next, [NextOffset(END); 2]);
 }

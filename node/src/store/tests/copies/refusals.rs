@@ -1,7 +1,6 @@
 //! What no node writes, in a copy that LMDB has nothing against: refused, with its place.
 
 use std::fs::File;
-use std::sync::atomic::AtomicBool;
 
 use heed::types::Bytes as RawBytes;
 use heed::{CompactionOption, RwTxn};
@@ -24,7 +23,7 @@ fn refused(change: impl FnOnce(&Environment, &mut RwTxn<'_>) -> heed::Result<()>
     // Not by way of `Store::copy`, which looks at some of it itself.
     let mut file = File::create_new(incoming.file()).expect("a file");
     environment.env.copy_to_file(&mut file, CompactionOption::Enabled).expect("copied");
-    incoming.open(&AtomicBool::new(false)).expect_err("it was taken").to_string()
+    open_incoming(&mut incoming, false).expect_err("it was taken").to_string()
 }
 
 /// The same, of one more record.
