@@ -228,6 +228,20 @@ fn commit<'a>(
     while let Some((key, first)) = changes.next() {
         let is_behind_all = end.is_before(key);
         let record = if is_behind_all { None } else { environment.records.get(&txn, key)? };
+        // A key that the store knows nothing of, and that is written once: nearly all of a restore.
+        if record.is_none()
+            && lookup.looks_into_records_only()
+            && let Change::Write(entry) = &first
+            && changes.peek().is_none_or(|(next, _)| *next != key)
+        {
+            put_newest(environment, &mut txn, key, entry, sweep_time(entry), is_behind_all)?;
+            applied.changed += 1;
+            applied.appended += usize::from(is_behind_all && changed.is_none());
+            if let Some(changed) = &mut changed {
+                changed.note(changed.0.len(), key, &mut None, Some(entry));
+            }
+            continue;
+        }
         let mut state = lookup.key_state_beside(record, environment, &txn, key)?;
         let before = StoredKey::of(&state);
         let first_of_key = changed.as_ref().map_or(0, |changed| changed.0.len());
@@ -356,25 +370,38 @@ fn write_key(
     if let Some(at) = before.newest.as_ref().and_then(sweep_time) {
         environment.sweep_times.delete(txn, &sweep_key(at, key))?;
     }
-    let at = newest.and_then(|entry| {
-        if entry.is_provisional() {
-            Some(state.last_trimmed_at.max(LogTime::default()))
-        } else {
-            sweep_time(entry)
-        }
-    });
-    if let Some(at) = at {
+    let Some(newest) = newest else {
+        environment.records.delete(txn, key)?;
+        return Ok(true);
+    };
+    let sweep_at = if newest.is_provisional() {
+        Some(state.last_trimmed_at.max(LogTime::default()))
+    } else {
+        sweep_time(newest)
+    };
+    put_newest(environment, txn, key, newest, sweep_at, is_behind_all)?;
+    Ok(true)
+}
+
+/// Writes the newest entry of a key, which is behind all those that have records or is not, and when a sweep is to look at it.
+fn put_newest(
+    environment: &Environment,
+    txn: &mut RwTxn<'_>,
+    key: &[u8],
+    entry: &Entry,
+    sweep_at: Option<LogTime>,
+    is_behind_all: bool,
+) -> Result<(), StoreError> {
+    if let Some(at) = sweep_at {
         environment.sweep_times.put(txn, &sweep_key(at, key), &())?;
     }
-    match newest {
+    if is_behind_all {
         // LMDB then looks for no place. It leaves the page before it full in either case, as it does at the end of a tree.
-        Some(entry) if is_behind_all => {
-            environment.records.put_with_flags(txn, PutFlags::APPEND, key, entry.as_stored())?;
-        }
-        Some(entry) => environment.records.put(txn, key, entry.as_stored())?,
-        None => drop(environment.records.delete(txn, key)?),
+        environment.records.put_with_flags(txn, PutFlags::APPEND, key, entry.as_stored())?;
+    } else {
+        environment.records.put(txn, key, entry.as_stored())?;
     }
-    Ok(true)
+    Ok(())
 }
 
 /// What is the same for all keys of a transaction: which databases need not be looked into.
@@ -400,6 +427,10 @@ impl KeyLookup {
             look_into_pending_repairs: !environment.pending_repairs.is_empty(txn)?
                 || !environment.doubts.is_empty(txn)?,
         })
+    }
+
+    fn looks_into_records_only(self) -> bool {
+        !self.look_into_older_entries && !self.look_into_pending_repairs
     }
 
     /// What an environment holds of a key.
