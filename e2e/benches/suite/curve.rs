@@ -55,11 +55,11 @@ pub async fn run(ctx: Ctx) -> Result<()> {
     filled::end(cluster).await
 }
 
-/// Ten thousand, and ten times as many each time, up to the size of the run.
+/// Ten thousand, and ten times as many each time, up to the size of the run; twice that if it is a whole one, 10,000,000.
 fn steps() -> Vec<u64> {
-    let mut steps: Vec<_> =
-        (4..).map(|power| 10_u64.pow(power)).take_while(|step| *step < size().keys).collect();
-    steps.push(size().keys);
+    let most = if size().quick { size().keys } else { 2 * size().keys };
+    let mut steps: Vec<_> = (4..).map(|power| 10_u64.pow(power)).take_while(|step| *step < most).collect();
+    steps.push(most);
     steps
 }
 
