@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bitacora_protocol::rpc::{
-    Failure, FrameError, FrameReader, HandshakeRequest, Message, Request, put_frame,
+    Failure, FrameError, FrameReader, HandshakeRequest, Message, Request, peek_frame, put_frame,
 };
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
+use smallvec::SmallVec;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{MissedTickBehavior, interval};
@@ -20,6 +21,7 @@ use super::handshake::{Client, shake_hands};
 use super::report::{AnsweredCalls, is_bulk};
 use super::{Shared, answers};
 use crate::server::socket::Socket;
+use crate::service::Service;
 use crate::service::error::OperationError;
 use crate::service::memory::Permit;
 use crate::telemetry::RequestSpan;
@@ -180,8 +182,11 @@ impl Connection {
             return pause;
         }
         let began = Instant::now();
-        let mut used = 0;
+        let (mut used, mut looked_ahead) = (0, 0);
         let pause = loop {
+            if used >= looked_ahead && matches!(self.client, Client::Ours) {
+                looked_ahead = used + look_ahead(&self.shared, &self.input[used..]);
+            }
             if let Some(pause) = self.answer_next(refuses, began, &mut used) {
                 break pause;
             }
@@ -362,6 +367,23 @@ impl Connection {
             None => active.elapsed() > self.shared.limits.idle,
         }
     }
+}
+
+/// Tells the service which keys the calls at the front of the input read, if there are several. Returns the length of their frames, at
+/// least 1: until then it is not to be told again.
+fn look_ahead(shared: &Shared, input: &[u8]) -> usize {
+    let (mut keys, mut length) = (SmallVec::<[&[u8]; Service::MOST_NEAR]>::new(), 0);
+    while keys.len() < Service::MOST_NEAR
+        && let Some((call, frame)) = peek_frame(&input[length..])
+        && let Some(key) = Request::peek_read_key(call)
+    {
+        keys.push(key);
+        length += frame;
+    }
+    if keys.len() > 1 {
+        shared.service.bring_near(&keys);
+    }
+    length.max(1)
 }
 
 /// Tells the client why its stream can't be read on, if there is a call to answer.

@@ -38,6 +38,7 @@ use crate::service::reads::{Answer, OwnAnswer, Reads};
 use crate::service::scans::{Page, Scans};
 use crate::service::visibility::{Showing, Visibility};
 use crate::service::writes::{MAX_TTL, WriteError, Writes, Written, check_key};
+use crate::store::Store;
 use crate::telemetry::TraceParent;
 
 /// The operations of a node.
@@ -204,6 +205,14 @@ impl Service {
             return Ok(self.scans.page(scan, &self.memory).await?);
         }
         scan_consistently(&self.scans, &self.consistent, scan, &demand, &self.memory).await
+    }
+
+    /// How many keys of reads that come next are worth telling at a time.
+    pub const MOST_NEAR: usize = Store::MOST_NEAR;
+
+    /// Tells that these keys will be read next; see [`Store::bring_near`].
+    pub fn bring_near(&self, keys: &[&[u8]]) {
+        self.reads.bring_near(keys);
     }
 
     /// Begins one of several operations, of a batch or of a pipelining client. Writes take their place in the log's order in

@@ -150,6 +150,11 @@ impl Reads {
         Self { store, progress, peers, ask_peers }
     }
 
+    /// Tells that these keys will be read next; see [`Store::bring_near`].
+    pub fn bring_near(&self, keys: &[&[u8]]) {
+        self.store.bring_near(keys);
+    }
+
     /// The newest record of a key that this node, or else the cluster, knows.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use super::apply::KeyLookup;
+use super::cache::MOST_NEAR;
 use super::generation::Generation;
 use super::{Entry, Store, StoreError};
 use crate::clock::LogTime;
@@ -72,6 +73,9 @@ pub enum Tier {
 }
 
 impl Store {
+    /// See [`Store::bring_near`].
+    pub const MOST_NEAR: usize = MOST_NEAR;
+
     /// The newest record of a key, delete markers included. Takes microseconds; a page that the system has dropped
     /// from its page cache is read from disk.
     ///
@@ -79,6 +83,12 @@ impl Store {
     /// When LMDB fails.
     pub fn get(&self, key: &[u8]) -> Result<Option<(Entry, Tier)>, StoreError> {
         self.get_from(&self.current.load(), key)
+    }
+
+    /// Tells that these keys will be read next, so that the reads need not wait for memory one after the other. A hint: it changes
+    /// nothing. At most [`Store::MOST_NEAR`] keys make sense.
+    pub fn bring_near(&self, keys: &[&[u8]]) {
+        self.current.load().cache.bring_near(keys);
     }
 
     /// As [`Store::get`], and the log that the answer is of.

@@ -23,6 +23,11 @@ fn there_and_back(request: &Request<'_>) {
     let mut bytes = Vec::new();
     request.encode(&mut bytes);
     assert_eq!(Request::decode(&bytes, None), Ok(Some(request.clone())));
+    let read_key = match *request {
+        Request::GetValue { key } | Request::GetRecord { key } | Request::ReadRecord { key, .. } => Some(key),
+        _ => None,
+    };
+    assert_eq!(Request::peek_read_key(&bytes), read_key.map(str::as_bytes));
     let whole = ForeignProtocol::parse(&PROTOCOL).expect("it is a protocol");
     assert_eq!(Request::decode(&bytes, Some(&whole)), Ok(Some(request.clone())));
     assert!(Request::decode(&bytes[..bytes.len() - 1], None).is_err());

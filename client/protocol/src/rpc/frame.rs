@@ -181,6 +181,16 @@ impl FrameReader {
     }
 }
 
+/// The message of the frame at the front of `input`, and how many bytes the frame has, for who only looks ahead; `None` unless it is
+/// whole and has one buffer.
+#[inline]
+#[must_use]
+pub fn peek_frame(input: &[u8]) -> Option<(&[u8], usize)> {
+    let (count, length) = int(input, 4).zip(int(input, HEADER))?;
+    let end = HEADER + LENGTH + usize::try_from(length).ok().filter(|_| count == 1)?;
+    Some((input.get(HEADER + LENGTH..end)?, end))
+}
+
 fn int(bytes: &[u8], at: usize) -> Option<i32> {
     bytes.get(at..)?.first_chunk().map(|bytes| i32::from_be_bytes(*bytes))
 }
@@ -308,6 +318,18 @@ mod tests {
             Err(FrameError::TooLarge { serial: 7, max: 1000 })
         );
         assert_eq!(next(&header(1, 1, 1000)), Ok(false));
+    }
+
+    #[test]
+    fn only_a_whole_frame_of_one_buffer_is_peeked_at() {
+        let one = frame(7, &[b"message".to_vec()]);
+        let followed = [&one[..], b"more"].concat();
+        assert_eq!(peek_frame(&followed), Some((&b"message"[..], one.len())));
+        for cut in 0..one.len() {
+            assert_eq!(peek_frame(&one[..cut]), None, "{cut}");
+        }
+        assert_eq!(peek_frame(&frame(7, &[b"two".to_vec(), b"buffers".to_vec()])), None);
+        assert_eq!(peek_frame(&[7, 1, -1].map(i32::to_be_bytes).concat()), None);
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub use answer::{
     put_batch_answer, put_value_answer,
 };
 pub use changes::{Change, ChangePage, ChangesRequest, DeleteReason, DeletedKey};
-pub use frame::{Frame, FrameError, FrameLimits, FrameReader, put_frame};
+pub use frame::{Frame, FrameError, FrameLimits, FrameReader, peek_frame, put_frame};
 pub use handshake::{HandshakeMatch, HandshakeRequest, HandshakeResponse, ProtocolHash};
 pub use protocol::{
     ForeignProtocol, Message, PROTOCOL, PROTOCOL_HASH, PROTOCOL_SOURCE, ProtocolError, protocol_hash,

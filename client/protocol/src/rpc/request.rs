@@ -151,6 +151,18 @@ impl<'a> Request<'a> {
         }
     }
 
+    /// The key of a call that reads one, by a client whose protocol is ours, for who only looks ahead; `None` for other calls. The
+    /// rest of the call is not looked at.
+    #[must_use]
+    pub fn peek_read_key(call: &'a [u8]) -> Option<&'a [u8]> {
+        let mut input = Input(call);
+        input.skip_metadata().ok()?;
+        match input.bytes("message name").ok()? {
+            b"getValue" | b"getRecord" | b"readRecord" => input.bytes("key").ok(),
+            _ => None,
+        }
+    }
+
     fn take(message: Message, input: &mut Input<'a>) -> Result<Self, CallError> {
         Ok(match message {
             Message::GetValue => Self::GetValue { key: input.string("key")? },

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
+use smallvec::SmallVec;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use self::table::{Table, Tag};
@@ -26,6 +27,9 @@ const PART_BYTES: u64 = 4 << 20;
 const LARGEST_SHARE: u64 = 8;
 /// In each part, how many groups of keys there are whose changes are told apart.
 const GROUPS: usize = 64;
+
+/// As many keys are brought near at a time: about as many as the processor can wait for at once.
+pub(super) const MOST_NEAR: usize = 32;
 
 /// The newest records of the keys that were asked for last.
 pub(super) struct RecordCache {
@@ -142,6 +146,25 @@ impl RecordCache {
         drop(part);
         self.counters.misses.fetch_add(1, Ordering::Relaxed);
         Err(ReadUnderWay { place, changes })
+    }
+
+    /// Has the processor fetch from memory what the reads of these keys will look at, for all of them at the same time: one read after the
+    /// other would wait for its own each time. Changes nothing, and leaves out what a commit is changing.
+    pub fn bring_near(&self, keys: &[&[u8]]) {
+        let places = keys.iter().map(|key| self.place(key));
+        let places: SmallVec<[Place; MOST_NEAR]> = places.collect();
+        // Held together: to take one between two of the loops' reads would make the processor wait for those before it. Nobody waits
+        // here, so nobody can wait for the other.
+        let parts = places.iter().map(|place| self.parts[place.part].try_read());
+        let parts: SmallVec<[_; MOST_NEAR]> = parts.collect();
+        let there =
+            || places.iter().zip(&parts).filter_map(|(place, part)| Some((place.tag(), part.as_ref()?)));
+        // Each loop needs what the one before has brought.
+        let tags = there().fold(0, |seen, (tag, part)| seen ^ part.table.first_tag(tag));
+        std::hint::black_box(tags);
+        let entries: SmallVec<[&Entry; MOST_NEAR]> =
+            there().filter_map(|(tag, part)| part.table.first_entry(tag)).collect();
+        std::hint::black_box(entries.iter().fold(0, |seen, entry| seen ^ entry.touch()));
     }
 
     /// Keeps what was read past the cache, unless a commit may have changed the key since the read began: what was read would then never

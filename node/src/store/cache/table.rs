@@ -72,6 +72,20 @@ impl Table {
         self.slots.get(at)?.as_ref()
     }
 
+    /// The tag where a search for this one begins.
+    pub fn first_tag(&self, tag: Tag) -> u16 {
+        self.tags.get(home(tag, self.homes)).map_or(0, |found| found.0)
+    }
+
+    /// The first entry with this tag, whatever its key; it does not count as asked for.
+    pub fn first_entry(&self, tag: Tag) -> Option<&Entry> {
+        let from = home(tag, self.homes);
+        let mut run =
+            self.tags.get(from..)?.iter().take_while(|found| **found != Tag::NONE && **found <= tag);
+        let at = from + run.position(|found| *found == tag)?;
+        self.slots.get(at)?.as_ref()
+    }
+
     /// Puts an entry in the place of that with the same key; returns what cannot be put, or what was there.
     pub fn replace(&mut self, tag: Tag, entry: Entry) -> Result<Entry, Entry> {
         match self.find(tag, entry.key()).map(|at| self.slots[at].as_mut()) {

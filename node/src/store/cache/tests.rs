@@ -31,6 +31,30 @@ fn weights(cache: &RecordCache) -> u64 {
     tables.sum()
 }
 
+#[test]
+fn what_is_brought_near_is_neither_read_nor_changed() {
+    let (cache, counters) = cache(1 << 20);
+    for key in 0..100 {
+        read(&cache, key, 10);
+    }
+    let keys: Vec<_> = (90..110_u64).map(|key| key.to_string()).collect();
+    let keys: Vec<_> = keys.iter().map(String::as_bytes).collect();
+    let counted = || (counters.hits(), counters.misses.load(Ordering::Relaxed), cache.len(), cache.bytes());
+    let before = counted();
+    cache.bring_near(&keys);
+    // Somebody else changes a part, and is not waited for.
+    let parts: Vec<_> = cache.parts.iter().map(RwLock::write).collect();
+    cache.bring_near(&keys);
+    drop(parts);
+    assert_eq!(counted(), before);
+    for key in 90..100_u64 {
+        let place = cache.place(key.to_string().as_bytes());
+        let part = cache.parts[place.part].read();
+        let near = part.table.first_entry(place.tag()).expect("there is one of its tag");
+        assert_eq!(cache.place(near.key()).tag(), place.tag());
+    }
+}
+
 mod table {
     use super::*;
 
