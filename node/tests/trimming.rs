@@ -1,19 +1,22 @@
 //! Trimming by the parts that do it in a node, over the embedded log.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bitacora_node::clock::{Clock as _, LogTime, SystemClock};
 use bitacora_node::cluster::fixed::FixedMembership;
 use bitacora_node::data_dir::DataDir;
 use bitacora_node::log::embedded::EmbeddedLog;
-use bitacora_node::log::{Appended, Batch, Condition, Log, LogTag, NewRecord};
+use bitacora_node::log::{
+    Appended, Batch, Condition, Log, LogInfo, LogReader, LogTag, NewRecord, OpenError, ReadError, Unsettled,
+};
 use bitacora_node::metrics::Metrics;
 use bitacora_node::replication::{self, Replica};
 use bitacora_node::store::Store;
 use bitacora_node::trimming::{self, Trimming};
-use bitacora_protocol::NextOffset;
 use bitacora_protocol::record::{KeyValue, source, ttl};
+use bitacora_protocol::{HighWatermark, NextOffset};
 
 const RETENTION: Duration = Duration::from_millis(1);
 const PARTITIONS: usize = 2;
@@ -182,4 +185,77 @@ fn a_late_tombstone_is_repaired_by_the_elected_node() {
     assert_eq!(repairs, [Some(repair)]);
     first.wait("it is counted", |node| node.metrics.repairs_sent.get() > 0);
     assert_eq!(second.metrics.repairs_sent.get(), 0, "it leaves the pending to the other for a while");
+}
+
+/// The embedded log, which counts how often it was asked whether it can be trimmed.
+struct CountingLog {
+    log: Arc<EmbeddedLog>,
+    checks: AtomicUsize,
+}
+
+impl Log for CountingLog {
+    fn topic(&self) -> &str {
+        self.log.topic()
+    }
+
+    fn open(&self, answered: &dyn Fn()) -> Result<LogInfo, OpenError> {
+        self.log.open(answered)
+    }
+
+    fn hand_over(&self, record: &NewRecord, append: Unsettled) {
+        self.log.hand_over(record, append);
+    }
+
+    fn check_trimming(&self) -> Result<(), String> {
+        self.checks.fetch_add(1, Ordering::Relaxed);
+        self.log.check_trimming()
+    }
+
+    fn reader(&self, from: &[NextOffset], epochs: &[Option<i32>]) -> Result<Box<dyn LogReader>, ReadError> {
+        self.log.reader(from, epochs)
+    }
+
+    fn high_watermarks(&self) -> Result<Vec<HighWatermark>, ReadError> {
+        self.log.high_watermarks()
+    }
+
+    fn flush(&self, deadline: Duration) {
+        self.log.flush(deadline);
+    }
+}
+
+#[test]
+fn an_empty_log_is_not_looked_at_in_every_step() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let (embedded, data) = (open(&dir), tempfile::tempdir().expect("a temporary folder"));
+    let log = Arc::new(CountingLog { log: embedded, checks: AtomicUsize::new(0) });
+    let store = Arc::new(Store::open(data.path(), 1 << 20).expect("the store opens"));
+    let retention = Duration::from_hours(24);
+    let parts = replication::Parts::alone(log.clone(), store.clone(), retention).expect("names differ");
+    let (progress, metrics) = (parts.progress.clone(), parts.metrics.clone());
+    let replica = Replica::start(parts).expect("starts");
+    let membership = Arc::new(FixedMembership::new(vec!["first".into()], "first"));
+    let original_nodes = false;
+    let of_log = log.clone();
+    let mut upkeep = trimming::Upkeep::new(trimming::Parts {
+        log: of_log,
+        membership,
+        store,
+        progress,
+        metrics,
+        retention,
+        original_nodes,
+    });
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while log.checks.load(Ordering::Relaxed) == 0 {
+        assert!(Instant::now() < deadline, "it is never looked at");
+        upkeep.step();
+        std::thread::yield_now();
+    }
+    let before = Instant::now();
+    (0..100).for_each(|_| upkeep.step());
+    // One more after ten seconds each.
+    let most = 1 + before.elapsed().as_secs().div_ceil(10) as usize;
+    assert!(log.checks.load(Ordering::Relaxed) <= most, "looked at {:?} times", log.checks);
+    assert!(replica.stop(Instant::now() + Duration::from_secs(60)).is_empty());
 }

@@ -28,6 +28,8 @@ use crate::worker::Worker;
 const TRIM_INTERVAL: Duration = Duration::from_millis(500);
 /// Between two looks at a log that can't be trimmed.
 const TOPIC_RECHECK_INTERVAL: Duration = Duration::from_mins(1);
+/// Between two rounds, at most, of a node that has read no record yet.
+const LONGEST_PAUSE_BEFORE_FIRST_RECORD: Duration = Duration::from_secs(10);
 /// A node that is not elected leaves a pending repair to the one that is for this long.
 const GRACE_FOR_ELECTED_TRIMMER: Duration = Duration::from_secs(30);
 
@@ -144,15 +146,23 @@ impl Upkeep {
             return Ok(());
         }
         // The clock first, then the store: it may be newer than that, never older.
-        let Some(applied) = self.parts.progress.applied_until() else { return Ok(()) };
+        let Some(applied) = self.parts.progress.applied_until() else {
+            // Nothing was read, so nothing is due. To look at the topic again takes a client of its own.
+            self.put_off(LONGEST_PAUSE_BEFORE_FIRST_RECORD);
+            return Ok(());
+        };
         let (trims, all) = self.trimmer.trims(applied)?;
         self.parts.metrics.tombstones_sent.inc_by(self.append(&trims));
         if all {
-            let pause = self.trimmer.retention / 100;
-            self.next_round =
-                self.clock().now() + pause.clamp(Duration::from_secs(1), Duration::from_mins(10));
+            self.put_off(Duration::from_mins(10));
         }
         Ok(())
+    }
+
+    /// The next round begins after a hundredth of the retention, but after no more than `longest`, and a second at least.
+    fn put_off(&mut self, longest: Duration) {
+        let pause = self.trimmer.retention / 100;
+        self.next_round = self.clock().now() + pause.clamp(Duration::from_secs(1), longest);
     }
 
     /// Appends a record that tells the log's time once it is read, if this machine's clock says that much time has passed since the last
