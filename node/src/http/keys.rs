@@ -1,6 +1,6 @@
 //! One key: `/rpc` and `/rpc/cluster`.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bitacora_protocol::WriteOptions;
 use bytes::Buf;
@@ -27,12 +27,11 @@ pub(super) async fn get(service: &Service, query: &str, headers: &HeaderMap, not
     no_write_condition(headers)?;
     let known = etag::if_none_match(headers)?;
     notes.key(key);
-    let asked = Instant::now();
     let answer = service.get(key, &read).await;
-    // What this node knows itself it answers from its store; anything else took the other members.
+    // What this node knows itself it answers from its store; anything else took the other members. Nothing before it waits.
     match &answer {
-        Ok(Answer { found: LookupResult::Local(_), .. }) => notes.waits.store = asked.elapsed(),
-        _ => notes.waits.peers = asked.elapsed(),
+        Ok(Answer { found: LookupResult::Local(_), .. }) => notes.waits.store = notes.started.elapsed(),
+        _ => notes.waits.peers = notes.started.elapsed(),
     }
     let answer = answer?;
     Ok((answers::read(key, &answer, known.as_ref(), service.memory())?, answer.outcome()))

@@ -150,7 +150,8 @@ where
     let (passed, checked) = gate::check(&api.origins, method, version, path, request.headers());
     let mut answer = match checked {
         Ok(()) if routes::is_get(path, method) => routes::get(&api, &request).await,
-        Ok(()) => calls.call(request).await?,
+        // The calls' future is large, and would otherwise be moved about with each read.
+        Ok(()) => Box::pin(calls.call(request)).await?,
         Err(answered) => answered.into_response(),
     };
     passed.describe(&api.origins, answer.status(), answer.headers_mut());

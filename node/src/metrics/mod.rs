@@ -3,6 +3,7 @@
 
 pub mod registry;
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use prometheus::process_collector::ProcessCollector;
@@ -33,6 +34,7 @@ declare_metrics! {
     /// A node's counters.
     pub struct Metrics {
         registry: Registry = itself(),
+        http_gets_found: OnceLock<RequestSeries> = not_looked_up(),
         requests: IntCounterVec =
             counters("requests_total", "Requests answered.", &["interface", "operation", "outcome"]),
         request_seconds: HistogramVec =
@@ -157,6 +159,12 @@ fn itself(registry: &Registry) -> prometheus::Result<Registry> {
     Ok(registry.clone())
 }
 
+/// Series that are looked up when they are needed first.
+#[expect(clippy::unnecessary_wraps, reason = "a row's function may fail")]
+fn not_looked_up(_: &Registry) -> prometheus::Result<OnceLock<RequestSeries>> {
+    Ok(OnceLock::new())
+}
+
 impl Metrics {
     /// # Errors
     /// When two metrics have the same name.
@@ -241,14 +249,40 @@ impl Metrics {
 
     /// Counts an answered request.
     pub fn request(&self, interface: &str, operation: &str, outcome: &str, took: Duration) {
+        // Most of those that are counted one by one.
+        if (interface, operation, outcome) == ("http", "get", "found") {
+            let series = || self.request_series(interface, operation, outcome);
+            return self.http_gets_found.get_or_init(series).add(1, took);
+        }
         self.requests(interface, operation, outcome, 1, took);
     }
 
     /// Counts requests that were answered together.
     pub fn requests(&self, interface: &str, operation: &str, outcome: &str, count: u64, took: Duration) {
-        self.requests.with_label_values(&[interface, operation, outcome]).inc_by(count);
-        let seconds = self.request_seconds.with_label_values(&[interface, operation]);
-        observe(&seconds, count, took);
+        self.request_series(interface, operation, outcome).add(count, took);
+    }
+
+    /// The series of such requests, for who counts them again and again: they are looked up by their labels once.
+    #[must_use]
+    pub fn request_series(&self, interface: &str, operation: &str, outcome: &str) -> RequestSeries {
+        RequestSeries {
+            answered: self.requests.with_label_values(&[interface, operation, outcome]),
+            seconds: self.request_seconds.with_label_values(&[interface, operation]),
+        }
+    }
+}
+
+/// The series of requests with the same labels.
+pub struct RequestSeries {
+    answered: IntCounter,
+    seconds: Histogram,
+}
+
+impl RequestSeries {
+    /// Counts requests that were answered together.
+    pub fn add(&self, count: u64, took: Duration) {
+        self.answered.inc_by(count);
+        observe(&self.seconds, count, took);
     }
 }
 

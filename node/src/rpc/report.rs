@@ -4,16 +4,25 @@ use std::time::Duration;
 
 use bitacora_protocol::rpc::Message;
 
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, RequestSeries};
 use crate::service::slow::{self, KeyHash, SlowRequests, Waits};
 
 /// What was answered since the last report: metrics are too dear to be moved for each call by itself.
 #[derive(Default)]
 pub struct AnsweredCalls {
-    /// At once: message, outcome, how many.
-    at_once: Vec<(Option<Message>, &'static str, u64)>,
+    /// At once. Those of earlier reports stay, for their series.
+    at_once: Vec<AtOnce>,
     took: Duration,
     waited: Vec<WaitedCall>,
+}
+
+/// Calls of one kind that were answered at once.
+struct AtOnce {
+    message: Option<Message>,
+    outcome: &'static str,
+    count: u64,
+    /// Where they are counted; `None` before the first report.
+    series: Option<RequestSeries>,
 }
 
 /// A call that had to wait, answered.
@@ -47,9 +56,10 @@ pub fn is_bulk(message: Message) -> bool {
 impl AnsweredCalls {
     /// Counts a call that was answered at once.
     pub fn count(&mut self, message: Option<Message>, outcome: &'static str) {
-        match self.at_once.iter_mut().find(|(m, o, _)| *m == message && *o == outcome) {
-            Some((_, _, count)) => *count += 1,
-            None => self.at_once.push((message, outcome, 1)),
+        let is_same = |at_once: &&mut AtOnce| at_once.message == message && at_once.outcome == outcome;
+        match self.at_once.iter_mut().find(is_same) {
+            Some(at_once) => at_once.count += 1,
+            None => self.at_once.push(AtOnce { message, outcome, count: 1, series: None }),
         }
     }
 
@@ -66,9 +76,13 @@ impl AnsweredCalls {
     /// Moves the metrics on, logs calls that were slow, and begins anew.
     pub fn report(&mut self, metrics: &Metrics, slow: SlowRequests) {
         let interface = "rpc";
-        for (message, outcome, count) in self.at_once.drain(..) {
+        for AtOnce { message, outcome, count, series } in &mut self.at_once {
+            if *count == 0 {
+                continue;
+            }
             let operation = message.map_or("unknown", operation_name);
-            metrics.requests(interface, operation, outcome, count, self.took);
+            let series = series.get_or_insert_with(|| metrics.request_series(interface, operation, outcome));
+            series.add(std::mem::take(count), self.took);
         }
         for WaitedCall { serial, message, key, outcome, took } in self.waited.drain(..) {
             let operation = operation_name(message);

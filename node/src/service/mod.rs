@@ -124,10 +124,14 @@ impl Service {
         check_key(key)?;
         let demand = Demand::of(read)?;
         if demand.is_eventual() {
-            return Ok(self.reads.get(key).await?);
+            if let Some(answer) = self.reads.at_once(key)? {
+                return Ok(answer);
+            }
+            // What waits is seldom and large, and would otherwise be moved about with each request that does not.
+            return Ok(Box::pin(self.reads.get(key)).await?);
         }
-        let (answer, _) = read_consistently(&self.reads, &self.consistent, key, &demand).await?;
-        Ok(answer)
+        let waits = Box::pin(read_consistently(&self.reads, &self.consistent, key, &demand));
+        Ok(waits.await?.0)
     }
 
     /// As [`Service::get`], of this node alone, and the log that the answer is of.
