@@ -26,8 +26,10 @@ use bitacora_protocol::Position;
 
 /// How often librdkafka tells the producer's statistics: a write that failed may wait so long for its answer, see [`super::sent`].
 const STATISTICS_INTERVAL_MS: &str = "1000";
-/// How long the thread of a producer waits for news before it looks whether to end.
-const POLL_TIMEOUT: Duration = Duration::from_millis(100);
+/// How long the thread of a producer waits for news before it looks whether to end. What comes meanwhile is handed out at once. rdkafka
+/// waits for whole milliseconds and asks without a pause in the last one, so each wait costs up to a millisecond of processor time; and the
+/// end of a producer may take as long as a wait.
+const POLL_TIMEOUT: Duration = Duration::from_millis(500);
 
 pub(super) fn producer(
     settings: &KafkaSettings,
