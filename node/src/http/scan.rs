@@ -13,6 +13,7 @@ use super::options::read_options;
 use super::params::query_params;
 use super::{Notes, Outcome};
 use crate::service::Service;
+use crate::service::error::OperationError;
 use crate::service::scans::Page;
 use crate::store::UuidText;
 
@@ -38,8 +39,8 @@ pub(super) async fn scan(service: &Service, query: &str, headers: &HeaderMap, no
     let asked = Instant::now();
     let page = service.scan(&ScanRequest { prefix, start, end, limit, cursor }, &read).await;
     notes.waits.store = asked.elapsed();
-    let page = page?;
-    Ok((reply(page), "ok"))
+    let answered = page?.answer(reply).await;
+    Ok((answered.map_err(OperationError::from)?, "ok"))
 }
 
 fn reply(page: Page) -> Reply {

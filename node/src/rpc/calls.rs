@@ -10,7 +10,7 @@ use bitacora_protocol::rpc::{
 use bitacora_protocol::{Operation, ReadOptions};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join, join_all, poll_fn};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{Mutex, OwnedSemaphorePermit};
 use tokio::time::timeout;
 use tracing::Instrument as _;
 
@@ -29,8 +29,13 @@ use crate::telemetry::{RequestSpan, TraceParent};
 
 /// What the answers of one batch may have, in bytes.
 const MAX_BATCH_ANSWER_BYTES: usize = 16 << 20;
+/// Operations of a batch that are begun without a pause for what else the worker of the runtime has to do: some 100 µs.
+const BEGUN_AT_A_TIME: usize = 64;
 const STOPPING_MESSAGE: &str = "this node is stopping and did nothing; ask another node";
 const BUSY_MESSAGE: &str = "this node has too many batches and scans to do and did nothing; ask another node";
+
+/// The batches of a connection are begun one after the other, in their order.
+pub type BatchTurns = Arc<Mutex<()>>;
 
 /// What became of a frame.
 pub enum Content {
@@ -260,7 +265,7 @@ impl WaitingCall {
     }
 
     /// Makes the answer. `content` is what comes before it: a handshake, or nothing. `held` stands for the bytes of a large
-    /// frame while a single operation waits; a batch or a scan counts its own.
+    /// frame while a single operation waits; a batch or a scan counts its own. `turns` are the connection's.
     pub fn finish(
         self,
         serial: i32,
@@ -268,6 +273,7 @@ impl WaitingCall {
         memory: Memory,
         held: Option<Permit>,
         began: Instant,
+        turns: &BatchTurns,
     ) -> BoxFuture<'static, Finished> {
         let Self { message, work, span } = self;
         let log_span = tracing::debug_span!("request", id = serial, interface = "rpc", ?message);
@@ -294,14 +300,22 @@ impl WaitingCall {
             }
             .instrument(log_span)
             .boxed(),
-            Work::Bulk(bulk) => async move {
-                let BulkAnswer { outcome, permit, memory } =
-                    bulk.finish(message, &mut content, span.trace_parent()).await;
-                span.end(outcome);
-                Finished { call: waited(None, outcome), content, bulk_permit: permit, memory: Some(memory) }
+            Work::Bulk(bulk) => {
+                let turns = Arc::clone(turns);
+                async move {
+                    let BulkAnswer { outcome, permit, memory } =
+                        bulk.finish(message, &mut content, span.trace_parent(), &turns).await;
+                    span.end(outcome);
+                    Finished {
+                        call: waited(None, outcome),
+                        content,
+                        bulk_permit: permit,
+                        memory: Some(memory),
+                    }
+                }
+                .instrument(log_span)
+                .boxed()
             }
-            .instrument(log_span)
-            .boxed(),
         }
     }
 }
@@ -323,12 +337,13 @@ impl BulkCall {
         message: Message,
         content: &mut Vec<u8>,
         trace: Option<TraceParent>,
+        turns: &BatchTurns,
     ) -> BulkAnswer {
         let shared = Arc::clone(&self.shared);
         let permit =
             timeout(shared.limits.request_timeout, Arc::clone(&shared.bulk_calls).acquire_owned()).await;
         let (outcome, permit) = match permit {
-            Ok(permit) => (self.run(message, content, trace).await, permit.ok()),
+            Ok(permit) => (self.run(message, content, trace, turns).await, permit.ok()),
             Err(_) => {
                 let error = RequestError { code: ErrorCode::NotReady, message: BUSY_MESSAGE.to_owned() };
                 Failure::Declared(error).encode(Some(message), content);
@@ -344,12 +359,15 @@ impl BulkCall {
         message: Message,
         content: &mut Vec<u8>,
         trace: Option<TraceParent>,
+        turns: &BatchTurns,
     ) -> &'static str {
         // It has been decoded before, so it can be again.
         let (scan, read) = match Request::decode(&self.call, self.foreign.as_deref()) {
             Ok(Some(Request::Batch(operations) | Request::BatchRecords(operations))) => {
+                let turn = turns.lock().await;
                 let begun = BegunBatch::begin(&self.shared.service, &operations, trace, &mut self.memory);
-                drop(operations);
+                let begun = begun.await;
+                drop((operations, turn));
                 begun.finish(message, &mut self.memory, content).await;
                 return "ok";
             }
@@ -357,12 +375,22 @@ impl BulkCall {
             Ok(Some(Request::ScanRecords { scan, read })) => (scan, read),
             _ => return "failed",
         };
-        match self.shared.service.scan(&scan, &read).await {
-            Ok(page) => {
-                answers::put_page(message, &page, content);
+        let page = match self.shared.service.scan(&scan, &read).await {
+            Ok(page) => page,
+            Err(error) => return answers::put_error(message, &error, content),
+        };
+        let before = content.clone();
+        let answered = page.answer(move |page| {
+            let mut content = before;
+            answers::put_page(message, &page, &mut content);
+            content
+        });
+        match answered.await {
+            Ok(answered) => {
+                *content = answered;
                 "ok"
             }
-            Err(error) => answers::put_error(message, &error, content),
+            Err(error) => answers::put_error(message, &error.into(), content),
         }
     }
 }
@@ -379,18 +407,23 @@ struct BegunBatch {
 
 impl BegunBatch {
     /// Begins all operations in their order. A read whose answer finds no memory fails alone.
-    fn begin(
+    async fn begin(
         service: &Service,
         operations: &[Operation<'_>],
         trace: Option<TraceParent>,
         memory: &mut Permit,
     ) -> Self {
         let (mut plain, mut later, mut bytes) = (service.write_group(trace), Vec::new(), 0);
-        let begun = operations.iter().map(|operation| {
-            if bytes > MAX_BATCH_ANSWER_BYTES {
-                return InBatch::Done(Err(OperationError::BatchTooLarge));
+        let mut begun = Vec::with_capacity(operations.len());
+        for (number, operation) in operations.iter().enumerate() {
+            if number > 0 && number % BEGUN_AT_A_TIME == 0 {
+                tokio::task::yield_now().await;
             }
-            match service.begin_in_batch(*operation, &mut plain, trace) {
+            if bytes > MAX_BATCH_ANSWER_BYTES {
+                begun.push(InBatch::Done(Err(OperationError::BatchTooLarge)));
+                continue;
+            }
+            begun.push(match service.begin_in_batch(*operation, &mut plain, trace) {
                 BegunInBatch::Plain => InBatch::Plain,
                 BegunInBatch::Other(Begun::Done(outcome)) => {
                     InBatch::Done(counted(outcome, 2, &mut bytes, memory))
@@ -399,9 +432,8 @@ impl BegunBatch {
                     later.push(outcome);
                     InBatch::Later
                 }
-            }
-        });
-        let begun = begun.collect();
+            });
+        }
         plain.close();
         Self { begun, plain, later, bytes }
     }

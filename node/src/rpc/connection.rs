@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::calls::{Content, Finished, answer_frame, begin_span};
+use super::calls::{BatchTurns, Content, Finished, answer_frame, begin_span};
 use super::handshake::{Client, shake_hands};
 use super::report::{AnsweredCalls, is_bulk};
 use super::{Shared, answers};
@@ -57,6 +57,7 @@ pub(super) struct Connection {
     under_way: FuturesUnordered<BoxFuture<'static, Finished>>,
     /// Batches and scans among them.
     bulk_calls: usize,
+    batch_turns: BatchTurns,
     /// Of batches and scans whose answers are not written yet.
     bulk_permits: Vec<OwnedSemaphorePermit>,
     /// For the answers of calls that waited, which are not written yet.
@@ -111,6 +112,7 @@ impl Connection {
             client: Client::Unknown,
             under_way: FuturesUnordered::new(),
             bulk_calls: 0,
+            batch_turns: BatchTurns::default(),
             bulk_permits: Vec::new(),
             answer_memory: Vec::new(),
             out_memory,
@@ -234,7 +236,7 @@ impl Connection {
                 let memory = shared.service.memory().clone();
                 // What waits has the frame's bytes as well, in its record. They are there already.
                 let held = (frame.length > LARGE_BYTES).then(|| memory.take_anyway(frame.length));
-                under_way.push(call.finish(frame.serial, prefix, memory, held, began));
+                under_way.push(call.finish(frame.serial, prefix, memory, held, began, &self.batch_turns));
                 None
             }
             Content::Unreadable => {

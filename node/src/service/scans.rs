@@ -19,6 +19,8 @@ use crate::store::{Entry, ScannedPage, State, Store, StoreError};
 pub const MAX_LIMIT: i32 = 10_000;
 /// Pages that are read at a time; further scans wait. Bounds the disk's queue.
 const MAX_CONCURRENT_PAGES: usize = 8;
+/// A page of more is made an answer of on a thread of its own.
+const SMALL_PAGE_BYTES: usize = 32 * 1024;
 /// What a page is taken to have until it was read: what the store puts into one, and a last record that exceeds it.
 const PAGE_MEMORY_BYTES: usize = 2 << 20;
 
@@ -57,6 +59,24 @@ pub enum ScanError {
     Memory(#[from] OutOfMemory),
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl Page {
+    /// Makes an answer of it. Of a large one on a thread of its own: some milliseconds in which a worker of the runtime would answer
+    /// nobody else.
+    ///
+    /// # Errors
+    /// When that thread panicked.
+    pub async fn answer<T: Send + 'static>(
+        self,
+        answer: impl FnOnce(Page) -> T + Send + 'static,
+    ) -> Result<T, ScanError> {
+        if self.entries.iter().map(Entry::bytes).sum::<usize>() <= SMALL_PAGE_BYTES {
+            return Ok(answer(self));
+        }
+        let answering = tokio::task::spawn_blocking(move || answer(self));
+        Ok(answering.await.map_err(|_| StoreError::Corrupt("records"))?)
+    }
 }
 
 impl Scans {

@@ -112,3 +112,21 @@ async fn a_page_with_a_key_in_doubt_is_refused() {
     reader.apply("k/1", 3, false);
     assert_eq!(reader.scan("").await.expect("certain by now").entries.len(), 2);
 }
+
+#[tokio::test]
+async fn a_large_page_is_answered_on_another_thread() {
+    let reader = reader();
+    let whole = ScanRequest { limit: 10_000, ..ScanRequest::default() };
+    let thread_of_answer = async || {
+        let page = reader.scans.page(&whole, &Memory::unlimited()).await.expect("a page");
+        page.answer(|page| (page.entries.len(), std::thread::current().id())).await.expect("answered")
+    };
+    reader.apply("a", 0, false);
+    assert_eq!(thread_of_answer().await, (1, std::thread::current().id()), "a small one is at once");
+    for offset in 1..1_000 {
+        reader.apply(&format!("a key of some length {offset:050}"), offset, false);
+    }
+    let (records, thread) = thread_of_answer().await;
+    assert_eq!(records, 1_000);
+    assert_ne!(thread, std::thread::current().id());
+}
