@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use e2e::cluster::{Cluster, Node, Options, cli_binary};
+use e2e::measure::bare::Kind;
 use e2e::measure::bulk::{Batches, Over};
 use e2e::measure::child::{self, Job, Measured, against};
 use e2e::measure::load::{Call, Hold, Load};
+use e2e::measure::peers::Peer;
 use e2e::measure::row::{Better, Figure, Row, Target};
 use e2e::measure::table::number;
 use e2e::measure::{key, results, value};
@@ -39,27 +41,33 @@ pub async fn run(ctx: Ctx) -> Result<()> {
     filled::warm(Call::AvroGet, node.avro_port, keys).await?;
     let dir = &ctx.dir;
     let port = node.api_port;
+    // What the machine itself makes of it: a server that looks for nothing, beside the same disturbances.
+    let bare = Peer::bare(Kind::Warp, &value(VALUE_BYTES), dir).await?;
 
     let idle = || Ok(vec![hold(port, dir)?]);
-    disturbed(node, "2,000 idle keep-alive connections", idle).await?;
+    disturbed(node, &bare, "2,000 idle keep-alive connections", idle).await?;
     let other = large_values(&ctx).await?;
     let read_large =
         |port| Load { value_bytes: LARGE_VALUE, ..Load::new(Call::HttpGet, port, 4, LARGE_KEYS, 600.0) };
-    let large =
-        || Ok(vec![child::start(&Job::Load(read_large(other.nodes[0].api_port)), &dir.join("large.log"))?]);
-    disturbed(&other.nodes[0], "256 KiB values being read", large).await?;
+    let large = || {
+        Ok(vec![child::start_beside(
+            &Job::Load(read_large(other.nodes[0].api_port)),
+            &dir.join("large.log"),
+        )?])
+    };
+    disturbed(&other.nodes[0], &bare, "256 KiB values being read", large).await?;
     filled::end(other).await?;
     let scan = || {
-        Ok(vec![child::start(
+        Ok(vec![child::start_beside(
             &Job::Load(Load::new(Call::HttpScan, port, 1, keys, 600.0)),
             &dir.join("scan.log"),
         )?])
     };
-    disturbed(node, "a scan of everything", scan).await?;
+    disturbed(node, &bare, "a scan of everything", scan).await?;
     write_file(dir, keys)?;
     let cli = cli_binary().await?;
     let import = || Ok(vec![import(cli, node, dir)?]);
-    disturbed(node, "an import under way", import).await?;
+    disturbed(node, &bare, "an import under way", import).await?;
     restore_of_another(&cluster).await?;
     hot_key(node).await?;
     filled::end(cluster).await?;
@@ -67,21 +75,27 @@ pub async fn run(ctx: Ctx) -> Result<()> {
 }
 
 /// Reads by few connections that rest between their calls, so that it is delays that are measured and not the machine's limits.
-async fn small_reads(node: &Node, seconds: f64) -> Result<f64> {
-    let load = Load { rest_ms: 2, ..Load::new(Call::HttpGet, node.api_port, 8, size().read, seconds) };
+async fn small_reads(port: u16, seconds: f64) -> Result<f64> {
+    let load = Load { rest_ms: 2, ..Load::new(Call::HttpGet, port, 8, size().read, seconds) };
     Ok(child::run(&Job::Load(load)).await?.p99)
 }
 
-/// Rounds that alternate: quiet, and beside what `start` starts.
-async fn disturbed(node: &Node, what: &str, start: impl Fn() -> Result<Vec<Process>>) -> Result<()> {
-    let (mut busy, mut quiet) = (Vec::new(), Vec::new());
+/// Rounds that alternate: quiet, and beside what `start` starts; then the bare server beside the same.
+async fn disturbed(
+    node: &Node,
+    bare: &Peer,
+    what: &str,
+    start: impl Fn() -> Result<Vec<Process>>,
+) -> Result<()> {
+    let (mut busy, mut quiet, mut of_bare) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..size().rounds {
-        quiet.push(small_reads(node, size().round).await?);
+        quiet.push(small_reads(node.api_port, size().round).await?);
         let under_way = start()?;
         for process in &under_way {
             running(process).await?;
         }
-        busy.push(small_reads(node, size().round).await?);
+        busy.push(small_reads(node.api_port, size().round).await?);
+        of_bare.push(small_reads(bare.port, size().round).await?);
         for process in &under_way {
             let ended = process.exited();
             anyhow::ensure!(
@@ -93,7 +107,10 @@ async fn disturbed(node: &Node, what: &str, start: impl Fn() -> Result<Vec<Proce
         drop(under_way);
         filled::until(node, |status| status["caught_up"] == true).await?;
     }
-    results::add([beside_quiet(what, &busy, &quiet)]);
+    let work = format!("{SMALL} beside {what}");
+    let name = (PART, &work[..], "bare warp route beside the same");
+    let against_bare = Row::beside(name, "p99, µs", Better::Lower, &busy, Some(&of_bare));
+    results::add([beside_quiet(what, &busy, &quiet), against_bare]);
     Ok(())
 }
 
@@ -147,7 +164,7 @@ async fn large_values(ctx: &Ctx) -> Result<Cluster> {
 
 /// More than is imported while small reads are measured, of the keys that are there.
 fn write_file(dir: &Path, keys: u64) -> Result<()> {
-    const PER_SECOND: f64 = 600_000.0;
+    const PER_SECOND: f64 = 900_000.0;
     let records = (PER_SECOND * size().round) as u64;
     filled::write_file(&dir.join("import.ndjson"), (0..records).map(|number| number % keys))
 }
@@ -155,7 +172,7 @@ fn write_file(dir: &Path, keys: u64) -> Result<()> {
 fn import(cli: &Path, node: &Node, dir: &Path) -> Result<Process> {
     let mut command = std::process::Command::new(cli);
     command.args(["--rpc", &node.rpc_address(), "import", "import.ndjson"]).current_dir(dir);
-    Process::spawn(command, &dir.join("import.log"))
+    Process::spawn(child::at_lower_priority(&command), &dir.join("import.log"))
 }
 
 /// Another node, which takes this one's snapshot and then reads the log, over and over for as long as small reads are measured.
@@ -163,13 +180,13 @@ async fn restore_of_another(cluster: &Cluster) -> Result<()> {
     let [node, other] = &cluster.nodes[..] else { unreachable!("two nodes") };
     let (mut busy, mut quiet) = (Vec::new(), Vec::new());
     for _ in 0..size().rounds {
-        quiet.push(small_reads(node, size().round).await?);
+        quiet.push(small_reads(node.api_port, size().round).await?);
         if other.is_running() {
             other.kill();
         }
         other.wipe()?;
         other.spawn()?;
-        busy.push(small_reads(node, size().round).await?);
+        busy.push(small_reads(node.api_port, size().round).await?);
         other.ready_within(PATIENCE).await;
     }
     other.kill();
@@ -216,7 +233,7 @@ async fn small_cache(ctx: &Ctx) -> Result<()> {
         for (node, rounds, reads) in [(tenth, &mut ours, &mut busy), (whole, &mut theirs, &mut quiet)] {
             let load = Load { depth: 16, ..Load::new(Call::AvroGet, node.avro_port, 50, keys, size().round) };
             rounds.push(against(&[filled::pid(node)?], &Job::Load(load)).await?);
-            reads.push(small_reads(node, size().round).await?);
+            reads.push(small_reads(node.api_port, size().round).await?);
         }
     }
     let name = (PART, "RPC GET, a cache of a tenth of the data", "all of it cached");

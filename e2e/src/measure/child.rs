@@ -132,6 +132,24 @@ pub fn start(job: &Job, log: &Path) -> Result<Process> {
     Process::spawn(command(job)?, log)
 }
 
+/// As [`start`], beside others that are measured: at a lower priority, since clients of a server mostly have processors of their own.
+///
+/// # Errors
+/// When it can't be started.
+pub fn start_beside(job: &Job, log: &Path) -> Result<Process> {
+    Process::spawn(at_lower_priority(&command(job)?), log)
+}
+
+/// A command whose process gives way to others.
+pub fn at_lower_priority(command: &Command) -> Command {
+    let mut lower = Command::new("nice");
+    lower.args(["-n", "10"]).arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
+    if let Some(dir) = command.get_current_dir() {
+        lower.current_dir(dir);
+    }
+    lower
+}
+
 /// Runs a job against servers, whose processor time counts.
 ///
 /// # Errors

@@ -10,6 +10,7 @@ use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread::{Builder, JoinHandle};
 
 use crate::store::{Checkpoint, CopyCheck, Incoming, StoreError, WholePages};
+use crate::worker::give_way;
 
 /// Written at once.
 const BLOCK_BYTES: usize = 1 << 20;
@@ -104,6 +105,8 @@ fn sync_as_asked(file: &File, asked: &Receiver<bool>) -> io::Result<()> {
 
 /// Looks at all blocks. If one is wrong, none that follows is taken.
 fn look_at(blocks: &Receiver<Vec<u8>>, give_back: &SyncSender<Vec<u8>>) -> Result<WholePages, String> {
+    // Requests go first: the rest of the copy is still to come while this looks at what is there.
+    give_way();
     let mut check = CopyCheck::default();
     while let Ok(block) = blocks.recv() {
         check.push(&block)?;
