@@ -51,14 +51,22 @@ async fn who_waits_for_the_same_page_shares_it() {
 }
 
 /// What is read already may be older than what who comes now has been told.
-#[tokio::test]
-async fn who_comes_while_a_page_is_read_gets_another() {
+#[test]
+fn who_comes_while_a_page_is_read_gets_another() {
     let node = node();
     let pages = &node.changes.pages;
-    let mut first = Box::pin(pages.read(of_all(), beyond([0, 0])));
-    assert!(poll!(&mut first).is_pending(), "it is read by another thread");
-    let (second, first) = tokio::join!(pages.read(of_all(), beyond([0, 0])), first);
-    assert!(!Arc::ptr_eq(&first.expect("read"), &second.expect("read")));
+    let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build();
+    runtime.expect("a runtime").block_on(async {
+        // The only thread that reads pages is busy until this is dropped.
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let holding = tokio::task::spawn_blocking(move || held.recv());
+        let mut first = Box::pin(pages.read(of_all(), beyond([0, 0])));
+        assert!(poll!(&mut first).is_pending(), "it is read by another thread");
+        drop(release);
+        let (second, first) = tokio::join!(pages.read(of_all(), beyond([0, 0])), first);
+        assert!(!Arc::ptr_eq(&first.expect("read"), &second.expect("read")));
+        assert!(holding.await.expect("no panic").is_err());
+    });
 }
 
 #[tokio::test]
