@@ -86,11 +86,13 @@ async fn a_write_goes_between_those_of_a_long_batch() {
 }
 
 #[tokio::test]
-async fn batches_of_a_connection_are_begun_in_order() {
+async fn batches_of_a_connection_are_begun_one_by_one() {
     let running = start().await;
     let client = running.client().await;
     client.set("connected", "v").await.expect("written");
     let (first, second) = (sets("first"), sets("second"));
     let (first, second) = join(offsets(&client, &first), offsets(&client, &second)).await;
-    assert!(first.last() < second.first(), "{:?} {:?}", first.last(), second.first());
+    // The client may send either first.
+    let ends = [first.first(), first.last(), second.first(), second.last()];
+    assert!(first.last() < second.first() || second.last() < first.first(), "{ends:?}");
 }

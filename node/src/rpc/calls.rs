@@ -34,7 +34,7 @@ const BEGUN_AT_A_TIME: usize = 64;
 const STOPPING_MESSAGE: &str = "this node is stopping and did nothing; ask another node";
 const BUSY_MESSAGE: &str = "this node has too many batches and scans to do and did nothing; ask another node";
 
-/// The batches of a connection are begun one after the other, in their order.
+/// The batches of a connection are begun one after the other.
 pub type BatchTurns = Arc<Mutex<()>>;
 
 /// What became of a frame.
