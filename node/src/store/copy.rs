@@ -98,7 +98,7 @@ impl Incoming {
         &self.file
     }
 
-    /// Looks at the pages of a file that was written in another way than through a [`CopyCheck`](super::CopyCheck), as tests do.
+    /// Looks at the pages of a file that was written in another way than through a [`CopyCheck`], as tests do.
     ///
     /// # Errors
     /// When they are not whole, or can't be read.
