@@ -7,16 +7,18 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::{Cluster, Node, Options};
+use e2e::measure::bare::Kind;
 use e2e::measure::bulk::Consume;
 use e2e::measure::child::{self, Job, Measured};
 use e2e::measure::load::{Call, Load};
+use e2e::measure::peers::Peer;
 use e2e::measure::row::{Better, Figure, Row, Target};
-use e2e::measure::{cpu, results};
+use e2e::measure::{cpu, results, value};
 use e2e::runner::Ctx;
 use e2e::wait;
 
 use super::filled::{self, PATIENCE};
-use crate::size::{PARTITIONS, size};
+use crate::size::{PARTITIONS, VALUE_BYTES, size};
 
 const PART: &str = "restore";
 /// Restarts with the store, of which each round takes one.
@@ -34,6 +36,7 @@ struct Rounds {
     copy: Vec<f64>,
     idle_reads: Vec<f64>,
     busy_reads: Vec<f64>,
+    bare_reads: Vec<f64>,
     warm: Vec<f64>,
     bytes: Vec<f64>,
 }
@@ -45,16 +48,18 @@ pub async fn run(ctx: Ctx) -> Result<()> {
     for _ in 0..2 {
         cluster.add().await?;
     }
+    // What the machine itself makes of it: a server that looks for nothing, beside the same.
+    let bare = Peer::bare(Kind::Warp, &value(VALUE_BYTES), &ctx.dir).await?;
     let mut rounds = Rounds::default();
     for _ in 0..size().long_rounds {
-        round(&ctx, &cluster, &mut rounds).await?;
+        round(&ctx, &cluster, &bare, &mut rounds).await?;
     }
     let overwritten = overwrite(&cluster).await?;
     report(&rounds, overwritten);
     filled::end(cluster).await
 }
 
-async fn round(ctx: &Ctx, cluster: &Cluster, rounds: &mut Rounds) -> Result<()> {
+async fn round(ctx: &Ctx, cluster: &Cluster, bare: &Peer, rounds: &mut Rounds) -> Result<()> {
     let keys = size().keys;
     let [old, new] = &cluster.nodes[..] else { unreachable!("two nodes") };
     kill_and_wipe(old)?;
@@ -67,19 +72,23 @@ async fn round(ctx: &Ctx, cluster: &Cluster, rounds: &mut Rounds) -> Result<()> 
     let consume = Consume { brokers, topic, partitions: PARTITIONS, records: keys, from_first: false };
     rounds.consumer.push(Measured::own(child::run(&Job::Consume(consume)).await?));
 
-    rounds.idle_reads.push(reads(old, READS).await?);
+    rounds.idle_reads.push(reads(old.api_port, READS).await?);
     kill_and_wipe(new)?;
     // For as long as it takes, and no longer: a second is enough for a percentile.
     let beside = async {
-        let mut worst = Vec::new();
+        let (mut of_giver, mut of_bare) = (Vec::new(), Vec::new());
         while new.api().health().await.map_or(true, |answer| answer.status != 200) {
-            worst.push(reads(old, 1.0).await?);
+            let (giver, bare) = tokio::try_join!(reads(old.api_port, 1.0), reads(bare.port, 1.0))?;
+            of_giver.push(giver);
+            of_bare.push(bare);
         }
-        anyhow::Ok(e2e::figures::median(worst))
+        anyhow::Ok([of_giver, of_bare].map(e2e::figures::median))
     };
     let (started, busy) = tokio::join!(start(new), beside);
     rounds.snapshot.push(started?.ready);
-    rounds.busy_reads.push(busy?);
+    let [of_giver, of_bare] = busy?;
+    rounds.busy_reads.push(of_giver);
+    rounds.bare_reads.push(of_bare);
     let installed = new.api().metric("bitacora_snapshots_installed_total").await?;
     ensure!((installed - 1.0).abs() < 0.1, "it was not by snapshot");
     let (from, to) = (data_file(new)?, ctx.dir.join("copy"));
@@ -132,8 +141,8 @@ async fn start(node: &Node) -> Result<Started> {
 }
 
 /// The 99th percentile of reads of a few connections that rest between their calls, in µs.
-async fn reads(node: &Node, seconds: f64) -> Result<f64> {
-    let load = Load { rest_ms: 2, ..Load::new(Call::HttpGet, node.api_port, 4, size().keys, seconds) };
+async fn reads(port: u16, seconds: f64) -> Result<f64> {
+    let load = Load { rest_ms: 2, ..Load::new(Call::HttpGet, port, 4, size().keys, seconds) };
     Ok(child::run(&Job::Load(load)).await?.p99)
 }
 
@@ -173,7 +182,7 @@ fn report(rounds: &Rounds, overwritten: f64) {
     let beside = |name, figure, ours: &[f64], theirs: &[f64]| {
         Row::beside(name, figure, Better::Lower, ours, Some(theirs))
     };
-    let reads_at_the_giver = (PART, "reads at the node that gives the snapshot", "the same, idle");
+    let giver = "reads at the node that gives the snapshot, unthrottled";
     let log = (PART, "restore by the log, from the process' start", "bare consumer");
     let snapshot = "restore by another's snapshot, unthrottled, until ready";
     results::add([
@@ -181,8 +190,14 @@ fn report(rounds: &Rounds, overwritten: f64) {
             .target(Target::Ratio(0.7)),
         beside((PART, snapshot, "synced copy of the file"), "s", &rounds.snapshot, &rounds.copy)
             .target(Target::Ratio(1.2)),
-        beside(reads_at_the_giver, "p99, µs", &rounds.busy_reads, &rounds.idle_reads)
+        beside((PART, giver, "the same, idle"), "p99, µs", &rounds.busy_reads, &rounds.idle_reads)
             .target(Target::Ratio(2.0)),
+        beside(
+            (PART, giver, "bare warp route beside the same"),
+            "p99, µs",
+            &rounds.busy_reads,
+            &rounds.bare_reads,
+        ),
         alone("restart with the store, until the first correct read", "s", &rounds.warm)
             .target(Target::Figure(0.2)),
         alone("disk, after a restore by the log", "bytes a record", &rounds.bytes)

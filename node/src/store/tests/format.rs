@@ -125,6 +125,94 @@ proptest! {
     }
 }
 
+/// An entry put together by hand: flags, the head from `1:5` at 9 ms on, and what follows.
+fn spelled(flags: u8, head: &[&[u8]], rest: &[&[u8]]) -> Option<Entry> {
+    Entry::from_stored(b"k", &[&[flags][..], &head.concat(), &rest.concat()].concat())
+}
+
+/// Chance finds none of these.
+#[test]
+fn a_number_in_more_bytes_than_it_needs_is_refused() {
+    const RECORD: u8 = 0x40;
+    const LONG: u8 = 0x20;
+    let (partition, offset, time): (&[u8], _, _) = (&[1], [0, 0, 0, 0, 5], [0, 0, 0, 0, 0, 9]);
+    let (long_offset, long_time) = (5_i64.to_be_bytes(), 9_i64.to_be_bytes());
+    let body: &[&[u8]] = &[&[0, 0], &[7; 16], b"v"];
+    let head = [partition, &offset, &time];
+    let short = spelled(RECORD, &head, body).expect("it is as a node writes it");
+    assert_eq!((short.position(), short.value()), (Position { partition: 1, offset: 5 }, Some("v")));
+    for overlong in [
+        &[0x81, 0][..],
+        &[0x80, 0],
+        &[0x81, 0x80, 0],
+        &[0x81, 0x80, 0x80, 0x80, 0x80, 1],
+        &[0xff, 0xff, 0xff, 0xff, 0x1f],
+    ] {
+        assert_eq!(spelled(RECORD, &[overlong, &offset, &time], body), None, "a partition as {overlong:x?}");
+    }
+    let most = spelled(RECORD, &[&[0xff, 0xff, 0xff, 0xff, 0x0f], &offset, &time], body)
+        .expect("five bytes are the most");
+    assert_eq!(most.position().partition, -1);
+    assert_eq!(spelled(RECORD | LONG, &[partition, &long_offset, &long_time], body), None, "both would fit");
+    for (offset, time) in [(1 << 40, 9), (5, 1 << 48), (-1, 9), (5, -1)] {
+        let (offset, time): (i64, i64) = (offset, time);
+        assert!(
+            spelled(RECORD | LONG, &[partition, &offset.to_be_bytes(), &time.to_be_bytes()], body).is_some()
+        );
+    }
+    // The length of a uuid that is text.
+    let as_text = |length: &[u8]| spelled(RECORD | 0x08, &head, &[&[0, 0], length, b"abc", b"v"]);
+    assert!(as_text(&[3]).is_some());
+    assert_eq!(as_text(&[0x83, 0]), None);
+}
+
+#[test]
+fn what_has_a_shorter_spelling_is_refused() {
+    const RECORD: u8 = 0x40;
+    let head: [&[u8]; 3] = [&[1], &[0, 0, 0, 0, 5], &[0, 0, 0, 0, 0, 9]];
+    let uuid = [7; 16];
+    let entry = |flags: u8, rest: &[&[u8]]| spelled(RECORD | flags, &head, rest);
+
+    // A time to live, in 6 bytes and in 8: those that have a flag of their own, and one that would fit.
+    let short = |ttl: i64| entry(2, &[&ttl.to_be_bytes()[2..], &[0, 0], &uuid]);
+    let long = |ttl: i64| entry(3, &[&ttl.to_be_bytes(), &[0, 0], &uuid]);
+    for (ttl, is_short, is_long) in [
+        (ttl::FOR_EVER, false, false),
+        (ttl::DELETED, false, false),
+        (9, true, false),
+        ((1 << 48) - 1, true, false),
+        (1 << 48, false, true),
+        (-7, false, true),
+    ] {
+        // Six bytes can't spell the last two.
+        let short = short(ttl).filter(|entry| entry.ttl() == ttl);
+        assert_eq!((short.is_some(), long(ttl).is_some()), (is_short, is_long), "a time to live of {ttl}");
+    }
+
+    // The record's own time, which is 9 ms or within 32 s of it.
+    let own = |time: i64| entry(0x10, &[&time.to_be_bytes(), &uuid]).is_some();
+    let near = [9, 10, 9 + (1 << 15), 9 - ((1 << 15) - 1)];
+    assert!(near.iter().all(|time| !own(*time)));
+    assert!([9 + (1 << 15) + 1, 9 - (1 << 15), i64::MIN, i64::MAX].iter().all(|time| own(*time)));
+
+    let source = |source: i32| entry(0x04, &[&[0, 0], &source.to_be_bytes(), &uuid]).is_some();
+    assert!(source(source::LOG) && !source(source::PRODUCER));
+
+    let text = |text: &str| entry(0x08, &[&[0, 0], &[text.len() as u8], text.as_bytes()]).is_some();
+    let canonical = "4b8dd6b5-08c5-4fd3-8e3c-a6f3d4f3c0de";
+    assert!(!text(canonical));
+    assert!(text(&canonical.to_uppercase()) && text(&canonical.replace('-', "")) && text(""));
+
+    // What only a record has.
+    let nothing = |flags: u8, rest: &[&[u8]]| spelled(1 | flags, &head, rest);
+    assert!(nothing(0, &[]).is_some());
+    assert_eq!(nothing(0, &[b"v"]), None);
+    for (flags, rest) in [(0x10, &[0; 8][..]), (0x08, &[0]), (0x04, &[0; 4])] {
+        assert_eq!(nothing(flags, &[rest]), None, "{flags:x}");
+        assert_eq!(nothing(flags, &[]), None, "{flags:x}");
+    }
+}
+
 /// A record of 100 bytes as a node writes it, which lies at some million of a partition.
 fn typical(value: &str) -> Entry {
     let record = KeyValue {
