@@ -31,8 +31,10 @@ async fn start() -> Running {
 }
 
 impl Running {
+    /// With a single connection: the calls of two have no order.
     async fn client(&self) -> Client {
-        Client::builder().nodes([self.rpc.clone()]).build().await.expect("a client")
+        let builder = Client::builder().nodes([self.rpc.clone()]).connections_per_node(1);
+        builder.build().await.expect("a client")
     }
 }
 
