@@ -3,6 +3,7 @@
 use heed::types::Bytes as RawBytes;
 use heed::{Database, PutFlags, RoTxn, RwTxn};
 
+use super::digest::DigestChanges;
 use super::environment::{Environment, PartitionState};
 use super::generation::Written;
 use super::sweep::{sweep_key, sweep_time};
@@ -90,8 +91,8 @@ pub struct Decided {
 }
 
 impl Applied {
-    /// Applies a change, and counts what came of it.
-    fn apply(&mut self, state: &mut KeyState, change: Change) {
+    /// Applies a change, and counts what came of it. Returns whether its partition may hold something else of the key now.
+    fn apply(&mut self, state: &mut KeyState, change: Change) -> bool {
         let attempt = match &change {
             Change::Attempt { entry, .. } => Some(entry.clone()),
             _ => None,
@@ -107,9 +108,11 @@ impl Applied {
             Outcome::Written => Decision::InEffect,
             Outcome::Void => Decision::Void,
             Outcome::Undecided => Decision::Unknown,
-            Outcome::Unchanged | Outcome::Contradicted | Outcome::Trimmed => return,
+            Outcome::Unchanged => return false,
+            Outcome::Contradicted | Outcome::Trimmed => return true,
         };
         self.decided.extend(attempt.map(|entry| Decided { entry, decision }));
+        decision != Decision::Void
     }
 }
 
@@ -159,7 +162,7 @@ impl Store {
         changes.sort_by_key(|(key, _)| *key);
         let written = self.written();
         let mut changed = KeyChanges(Vec::with_capacity(changes.len()));
-        let applied = commit(written.environment(), changes.drain(..), read, Some(&mut changed))?;
+        let applied = commit(&written, changes.drain(..), read, Some(&mut changed))?;
         for (key, change) in changed.0 {
             if let Some(cache) = written.cache() {
                 cache.update(key, change.after.clone());
@@ -183,7 +186,7 @@ impl Store {
         let written = self.written();
         let order = in_key_order(keys);
         let changes = order.iter().filter_map(|index| Some((keys[*index], change(*index)?)));
-        let applied = commit(written.environment(), changes, read, None)?;
+        let applied = commit(&written, changes, read, None)?;
         if let Written::Current(generation) = &written
             && generation.was_looked_into()
         {
@@ -215,13 +218,15 @@ pub(super) fn in_key_order(keys: &[&[u8]]) -> Vec<usize> {
 
 /// Applies changes, which are in key order, and what was read with them, in one transaction. `changed`: is told what the changes came to.
 fn commit<'a>(
-    environment: &Environment,
+    written: &Written,
     changes: impl Iterator<Item = (&'a [u8], Change)>,
     read: &[PartitionRead],
     mut changed: Option<&mut KeyChanges<'a>>,
 ) -> Result<Applied, StoreError> {
+    let environment = written.environment();
     let mut txn = environment.env.write_txn()?;
     let lookup = KeyLookup::of(environment, &txn)?;
+    let mut digests = DigestChanges::begin(environment, &txn, read)?;
     let mut end = KeysEnd::of(environment, &txn)?;
     let mut applied = Applied::default();
     let mut changes = changes.peekable();
@@ -235,6 +240,7 @@ fn commit<'a>(
             && changes.peek().is_none_or(|(next, _)| *next != key)
         {
             put_newest(environment, &mut txn, key, entry, sweep_time(entry), is_behind_all)?;
+            digests.note(entry.position(), None, Some(entry));
             applied.changed += 1;
             applied.appended += usize::from(is_behind_all && changed.is_none());
             if let Some(changed) = &mut changed {
@@ -247,7 +253,11 @@ fn commit<'a>(
         let first_of_key = changed.as_ref().map_or(0, |changed| changed.0.len());
         let (mut newest, mut next) = (before.newest.clone(), Some(first));
         while let Some(change) = next {
-            applied.apply(&mut state, change);
+            let at = change.at();
+            let before = state.held(at.partition).cloned();
+            if applied.apply(&mut state, change) {
+                digests.note(at, before.as_ref(), state.held(at.partition));
+            }
             state.sort();
             if let Some(changed) = &mut changed {
                 changed.note(first_of_key, key, &mut newest, state.entries.first());
@@ -262,10 +272,9 @@ fn commit<'a>(
             changed.0.truncate(first_of_key);
         }
     }
-    for read in read {
-        environment.put_read(&mut txn, *read)?;
-    }
+    let marks = digests.finish(environment, &mut txn, read)?;
     txn.commit()?;
+    written.remember_digests(&marks);
     applied.gap = read.iter().any(|read| read.gap);
     Ok(applied)
 }

@@ -154,11 +154,11 @@ impl Store {
 fn next_offsets(environment: &Environment, txn: &heed::RoTxn<'_>) -> Result<Vec<NextOffset>, StoreError> {
     let mut next = Vec::new();
     for item in environment.positions.iter(txn)? {
-        let (partition, offset) = item.map_err(undecoded("positions"))?;
+        let (partition, point) = item.map_err(undecoded("positions"))?;
         if partition as usize != next.len() {
             return Err(StoreError::Corrupt("positions"));
         }
-        next.push(NextOffset(offset));
+        next.push(point.next);
     }
     Ok(next)
 }

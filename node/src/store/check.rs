@@ -2,7 +2,9 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::digest::DigestSums;
 use super::environment::Environment;
+use super::error::undecoded;
 use super::trimming::{parse_older_entries, parse_pending_repairs};
 use super::{Checkpoint, StoreError, entry};
 use bitacora_protocol::Position;
@@ -41,6 +43,7 @@ impl Environment {
             }
         };
         let txn = self.env.read_txn()?;
+        let mut digests = DigestSums::default();
         let mut last: &[u8] = &[];
         for item in self.records.iter(&txn)? {
             let (key, stored) = item?;
@@ -52,12 +55,22 @@ impl Environment {
                 return Err(StoreError::Copy(GIVEN_UP.to_owned()));
             }
             check("records", key, stored)?;
+            digests.add(key, stored).ok_or(StoreError::Corrupt("records"))?;
         }
         for item in self.older_entries.iter(&txn)? {
             let (key, stored) = item?;
-            parse_older_entries(key, stored)?
-                .iter()
-                .try_for_each(|entry| check("others", key, entry.as_stored()))?;
+            for entry in parse_older_entries(key, stored)? {
+                check("others", key, entry.as_stored())?;
+                digests.add(key, entry.as_stored()).ok_or(StoreError::Corrupt("others"))?;
+            }
+        }
+        for item in self.positions.iter(&txn)? {
+            let (partition, point) = item.map_err(undecoded("positions"))?;
+            if digests.of(partition.cast_signed()) != point.digest {
+                let what =
+                    format!("the records of partition {partition} are not those that its digest is of");
+                return Err(StoreError::Copy(what));
+            }
         }
         for (database, name) in [(self.pending_repairs, "pending_repairs"), (self.doubts, "doubts")] {
             for item in database.iter(&txn)? {

@@ -98,6 +98,12 @@ impl Entry {
         self.parts().0
     }
 
+    /// The length of the key, the key, and the bytes that lie on disk.
+    #[must_use]
+    pub(super) fn key_and_stored(&self) -> &[u8] {
+        &self.0.slice
+    }
+
     /// The bytes that lie on disk.
     #[must_use]
     pub fn as_stored(&self) -> &[u8] {
@@ -298,7 +304,7 @@ impl fmt::Debug for Entry {
 }
 
 /// The key and its length; so many bytes follow, beside those of fixed width.
-fn begin(key: &[u8], more: usize) -> Buffer {
+pub(super) fn begin(key: &[u8], more: usize) -> Buffer {
     let mut bytes = SmallVec::with_capacity(key.len() + more + 2 * MAX_FIXED_BYTES);
     format::put_varint(key.len() as u32, &mut bytes);
     bytes.extend_from_slice(key);

@@ -26,6 +26,7 @@ use heed::byteorder::BigEndian;
 use heed::types::{Bytes as RawBytes, DecodeIgnore, I64, Str, U32, Unit};
 use heed::{Database, Env, EnvFlags, FlagSetMode, RoTxn, RwTxn};
 
+use super::digest::{Digest, DigestPoint, PointOnDisk};
 use super::error::{explain, undecoded};
 use super::{Checkpoint, StoreError, pages};
 use crate::clock::{LogTime, WallTime};
@@ -34,7 +35,7 @@ use crate::log::{Level, LogIdentity, LogTag, PartitionRead};
 use bitacora_protocol::NextOffset;
 
 /// Changed whenever the bytes in the store mean something else; a store of another format is built anew.
-pub const FORMAT: &str = "5";
+pub const FORMAT: &str = "6";
 /// In the folder of an environment whose commits are not synced: the boot of the machine in which that began.
 const UNSYNCED: &str = "UNSYNCED";
 /// LMDB's own name for its file.
@@ -68,8 +69,8 @@ pub(super) struct Environment {
     pub doubts: Database<RawBytes, RawBytes>,
     /// When a sweep has to look at a key (ms, i64), and the key.
     pub sweep_times: Database<RawBytes, Unit>,
-    /// Partition → next offset.
-    pub positions: Database<U32<BigEndian>, I64<BigEndian>>,
+    /// Partition → next offset, and the digest of what the partition holds there.
+    pub positions: Database<U32<BigEndian>, PointOnDisk>,
     /// Partition → the latest write timestamp of all records below the next offset (ms, i64; its least if there was
     /// none). Missing where a store from before this was kept has read some already.
     pub latest: Database<U32<BigEndian>, I64<BigEndian>>,
@@ -223,16 +224,21 @@ impl Environment {
         self.put_identity(&mut txn, identity)?;
         self.meta.put(&mut txn, "caught_up_at", &now.to_string())?;
         for (partition, next) in (0..).zip(next) {
-            self.put_read(&mut txn, PartitionRead::begin(partition, *next))?;
+            self.put_read(&mut txn, PartitionRead::begin(partition, *next), Digest::default())?;
         }
         Ok(txn.commit()?)
     }
 
-    /// Notes how far a partition has been read.
-    pub fn put_read(&self, txn: &mut RwTxn<'_>, read: PartitionRead) -> Result<(), StoreError> {
+    /// Notes how far a partition has been read, and what that adds to its digest.
+    pub fn put_read(
+        &self,
+        txn: &mut RwTxn<'_>,
+        read: PartitionRead,
+        change: Digest,
+    ) -> Result<(), StoreError> {
         let PartitionRead { partition, next, latest, epoch, gap, level } = read;
         let partition = partition.cast_unsigned();
-        let before = self.positions.get(txn, &partition)?;
+        let before = self.positions.get(txn, &partition).map_err(undecoded("positions"))?;
         let known = match self.latest.get(txn, &partition)?.map(LogTime::from_ms) {
             None if before.is_none() => Some(LogTime::MIN),
             known => known,
@@ -250,20 +256,45 @@ impl Environment {
         match epoch {
             Some(epoch) => self.epochs.put(txn, &partition, &epoch.into())?,
             // The end that was reached with a record is told once more.
-            None if before == Some(next.0) => {}
+            None if before.is_some_and(|before| before.next == next) => {}
             None => drop(self.epochs.delete(txn, &partition)?),
         }
-        Ok(self.positions.put(txn, &partition, &next.0)?)
+        let mut digest = before.unwrap_or_default().digest;
+        digest += change;
+        Ok(self.positions.put(txn, &partition, &DigestPoint { next, digest })?)
+    }
+
+    /// Adds to the digest of a partition of which nothing was read; to none of one that is not known.
+    pub fn add_to_digest(
+        &self,
+        txn: &mut RwTxn<'_>,
+        partition: i32,
+        change: Digest,
+    ) -> Result<(), StoreError> {
+        if let Some(mut point) = self.position(txn, partition)? {
+            point.digest += change;
+            self.positions.put(txn, &partition.cast_unsigned(), &point)?;
+        }
+        Ok(())
+    }
+
+    /// How far a partition has been read, and its digest there; `None` of one that is not known.
+    pub fn position(&self, txn: &RoTxn<'_>, partition: i32) -> Result<Option<DigestPoint>, StoreError> {
+        self.positions.get(txn, &partition.cast_unsigned()).map_err(undecoded("positions"))
+    }
+
+    /// Whether compaction may have removed something of a partition that was not read: see [`PartitionState::after_gap`].
+    pub fn is_after_gap(&self, txn: &RoTxn<'_>, partition: i32) -> Result<bool, StoreError> {
+        Ok(self.gaps.get(txn, &partition.cast_unsigned()).map_err(undecoded("gaps"))?.is_some())
     }
 
     /// How far a partition has been read, and what is known of it there.
     pub fn partition_state(&self, txn: &RoTxn<'_>, partition: i32) -> Result<PartitionState, StoreError> {
-        let partition = partition.cast_unsigned();
-        let next = self.positions.get(txn, &partition).map_err(undecoded("positions"))?;
+        let position = self.position(txn, partition)?.unwrap_or_default();
         Ok(PartitionState {
-            next: NextOffset(next.unwrap_or_default()),
-            after_gap: self.gaps.get(txn, &partition).map_err(undecoded("gaps"))?.is_some(),
-            level: self.level(txn, partition)?,
+            next: position.next,
+            after_gap: self.is_after_gap(txn, partition)?,
+            level: self.level(txn, partition.cast_unsigned())?,
         })
     }
 
@@ -312,11 +343,11 @@ impl Environment {
         let (mut next, mut latest, mut epochs) = (Vec::new(), Vec::new(), Vec::new());
         let (mut after_gap, mut levels) = (Vec::new(), Vec::new());
         for item in self.positions.iter(&txn)? {
-            let (partition, offset) = item.map_err(undecoded("positions"))?;
-            if partition as usize != next.len() || offset < 0 {
+            let (partition, point) = item.map_err(undecoded("positions"))?;
+            if partition as usize != next.len() || point.next.0 < 0 {
                 return Err(StoreError::Corrupt("positions"));
             }
-            next.push(NextOffset(offset));
+            next.push(point.next);
             let time = self.latest.get(&txn, &partition).map_err(undecoded("latest"))?;
             latest.push(time.map(LogTime::from_ms));
             let epoch = self.epochs.get(&txn, &partition).map_err(undecoded("epochs"))?;

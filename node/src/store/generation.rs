@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use super::cache::{CacheCounters, RecordCache};
+use super::digest::{DigestMarks, DigestPoint};
 use super::environment::Environment;
 use super::{Checkpoint, Store, StoreError};
 use crate::clock::WallTime;
@@ -21,6 +22,7 @@ pub(super) struct Generation {
     pub environment: Environment,
     pub cache: RecordCache,
     pub log: LogTag,
+    pub digest_marks: DigestMarks,
     /// Whether the cache may hold anything.
     looked_into: AtomicBool,
 }
@@ -33,7 +35,8 @@ impl Generation {
         counters: &Arc<CacheCounters>,
     ) -> Self {
         let cache = RecordCache::new(cache_bytes, counters);
-        Self { environment, cache, log, looked_into: AtomicBool::new(false) }
+        let (digest_marks, looked_into) = Default::default();
+        Self { environment, cache, log, digest_marks, looked_into }
     }
 
     /// To be called before a transaction whose records go into the cache.
@@ -72,6 +75,13 @@ impl Written {
         match self {
             Self::Current(generation) => Some(&generation.cache),
             Self::Building(_) => None,
+        }
+    }
+
+    /// Digests at positions that were passed, of partitions of a store that is read.
+    pub fn remember_digests(&self, marks: &[(i32, DigestPoint)]) {
+        if let Self::Current(generation) = self {
+            generation.digest_marks.remember(marks);
         }
     }
 }

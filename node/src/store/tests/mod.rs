@@ -2,6 +2,7 @@
 
 mod attempts;
 pub(crate) mod copies;
+mod digest;
 mod filling;
 mod format;
 mod records;

@@ -52,7 +52,7 @@ impl From<Entry> for Change {
 
 impl Change {
     /// Where the record lies.
-    fn at(&self) -> Position {
+    pub fn at(&self) -> Position {
         match self {
             // A repair's entry is of another offset.
             Self::Write(entry) | Self::Attempt { entry, .. } => entry.position(),
@@ -110,6 +110,11 @@ pub enum Outcome {
 }
 
 impl KeyState {
+    /// What a partition holds of the key. Provisional entries are nothing.
+    pub fn held(&self, partition: i32) -> Option<&Entry> {
+        self.entries.iter().find(|entry| !entry.is_provisional() && entry.position().partition == partition)
+    }
+
     pub fn apply(&mut self, change: Change) -> Outcome {
         let at = change.at();
         let of_partition =

@@ -92,7 +92,8 @@ fn what_stands_beside_the_records() {
 #[test]
 fn positions_that_are_none() {
     for (key, value) in [(2, -1), (2, i64::MIN), (3, 5), (u32::MAX, 5), (0, -1)] {
-        let error = refused(|environment, txn| environment.positions.put(txn, &key, &value));
+        let point = DigestPoint { next: NextOffset(value), digest: Digest::default() };
+        let error = refused(|environment, txn| environment.positions.put(txn, &key, &point));
         assert!(error.contains("'positions'"), "{key} {value}: {error}");
     }
     for key in [b"12345".as_slice(), &[0, 0, 0, 2]] {
@@ -100,6 +101,19 @@ fn positions_that_are_none() {
             environment.positions.remap_types::<RawBytes, RawBytes>().put(txn, key, b"x")
         });
         assert!(error.contains("'positions'"), "{error}");
+    }
+}
+
+/// A value that is another one of the same kind: only the digest tells.
+#[test]
+fn records_that_the_digest_is_not_of() {
+    let another = entry_of("key 007", 0, 7, "another value");
+    for change in [Some(&another), None] {
+        let error = refused(|environment, txn| match change {
+            Some(entry) => environment.records.put(txn, b"key 007", entry.as_stored()),
+            None => environment.records.delete(txn, b"key 007").map(drop),
+        });
+        assert!(error.contains("the records of partition 0 are not those that its digest is of"), "{error}");
     }
 }
 
