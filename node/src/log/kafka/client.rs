@@ -40,8 +40,15 @@ pub(super) fn client_config(settings: &KafkaSettings) -> ClientConfig {
 }
 
 pub(super) fn set_default(config: &mut ClientConfig, name: &str, value: &str) {
-    if config.get(name).is_none() {
-        config.set(name, value);
+    set_default_of(config, &[name], value);
+}
+
+/// As [`set_default`], of a property that has several names. librdkafka takes any of them, and the last one that it is told wins.
+pub(super) fn set_default_of(config: &mut ClientConfig, names: &[&str], value: &str) {
+    if let Some(first) = names.first()
+        && names.iter().all(|name| config.get(name).is_none())
+    {
+        config.set(*first, value);
     }
 }
 

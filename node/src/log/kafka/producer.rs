@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
-use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 use rdkafka::statistics::Statistics;
 use slab::Slab;
 
-use super::client::{LastProblem, client_config, set_default};
+use super::client::{LastProblem, client_config, set_default, set_default_of};
 use super::sent::{Failed, Sent, Verdict};
 use super::statistics::Collected;
 use super::{KafkaSettings, QUERY_TIMEOUT, events};
@@ -24,6 +24,11 @@ use crate::telemetry::TraceParent;
 use crate::worker::Worker;
 use bitacora_protocol::Position;
 
+/// Requests that a broker has been sent and has not answered. It works at one request of a connection at a time, so a second one that lies
+/// there keeps it busy. Records that may not leave yet, since five of their partition are under way, make librdkafka's thread ask
+/// without a pause, which takes a whole processor, unless a request that is made up waits for its turn: with two under way, and records
+/// of more than two partitions, there is always one.
+const REQUESTS_UNDER_WAY: &str = "2";
 /// How often librdkafka tells the producer's statistics: a write that failed may wait so long for its answer, see [`super::sent`].
 const STATISTICS_INTERVAL_MS: &str = "1000";
 /// How long the thread of a producer waits for news before it looks whether to end. What comes meanwhile is handed out at once. rdkafka
@@ -36,17 +41,7 @@ pub(super) fn producer(
     problem: LastProblem,
     statistics: &Arc<Collected>,
 ) -> Result<PolledProducer, KafkaError> {
-    let mut config = client_config(settings);
-    config
-        .set("acks", "all")
-        .set("enable.idempotence", "true")
-        .set("partitioner", "murmur2_random")
-        .set("message.timeout.ms", settings.write_timeout.as_millis().to_string())
-        .set("message.max.bytes", settings.max_record_bytes.max(1_000_000).to_string());
-    // A record waits for others to share its request only while earlier requests are under way.
-    set_default(&mut config, "linger.ms", "0");
-    set_default(&mut config, "queue.buffering.max.kbytes", "131072");
-    set_default(&mut config, "statistics.interval.ms", STATISTICS_INTERVAL_MS);
+    let config = producer_config(settings);
     let told = config.get("statistics.interval.ms") != Some("0");
     let longest = micros(settings.write_timeout + QUERY_TIMEOUT);
     let context = Acknowledgements {
@@ -57,6 +52,26 @@ pub(super) fn producer(
         sent: told.then(|| Mutex::new(Sent::new(events::clock(), longest))),
     };
     PolledProducer::start(BaseProducer::from_config_and_context(&config, context)?)
+}
+
+fn producer_config(settings: &KafkaSettings) -> ClientConfig {
+    let mut config = client_config(settings);
+    config
+        .set("acks", "all")
+        .set("enable.idempotence", "true")
+        .set("partitioner", "murmur2_random")
+        .set("message.timeout.ms", settings.write_timeout.as_millis().to_string())
+        .set("message.max.bytes", settings.max_record_bytes.max(1_000_000).to_string());
+    // A record waits for others to share its request only while earlier requests are under way.
+    set_default_of(&mut config, &["linger.ms", "queue.buffering.max.ms"], "0");
+    set_default_of(
+        &mut config,
+        &["max.in.flight.requests.per.connection", "max.in.flight"],
+        REQUESTS_UNDER_WAY,
+    );
+    set_default(&mut config, "queue.buffering.max.kbytes", "131072");
+    set_default(&mut config, "statistics.interval.ms", STATISTICS_INTERVAL_MS);
+    config
 }
 
 /// A producer and the thread that hands out its acknowledgements. Not rdkafka's own, of which nobody can tell whether its
@@ -258,5 +273,99 @@ fn append_error(error: &KafkaError, message: &BorrowedMessage<'_>) -> AppendErro
         Some(code) if is_too_large(code) => AppendError::TooLarge(reason),
         _ if events::may_be_persisted(message) => AppendError::Unknown(reason),
         _ => AppendError::NotTaken(reason),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::DefaultProducerContext;
+
+    use super::super::tests::settings;
+    use super::*;
+
+    /// Counts acknowledgements, and keeps what librdkafka's statistics say.
+    #[derive(Default)]
+    struct Counted {
+        acknowledged: AtomicU64,
+        /// The most records of a partition that were under way in the last statistics.
+        under_way: AtomicU64,
+        /// How often the thread of a broker was woken so far.
+        wakeups: AtomicU64,
+        told: AtomicU64,
+    }
+
+    impl ClientContext for Counted {
+        fn stats(&self, statistics: Statistics) {
+            let partitions = statistics.topics.values().flat_map(|topic| topic.partitions.values());
+            let under_way = partitions.map(|partition| partition.msgs_inflight.unsigned_abs()).max();
+            self.under_way.store(under_way.unwrap_or_default(), Ordering::SeqCst);
+            let wakeups = statistics.brokers.values().filter_map(|broker| broker.wakeups).max();
+            self.wakeups.fetch_max(wakeups.unwrap_or_default(), Ordering::SeqCst);
+            self.told.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    impl ProducerContext for Counted {
+        type DeliveryOpaque = ();
+
+        fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+            self.acknowledged.fetch_add(u64::from(result.is_ok()), Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn the_producer_rests_while_its_requests_are_under_way() {
+        const PARTITIONS: i32 = 4;
+        const RECORDS: u64 = 200;
+        let brokers: MockCluster<'_, DefaultProducerContext> = MockCluster::new(1).expect("brokers");
+        brokers.create_topic("t", PARTITIONS, 1).expect("a topic");
+        brokers.broker_round_trip_time(1, Duration::from_millis(500)).expect("a slow broker");
+        let mut config = producer_config(&KafkaSettings {
+            write_timeout: Duration::from_secs(60),
+            ..settings(&brokers.bootstrap_servers())
+        });
+        config.set("statistics.interval.ms", "20");
+        let producer =
+            BaseProducer::from_config_and_context(&config, Counted::default()).expect("a producer");
+        let send = || {
+            for number in 0..RECORDS {
+                let record = BaseRecord::to("t").key("k").payload("v");
+                producer.send(record.partition(number as i32 % PARTITIONS)).expect("it has room");
+            }
+        };
+        let counted = producer.context();
+        let wait_for = |number: &AtomicU64, at_least| {
+            while number.load(Ordering::SeqCst) < at_least {
+                producer.poll(Duration::from_millis(10));
+            }
+        };
+        // The first leave once it is connected. With five of a partition under way, the next ones of it have to wait.
+        send();
+        wait_for(&counted.under_way, 5);
+        send();
+        wait_for(&counted.acknowledged, 2 * RECORDS);
+        wait_for(&counted.told, counted.told.load(Ordering::SeqCst) + 2);
+        let wakeups = counted.wakeups.load(Ordering::SeqCst);
+        assert!((1..10 * RECORDS).contains(&wakeups), "{wakeups} for {RECORDS} records");
+    }
+
+    #[test]
+    fn what_an_operator_sets_stands_by_each_of_its_names() {
+        let with = |name: &str| {
+            let properties = vec![(name.to_owned(), "3".to_owned())];
+            producer_config(&KafkaSettings { properties, ..settings("localhost:1") })
+        };
+        for (name, other) in [
+            ("linger.ms", "queue.buffering.max.ms"),
+            ("max.in.flight.requests.per.connection", "max.in.flight"),
+        ] {
+            for (set, unset) in [(name, other), (other, name)] {
+                let config = with(set);
+                assert_eq!((config.get(set), config.get(unset)), (Some("3"), None));
+            }
+        }
     }
 }
