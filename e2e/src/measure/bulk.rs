@@ -23,6 +23,7 @@ use crate::topic::{KeyValue, Topic};
 
 const PATIENCE: Duration = Duration::from_secs(900);
 
+/// As a node's producer is set up.
 fn producer(brokers: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
@@ -30,6 +31,8 @@ fn producer(brokers: &str) -> ClientConfig {
         .set("acks", "all")
         .set("enable.idempotence", "true")
         .set("partitioner", "murmur2_random")
+        .set("linger.ms", "0")
+        .set("max.in.flight.requests.per.connection", "2")
         .set("socket.nagle.disable", "true");
     config
 }
@@ -46,7 +49,7 @@ pub struct Produce {
 
 impl Produce {
     pub(super) async fn run(&self) -> Result<Figures> {
-        let producer: FutureProducer = producer(&self.brokers).set("linger.ms", "0").create()?;
+        let producer: FutureProducer = producer(&self.brokers).create()?;
         let began = Instant::now();
         let writers = (0..self.writers).map(|writer| self.writer(&producer, writer as u64, began));
         let all = try_join_all(writers).await?;
@@ -109,7 +112,6 @@ impl Flood {
         let at = record.windows(name.len()).position(|part| part == name.as_bytes()).context("its key")?;
         let acknowledged = Arc::new(AtomicU64::new(0));
         let producer: ThreadedProducer<Counted> = producer(&self.brokers)
-            .set("linger.ms", "5")
             .set("queue.buffering.max.messages", "500000")
             .create_with_context(Counted(Arc::clone(&acknowledged)))?;
         let before = BaseRecord::to(&self.topic).key(&name).payload(&record);
