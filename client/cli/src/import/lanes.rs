@@ -2,7 +2,7 @@
 //! sent again.
 
 use std::collections::{HashSet, VecDeque};
-use std::hash::{BuildHasher as _, RandomState};
+use std::hash::BuildHasher as _;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use bitacora_client::{Operation, Outcome, Visible, WriteCondition, WriteOperation};
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use indicatif::ProgressBar;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -105,8 +106,9 @@ struct Lane {
 impl Lane {
     /// The next request: in order, and up to the next line of a key that it holds already.
     fn batch(&mut self, most: usize) -> Vec<Job> {
-        let (mut keys, mut bytes) = (HashSet::new(), 0);
-        let mut length = 0;
+        let most = most.min(self.waiting.len());
+        let mut keys = HashSet::with_capacity_and_hasher(most, RandomState::default());
+        let (mut bytes, mut length) = (0, 0);
         for job in self.waiting.iter().take(most) {
             bytes += job.bytes();
             if !keys.insert(job.operation.key()) || bytes > BATCH_BYTES && length > 0 {
@@ -146,7 +148,7 @@ pub(super) async fn send_all(
         arguments,
         asked: Asked { condition: arguments.condition(), visible: arguments.visible.unwrap_or_default() },
         lanes: (0..arguments.parallel).map(|_| Lane::default()).collect(),
-        hashes: RandomState::new(),
+        hashes: RandomState::default(),
         bytes: 0,
         requests: JoinSet::new(),
     };
