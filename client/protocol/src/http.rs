@@ -166,6 +166,9 @@ pub struct Status {
     pub restore: RestoreStatus,
     /// The highest level of the log that its program knows: 2 with conditional writes. 0 of a program that does not say.
     pub log_level: u32,
+    /// Members that hold other records than this node where both have applied the same.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub differences: Vec<DigestDifference>,
     /// `None` if the store can't be asked.
     pub store: Option<StoreStatus>,
     /// `None` if the store can't be asked.
@@ -222,6 +225,56 @@ pub struct PartitionStatus {
     pub lag_seconds: Option<f64>,
     /// Age of `high_watermark` in ms.
     pub high_watermark_age_ms: Option<u64>,
+    /// Of what the store holds of the partition; `None` while it may lack something.
+    pub digest: Option<DigestPoint>,
+}
+
+/// The digest of what a node holds of a partition when everything before an offset is applied.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DigestPoint {
+    /// That offset.
+    pub next: i64,
+    /// 32 hexadecimal digits.
+    pub digest: String,
+}
+
+/// `GET /status/digests`: what a node holds, to be compared with what others do.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DigestsAnswer {
+    /// Of the store: digests of another format are other ones.
+    pub format: Cow<'static, str>,
+    /// The log that the store is of, a number in hexadecimal; 0 if that is not known.
+    pub log: String,
+    /// By number; empty while the store may not be read.
+    pub partitions: Vec<PartitionDigests>,
+}
+
+/// The digests of a partition.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PartitionDigests {
+    /// Kafka's number of it.
+    pub partition: i32,
+    /// By offset; the last is of what the store holds now, unless it may lack something.
+    pub points: Vec<DigestPoint>,
+}
+
+/// A partition of which two nodes hold something else, where both have applied the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DigestDifference {
+    /// `host:API_PORT` of the other.
+    pub member: String,
+    /// Kafka's number of it.
+    pub partition: i32,
+    /// Everything before this offset was applied.
+    pub next: i64,
+    /// The digest of the node that says so, 32 hexadecimal digits.
+    pub own: String,
+    /// And of the other.
+    pub theirs: String,
 }
 
 /// How far a node has restored its store.

@@ -41,6 +41,7 @@ pub enum Call {
     Live,
     Status,
     Members,
+    Digests,
     Metrics,
     OpenApi,
     Snapshot,
@@ -65,6 +66,7 @@ pub const ROUTES: &[Route] = &[
     Route { path: "/health/live", methods: GET, call: Call::Live },
     Route { path: "/status", methods: GET, call: Call::Status },
     Route { path: "/status/members", methods: GET, call: Call::Members },
+    Route { path: "/status/digests", methods: GET, call: Call::Digests },
     Route { path: "/metrics", methods: GET, call: Call::Metrics },
     Route { path: "/openapi.json", methods: GET, call: Call::OpenApi },
     // Not HEAD, which would read the whole store for nothing.
@@ -177,6 +179,7 @@ async fn answer<B: Buf + Send + 'static>(
         Call::Live => return health::live(node).into_response(),
         Call::Status => return status::status(node).into_response(),
         Call::Members => return status::members(node, members).await.into_response(),
+        Call::Digests => return status::digests(node).into_response(),
         Call::Metrics => return status::metrics(node).into_response(),
         Call::OpenApi => {
             return openapi::get(&headers).unwrap_or_else(|error| error.reply(false)).into_response();

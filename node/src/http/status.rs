@@ -1,4 +1,4 @@
-//! `GET /status`, `GET /status/members` and `GET /metrics`.
+//! `GET /status`, `GET /status/members`, `GET /status/digests` and `GET /metrics`.
 
 use warp::http::StatusCode;
 
@@ -14,6 +14,11 @@ pub fn status(status: &NodeStatus) -> Reply {
 /// What every member says of itself, as JSON.
 pub async fn members(status: &NodeStatus, members: &Members) -> Reply {
     answers::json(StatusCode::OK, &members.status(status.status()).await)
+}
+
+/// What the node holds, for the other members, as JSON.
+pub fn digests(status: &NodeStatus) -> Reply {
+    answers::json(StatusCode::OK, &status.digests.answer())
 }
 
 /// For Prometheus.

@@ -19,6 +19,7 @@ const REQUEST_OUTCOMES: [(&str, &[&str]); 3] = [
 ];
 /// What can become of an append.
 pub const APPEND_OUTCOMES: [&str; 4] = ["acknowledged", "not_taken", "unknown", "too_large"];
+const DIGEST_OUTCOMES: [&str; 2] = ["equal", "differs"];
 const BARRIER_OUTCOMES: [&str; 2] = ["acknowledged", "failed"];
 const READ_LEVELS: [&str; 4] = ["eventual", "session", "latest", "strong"];
 const READ_WAIT_OUTCOMES: [&str; 5] = ["reached", "timed_out", "unavailable", "refused", "cancelled"];
@@ -137,6 +138,16 @@ declare_metrics! {
             "repairs_contradicting_total",
             "Repairs that said something else than this node held, which had read all there was: nodes have decided otherwise.",
         ),
+        pub digest_comparisons: IntCounterVec = counters(
+            "digest_comparisons_total",
+            "Digests of a partition that were compared with a member's at the same position.",
+            &["outcome"],
+        ),
+        pub digest_differs: IntGaugeVec = gauges(
+            "digest_differs",
+            "Members that hold other records of the partition than this node at the same position.",
+            &["partition"],
+        ),
         pub records_void: IntCounter = counter(
             "records_void_total",
             "Records that took no effect and would outlive in compaction what decided before them: trimmers' that came too late, and such as can't be decoded.",
@@ -188,6 +199,9 @@ impl Metrics {
         }
         for outcome in APPEND_OUTCOMES {
             self.appends.with_label_values(&[outcome]);
+        }
+        for outcome in DIGEST_OUTCOMES {
+            self.digest_comparisons.with_label_values(&[outcome]);
         }
         for outcome in BARRIER_OUTCOMES {
             self.barriers.with_label_values(&[outcome]);

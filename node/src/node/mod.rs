@@ -26,6 +26,7 @@ use crate::service::Service;
 use crate::service::changes::{self, Changes};
 use crate::service::conditional::{self, ConditionalWrites, NodeAccess, WritesWithOptions};
 use crate::service::consistency::ConsistentReads;
+use crate::service::digests::Digests;
 use crate::service::level::LogLevel;
 use crate::service::members::Members;
 use crate::service::memory::Memory;
@@ -72,6 +73,7 @@ pub struct Node {
     http: http::Server,
     rpc: rpc::Server,
     announcer: JoinHandle<()>,
+    comparer: JoinHandle<()>,
     service: Arc<Service>,
     readiness: Arc<Readiness>,
     progress: Arc<Progress>,
@@ -114,11 +116,12 @@ impl Node {
         let service = Arc::new(shared.service()?);
         let readiness = Arc::new(Readiness::new(Arc::clone(&shared.progress)));
         let slow = SlowRequests::new(shared.settings.slow_request);
+        let digests = Arc::new(shared.digests()?);
         let replica = shared.replica()?;
         let trimming = shared.trimming()?;
         let http = http::Server::start(
             listener,
-            shared.api(&service, &readiness, slow)?,
+            shared.api(&service, &readiness, &digests, slow)?,
             &readiness,
             shared.settings.max_connections,
             shared.settings.idle_timeout,
@@ -135,6 +138,7 @@ impl Node {
         let Shared { log, membership, store, feed, progress, telemetry, settings, .. } = shared;
         let announcing = announce(Arc::clone(&progress), Arc::clone(&membership));
         let announcer = readiness.run_task("announcer", announcing);
+        let comparer = readiness.run_task("digests", digests.run());
         let NodeSettings { drain_delay, shutdown_grace, .. } = settings;
         Ok(Self {
             log,
@@ -146,6 +150,7 @@ impl Node {
             http,
             rpc,
             announcer,
+            comparer,
             service,
             readiness,
             progress,
@@ -190,6 +195,7 @@ impl Node {
             .or_else(|| self.membership.ended_task())
             .or_else(|| self.http.has_ended().then_some("HTTP"))
             .or_else(|| self.rpc.has_ended().then_some("RPC"))
+            .or_else(|| self.comparer.is_finished().then_some("digests"))
     }
 }
 
@@ -306,6 +312,7 @@ impl Shared {
         &self,
         service: &Arc<Service>,
         readiness: &Arc<Readiness>,
+        digests: &Arc<Digests>,
         slow: SlowRequests,
     ) -> Result<http::Api> {
         Ok(http::Api {
@@ -318,6 +325,7 @@ impl Shared {
                 log: Arc::clone(&self.log),
                 membership: Arc::clone(&self.membership),
                 memory: self.memory.clone(),
+                digests: Arc::clone(digests),
                 scrape: Scrape::new(self.metrics.registry())?,
             },
             members: Members::new(Arc::clone(&self.membership), self.address.clone())?,
@@ -336,6 +344,16 @@ impl Shared {
                 request_timeout: self.settings.request_timeout,
             },
         })
+    }
+
+    fn digests(&self) -> Result<Digests> {
+        Digests::new(
+            Arc::clone(&self.membership),
+            self.address.clone(),
+            Arc::clone(&self.store),
+            Arc::clone(&self.progress),
+            Arc::clone(&self.metrics),
+        )
     }
 
     fn rpc_limits(&self) -> Result<rpc::Limits> {

@@ -69,6 +69,7 @@ impl Node {
             http,
             rpc,
             announcer,
+            comparer,
             service,
             store,
             readiness,
@@ -80,6 +81,7 @@ impl Node {
         } = self;
         readiness.set_stopping();
         announcer.abort();
+        comparer.abort();
         leave_cluster(&*membership, times).await;
         times.log_step("finishing requests");
         // What they wait for may come later than the stop may last.

@@ -235,6 +235,7 @@ impl LogEnds {
             lag: known.high_watermark.map(|end| known.next.lag(end)),
             lag_seconds: known.lag_seconds(now),
             high_watermark_age_ms: age,
+            digest: None,
         };
         (0..).zip(&self.partitions).map(status).collect()
     }

@@ -5,6 +5,7 @@ pub mod batch;
 pub mod changes;
 pub mod conditional;
 pub mod consistency;
+pub mod digests;
 pub mod error;
 pub mod level;
 pub mod members;

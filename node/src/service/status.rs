@@ -3,11 +3,12 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use bitacora_protocol::http::{CacheStatus, ComponentState, Status, StoreStatus};
+use bitacora_protocol::http::{CacheStatus, ComponentState, PartitionStatus, Status, StoreStatus};
 
 use crate::cluster::{Membership, MembershipState};
 use crate::log::{Level, Log};
 use crate::replication::progress::{Phase, Progress};
+use crate::service::digests::Digests;
 use crate::service::memory::Memory;
 use crate::service::readiness::Readiness;
 use crate::service::scrape::{Figures, Scrape};
@@ -23,6 +24,7 @@ pub struct NodeStatus {
     pub log: Arc<dyn Log>,
     pub membership: Arc<dyn Membership>,
     pub memory: Memory,
+    pub digests: Arc<Digests>,
     pub scrape: Scrape,
 }
 
@@ -82,9 +84,10 @@ impl NodeStatus {
             members: self.membership.members().to_vec(),
             membership: membership_state(self.membership.state()),
             log: log_state(self.progress.phase()),
-            partitions: self.progress.partitions(),
+            partitions: self.partitions(),
             restore: self.progress.restore(),
             log_level: Level::HIGHEST_KNOWN.0,
+            differences: self.digests.differences(),
             store: store.map(|s| StoreStatus { records: s.records, bytes: s.bytes }),
             cache: store.map(|s| CacheStatus {
                 records: s.cache_records,
@@ -94,6 +97,14 @@ impl NodeStatus {
                 misses: s.cache_misses,
             }),
         }
+    }
+
+    fn partitions(&self) -> Vec<PartitionStatus> {
+        let mut partitions = self.progress.partitions();
+        for (partition, digest) in partitions.iter_mut().zip(self.digests.now()) {
+            partition.digest = digest;
+        }
+        partitions
     }
 
     /// The text of a scrape.

@@ -18,7 +18,7 @@ use super::{Entry, EntryHead, Store, StoreError};
 use crate::log::{LogTag, PartitionRead};
 
 /// Positions that are remembered of each partition, by how round they are: [`level`].
-const LEVELS: usize = 8;
+const LEVELS: usize = 16;
 
 /// The sum, modulo 2^128, of the hashes of entries: their order does not matter, and one that goes is subtracted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,8 +62,17 @@ pub struct DigestPoint {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartitionDigests {
     pub partition: i32,
-    /// By position; the last is that of the store as it is, unless it can't be compared now.
-    pub points: Vec<DigestPoint>,
+    /// At positions that were passed, by position.
+    pub passed: Vec<DigestPoint>,
+    /// Of the store as it is; `None` while it may lack something.
+    pub now: Option<DigestPoint>,
+}
+
+impl PartitionDigests {
+    /// All of them, by position.
+    pub fn points(&self) -> impl DoubleEndedIterator<Item = &DigestPoint> {
+        self.passed.iter().chain(&self.now)
+    }
 }
 
 /// Of an entry: nothing for what each node forgets in its own time.
@@ -228,9 +237,9 @@ fn roundest(start: i64, end: i64) -> i64 {
     end & (-1 << highest_difference)
 }
 
-/// Where a position is remembered: it takes the place of the last that was about as round.
+/// Where a position is remembered: it takes the place of the last that was as round.
 fn level(next: NextOffset) -> usize {
-    (next.0.trailing_zeros() as usize / 2).min(LEVELS - 1)
+    (next.0.trailing_zeros() as usize).min(LEVELS - 1)
 }
 
 /// Digests at positions that were passed, of a store that is read. In memory only.
@@ -271,13 +280,11 @@ impl Store {
         for item in environment.positions.iter(&txn)? {
             let (partition, now) = item.map_err(undecoded("positions"))?;
             let partition = partition.cast_signed();
-            let mut points = generation.digest_marks.of(partition);
-            // What was applied since this transaction began is none of its business.
-            points.retain(|point| point.next < now.next);
-            if is_certain && !environment.is_after_gap(&txn, partition)? {
-                points.push(now);
-            }
-            all.push(PartitionDigests { partition, points });
+            let mut passed = generation.digest_marks.of(partition);
+            // What was applied since this transaction began comes behind its own.
+            passed.retain(|point| point.next < now.next);
+            let is_whole = is_certain && !environment.is_after_gap(&txn, partition)?;
+            all.push(PartitionDigests { partition, passed, now: is_whole.then_some(now) });
         }
         Ok((generation.log, all))
     }

@@ -107,6 +107,11 @@ const RULES = [
   } },
   { name: "BitacoraNodesDisagree", severity: "critical", hold: 0,
     why: ({ now }) => grewWithin("bitacora_repairs_contradicting_total", 3600, now) > 0 && "This node held something else than a repair says. This must not happen." },
+  { name: "BitacoraReplicasDiffer", severity: "critical", hold: 30, why: ({ members }) => {
+    const found = members.flatMap(({ address, status }) => (status?.differences ?? []).map((of) => ({ ...of, address })));
+    const named = found.slice(0, 5).map((of) => `${of.address} and ${of.member} in partition ${of.partition}, before offset ${numberText(of.next)}`);
+    return found.length > 0 && `Nodes hold other records where both have applied the same: ${named.join("; ")}${found.length > named.length ? "; and more" : ""}.`;
+  } },
   { name: "BitacoraWatchersNearLimit", severity: "warning", hold: 300, why: () => {
     const part = metric("bitacora_watchers") / (metric("bitacora_watchers_limit") || Infinity);
     return part > 0.9 && `This node has ${percent(part)} of the watchers that it takes.`;

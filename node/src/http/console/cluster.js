@@ -92,7 +92,14 @@ function memberRow(member) {
 
 const MEMBER_COLUMNS = [{ name: "Member" }, { name: "State" }, { name: "To apply", number: true }, { name: "Keys", number: true }, { name: "Version" }];
 const PARTITION_COLUMNS = [{ name: "Partition" }, { name: "Applied", number: true }, { name: "High watermark", number: true },
-  { name: "Lag", number: true }, { name: "Behind for", number: true }, { name: "Log heard", number: true }];
+  { name: "Lag", number: true }, { name: "Behind for", number: true }, { name: "Log heard", number: true }, { name: "Others hold the same" }];
+
+// Of this node's partition: whether another node was found to hold something else.
+function sameText({ partition, digest }) {
+  const others = (cluster.status.differences ?? []).filter((of) => of.partition === partition).map((of) => of.member);
+  if (others.length > 0) return el("span", { class: "why" }, `no: ${plainText(others.join(", "), 200)}`);
+  return digest ? "yes, as far as known" : "can't be told now";
+}
 
 const partitionRow = (partition) => [
   `${partition.partition}`,
@@ -101,6 +108,7 @@ const partitionRow = (partition) => [
   partition.lag === null ? "unknown" : numberText(partition.lag),
   partition.lag_seconds === null ? "unknown" : timeText(partition.lag_seconds),
   partition.high_watermark_age_ms === null ? "never" : partition.high_watermark_age_ms < 2000 ? "just now" : `${timeText(partition.high_watermark_age_ms / 1000)} ago`,
+  sameText(partition),
 ];
 
 function restoreLine({ restore }) {

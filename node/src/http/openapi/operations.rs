@@ -73,6 +73,7 @@ impl Operation {
             Call::Live => health("getLiveness", "Whether the process answers and has not given up"),
             Call::Status => plain("getStatus", "The node's own account", Body::Json("Status")),
             Call::Members => members(),
+            Call::Digests => digests(),
             Call::Metrics => plain("getMetrics", "Figures for Prometheus", Body::Text),
             Call::OpenApi => description(),
             Call::Snapshot => snapshot(),
@@ -346,6 +347,14 @@ fn members() -> Operation {
     Operation {
         description: "The node asks each of the others for its `/status`, and waits for a second at most. Answers are kept for half a second.",
         ..plain("getMembersStatus", "What every member says of itself", Body::Json("MembersStatus"))
+    }
+}
+
+fn digests() -> Operation {
+    Operation {
+        tag: "members",
+        description: "For each partition, what the node holds as one number, at its position and at some before: at equal positions, members must say the same. Members ask each other every five seconds.",
+        ..plain("getDigests", "Digests of what the node holds", Body::Json("Digests"))
     }
 }
 

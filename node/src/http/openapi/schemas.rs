@@ -8,7 +8,7 @@ use crate::service::consistency::MAX_WAIT;
 /// The components of the schemas.
 pub fn all() -> Value {
     let mut all = parameters::schemas();
-    for schemas in [records(), changes(), lines(), results(), status()] {
+    for schemas in [records(), changes(), lines(), results(), status(), digests()] {
         if let (Some(all), Value::Object(schemas)) = (all.as_object_mut(), schemas) {
             all.extend(schemas);
         }
@@ -191,6 +191,32 @@ fn results() -> Value {
     })
 }
 
+fn digests() -> Value {
+    let partition = || json!({ "type": "integer", "format": "int32" });
+    let offset =
+        || json!({ "type": "integer", "format": "int64", "description": "Everything before it is applied" });
+    let digest = || json!({ "type": "string", "pattern": "^[0-9a-f]{32}$" });
+    let points = json!({ "type": "array", "items": reference("DigestPoint"), "description": "By offset" });
+    let difference = json!({
+        "member": { "type": "string", "description": "host:port, as the cluster knows it" },
+        "partition": partition(),
+        "next": offset(),
+        "own": digest(),
+        "theirs": digest(),
+    });
+    let answer = json!({
+        "format": { "type": "string", "description": "Of the store; digests of another are other ones" },
+        "log": { "type": "string", "description": "Which log the store is of; hexadecimal, 0 if that is not known" },
+        "partitions": { "type": "array", "items": reference("PartitionDigests"), "description": "Empty while the store may not be read" },
+    });
+    json!({
+        "Digests": object(&answer, &[]),
+        "PartitionDigests": object(&json!({ "partition": partition(), "points": points }), &[]),
+        "DigestPoint": object(&json!({ "next": offset(), "digest": digest() }), &[]),
+        "DigestDifference": object(&difference, &[]),
+    })
+}
+
 fn status() -> Value {
     let count = || json!({ "type": "integer", "format": "int64", "minimum": 0 });
     let number = || json!({ "type": "number" });
@@ -203,6 +229,7 @@ fn status() -> Value {
         "lag": { "type": ["integer", "null"], "format": "int64" },
         "lag_seconds": { "type": ["number", "null"], "description": "How old this node's reads are" },
         "high_watermark_age_ms": { "type": ["integer", "null"], "format": "int64" },
+        "digest": or_null(&reference("DigestPoint")),
     });
     let restore = json!({
         "done": { "type": "boolean" },
@@ -224,6 +251,7 @@ fn status() -> Value {
         "partitions": { "type": "array", "items": reference("PartitionStatus") },
         "restore": reference("RestoreStatus"),
         "log_level": count(),
+        "differences": { "type": "array", "items": reference("DigestDifference"), "description": "Members that hold other records where both have applied the same" },
         "store": or_null(&reference("StoreStatus")),
         "cache": or_null(&reference("CacheStatus")),
     });
@@ -236,7 +264,7 @@ fn status() -> Value {
     json!({
         "MembersStatus": object(&members, &[]),
         "MemberStatus": object(&member, &["status", "error"]),
-        "Status": object(&status, &["unready"]),
+        "Status": object(&status, &["unready", "differences"]),
         "ComponentState": component,
         "PartitionStatus": object(&partition, &[]),
         "RestoreStatus": object(&restore, &["rebuilding"]),

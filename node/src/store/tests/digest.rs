@@ -124,13 +124,10 @@ fn run(steps: &[Step], sizes: &[usize], sweeps: bool) -> Said {
             store.sweep(now, RETENTION, Some(now), RETENTION).expect("swept");
         }
         let found = scanned(&store);
-        for PartitionDigests { partition, points } in store.digests().expect("told").1 {
-            assert_eq!(
-                points.last().map(|now| now.digest),
-                Some(found.of(partition)),
-                "a scan finds another"
-            );
-            for point in points {
+        for digests in store.digests().expect("told").1 {
+            let partition = digests.partition;
+            assert_eq!(digests.now.map(|now| now.digest), Some(found.of(partition)), "a scan finds another");
+            for point in digests.points() {
                 let before = said.insert((partition, point.next), point.digest);
                 assert!(before.is_none_or(|before| before == point.digest), "{point:?} was {before:?}");
             }
@@ -202,7 +199,7 @@ fn positions_that_both_pass_are_remembered_by_both() {
 #[test]
 fn nothing_is_said_of_what_may_be_incomplete() {
     let (_dir, store) = empty();
-    let said = |store: &Store| store.digests().expect("told").1[0].points.len();
+    let said = |store: &Store| store.digests().expect("told").1[0].points().count();
     assert_eq!(said(&store), 1);
     let gap = PartitionRead { gap: true, ..PartitionRead::up_to(P0, NextOffset(4)) };
     store.apply_read(&mut vec![(b"k".as_slice(), write(3, "v").into())], &[gap]).expect("applied");
