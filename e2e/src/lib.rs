@@ -11,6 +11,7 @@ pub mod command_line;
 pub mod consistency;
 pub mod curl;
 pub mod deployment;
+pub mod digests;
 pub mod figures;
 pub mod history;
 pub mod http;

@@ -12,7 +12,7 @@ use e2e::consistency::client::Nodes;
 use e2e::consistency::run;
 use e2e::consistency::workload::Workload;
 use e2e::runner::{Ctx, Test};
-use e2e::{tests, wait};
+use e2e::{digests, tests, wait};
 use fastrand::Rng;
 
 pub fn tests() -> Vec<Test> {
@@ -65,7 +65,8 @@ async fn all_calls_are_consistent_while_nodes_fail(ctx: Ctx) -> Result<()> {
     let nodes = Nodes { count: cluster.nodes.len(), api: &api };
     let faults = fail(&cluster, seed, duration);
     let report = run::run(&Workload::new(seed), &nodes, &cluster.topic, faults).await?;
-    conclude("nodes killed and paused", seed, &report)
+    conclude("nodes killed and paused", seed, &report)?;
+    digests::agree(&cluster.nodes.iter().map(|node| node.api()).collect::<Vec<_>>()).await
 }
 
 /// Kills or freezes one node after the other, for a while each.

@@ -16,7 +16,7 @@ use e2e::deployment::Deployment;
 use e2e::http::Api;
 use e2e::nemesis::{Fault, Nemesis};
 use e2e::runner::{Ctx, Test};
-use e2e::{tests, wait};
+use e2e::{digests, tests, wait};
 use fastrand::Rng;
 
 pub fn tests() -> Vec<Test> {
@@ -78,6 +78,7 @@ async fn scenario(deployment: &Deployment, seed: u64, level: Level) -> Result<Re
     let report = run::run(&workload, &nodes, &deployment.topic(), fail(&mut nemesis, &apis, seed)).await?;
     let injected: Vec<_> = nemesis.injected.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
     println!("consistency: faults: {}", injected.join(", "));
+    digests::agree(&apis).await?;
     Ok(report)
 }
 

@@ -10,7 +10,7 @@ use e2e::cluster::{Node, Options, START};
 use e2e::http::{Api, Position};
 use e2e::runner::{Ctx, Test};
 use e2e::topic::KeyValue;
-use e2e::{tests, wait};
+use e2e::{digests, tests, wait};
 use futures_util::future::try_join_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
 
@@ -151,7 +151,7 @@ async fn a_node_killed_under_load_never_goes_back(ctx: Ctx) -> Result<()> {
             "{what}: the store was whole"
         );
     }
-    Ok(())
+    digests::agree(&[killed.api(), writer.api()]).await
 }
 
 const RECORDS: usize = 25_000;

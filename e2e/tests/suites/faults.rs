@@ -13,7 +13,7 @@ use e2e::http::{Answer, Api, encode};
 use e2e::nemesis::{self, Nemesis};
 use e2e::runner::{Ctx, Test};
 use e2e::topic::{KeyValue, now_ms};
-use e2e::{tests, wait};
+use e2e::{digests, tests, wait};
 use futures_util::future::join_all;
 use reqwest::Method;
 
@@ -83,6 +83,7 @@ async fn scenario(deployment: &Deployment, seed: u64) -> Result<()> {
     injected?;
     let keys: Vec<_> = run.keys.iter().cloned().chain(run.short.borrow().iter().cloned()).collect();
     let finals = run.settled(&keys).await?;
+    digests::agree(&run.nodes).await?;
     let (log, tidied) = run.logged(deployment).await?;
     let history = run.history.into_inner();
     let again = history::check(&history, &log, &finals, &keys)?;

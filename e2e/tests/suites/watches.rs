@@ -9,8 +9,8 @@ use anyhow::{Result, ensure};
 use e2e::cluster::{Cluster, START};
 use e2e::consistency::run::setting;
 use e2e::runner::{Ctx, Test};
-use e2e::tests;
 use e2e::watches::run;
+use e2e::{digests, tests};
 use fastrand::Rng;
 
 pub fn tests() -> Vec<Test> {
@@ -35,7 +35,7 @@ async fn each_key_is_told_in_order_and_to_its_end(ctx: Ctx) -> Result<()> {
     let tried = [report.sets, report.deletes, report.expiries, report.elsewhere, report.cut_inside];
     ensure!(tried.iter().all(|count| *count > 10), "{report}");
     ensure!(report.lost > 0 && report.comparisons > 20 && report.scanned > 0, "{report}");
-    Ok(())
+    digests::agree(&cluster.nodes.iter().map(|node| node.api()).collect::<Vec<_>>()).await
 }
 
 /// Kills or stops one node after the other, and starts it again.

@@ -97,6 +97,7 @@ impl World {
         self.topic += 1;
         self.cluster += u64::from(other_cluster);
         self.log = vec![Partition::default(); partitions];
+        self.digests.clear();
         self.lagging = vec![(self.now, Partition::default()); partitions];
         self.grown = self.now;
         self.counts.topics += 1;
@@ -128,6 +129,8 @@ impl World {
         note!(self, "partition {partition} is truncated from {from} to {to}");
         let epoch = self.log[partition].epoch() + 1;
         self.log[partition] = lagging;
+        // Others take the places of the records that are lost.
+        self.digests.retain(|(of, next), _| *of as usize != partition || next.0 <= to);
         self.log[partition].epochs.push((epoch, to));
         self.sent.retain(|sent| sent.condition.is_none() || sent.partition as usize != partition);
         for node in &mut self.nodes {

@@ -39,10 +39,11 @@ pub struct Counts {
     pub reads: u64,
     pub peer_reads: u64,
     pub compared: u64,
+    pub digests: u64,
 }
 
 impl Counts {
-    pub fn each(&self) -> [(&'static str, u64); 37] {
+    pub fn each(&self) -> [(&'static str, u64); 38] {
         [
             ("steps", self.steps),
             ("writes", self.writes),
@@ -81,6 +82,7 @@ impl Counts {
             ("reads checked", self.reads),
             ("of them answered by peers", self.peer_reads),
             ("comparisons of a whole replica", self.compared),
+            ("comparisons of a digest", self.digests),
         ]
     }
 }

@@ -87,6 +87,9 @@ pub fn read<'a>(
                 *until = LogTime::MIN;
             }
         }
+        (Some(Mistake::OneReplicaReadsNoWrites), None) if reader.is_some_and(|(who, _)| who == 1) => {
+            condition = Some(Condition::Unreadable);
+        }
         _ => {}
     }
     let forgotten = mistake == Some(Mistake::UndecodableRecordsIgnored)

@@ -63,4 +63,6 @@ pub enum Mistake {
     TombstonesAreVersions,
     /// What has expired and was swept is repaired by a tombstone.
     ExpiredIsRepairedAsDeleted,
+    /// One of the replicas takes no write for one.
+    OneReplicaReadsNoWrites,
 }

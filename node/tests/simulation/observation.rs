@@ -6,9 +6,10 @@ use bitacora_node::log::LogTag;
 use bitacora_node::service::memory::Memory;
 use bitacora_node::service::peers::{PeerAnswer, PeerRecord};
 use bitacora_node::service::reads::{Answer, GetError, LookupResult};
-use bitacora_node::store::{Entry, Store, UuidText};
+use bitacora_node::store::{DigestPoint, Entry, Store, UuidText};
 
 use crate::member::{Member, Running};
+use crate::mistake::Mistake;
 use crate::note;
 use crate::oracle::compare;
 use crate::promise::{Outcome, Promise, failed};
@@ -21,7 +22,7 @@ impl Member {
             return Err(violation);
         }
         let Some(running) = &self.running else { return Ok(()) };
-        let (Running { store, progress, .. }, metrics) = (running, &self.metrics);
+        let (Running { store, .. }, metrics) = (running, &self.metrics);
         let checkpoint = store.copy().map_err(failed)?.checkpoint;
         let resyncs = metrics.resyncs.get();
         {
@@ -81,6 +82,8 @@ impl Member {
         }
         (self.seen.checkpoint, self.seen.resyncs, self.seen.beside) =
             (checkpoint, resyncs, store.is_building());
+        self.compare_digests()?;
+        let Some(Running { store, progress, .. }) = &self.running else { return Ok(()) };
         let all = self.view.world().is_read_by(&self.seen.checkpoint);
         if all && progress.restored() && !store.is_building() && !self.may_be_stale {
             self.compare()?;
@@ -100,6 +103,35 @@ impl Member {
         compare(&world, &running.store, &format!("replica {}", self.who))?;
         let held = KEYS.iter().filter_map(|key| Some((*key, world.expected(key)?.clone()))).collect();
         world.nodes[self.who].held = held;
+        Ok(())
+    }
+
+    /// What it says of its digests must be what all have said of the same log at the same positions.
+    fn compare_digests(&self) -> Outcome {
+        let Some(Running { store, progress, .. }) = &self.running else { return Ok(()) };
+        // Before the world is held: it is their clock, too.
+        let may_be_read = progress.restored() && progress.caught_up_in_this_run() && !store.is_building();
+        let (log, said) = store.digests().map_err(failed)?;
+        let world = &mut *self.view.world();
+        // The other mistakes are to be caught by what they do to a key.
+        let is_looked_at = matches!(world.mistake, None | Some(Mistake::OneReplicaReadsNoWrites));
+        let is_of_this_log = log == world.identity().tag() && !self.may_be_stale;
+        if !(is_looked_at && is_of_this_log && may_be_read) {
+            return Ok(());
+        }
+        for digests in said {
+            let partition = digests.partition;
+            for DigestPoint { next, digest } in digests.points().copied() {
+                let (known, first) = *world.digests.entry((partition, next)).or_insert((digest, self.who));
+                world.counts.digests += 1;
+                if known != digest {
+                    return Err(Promise::DigestsAgree.broken(format!(
+                        "replica {} says {digest} of partition {partition} up to {next:?}, replica {first} has said {known}",
+                        self.who
+                    )));
+                }
+            }
+        }
         Ok(())
     }
 

@@ -21,6 +21,8 @@ pub enum Promise {
     RefusalsWereTrue,
     /// For who has read everything, a repair says what it holds, or what was dead when it was trimmed.
     RepairsChangeNothing,
+    /// All nodes say the same of what a partition of a log holds at a position, whenever they are asked: [digests](bitacora_node::store::Digest).
+    DigestsAgree,
     /// A node does not doubt what it holds for longer than compaction leaves records alone.
     DoubtsEnd,
     /// A node that nothing disturbs catches up, and the repairs come to an end.

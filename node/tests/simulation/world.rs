@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bitacora_node::log::{Condition, Level, LogIdentity, LogTag, NewRecord, is_reserved};
-use bitacora_node::store::Checkpoint;
+use bitacora_node::store::{Checkpoint, Digest};
 use bitacora_protocol::record::{KeyValue, ttl};
 use bitacora_protocol::{NextOffset, Position};
 
@@ -161,6 +161,8 @@ pub struct World {
     pub void: BTreeMap<(i32, i64, i64), (&'static str, Write)>,
     /// Those of them that were meant for another log, and for which. Who has not noticed yet that the topic was made anew takes them for his.
     pub meant_for: BTreeMap<(i32, i64, i64), LogTag>,
+    /// What the replicas said of their digests in this log, by partition and next offset; and who did first.
+    pub digests: BTreeMap<(i32, NextOffset), (Digest, usize)>,
     /// A promise that was broken by what was appended.
     pub violation: Option<Violation>,
     pub sent: Vec<Sent>,
@@ -230,6 +232,7 @@ impl World {
             ever: BTreeMap::new(),
             void: BTreeMap::new(),
             meant_for: BTreeMap::new(),
+            digests: BTreeMap::new(),
             violation: None,
             sent: Vec::new(),
             nodes,

@@ -25,6 +25,18 @@ fn positions_committed_before_records() {
     });
 }
 
+/// Only a comparison of replicas finds it: nobody else knows what was written.
+#[test]
+fn one_replica_reads_no_writes() {
+    assert_caught(Mistake::OneReplicaReadsNoWrites, Promise::DigestsAgree, 1, |history| {
+        history.read_all(0)?;
+        history.read_all(1)?;
+        history.set(0, "a", "v1");
+        history.read_all(0)?;
+        history.read_all(1)
+    });
+}
+
 #[test]
 fn unconditional_trims() {
     assert_caught(Mistake::UnconditionalTrims, Promise::LastWriteHolds, 1, tombstone_comes_after_a_write);
