@@ -6,7 +6,7 @@
 ARG RUST_IMAGE=rust:1.95-slim-bookworm
 ARG RUNTIME_IMAGE=debian:bookworm-slim
 
-# --- The toolchain and what the C libraries (librdkafka, OpenSSL, zstd, zlib, LMDB) need to compile.
+# --- The toolchain and what the C libraries (librdkafka, OpenSSL, zstd, zlib, LMDB, jemalloc) need to compile.
 FROM ${RUST_IMAGE} AS toolchain
 # make and g++: librdkafka builds its C++ half too. perl: OpenSSL's Configure needs more modules than perl-base has.
 RUN apt-get update \

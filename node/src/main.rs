@@ -13,6 +13,18 @@ use bitacora_node::replication::snapshot::backup;
 use bitacora_node::settings::{Cli, Command, HealthSettings};
 use bitacora_node::{dev, http_client, serve};
 use bitacora_program::console;
+use tikv_jemallocator::Jemalloc;
+
+/// The cache reckons with its classes of sizes (`store/cache/mod.rs`).
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
+
+/// How jemalloc finds its settings: as a C string, by this name. By default there are four arenas for each processor, each with pages of its own, and
+/// what is freed is kept for ten seconds.
+#[used]
+#[allow(unsafe_code)]
+#[unsafe(export_name = "_rjem_malloc_conf")]
+pub static ALLOCATOR_SETTINGS: &[u8; 36] = b"narenas_ratio:1,dirty_decay_ms:1000\0";
 
 fn main() -> ExitCode {
     let cli = Cli::read();

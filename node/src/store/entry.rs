@@ -3,21 +3,21 @@ use std::fmt;
 use bitacora_protocol::Position;
 use bitacora_protocol::record::{KeyValue, source, ttl};
 use smallvec::SmallVec;
-use triomphe::ThinArc;
 use uuid::Uuid;
 
 use super::format::{
     self, Buffer, EntryHead, Input, MAX_FIXED_BYTES, StoredRecord, StoredUuid, UUID_TEXT_BYTES,
 };
+use super::shared_bytes::SharedBytes;
 use crate::clock::{Clock, LogTime, WallTime};
 
 /// A record as the store holds it, and its key. It has no record if it is a tombstone that another writer made, or of a key that
 /// expired and was swept.
 ///
 /// One piece of memory: the length of the key ([`format::put_varint`]), the key, and the bytes as they lie on disk ([`mod@format`]). Cheap to
-/// clone: one count, next to the bytes; and as small as a pointer.
+/// clone: one count, next to the bytes; and as small as a pointer ([`mod@super::shared_bytes`]).
 #[derive(Clone, PartialEq, Eq)]
-pub struct Entry(ThinArc<(), u8>);
+pub struct Entry(SharedBytes);
 
 /// Whether an entry is an answer, at some moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,16 +75,19 @@ impl Entry {
         format::parse(stored)?;
         let mut bytes = begin(key, stored.len());
         bytes.extend_from_slice(stored);
-        Some(Self::of(&bytes))
+        SharedBytes::copy_of(&bytes).map(Self)
     }
 
     fn of(bytes: &Buffer) -> Self {
-        Self(ThinArc::from_header_and_slice((), bytes))
+        Self(
+            SharedBytes::copy_of(bytes)
+                .expect("what comes from the log has less than 2 GiB, as Kafka's records"),
+        )
     }
 
     /// The key, and the bytes as they lie on disk.
     fn parts(&self) -> (&[u8], &[u8]) {
-        let mut input = Input(&self.0.slice);
+        let mut input = Input(&self.0);
         let length = input.varint().unwrap_or_default();
         (input.bytes(length as usize).unwrap_or_default(), input.0)
     }
@@ -101,7 +104,7 @@ impl Entry {
     /// The length of the key, the key, and the bytes that lie on disk.
     #[must_use]
     pub(super) fn key_and_stored(&self) -> &[u8] {
-        &self.0.slice
+        &self.0
     }
 
     /// The bytes that lie on disk.
@@ -113,7 +116,13 @@ impl Entry {
     /// How many bytes it has in memory, but for what their allocation costs.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.0.slice.len()
+        self.0.len()
+    }
+
+    /// How many bytes of memory are taken for it, but for what the allocator adds to each.
+    #[must_use]
+    pub(super) fn allocated_bytes(&self) -> usize {
+        SharedBytes::HEAD + self.0.len()
     }
 
     /// Looks at one byte of each of its first cache lines, so that the processor has them.
@@ -121,7 +130,7 @@ impl Entry {
     pub(super) fn touch(&self) -> u8 {
         /// As processors have them.
         const CACHE_LINE: usize = 64;
-        self.0.slice.iter().step_by(CACHE_LINE).take(4).fold(0, |seen, byte| seen ^ byte)
+        self.0.iter().step_by(CACHE_LINE).take(4).fold(0, |seen, byte| seen ^ byte)
     }
 
     /// All but the record.

@@ -19,6 +19,7 @@ mod generation;
 mod pages;
 mod read;
 mod repack;
+mod shared_bytes;
 mod stats;
 mod sweep;
 mod trimming;

@@ -264,19 +264,18 @@ impl RecordCache {
     }
 }
 
-/// What an entry costs: its allocation with two numbers before the bytes, as glibc makes them, and its slot.
+/// What an entry costs: its allocation, and its slot.
 fn weight(entry: &Entry) -> u64 {
     /// Eleven bytes, of which nearly nine tenths are used.
     const SLOT: usize = 13;
-    const HEAD: usize = 2 * size_of::<usize>();
-    (chunk(HEAD + entry.bytes()) + SLOT) as u64
+    (size_class(entry.allocated_bytes()) + SLOT) as u64
 }
 
-/// What an allocation takes: its size and what the allocator notes of it, in steps of 16 bytes; pages of its own if it is large.
-fn chunk(bytes: usize) -> usize {
-    const PAGES_FROM: usize = 128 << 10;
-    if bytes >= PAGES_FROM {
-        return (bytes + 16).next_multiple_of(4 << 10);
-    }
-    (bytes + size_of::<usize>()).next_multiple_of(16).max(32)
+/// What jemalloc, the node's allocator, takes for an allocation: steps of 16 bytes up to 128, and above that four steps in each doubling.
+fn size_class(bytes: usize) -> usize {
+    let step = match bytes {
+        ..=128 => 16,
+        _ => (1 << (bytes - 1).ilog2()) / 4,
+    };
+    bytes.next_multiple_of(step)
 }
