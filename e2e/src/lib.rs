@@ -16,6 +16,7 @@ pub mod figures;
 pub mod history;
 pub mod http;
 pub mod java;
+pub mod kubernetes;
 pub mod machine;
 pub mod measure;
 pub mod memory_limit;

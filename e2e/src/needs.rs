@@ -24,6 +24,8 @@ pub enum Needs {
     ServersAndClients,
     /// Docker with Compose, and the nodes' image.
     Deployment,
+    /// Docker with Compose and the nodes' image, and Python that reads what describes a deployment.
+    DeploymentAndPython,
     /// Python, for a check against a library of it; no servers.
     Python,
     /// The servers, and Python for a check by a library of it.
@@ -34,7 +36,11 @@ pub enum Needs {
 
 impl Needs {
     pub(crate) fn servers(self) -> bool {
-        !matches!(self, Needs::Nothing | Needs::Npm | Needs::Browser | Needs::Python | Needs::Deployment)
+        !self.deployment() && !matches!(self, Needs::Nothing | Needs::Npm | Needs::Browser | Needs::Python)
+    }
+
+    pub(crate) fn deployment(self) -> bool {
+        matches!(self, Needs::Deployment | Needs::DeploymentAndPython)
     }
 }
 
@@ -81,11 +87,11 @@ impl Has {
 
     /// Why a test can't run here.
     pub(crate) fn missing(self, needs: Needs) -> Option<&'static str> {
-        if self.backends == Backends::None && (needs.servers() || needs == Needs::Deployment) {
+        if self.backends == Backends::None && (needs.servers() || needs.deployment()) {
             return Some("no Docker engine, no Java with Maven");
         }
         match needs {
-            Needs::Deployment if !self.compose => Some("no Docker engine with Compose"),
+            needs if needs.deployment() && !self.compose => Some("no Docker engine with Compose"),
             Needs::ServersAndJava if !self.java => {
                 Some("no Java with Maven for the check by Java's libraries")
             }
@@ -104,7 +110,7 @@ impl Has {
             Needs::ServersAndMachine if !self.machine => {
                 Some("no Linux with glibc and cc for a machine's faults")
             }
-            Needs::Python | Needs::ServersAndPython if !self.python => {
+            Needs::Python | Needs::ServersAndPython | Needs::DeploymentAndPython if !self.python => {
                 Some("no python3 with venv for the checks by Python's libraries")
             }
             _ => None,
@@ -138,7 +144,7 @@ impl Has {
             (!self.browser, "the console was not tried in a browser: there is no Chromium with Node and npm"),
             (
                 !self.python,
-                "compose/aws was not checked against botocore, Avro files by fastavro, nor the API by schemathesis and a Python client: there \
+                "compose/aws and compose/kubernetes were not checked against botocore and Kubernetes' schemas, Avro files by fastavro, nor the API by schemathesis and a Python client: there \
                  is no python3 with venv",
             ),
         ];

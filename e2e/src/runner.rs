@@ -192,7 +192,7 @@ fn run_test(runtime: &Runtime, run: &Arc<Run>, test: Test) -> Result<(), String>
     PANIC.set(Some(String::new()));
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         runtime.block_on(async {
-            if test.needs == Needs::Deployment {
+            if test.needs.deployment() {
                 deployment::build().await?;
             } else if test.needs.servers() {
                 // Outside the deadline: the first test waits for a build and for servers.
@@ -325,7 +325,7 @@ fn supervise(arguments: &Arguments, runtime: Runtime, run: Run, tests: Vec<Test>
     };
     tell_of_little_room();
     let registered = tests.len();
-    let needs_engine = |needs: Needs| needs.servers() || needs == Needs::Deployment;
+    let needs_engine = |needs: Needs| needs.servers() || needs.deployment();
     let needing = tests.iter().filter(|test| needs_engine(test.needs)).count();
     let trials = tests.into_iter().map(|test| trial(&runtime, &run, has, test));
     let conclusion = libtest_mimic::run(arguments, trials.collect());

@@ -23,6 +23,7 @@ mod foreign_records;
 mod full_disk;
 mod grown_topic;
 mod import_export;
+mod kubernetes;
 mod machine;
 mod membership;
 mod metrics;
@@ -66,6 +67,7 @@ pub fn all() -> Vec<Test> {
         compose::tests(),
         console::tests(),
         ecs::tests(),
+        kubernetes::tests(),
         zookeeper_servers::tests(),
         full_disk::tests(),
         machine::tests(),
