@@ -1,5 +1,7 @@
 //! The lines of a batch's body, cut out of it as it arrives.
 
+use std::ops::Range;
+
 /// A buffer above this is given back once it is mostly empty.
 const LARGE_BUFFER_BYTES: usize = 256 * 1024;
 
@@ -82,8 +84,13 @@ impl Lines {
         (self.start, self.searched) = (0, 0);
     }
 
-    /// The next line that is not blank; an error for one that was not taken.
-    pub fn next(&mut self) -> Option<Result<Vec<u8>, Skipped>> {
+    /// The text of a line that [`Lines::next`] has found, as long as nothing was done to this since.
+    pub fn text(&self, line: &Range<usize>) -> &[u8] {
+        self.buffer.get(line.clone()).unwrap_or_default()
+    }
+
+    /// Where the next line is that is not blank; an error for one that was not taken.
+    pub fn next(&mut self) -> Option<Result<Range<usize>, Skipped>> {
         loop {
             let found = memchr::memchr(b'\n', &self.buffer[self.searched..]).map(|at| self.searched + at);
             let at_the_end = self.ended && (self.start < self.buffer.len() || self.skipping.is_some());
@@ -107,12 +114,14 @@ impl Lines {
             if let Some(why) = skipped {
                 return Some(Err(why));
             }
-            let line = &self.buffer[line];
+            let whole = &self.buffer[line];
             // Of the body, not of its first line.
             let mark = if self.number == 1 { BYTE_ORDER_MARK } else { b"" };
-            let line = line.strip_prefix(mark).unwrap_or(line).trim_ascii();
-            if !line.is_empty() {
-                return Some(Ok(line.to_vec()));
+            let text = whole.strip_prefix(mark).unwrap_or(whole).trim_ascii_start();
+            let start = end - text.len();
+            let text = start..start + text.trim_ascii_end().len();
+            if !text.is_empty() {
+                return Some(Ok(text));
             }
             if self.ended && self.start == self.buffer.len() {
                 return None;
@@ -144,9 +153,8 @@ mod tests {
         let mut found = Vec::new();
         let mut take = |lines: &mut Lines| {
             while let Some(line) = lines.next() {
-                found.push(
-                    line.map(|line| String::from_utf8_lossy(&line).into_owned()).map_err(|_| lines.number),
-                );
+                let text = |line| String::from_utf8_lossy(lines.text(&line)).into_owned();
+                found.push(line.map(text).map_err(|_| lines.number));
             }
         };
         for piece in text.chunks(step) {
@@ -181,13 +189,14 @@ mod tests {
     #[test]
     fn a_line_without_memory_is_skipped_to_its_end() {
         let mut lines = Lines::new(100);
+        let next = |lines: &mut Lines| Some(lines.next()?.map(|line| lines.text(&line).to_vec()));
         lines.push(b"one\ntw");
-        assert_eq!(lines.next(), Some(Ok(b"one".to_vec())));
-        assert_eq!((lines.next(), lines.bytes()), (None, 2));
+        assert_eq!(next(&mut lines), Some(Ok(b"one".to_vec())));
+        assert_eq!((next(&mut lines), lines.bytes()), (None, 2));
         lines.skip();
         assert_eq!(lines.bytes(), 0);
         lines.push(b"o\nthree\n");
-        assert_eq!(lines.next(), Some(Err(Skipped::NoMemory)));
-        assert_eq!((lines.number(), lines.next()), (2, Some(Ok(b"three".to_vec()))));
+        assert_eq!(next(&mut lines), Some(Err(Skipped::NoMemory)));
+        assert_eq!((lines.number(), next(&mut lines)), (2, Some(Ok(b"three".to_vec()))));
     }
 }

@@ -7,9 +7,10 @@ mod under_way;
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bitacora_protocol::http::{BatchLine, LineWriteOptions};
 use bitacora_protocol::{Operation, WriteCondition, WriteOptions};
@@ -87,6 +88,7 @@ pub(super) fn run<B: Buf + Send + 'static>(
         bytes: 0,
         memory,
         ended: false,
+        now: Instant::now(),
         answered: Vec::new(),
         notes: Some(notes),
     };
@@ -111,8 +113,8 @@ struct Batch<S> {
     limits: Limits,
     body: Pin<Box<S>>,
     lines: Lines,
-    /// A line for which there is no memory until an operation before it has ended.
-    waiting: Option<Vec<u8>>,
+    /// A line for which there is no memory until an operation before it has ended. Until then no more of the body is taken.
+    waiting: Option<Range<usize>>,
     under_way: UnderWay,
     /// One for each operation under way.
     pending: VecDeque<Pending>,
@@ -121,6 +123,8 @@ struct Batch<S> {
     /// For the lines, and for those bytes.
     memory: Permit,
     ended: bool,
+    /// When the last lines began. The clock is not asked for each line by itself.
+    now: Instant,
     /// What the metrics have yet to be told.
     answered: Vec<Answered>,
     /// Of the whole batch, until its end is told.
@@ -133,8 +137,8 @@ struct Answered {
     /// The label of the metrics.
     outcome: &'static str,
     count: u64,
-    /// The longest.
-    took: Duration,
+    /// When the first of them began.
+    since: Instant,
 }
 
 struct Pending {
@@ -198,10 +202,11 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
     /// Begins the operations of the lines that are there. Returns whether there was any.
     fn begin_lines(&mut self) -> bool {
         let mut began_some = false;
+        self.now = Instant::now();
         while self.has_room()
             && let Some(line) = self.next_line()
         {
-            self.begin(line);
+            self.begin(&line);
             began_some = true;
         }
         self.under_way.close_group();
@@ -209,7 +214,7 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
     }
 
     /// The next line, if there is memory for it. If there is none, it waits for the operations before it, or else fails.
-    fn next_line(&mut self) -> Option<Result<Vec<u8>, Skipped>> {
+    fn next_line(&mut self) -> Option<Result<Range<usize>, Skipped>> {
         let line = match self.waiting.take() {
             Some(line) => line,
             None => match self.lines.next()? {
@@ -266,7 +271,7 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
 
     /// Gives back the memory that is no longer needed, unless that is little.
     fn give_memory_back(&mut self) {
-        let held = self.lines.memory_with(0) + self.bytes + self.waiting.as_ref().map_or(0, Vec::len);
+        let held = self.lines.memory_with(0) + self.bytes;
         let kept = BASE_MEMORY_BYTES.max(held + MEMORY_STEP_BYTES);
         if self.memory.bytes() > kept + MEMORY_STEP_BYTES {
             self.memory.set(kept);
@@ -275,16 +280,17 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
 
     fn end(&mut self, error: Option<HttpError>) {
         self.ended = true;
+        self.now = Instant::now();
         match error {
             None => self.lines.end(),
             Some(error) => self.push(Err(error), 0, None),
         }
     }
 
-    fn begin(&mut self, line: Result<Vec<u8>, Skipped>) {
+    fn begin(&mut self, line: &Result<Range<usize>, Skipped>) {
         let number = self.lines.number();
         let line = match line {
-            Ok(line) => line,
+            Ok(line) => self.lines.text(line),
             Err(Skipped::TooLong) => {
                 let max = self.lines.limit();
                 return self.push(Err(HttpError::LineTooLarge { number, max }), 0, None);
@@ -293,14 +299,15 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
                 return self.push(Err(self.service.memory().refuse().into()), 0, None);
             }
         };
-        if number == 1 && is_wide(&line) {
+        if number == 1 && is_wide(line) {
             // Cut at the bytes of a line feed, none of what follows is a line.
             self.ended = true;
             self.lines = Lines::new(self.lines.limit());
             let error = HttpError::BadRequest(format!("line 1: {WIDE}"));
             return self.push(Err(error), 0, None);
         }
-        let parsed = serde_json::from_slice::<BatchLine<'_>>(&line).map_err(|error| {
+        let bytes = line.len();
+        let parsed = serde_json::from_slice::<BatchLine<'_>>(line).map_err(|error| {
             if line.starts_with(BYTE_ORDER_MARK) { INNER_MARK.to_owned() } else { json_error(&error) }
         });
         let begun = parsed.and_then(|parsed| {
@@ -314,7 +321,7 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
             Ok((name, key.into_owned(), begun))
         });
         match begun {
-            Ok((name, key, begun)) => self.push(Ok((name, key)), line.len(), Some(begun)),
+            Ok((name, key, begun)) => self.push(Ok((name, key)), bytes, Some(begun)),
             Err(error) => {
                 let error = HttpError::BadRequest(format!("line {number}: {error}"));
                 self.push(Err(error), 0, None);
@@ -347,7 +354,7 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
             None => self.under_way.push_done(Err(KeyError::Blank.into())),
         }
         self.bytes += bytes;
-        self.pending.push_back(Pending { request, bytes, began: Instant::now() });
+        self.pending.push_back(Pending { request, bytes, began: self.now });
     }
 
     /// Writes the result of the oldest operation.
@@ -365,23 +372,24 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
         };
         self.bytes -= bytes;
         self.give_memory_back();
-        self.count(operation, outcome, began.elapsed());
+        self.count(operation, outcome, began);
     }
 
-    fn count(&mut self, operation: &'static str, outcome: &'static str, took: Duration) {
+    fn count(&mut self, operation: &'static str, outcome: &'static str, began: Instant) {
         match self.answered.iter_mut().find(|it| (it.operation, it.outcome) == (operation, outcome)) {
             Some(answered) => {
                 answered.count += 1;
-                answered.took = answered.took.max(took);
+                answered.since = answered.since.min(began);
             }
-            None => self.answered.push(Answered { operation, outcome, count: 1, took }),
+            None => self.answered.push(Answered { operation, outcome, count: 1, since: began }),
         }
     }
 
     /// Moves the metrics on: they are too dear to be moved for each line by itself. Lines that are answered together took as long as all of
     /// them.
     fn report(&mut self) {
-        for Answered { operation, outcome, count, took } in self.answered.drain(..) {
+        for Answered { operation, outcome, count, since } in self.answered.drain(..) {
+            let took = since.elapsed();
             if let Some(notes) = &mut self.notes {
                 // A batch may last for as long as its client likes; it is slow if one of its operations is.
                 notes.waits.operations = notes.waits.operations.max(took);
