@@ -32,11 +32,14 @@ pub(crate) struct Pool {
     nodes: RwLock<Vec<Arc<Node>>>,
     connect_timeout: Duration,
     connections_per_node: usize,
+    /// `Bearer TOKEN`, which every call shows.
+    authorization: Option<Arc<str>>,
 }
 
 pub(crate) struct Node {
     address: String,
     connect_timeout: Duration,
+    authorization: Option<Arc<str>>,
     links: Box<[Mutex<Link>]>,
     under_way: AtomicUsize,
     /// Failures in a row.
@@ -77,8 +80,12 @@ enum Link {
 }
 
 impl Pool {
-    pub(crate) fn new(connect_timeout: Duration, connections_per_node: usize) -> Self {
-        Self { nodes: RwLock::default(), connect_timeout, connections_per_node }
+    pub(crate) fn new(
+        connect_timeout: Duration,
+        connections_per_node: usize,
+        authorization: Option<Arc<str>>,
+    ) -> Self {
+        Self { nodes: RwLock::default(), connect_timeout, connections_per_node, authorization }
     }
 
     fn nodes(&self) -> impl std::ops::Deref<Target = Vec<Arc<Node>>> + '_ {
@@ -157,6 +164,7 @@ impl Node {
         Self {
             address,
             connect_timeout: pool.connect_timeout,
+            authorization: pool.authorization.clone(),
             links: (0..pool.connections_per_node).map(|_| Mutex::new(Link::Idle)).collect(),
             under_way: AtomicUsize::new(0),
             failures_in_a_row: AtomicU32::new(0),
@@ -245,7 +253,8 @@ impl Node {
     async fn open(self: Arc<Self>, link: usize) {
         let not_before = self.opening.lock().not_before;
         sleep_until(not_before).await;
-        let opened = match timeout(self.connect_timeout, Connection::open(&self.address)).await {
+        let opening = Connection::open(&self.address, self.authorization.clone());
+        let opened = match timeout(self.connect_timeout, opening).await {
             Ok(opened) => opened.map(Arc::new),
             Err(_) => Err(format!("no connection within {:?}", self.connect_timeout)),
         };

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
+use bitacora_protocol::token::Token;
 use bitacora_protocol::zookeeper::{ConnectString, host_port};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -25,6 +26,7 @@ pub struct ClientBuilder {
     connections_per_node: usize,
     max_request_bytes: usize,
     retry_ambiguous_writes: bool,
+    token: Option<Token>,
 }
 
 impl Default for ClientBuilder {
@@ -39,6 +41,7 @@ impl Default for ClientBuilder {
             connections_per_node: 2,
             max_request_bytes: 4 << 20,
             retry_ambiguous_writes: false,
+            token: None,
         }
     }
 }
@@ -114,6 +117,14 @@ impl ClientBuilder {
         self
     }
 
+    /// The token that every call shows, of nodes that have `TOKENS_FILE`. It goes to every node of the list, or that ZooKeeper
+    /// names, and is not encrypted on its way. None by default.
+    #[must_use]
+    pub fn token(mut self, token: Token) -> Self {
+        self.token = Some(token);
+        self
+    }
+
     /// Makes the client. Must be called within a tokio runtime, whose timer and IO are enabled.
     ///
     /// With a fixed list it connects when the first call needs it. With ZooKeeper it waits until it knows a node.
@@ -123,7 +134,8 @@ impl ClientBuilder {
     /// over.
     pub async fn build(self) -> Result<Client, Error> {
         self.check().map_err(Error::Settings)?;
-        let pool = Arc::new(Pool::new(self.connect_timeout, self.connections_per_node));
+        let authorization = self.token.map(|token| token.authorization().into());
+        let pool = Arc::new(Pool::new(self.connect_timeout, self.connections_per_node, authorization));
         pool.set(self.nodes);
         let discovery = match self.zookeeper {
             None => None,

@@ -6,13 +6,13 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use bitacora_node::process::logging::Output;
 use bitacora_node::process::signals::stop_signal;
 use bitacora_node::replication::snapshot::backup;
 use bitacora_node::settings::{Cli, Command, HealthSettings};
 use bitacora_node::{dev, http_client, serve};
-use bitacora_program::console;
+use bitacora_program::{console, token};
 use tikv_jemallocator::Jemalloc;
 
 /// The cache reckons with its classes of sizes (`store/cache/mod.rs`).
@@ -64,7 +64,10 @@ async fn run(cli: Cli, output: &Output) -> Result<()> {
             dev::run(settings, stop_signal(output.clone())?).await
         }
         Command::Health(settings) => health(&settings).await,
-        Command::Backup(settings) => backup::write(&settings.source()?, &settings.file).await,
+        Command::Backup(settings) => {
+            let token = token::read(settings.token_file.as_deref()).map_err(|error| anyhow!(error))?;
+            backup::write(&settings.source()?, token.as_ref(), &settings.file).await
+        }
         Command::Restore(settings) => backup::restore(&settings.file, &settings.data_dir),
     }
 }

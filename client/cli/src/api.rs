@@ -116,10 +116,14 @@ impl Api {
         let builder = Client::builder()
             .deadline(connection.timeout)
             .connections_per_node(connections_per_node as usize);
+        let builder = match &connection.token {
+            Some(token) => builder.token(token.clone()),
+            None => builder,
+        };
         let api = if let Some(zookeeper) = &connection.zookeeper {
             Self::Rpc(builder.zookeeper(zookeeper.clone()).build().await?)
         } else if connection.rpc.is_empty() && !connection.http.is_empty() {
-            Self::Http(Http::new(&connection.http, connection.timeout)?)
+            Self::Http(Http::new(&connection.http, connection)?)
         } else {
             let nodes = connection.rpc_or_default();
             one_listens(&nodes, connection).await?;

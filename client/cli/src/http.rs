@@ -13,11 +13,11 @@ use bitacora_protocol::http::{
 };
 use bitacora_protocol::record::OwnedKeyValue;
 use bitacora_protocol::{Consistency, Visible, WriteCondition};
-use reqwest::header::HeaderMap;
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Method, RequestBuilder, StatusCode, Url};
 
 use crate::api::{Failure, Kind};
-use crate::cli::{ReadFlags, Watch, WriteFlags};
+use crate::cli::{Connection, ReadFlags, Watch, WriteFlags};
 
 /// A node waits no longer than this.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -37,9 +37,16 @@ struct Answer {
 }
 
 impl Http {
-    pub fn new(urls: &[Url], timeout: Duration) -> Result<Self, Failure> {
+    pub fn new(urls: &[Url], connection: &Connection) -> Result<Self, Failure> {
+        let timeout = connection.timeout;
+        let authorization = connection.token.as_ref().and_then(|token| {
+            let mut value = HeaderValue::try_from(token.authorization()).ok()?;
+            value.set_sensitive(true);
+            Some((AUTHORIZATION, value))
+        });
         // Nodes are in one's own network; a proxy for the rest of the world is not the way to them.
-        let client = reqwest::Client::builder().timeout(timeout).tcp_nodelay(true).no_proxy().build();
+        let client = reqwest::Client::builder().timeout(timeout).tcp_nodelay(true).no_proxy();
+        let client = client.default_headers(authorization.into_iter().collect()).build();
         let client = client
             .map_err(|error| Failure::new(Kind::Failed, format!("no HTTP client: {}", innermost(&error))))?;
         Ok(Self { urls: urls.to_vec(), client, timeout, next: AtomicUsize::new(0) })

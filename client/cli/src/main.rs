@@ -13,6 +13,7 @@ mod keys;
 mod members;
 mod output;
 mod records;
+mod token;
 mod watch;
 
 use std::io::IsTerminal as _;
@@ -85,6 +86,7 @@ async fn run(cli: Cli) -> Result<()> {
         }
         Command::Members => members::members(connection, output).await,
         Command::Status(arguments) => members::status(connection, arguments, output).await,
+        Command::Token(arguments) => token::make(arguments),
         Command::Completions(arguments) => {
             let mut script = Vec::new();
             clap_complete::generate(arguments.shell, &mut Cli::command(), "bitacora", &mut script);

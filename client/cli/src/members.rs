@@ -75,7 +75,7 @@ pub async fn status(connection: &Connection, arguments: &cli::Status, output: Op
     let answers = if arguments.nodes.is_empty() {
         ask_all(connection).await?
     } else {
-        let http = Http::new(&arguments.nodes, connection.timeout)?;
+        let http = Http::new(&arguments.nodes, connection)?;
         ask(&http, arguments.nodes.iter().map(|url| (name_of(url), url.clone()))).await
     };
     let mut first = true;
@@ -158,7 +158,7 @@ fn at(zookeeper: &ConnectString) -> String {
 /// Finds the members and asks each.
 async fn ask_all(connection: &Connection) -> Result<Vec<Answer>, Failure> {
     if let Some(zookeeper) = asked_zookeeper(connection) {
-        let http = Http::new(&[], connection.timeout)?;
+        let http = Http::new(&[], connection)?;
         let session_timeout = connection.timeout.max(SHORTEST_SESSION_TIMEOUT);
         let names = list_members(zookeeper, session_timeout, connection.timeout, SERVERS).await;
         let names = names.map_err(|reason| {
@@ -176,7 +176,7 @@ async fn ask_all(connection: &Connection) -> Result<Vec<Answer>, Failure> {
     } else {
         (connection.http.clone(), false)
     };
-    let http = Http::new(&given, connection.timeout)?;
+    let http = Http::new(&given, connection)?;
     let mut answers = ask(&http, given.iter().map(|url| (name_of(url), url.clone()))).await;
     for answer in &mut answers {
         match &mut answer.status {

@@ -135,17 +135,25 @@ impl<'a> Input<'a> {
         }
     }
 
-    /// A `map<bytes>`, which is what metadata is; nothing here has a use for its content.
+    /// A `map<bytes>`, which is what metadata is, passed over.
     pub(crate) fn skip_metadata(&mut self) -> Result<(), DecodeError> {
+        self.take_metadata("").map(drop)
+    }
+
+    /// Metadata, passed over but for the first value of this name.
+    pub(crate) fn take_metadata(&mut self, wanted: &str) -> Result<Option<&'a [u8]>, DecodeError> {
         const FIELD: &str = "metadata";
+        let mut found = None;
         loop {
             let count = self.block(FIELD)?;
             if count == 0 {
-                return Ok(());
+                return Ok(found);
             }
             for _ in 0..count {
-                self.bytes(FIELD)?;
-                self.bytes(FIELD)?;
+                let (name, value) = (self.bytes(FIELD)?, self.bytes(FIELD)?);
+                if found.is_none() && name == wanted.as_bytes() {
+                    found = Some(value);
+                }
             }
         }
     }

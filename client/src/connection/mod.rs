@@ -55,6 +55,8 @@ struct Shared {
     room: Notify,
     /// What the node declares, where it is not our protocol.
     foreign: Option<ForeignProtocol>,
+    /// `Bearer TOKEN`, which every call shows.
+    authorization: Option<Arc<str>>,
 }
 
 #[derive(Default)]
@@ -85,11 +87,11 @@ enum Slot {
 
 impl Connection {
     /// Connects and shakes hands. The caller bounds the time.
-    pub(crate) async fn open(address: &str) -> Result<Self, String> {
+    pub(crate) async fn open(address: &str, authorization: Option<Arc<str>>) -> Result<Self, String> {
         let mut socket = connect(address).await.map_err(|error| error.to_string())?;
         socket.set_nodelay(true).map_err(|error| error.to_string())?;
         let foreign = handshake(&mut socket).await?;
-        let shared = Arc::new(Shared::new(foreign));
+        let shared = Arc::new(Shared::new(foreign, authorization));
         let (read_half, write_half) = socket.into_split();
         // Neither task can end the connection before both are known to it.
         let mut state = shared.state.lock();
@@ -129,13 +131,14 @@ impl Drop for Connection {
 }
 
 impl Shared {
-    fn new(foreign: Option<ForeignProtocol>) -> Self {
+    fn new(foreign: Option<ForeignProtocol>, authorization: Option<Arc<str>>) -> Self {
         Self {
             state: Mutex::default(),
             lost: AtomicBool::new(false),
             write: Notify::new(),
             room: Notify::new(),
             foreign,
+            authorization,
         }
     }
 
@@ -159,7 +162,9 @@ impl Shared {
         state.slots[index] = Slot::Waiting { call, message: request.message(), answer };
         let first = state.unwritten.is_empty();
         // The number of slots is far below 2^31.
-        put_frame(&mut state.unwritten, index as i32, |out| request.encode(out));
+        put_frame(&mut state.unwritten, index as i32, |out| {
+            request.encode_as(self.authorization.as_deref(), out);
+        });
         drop(guard);
         if first {
             self.write.notify_one();
@@ -360,7 +365,7 @@ mod tests {
     /// With tokio's usual scheduler, which runs the writer's task as soon as the first call has woken it.
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn calls_made_at_the_same_time_leave_in_one_write() {
-        let shared = Arc::new(Shared::new(None));
+        let shared = Arc::new(Shared::new(None, None));
         let writes = Arc::new(AtomicUsize::new(0));
         tokio::spawn(write(Arc::clone(&shared), Counting(Arc::clone(&writes))));
         let connection = Arc::new(Connection(shared));

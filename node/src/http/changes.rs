@@ -12,6 +12,7 @@ use super::params::query_params;
 use super::watch::{delete_event, flag, set_record, wanted};
 use super::{Notes, Outcome};
 use crate::service::Service;
+use crate::service::access::Grant;
 use crate::service::changes::{ChangesAnswer, Told, What};
 use crate::service::error::OperationError;
 use crate::store::UuidText;
@@ -21,7 +22,7 @@ pub(super) const DEFAULT_LIMIT: i32 = 100;
 pub(super) const FIELDS: &[&str] = &["prefix", "key", "since", "initial", "values", "limit", "wait"];
 
 /// Answers with changes.
-pub(super) async fn changes(service: &Service, query: &str, notes: &mut Notes) -> Outcome {
+pub(super) async fn changes(service: &Service, grant: &Grant, query: &str, notes: &mut Notes) -> Outcome {
     let params = query_params(query, FIELDS)?;
     let wanted = wanted(&params, None)?;
     let values = flag(&params, "values", true)?;
@@ -32,6 +33,7 @@ pub(super) async fn changes(service: &Service, query: &str, notes: &mut Notes) -
             .map_err(|_| HttpError::BadRequest(format!("limit={limit} is not a number of events")))?,
     };
     let wait = wait(params.get("wait"))?;
+    grant.read_all("changes", wanted.prefix, wanted.key).map_err(OperationError::from)?;
     let answer = service.changes().call(&wanted, limit, wait).await;
     let answered = Instant::now();
     let ChangesAnswer { events, next, current, positions, memory } = answer.map_err(OperationError::from)?;

@@ -3,9 +3,10 @@
 
 use bitacora_protocol::http::POSITION_HEADER;
 use warp::http::StatusCode;
-use warp::http::header::{ALLOW, HeaderValue, RETRY_AFTER};
+use warp::http::header::{ALLOW, CONNECTION, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 
 use super::answers::{self, Reply};
+use crate::server::access::Refused;
 use crate::service::error::{ErrorKind, OperationError};
 use crate::service::memory::OutOfMemory;
 
@@ -35,6 +36,8 @@ pub enum HttpError {
     #[error("{0}")]
     NotImplemented(String),
     #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error(transparent)]
     Operation(#[from] OperationError),
 }
 
@@ -51,6 +54,7 @@ impl HttpError {
             Self::MediaType(_) => ErrorKind::UnsupportedMediaType,
             Self::ForeignOrigin(_) => ErrorKind::Forbidden,
             Self::NotImplemented(_) => ErrorKind::NotImplemented,
+            Self::Refused(refused) => refused.kind(),
             Self::Operation(error) => error.kind(),
         }
     }
@@ -98,6 +102,17 @@ pub fn failure(kind: ErrorKind, sentence: &str, may_take_effect: Option<bool>) -
     let mut reply = answers::message(status, sentence, may_take_effect);
     if let Some(seconds) = kind.retry_after() {
         reply.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static(seconds));
+    }
+    match kind {
+        ErrorKind::Unauthorized => {
+            let challenge = HeaderValue::from_static("Bearer realm=\"bitacora\"");
+            reply.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+        }
+        // Each further try costs a connection.
+        ErrorKind::TooManyFailures => {
+            reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        _ => {}
     }
     reply
 }

@@ -14,12 +14,19 @@ use super::options::read_options;
 use super::params::{Params, has_field, parse_ttl, query_params};
 use super::{Limits, Notes, Outcome, answers, body, etag, options};
 use crate::service::Service;
+use crate::service::access::Grant;
 use crate::service::error::OperationError;
 use crate::service::reads::{Answer, LookupResult};
 use crate::service::writes::check_key;
 
 /// `GET /rpc?key=`
-pub(super) async fn get(service: &Service, query: &str, headers: &HeaderMap, notes: &mut Notes) -> Outcome {
+pub(super) async fn get(
+    service: &Service,
+    grant: &Grant,
+    query: &str,
+    headers: &HeaderMap,
+    notes: &mut Notes,
+) -> Outcome {
     let params = query_params(query, READ_FIELDS)?;
     let key = params.get("key").unwrap_or_default();
     check_key(key).map_err(OperationError::from)?;
@@ -27,6 +34,7 @@ pub(super) async fn get(service: &Service, query: &str, headers: &HeaderMap, not
     no_write_condition(headers)?;
     let known = etag::if_none_match(headers)?;
     notes.key(key);
+    grant.read(key).map_err(OperationError::from)?;
     let answer = service.get(key, &read).await;
     // What this node knows itself it answers from its store; anything else took the other members. Nothing before it waits.
     match &answer {
@@ -47,15 +55,22 @@ pub(super) async fn get_for_member(service: &Service, query: &str, headers: &Hea
     Ok(answers::read_for_member(key, &answer, log, service.memory()))
 }
 
+/// A request that sets a key, but for its body.
+pub(super) struct Set<'a> {
+    pub limits: Limits,
+    pub query: &'a str,
+    pub headers: &'a HeaderMap,
+}
+
 /// `POST /rpc`, with the value in the query, in a form, or as the body.
 pub(super) async fn set(
     service: &Service,
-    limits: Limits,
-    query: &str,
-    headers: &HeaderMap,
+    grant: &Grant,
+    request: Set<'_>,
     notes: &mut Notes,
     body: impl Stream<Item = Result<impl Buf, warp::Error>>,
 ) -> Outcome {
+    let Set { limits, query, headers } = request;
     let query = query_params(query, FIELDS)?;
     let body_type = body_type(headers)?;
     let form = body_type == BodyType::Form;
@@ -73,6 +88,7 @@ pub(super) async fn set(
     memory.grow(2 * set.value.len())?;
     notes.key(&set.key);
     let write = write_options(headers, set.visible.as_deref(), set.timeout.as_deref())?;
+    grant.write("set", &set.key, &write).map_err(OperationError::from)?;
     let trace = notes.span.trace_parent();
     match notes.acknowledged(service.set(&set.key, &set.value, set.ttl, &write, trace)).await {
         Ok(written) => Ok((answers::written(&set.key, &set.value, &written, Some(memory)), "ok")),
@@ -83,6 +99,7 @@ pub(super) async fn set(
 /// `DELETE /rpc?key=`
 pub(super) async fn delete(
     service: &Service,
+    grant: &Grant,
     query: &str,
     headers: &HeaderMap,
     notes: &mut Notes,
@@ -91,6 +108,7 @@ pub(super) async fn delete(
     let write = write_options(headers, params.get("visible"), params.get("timeout"))?;
     let key = params.get("key").unwrap_or_default();
     notes.key(key);
+    grant.write("delete", key, &write).map_err(OperationError::from)?;
     let trace = notes.span.trace_parent();
     match notes.acknowledged(service.delete(key, &write, trace)).await {
         Ok(written) => Ok((answers::written(key, "", &written, None), "ok")),

@@ -33,6 +33,7 @@ pub use self::origins::{AllowedOrigin, Origins};
 pub use self::server::Server;
 use crate::metrics::Metrics;
 use crate::replication::snapshot::Snapshots;
+use crate::server::access::Access;
 use crate::service::Service;
 use crate::service::members::Members;
 use crate::service::slow::{self, KeyHash, SlowRequests, Waits};
@@ -50,6 +51,7 @@ pub struct Api {
     pub telemetry: Telemetry,
     pub limits: Limits,
     pub origins: Origins,
+    pub access: Arc<Access>,
 }
 
 /// What a request may cost.

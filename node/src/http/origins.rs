@@ -19,7 +19,7 @@ use super::error::HttpError;
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// Headers of answers that a page of an allowed origin may read, beside those that every page may.
 pub(super) const EXPOSED_HEADERS: HeaderValue = HeaderValue::from_static(
-    "bitacora-position, bitacora-source, bitacora-timestamp, bitacora-not-visible, etag, retry-after, allow",
+    "bitacora-position, bitacora-source, bitacora-timestamp, bitacora-not-visible, etag, retry-after, allow, www-authenticate",
 );
 /// How long a browser may remember what a preflight was answered, in seconds.
 const PREFLIGHT_MAX_AGE: HeaderValue = HeaderValue::from_static("600");

@@ -9,13 +9,14 @@ use futures_util::Stream;
 use tracing::Instrument as _;
 use warp::Filter;
 use warp::http::{HeaderMap, Method};
-use warp::path::FullPath;
 use warp::reply::{Reply as _, Response};
 
 use super::error::HttpError;
 use super::{
     Api, Notes, batch, changes, console, counted, health, keys, openapi, scan, snapshot, status, watch,
 };
+pub use crate::server::access::needs::Call;
+use crate::service::access::Grant;
 use crate::service::slow;
 use crate::telemetry::TraceParent;
 
@@ -24,28 +25,6 @@ pub struct Route {
     pub path: &'static str,
     pub methods: &'static [Method],
     pub call: Call,
-}
-
-/// Each is described in `openapi/operations.rs`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Call {
-    Get,
-    Set,
-    Delete,
-    GetForMember,
-    Scan,
-    Batch,
-    Changes,
-    Watch,
-    Ready,
-    Live,
-    Status,
-    Members,
-    Digests,
-    Metrics,
-    OpenApi,
-    Snapshot,
-    Console,
 }
 
 const GET: &[Method] = &[Method::GET, Method::HEAD];
@@ -75,7 +54,7 @@ pub const ROUTES: &[Route] = &[
 ];
 
 /// Which call a request is. A slash at the end of a path is of no meaning.
-fn find(full_path: &str, method: &Method) -> Result<Call, HttpError> {
+pub fn find(full_path: &str, method: &Method) -> Result<Call, HttpError> {
     let path = full_path.strip_suffix('/').filter(|path| !path.is_empty()).unwrap_or(full_path);
     let mut allowed: Vec<&str> = Vec::new();
     for route in ROUTES.iter().filter(|route| route.path == path) {
@@ -106,8 +85,16 @@ pub fn is_get(path: &str, method: &Method) -> bool {
     path == "/rpc" && GET.contains(method)
 }
 
+/// A call whose caller may make it. Every request has it among its extensions when it comes to [`routes`].
+#[derive(Clone)]
+pub struct Admitted {
+    pub call: Call,
+    /// What else the caller may do.
+    pub grant: Grant,
+}
+
 /// Answers a read of a key: what most calls are.
-pub async fn get<B>(api: &Api, request: &hyper::Request<B>) -> Response {
+pub async fn get<B>(api: &Api, grant: &Grant, request: &hyper::Request<B>) -> Response {
     let (id, started) = (slow::next_id(), Instant::now());
     let (query, headers) = (request.uri().query().unwrap_or_default(), request.headers());
     let span = tracing::debug_span!("request", id, interface = "http", method = %request.method());
@@ -115,7 +102,7 @@ pub async fn get<B>(api: &Api, request: &hyper::Request<B>) -> Response {
     let answer = async {
         let span = telemetry.request("http", "get", || parent(headers));
         let mut notes = Notes::new(id, "get", started, span);
-        let outcome = keys::get(service, query, headers, &mut notes).await;
+        let outcome = keys::get(service, grant, query, headers, &mut notes).await;
         counted(metrics, slow, notes, outcome).into_response()
     };
     answer.instrument(span).await
@@ -128,26 +115,26 @@ fn parent(headers: &HeaderMap) -> Option<TraceParent> {
 /// A request, but for its body.
 struct Request {
     id: u64,
+    admitted: Admitted,
     method: Method,
-    path: FullPath,
     query: String,
     headers: HeaderMap,
 }
 
-/// Answers every request.
+/// Answers every request that was [`Admitted`].
 pub fn routes(api: Arc<Api>) -> impl Filter<Extract = (Response,), Error = Infallible> + Clone {
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
     let no_body = || HttpError::BadRequest("the body of the request can't be read".to_owned());
-    warp::method()
-        .and(warp::path::full())
+    warp::ext::get::<Admitted>()
+        .and(warp::method())
         .and(query)
         .and(warp::header::headers_cloned())
         .and(warp::body::stream())
-        .then(move |method: Method, path, query, headers, body| {
+        .then(move |admitted: Admitted, method: Method, query, headers, body| {
             let api = Arc::clone(&api);
             let id = slow::next_id();
             let span = tracing::debug_span!("request", id, interface = "http", %method);
-            let request = Request { id, method, path, query, headers };
+            let request = Request { id, admitted, method, query, headers };
             async move { answer(&api, request, body).await }.instrument(span)
         })
         .or(warp::any().map(move || no_body().reply(false).into_response()))
@@ -160,12 +147,8 @@ async fn answer<B: Buf + Send + 'static>(
     body: impl Stream<Item = Result<B, warp::Error>> + Send + 'static,
 ) -> Response {
     let started = Instant::now();
-    let Request { id, method, path, query, headers } = request;
+    let Request { id, admitted: Admitted { call, grant }, method, query, headers } = request;
     let Api { service, status: node, members, snapshots, metrics, slow, telemetry, limits, .. } = api;
-    let call = match find(path.as_str(), &method) {
-        Ok(call) => call,
-        Err(error) => return error.reply(false).into_response(),
-    };
     let operation = match call {
         Call::Get => "get",
         Call::Set => "set",
@@ -190,13 +173,16 @@ async fn answer<B: Buf + Send + 'static>(
     let span = telemetry.request("http", operation, || parent(&headers));
     let mut notes = Notes::new(id, operation, started, span);
     let outcome = match call {
-        Call::Get => keys::get(service, &query, &headers, &mut notes).await,
-        Call::Set => keys::set(service, *limits, &query, &headers, &mut notes, body).await,
-        Call::Delete => keys::delete(service, &query, &headers, &mut notes).await,
-        Call::Scan => scan::scan(service, &query, &headers, &mut notes).await,
-        Call::Batch => return batch::run(api, &query, &headers, notes, body),
-        Call::Changes => changes::changes(service, &query, &mut notes).await,
-        Call::Watch => return watch::begin(api, &method, &query, &headers, notes),
+        Call::Get => keys::get(service, &grant, &query, &headers, &mut notes).await,
+        Call::Set => {
+            let request = keys::Set { limits: *limits, query: &query, headers: &headers };
+            keys::set(service, &grant, request, &mut notes, body).await
+        }
+        Call::Delete => keys::delete(service, &grant, &query, &headers, &mut notes).await,
+        Call::Scan => scan::scan(service, &grant, &query, &headers, &mut notes).await,
+        Call::Batch => return batch::run(api, grant, &query, &headers, notes, body),
+        Call::Changes => changes::changes(service, &grant, &query, &mut notes).await,
+        Call::Watch => return watch::begin(api, grant, &method, &query, &headers, notes),
         _ => keys::get_for_member(service, &query, &headers).await,
     };
     counted(metrics, slow, notes, outcome).into_response()

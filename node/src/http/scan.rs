@@ -13,6 +13,7 @@ use super::options::read_options;
 use super::params::query_params;
 use super::{Notes, Outcome};
 use crate::service::Service;
+use crate::service::access::Grant;
 use crate::service::error::OperationError;
 use crate::service::scans::Page;
 use crate::store::UuidText;
@@ -24,7 +25,13 @@ pub(super) const FIELDS: &[&str] =
     &["prefix", "start", "end", "limit", "cursor", "consistency", "position", "timeout", "max_staleness"];
 
 /// Answers with a page.
-pub(super) async fn scan(service: &Service, query: &str, headers: &HeaderMap, notes: &mut Notes) -> Outcome {
+pub(super) async fn scan(
+    service: &Service,
+    grant: &Grant,
+    query: &str,
+    headers: &HeaderMap,
+    notes: &mut Notes,
+) -> Outcome {
     let params = query_params(query, FIELDS)?;
     let read = read_options(&params, headers)?;
     no_write_condition(headers)?;
@@ -36,6 +43,7 @@ pub(super) async fn scan(service: &Service, query: &str, headers: &HeaderMap, no
             .map_err(|_| HttpError::BadRequest(format!("limit={limit} is not a number of records")))?,
     };
     let (prefix, start, end, cursor) = (text("prefix"), text("start"), text("end"), text("cursor"));
+    grant.read_all("scan", prefix, None).map_err(OperationError::from)?;
     let asked = Instant::now();
     let page = service.scan(&ScanRequest { prefix, start, end, limit, cursor }, &read).await;
     notes.waits.store = asked.elapsed();

@@ -18,11 +18,17 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout_at;
 use tracing::Instrument as _;
+use warp::http::Method;
+use warp::http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use warp::reply::{Reply as _, Response};
 
+use super::error::HttpError;
 use super::refusals::{JsonRefusals, Verbatim, VerbatimAnswer};
+use super::routes::Admitted;
 use super::{Api, gate, routes};
 use crate::metrics::Counted;
+use crate::server::access::needs::Call;
+use crate::server::access::{Access, Caller};
 use crate::server::socket::{Socket, accept};
 use crate::service::readiness::Readiness;
 use crate::service::slow;
@@ -95,12 +101,15 @@ async fn run(
             // A node that was dropped without a stop gives them no time.
             deadline = &mut stopped => break deadline.unwrap_or_else(|_| Instant::now()),
         };
+        // One that has gone already has none.
+        let Ok(address) = stream.peer_addr() else { continue };
+        let caller = Arc::new(Access::caller(&api.access, "http", address.ip()));
         let verbatim = VerbatimAnswer::default();
         let socket = Socket::new(stream, write_timeout).with_max_read(MAX_READ_BYTES).noticing_reset();
         let socket = JsonRefusals::new(socket, Arc::clone(&verbatim));
         let (api, calls) = (Arc::clone(&api), calls.clone());
         let service = service_fn(move |request| {
-            answer(Arc::clone(&api), calls.clone(), Arc::clone(&verbatim), request)
+            answer(Arc::clone(&api), Arc::clone(&caller), calls.clone(), Arc::clone(&verbatim), request)
         });
         let connection = graceful.watch(http.serve_connection(TokioIo::new(socket), service));
         let open = Counted::one(&open);
@@ -136,22 +145,41 @@ fn settings_of_connections(idle: Duration) -> http1::Builder {
     http
 }
 
+/// Which call a request is, if its caller may make it.
+fn admit(caller: &Caller, method: &Method, path: &str, headers: &HeaderMap) -> Result<Admitted, HttpError> {
+    let call = if routes::is_get(path, method) { Call::Get } else { routes::find(path, method)? };
+    let shown = || headers.get_all(AUTHORIZATION).iter().map(HeaderValue::as_bytes);
+    let grant = caller.admit(call.name(), call.needs(), shown)?;
+    if call.is_audited() {
+        caller.note(call.name(), &grant);
+    }
+    Ok(Admitted { call, grant })
+}
+
 /// Answers a request that the library could read.
 async fn answer<S>(
     api: Arc<Api>,
+    caller: Arc<Caller>,
     calls: S,
     verbatim: VerbatimAnswer,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Result<Response, Infallible>
 where
     S: Service<Request<Incoming>, Response = Response, Error = Infallible>,
 {
     let (method, version, path) = (request.method(), request.version(), request.uri().path());
     let (passed, checked) = gate::check(&api.origins, method, version, path, request.headers());
-    let mut answer = match checked {
-        Ok(()) if routes::is_get(path, method) => routes::get(&api, &request).await,
-        // The calls' future is large, and would otherwise be moved about with each read.
-        Ok(()) => Box::pin(calls.call(request)).await?,
+    let admitted = match checked {
+        Ok(()) => admit(&caller, method, path, request.headers()).map_err(|error| error.reply(false)),
+        Err(answered) => Err(answered),
+    };
+    let mut answer = match admitted {
+        Ok(Admitted { call: Call::Get, grant }) => routes::get(&api, &grant, &request).await,
+        Ok(admitted) => {
+            request.extensions_mut().insert(admitted);
+            // The calls' future is large, and would otherwise be moved about with each read.
+            Box::pin(calls.call(request)).await?
+        }
         Err(answered) => answered.into_response(),
     };
     passed.describe(&api.origins, answer.status(), answer.headers_mut());

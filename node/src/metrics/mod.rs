@@ -25,6 +25,7 @@ const READ_LEVELS: [&str; 4] = ["eventual", "session", "latest", "strong"];
 const READ_WAIT_OUTCOMES: [&str; 5] = ["reached", "timed_out", "unavailable", "refused", "cancelled"];
 const CONDITIONAL_OUTCOMES: [&str; 5] = ["in_effect", "not_met", "lost", "unclear", "refused"];
 const WATCH_EVENTS: [&str; 3] = ["set", "delete", "gap"];
+const ACCESS_REFUSALS: [&str; 5] = ["no_token", "unknown_token", "too_many", "scope", "prefix"];
 const PEER_OUTCOMES: [&str; 6] = ["found", "gone", "no_memory", "missing", "timeout", "no_answer"];
 
 /// 10 µs to 5 s.
@@ -126,6 +127,16 @@ declare_metrics! {
         pub connections_limit: IntGauge = gauge("connections_limit", "MAX_CONNECTIONS, of each interface."),
         pub rpc_connections_refused: IntCounter =
             counter("rpc_connections_refused_total", "RPC connections closed at once because there were too many."),
+        pub access_refusals: IntCounterVec = counters(
+            "access_refusals_total",
+            "Calls that were refused for want of a good token, by what was wrong.",
+            &["reason"],
+        ),
+        pub tokens: IntGauge = gauge("tokens", "Tokens that this node knows, of TOKENS_FILE."),
+        pub tokens_file_failures: IntCounter = counter(
+            "tokens_file_failures_total",
+            "Times that TOKENS_FILE had changed and could not be taken: the tokens of before stay.",
+        ),
         pub request_memory_refusals: IntCounter =
             counter("request_memory_refusals_total", "Times that a request or an answer found REQUEST_MEMORY spent."),
         pub keys_swept: IntCounter = counter(
@@ -217,6 +228,9 @@ impl Metrics {
         }
         for event in WATCH_EVENTS {
             self.watch_events.with_label_values(&[event]);
+        }
+        for reason in ACCESS_REFUSALS {
+            self.access_refusals.with_label_values(&[reason]);
         }
         for outcome in PEER_OUTCOMES {
             self.peer_reads.with_label_values(&[outcome]);

@@ -14,6 +14,7 @@ pub use self::stop::StopTimes;
 use crate::cluster::{Address, Membership};
 use crate::data_dir::DataDir;
 use crate::http;
+use crate::http_client::MemberClients;
 use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::replication::decisions::Decisions;
@@ -22,6 +23,7 @@ use crate::replication::progress::{Phase, Progress};
 use crate::replication::snapshot::{Fetcher, SnapshotSource, SnapshotUse, Snapshots};
 use crate::replication::{self, Replica};
 use crate::rpc;
+use crate::server::access::Access;
 use crate::service::Service;
 use crate::service::changes::{self, Changes};
 use crate::service::conditional::{self, ConditionalWrites, NodeAccess, WritesWithOptions};
@@ -30,7 +32,7 @@ use crate::service::digests::Digests;
 use crate::service::level::LogLevel;
 use crate::service::members::Members;
 use crate::service::memory::Memory;
-use crate::service::peers::Peers;
+use crate::service::peers::{self, Peers};
 use crate::service::readiness::Readiness;
 use crate::service::reads::Reads;
 use crate::service::scans::Scans;
@@ -74,6 +76,8 @@ pub struct Node {
     rpc: rpc::Server,
     announcer: JoinHandle<()>,
     comparer: JoinHandle<()>,
+    /// Follows `TOKENS_FILE`.
+    tokens: JoinHandle<()>,
     service: Arc<Service>,
     readiness: Arc<Readiness>,
     progress: Arc<Progress>,
@@ -97,6 +101,8 @@ struct Shared {
     feed: Arc<Feed>,
     telemetry: Telemetry,
     memory: Memory,
+    access: Arc<Access>,
+    clients: MemberClients,
     /// `host:API_PORT`
     address: String,
     max_value_bytes: usize,
@@ -128,17 +134,21 @@ impl Node {
         );
         let rpc = rpc::Server::start(
             rpc_listener,
-            Arc::clone(&service),
-            Arc::clone(&shared.metrics),
-            slow,
-            shared.telemetry.clone(),
+            rpc::Api {
+                service: Arc::clone(&service),
+                metrics: Arc::clone(&shared.metrics),
+                slow,
+                telemetry: shared.telemetry.clone(),
+                access: Arc::clone(&shared.access),
+            },
             &readiness,
             shared.rpc_limits()?,
         );
-        let Shared { log, membership, store, feed, progress, telemetry, settings, .. } = shared;
+        let Shared { log, membership, store, feed, progress, telemetry, access, settings, .. } = shared;
         let announcing = announce(Arc::clone(&progress), Arc::clone(&membership));
         let announcer = readiness.run_task("announcer", announcing);
         let comparer = readiness.run_task("digests", digests.run());
+        let tokens = readiness.run_task("tokens", Access::follow_file(access));
         let NodeSettings { drain_delay, shutdown_grace, .. } = settings;
         Ok(Self {
             log,
@@ -151,6 +161,7 @@ impl Node {
             rpc,
             announcer,
             comparer,
+            tokens,
             service,
             readiness,
             progress,
@@ -210,6 +221,7 @@ impl Shared {
     ) -> Result<Self> {
         let metrics = Arc::new(Metrics::new()?);
         metrics.connections_limit.set(settings.max_connections.into());
+        let (access, clients) = settings.access(Arc::clone(&metrics)).map_err(|error| anyhow!(error))?;
         let telemetry = match &settings.otlp_endpoint {
             Some(endpoint) => Telemetry::export_to(endpoint, &address)?,
             None => Telemetry::off(),
@@ -231,6 +243,8 @@ impl Shared {
             feed: Arc::default(),
             telemetry,
             memory,
+            access: Arc::new(access),
+            clients,
             address,
             max_value_bytes,
             original_nodes,
@@ -240,11 +254,14 @@ impl Shared {
 
     fn service(&self) -> Result<Service> {
         let peers = Peers::new(
+            &self.clients,
             Arc::clone(&self.membership),
             Arc::clone(&self.progress),
             self.address.clone(),
-            self.settings.external_request_timeout,
-            self.max_value_bytes,
+            peers::Limits {
+                timeout: self.settings.external_request_timeout,
+                max_value_bytes: self.max_value_bytes,
+            },
             self.memory.clone(),
             Arc::clone(&self.metrics),
         )?;
@@ -261,6 +278,7 @@ impl Shared {
         let conditional = Arc::new(self.conditional_writes(&writes, &consistent)?);
         let scans = Scans::new(Arc::clone(&self.store), Arc::clone(&self.progress));
         let visibility = Visibility::new(
+            &self.clients,
             Arc::clone(&self.membership),
             Arc::clone(&self.progress),
             Arc::clone(&self.store),
@@ -287,6 +305,7 @@ impl Shared {
     ) -> Result<ConditionalWrites<NodeAccess>> {
         let (store, progress) = (Arc::clone(&self.store), Arc::clone(&self.progress));
         let level = LogLevel::new(
+            &self.clients,
             Arc::clone(&self.membership),
             self.address.clone(),
             Arc::clone(&store),
@@ -328,7 +347,7 @@ impl Shared {
                 digests: Arc::clone(digests),
                 scrape: Scrape::new(self.metrics.registry())?,
             },
-            members: Members::new(Arc::clone(&self.membership), self.address.clone())?,
+            members: Members::new(&self.clients, Arc::clone(&self.membership), self.address.clone())?,
             snapshots: Snapshots::new(
                 Arc::clone(&self.store),
                 Arc::clone(&self.progress),
@@ -338,6 +357,7 @@ impl Shared {
             metrics: Arc::clone(&self.metrics),
             slow,
             telemetry: self.telemetry.clone(),
+            access: Arc::clone(&self.access),
             origins: http::Origins::new(self.settings.allowed_origins.clone()),
             limits: http::Limits {
                 max_value_bytes: self.max_value_bytes,
@@ -348,6 +368,7 @@ impl Shared {
 
     fn digests(&self) -> Result<Digests> {
         Digests::new(
+            &self.clients,
             Arc::clone(&self.membership),
             self.address.clone(),
             Arc::clone(&self.store),
@@ -368,7 +389,8 @@ impl Shared {
     fn replica(&self) -> Result<Replica> {
         let snapshots: Option<Arc<dyn SnapshotSource>> = match self.settings.snapshot {
             SnapshotUse::Auto => {
-                Some(Arc::new(Fetcher::new(Arc::clone(&self.membership), self.address.clone())?))
+                let membership = Arc::clone(&self.membership);
+                Some(Arc::new(Fetcher::new(&self.clients, membership, self.address.clone())?))
             }
             SnapshotUse::Never => None,
         };

@@ -70,6 +70,7 @@ impl Node {
             rpc,
             announcer,
             comparer,
+            tokens,
             service,
             store,
             readiness,
@@ -82,6 +83,7 @@ impl Node {
         readiness.set_stopping();
         announcer.abort();
         comparer.abort();
+        tokens.abort();
         leave_cluster(&*membership, times).await;
         times.log_step("finishing requests");
         // What they wait for may come later than the stop may last.

@@ -18,6 +18,9 @@ use super::Shared;
 use super::answers;
 use super::handshake::{Client, shake_hands};
 use super::report::{AnsweredCalls, WaitedCall, operation_name};
+use crate::server::access::needs::message_needs;
+use crate::server::access::{Caller, Refused};
+use crate::service::access::{Denied, Grant};
 use crate::service::batch::{BegunInBatch, EndedInBatch, InBatch};
 use crate::service::changes::{ChangesAnswer, Wanted};
 use crate::service::error::{ErrorKind, OperationError};
@@ -41,6 +44,8 @@ pub type BatchTurns = Arc<Mutex<()>>;
 pub enum Content {
     /// Its answer is written.
     There,
+    /// Its answer is written, and is the last: each further try is to cost the caller a connection.
+    Last,
     /// What is written so far, perhaps a handshake, belongs before the answer.
     Waits(WaitingCall),
     /// It begins with no handshake, though it should.
@@ -75,6 +80,7 @@ enum Begin {
 /// The bytes of a batch or a scan, which begins when the node has room for its answer.
 pub struct BulkCall {
     shared: Arc<Shared>,
+    grant: Grant,
     call: Vec<u8>,
     foreign: Option<Arc<ForeignProtocol>>,
     /// For the call, and then for its answer.
@@ -102,11 +108,23 @@ pub struct Finished {
     pub memory: Option<Permit>,
 }
 
+/// Where calls come from.
+pub struct Origin<'a> {
+    pub shared: &'a Arc<Shared>,
+    pub caller: &'a Caller,
+}
+
+/// What a call that was admitted goes to, and what its caller may do.
+struct Granted<'a> {
+    shared: &'a Arc<Shared>,
+    grant: Grant,
+}
+
 /// Answers a frame, or begins to. `out_memory` stands for the large answers in `out`.
 ///
 /// `refuses`: the node is stopping.
 pub fn answer_frame(
-    shared: &Arc<Shared>,
+    origin: &Origin<'_>,
     client: &mut Client,
     frame: Frame<'_>,
     refuses: bool,
@@ -114,6 +132,7 @@ pub fn answer_frame(
     out_memory: &mut Permit,
     answered: &mut AnsweredCalls,
 ) -> Content {
+    let Origin { shared, caller } = *origin;
     let mut call = frame.message;
     if matches!(client, Client::Unknown) {
         let Ok((handshake, rest)) = HandshakeRequest::decode(call) else { return Content::Unreadable };
@@ -135,13 +154,19 @@ pub fn answer_frame(
         }
     };
     let message = request.message();
+    let shown = || Request::authorization(call);
+    let grant = caller.admit(operation_name(message), message_needs(message), shown);
+    let grant = match grant {
+        Ok(grant) => grant,
+        Err(refused) => return put_refused(message, &refused, out, answered),
+    };
     let span = begin_span(shared, message);
     let begun = if refuses {
         let error = RequestError { code: ErrorCode::NotReady, message: STOPPING_MESSAGE.to_owned() };
         Failure::Declared(error).encode(Some(message), out);
         Begin::Answered(ErrorKind::NotReady.outcome())
     } else {
-        begin(shared, &request, call, foreign, span.trace_parent(), out, out_memory)
+        begin(&Granted { shared, grant }, &request, call, foreign, span.trace_parent(), out, out_memory)
     };
     match begun {
         Begin::Answered(outcome) => {
@@ -175,7 +200,7 @@ pub fn begin_span(shared: &Shared, message: Message) -> RequestSpan {
 
 /// Answers a call, or begins to. `trace` is what the call's records carry.
 fn begin(
-    shared: &Arc<Shared>,
+    granted: &Granted<'_>,
     request: &Request<'_>,
     call: &[u8],
     foreign: Option<&Arc<ForeignProtocol>>,
@@ -183,12 +208,16 @@ fn begin(
     out: &mut Vec<u8>,
     out_memory: &mut Permit,
 ) -> Begin {
+    let Granted { shared, grant } = granted;
     let message = request.message();
+    if let Err(denied) = check(grant, request) {
+        return Begin::Answered(answers::put_error(message, &denied.into(), out));
+    }
     if let Request::ReadChanges(changes) = request {
         return Begin::Waits(Work::Changes(read_changes(shared, changes)));
     }
     let Some(operation) = operation(request) else {
-        return match BulkCall::new(shared, call, foreign) {
+        return match BulkCall::new(granted, call, foreign) {
             Ok(call) => Begin::Waits(Work::Bulk(call)),
             Err(error) => Begin::Answered(answers::put_error(message, &error, out)),
         };
@@ -201,6 +230,33 @@ fn begin(
         // The bytes of the call are gone when it is answered.
         Begun::Later(outcome) => Begin::Waits(Work::Operation { key: KeyHash::of(operation.key()), outcome }),
     }
+}
+
+/// That the caller may do what a call is for. The operations of a batch are looked at one by one, when they begin.
+fn check(grant: &Grant, request: &Request<'_>) -> Result<(), Denied> {
+    match request {
+        Request::Batch(_) | Request::BatchRecords(_) => Ok(()),
+        Request::Scan(scan) | Request::ScanRecords { scan, .. } => grant.read_all("scan", scan.prefix, None),
+        Request::ReadChanges(changes) => {
+            let one = Some(changes.key).filter(|key| !key.is_empty());
+            grant.read_all("changes", changes.prefix, one)
+        }
+        request => operation(request).map_or(Ok(()), |operation| grant.operation(&operation)),
+    }
+}
+
+/// Appends the answer to a call whose caller may not make it.
+fn put_refused(
+    message: Message,
+    refused: &Refused,
+    out: &mut Vec<u8>,
+    answered: &mut AnsweredCalls,
+) -> Content {
+    let kind = refused.kind();
+    let error = RequestError { code: kind.rpc_code(), message: refused.to_string() };
+    Failure::Declared(error).encode(Some(message), out);
+    answered.count(Some(message), kind.outcome());
+    if kind == ErrorKind::TooManyFailures { Content::Last } else { Content::There }
 }
 
 /// Reads changes, and waits for them if it is told to.
@@ -322,13 +378,14 @@ impl WaitingCall {
 
 impl BulkCall {
     fn new(
-        shared: &Arc<Shared>,
+        granted: &Granted<'_>,
         call: &[u8],
         foreign: Option<&Arc<ForeignProtocol>>,
     ) -> Result<Self, OperationError> {
+        let Granted { shared, grant } = granted;
         let memory = shared.service.memory().take(call.len())?;
         let (shared, call, foreign) = (Arc::clone(shared), call.to_vec(), foreign.cloned());
-        Ok(Self { shared, call, foreign, memory })
+        Ok(Self { shared, grant: grant.clone(), call, foreign, memory })
     }
 
     /// Appends the answer to `content`.
@@ -365,7 +422,8 @@ impl BulkCall {
         let (scan, read) = match Request::decode(&self.call, self.foreign.as_deref()) {
             Ok(Some(Request::Batch(operations) | Request::BatchRecords(operations))) => {
                 let turn = turns.lock().await;
-                let begun = BegunBatch::begin(&self.shared.service, &operations, trace, &mut self.memory);
+                let Self { shared, grant, memory, .. } = self;
+                let begun = BegunBatch::begin(&shared.service, grant, &operations, trace, memory);
                 let begun = begun.await;
                 drop((operations, turn));
                 begun.finish(message, &mut self.memory, content).await;
@@ -409,6 +467,7 @@ impl BegunBatch {
     /// Begins all operations in their order. A read whose answer finds no memory fails alone.
     async fn begin(
         service: &Service,
+        grant: &Grant,
         operations: &[Operation<'_>],
         trace: Option<TraceParent>,
         memory: &mut Permit,
@@ -421,6 +480,10 @@ impl BegunBatch {
             }
             if bytes > MAX_BATCH_ANSWER_BYTES {
                 begun.push(InBatch::Done(Err(OperationError::BatchTooLarge)));
+                continue;
+            }
+            if let Err(denied) = grant.operation(operation) {
+                begun.push(InBatch::Done(Err(denied.into())));
                 continue;
             }
             begun.push(match service.begin_in_batch(*operation, &mut plain, trace) {

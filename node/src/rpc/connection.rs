@@ -16,10 +16,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::calls::{BatchTurns, Content, Finished, answer_frame, begin_span};
+use super::calls::{BatchTurns, Content, Finished, Origin, answer_frame, begin_span};
 use super::handshake::{Client, shake_hands};
 use super::report::{AnsweredCalls, is_bulk};
 use super::{Shared, answers};
+use crate::server::access::Caller;
 use crate::server::socket::Socket;
 use crate::service::Service;
 use crate::service::error::OperationError;
@@ -47,6 +48,7 @@ const CLOSE_AFTER_REFUSING: Duration = Duration::from_millis(500);
 pub(super) struct Connection {
     socket: Socket,
     shared: Arc<Shared>,
+    caller: Caller,
     closing: watch::Receiver<bool>,
     frames: FrameReader,
     input: Vec<u8>,
@@ -97,13 +99,19 @@ enum Pause {
 }
 
 impl Connection {
-    pub(super) fn new(socket: Socket, shared: Arc<Shared>, closing: watch::Receiver<bool>) -> Self {
+    pub(super) fn new(
+        socket: Socket,
+        shared: Arc<Shared>,
+        caller: Caller,
+        closing: watch::Receiver<bool>,
+    ) -> Self {
         let frames = FrameReader::new(shared.limits.frames());
         let (out_memory, frame_memory) =
             (shared.service.memory().nothing(), shared.service.memory().nothing());
         Self {
             socket,
             shared,
+            caller,
             closing,
             frames,
             input: Vec::with_capacity(READ_BYTES),
@@ -207,7 +215,7 @@ impl Connection {
     /// Answers the frame behind the first `used` bytes of the input, or begins to, and counts its bytes as used. Returns why there
     /// is nothing left to answer for the moment, if there is not.
     fn answer_next(&mut self, refuses: bool, began: Instant, used: &mut usize) -> Option<Pause> {
-        let Self { shared, frames, scratch, out, out_memory, client, under_way, answered, .. } = self;
+        let Self { shared, caller, frames, scratch, out, out_memory, client, under_way, answered, .. } = self;
         if !may_write_more(out, out_memory) {
             return Some(Pause::Output);
         }
@@ -225,10 +233,11 @@ impl Connection {
         *used += frame.length;
         let start = out.len();
         let content = put_frame(out, frame.serial, |out| {
-            answer_frame(shared, client, frame, refuses, out, out_memory, answered)
+            answer_frame(&Origin { shared, caller }, client, frame, refuses, out, out_memory, answered)
         });
         match content {
             Content::There => None,
+            Content::Last => Some(Pause::Broken),
             Content::Waits(call) => {
                 let prefix = out.split_off(start + FRAME_HEAD);
                 out.truncate(start);

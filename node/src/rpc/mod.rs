@@ -19,6 +19,7 @@ use tracing::Instrument as _;
 use self::connection::Connection;
 use self::handshake::Protocols;
 use crate::metrics::{Counted, Metrics};
+use crate::server::access::Access;
 use crate::server::socket::{Socket, accept};
 use crate::service::Service;
 use crate::service::readiness::Readiness;
@@ -42,6 +43,15 @@ pub struct Limits {
     pub request_timeout: Duration,
 }
 
+/// What calls lead to.
+pub struct Api {
+    pub service: Arc<Service>,
+    pub metrics: Arc<Metrics>,
+    pub slow: SlowRequests,
+    pub telemetry: Telemetry,
+    pub access: Arc<Access>,
+}
+
 /// The RPC interface of a node, open.
 pub struct Server {
     closing: watch::Sender<bool>,
@@ -54,6 +64,7 @@ struct Shared {
     metrics: Arc<Metrics>,
     slow: SlowRequests,
     telemetry: Telemetry,
+    access: Arc<Access>,
     limits: Limits,
     protocols: Protocols,
     bulk_calls: Arc<Semaphore>,
@@ -61,21 +72,15 @@ struct Shared {
 
 impl Server {
     #[must_use]
-    pub fn start(
-        listener: TcpListener,
-        service: Arc<Service>,
-        metrics: Arc<Metrics>,
-        slow: SlowRequests,
-        telemetry: Telemetry,
-        readiness: &Readiness,
-        limits: Limits,
-    ) -> Self {
+    pub fn start(listener: TcpListener, api: Api, readiness: &Readiness, limits: Limits) -> Self {
+        let Api { service, metrics, slow, telemetry, access } = api;
         let (closing, closed) = watch::channel(false);
         let shared = Arc::new(Shared {
             service,
             metrics,
             slow,
             telemetry,
+            access,
             limits,
             protocols: Protocols::default(),
             bulk_calls: Arc::new(Semaphore::new(MAX_BULK_CALLS)),
@@ -115,8 +120,11 @@ async fn run(listener: TcpListener, shared: Arc<Shared>, mut closed: watch::Rece
             metrics.rpc_connections_refused.inc();
             continue;
         }
+        // One that has gone already has none.
+        let Ok(address) = stream.peer_addr() else { continue };
+        let caller = Access::caller(&shared.access, "rpc", address.ip());
         let socket = Socket::new(stream, shared.limits.request_timeout);
-        let connection = Connection::new(socket, Arc::clone(&shared), closed.clone());
+        let connection = Connection::new(socket, Arc::clone(&shared), caller, closed.clone());
         let open = Counted::one(&metrics.connections.with_label_values(&["rpc"]));
         let span = tracing::debug_span!("connection", id = slow::next_id(), interface = "rpc");
         let serve = async move {

@@ -1,3 +1,4 @@
 //! What the HTTP and the RPC server share.
 
+pub mod access;
 pub mod socket;

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::time::sleep;
 
 use crate::cluster::Membership;
-use crate::http_client;
+use crate::http_client::MemberClients;
 use crate::log::LogTag;
 use crate::metrics::Metrics;
 use crate::replication::progress::Progress;
@@ -58,14 +58,14 @@ impl Digests {
     /// # Errors
     /// When the HTTP client can't be built.
     pub fn new(
+        clients: &MemberClients,
         membership: Arc<dyn Membership>,
         own_address: String,
         store: Arc<Store>,
         progress: Arc<Progress>,
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
-        let http =
-            http_client::builder().timeout(TIMEOUT).redirect(reqwest::redirect::Policy::none()).build()?;
+        let http = clients.builder().timeout(TIMEOUT).build()?;
         Ok(Self { http, membership, own_address, store, progress, metrics, differences: Mutex::default() })
     }
 

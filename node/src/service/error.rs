@@ -4,6 +4,7 @@
 use bitacora_protocol::rpc::{ErrorCode, RequestError};
 
 use crate::log::AppendError;
+use crate::service::access::Denied;
 use crate::service::changes::ChangesError;
 use crate::service::conditional::{ConditionalError, NotMet};
 use crate::service::consistency::ConsistencyError;
@@ -17,6 +18,8 @@ use crate::service::writes::{KeyError, WriteError};
 pub enum ErrorKind {
     /// The request is wrong; sent again it stays so.
     BadRequest,
+    /// It is not known who calls, and not everybody may do this.
+    Unauthorized,
     /// The caller may not do this.
     Forbidden,
     /// There is nothing at this path.
@@ -33,6 +36,8 @@ pub enum ErrorKind {
     TooLarge,
     /// The body is of a kind that is not taken.
     UnsupportedMediaType,
+    /// Too many calls from the caller's address had no good token.
+    TooManyFailures,
     /// The cluster as it is does not have it.
     NotImplemented,
     /// The node does not know yet, or has no room; another node, or this one a moment later, can.
@@ -60,11 +65,13 @@ struct ErrorAnswer {
 }
 
 const SOON: Option<&str> = Some("1");
+const A_WHILE: Option<&str> = Some("60");
 
 impl ErrorKind {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::BadRequest,
+        Self::Unauthorized,
         Self::Forbidden,
         Self::NotFound,
         Self::MethodNotAllowed,
@@ -73,6 +80,7 @@ impl ErrorKind {
         Self::ConditionFailed,
         Self::TooLarge,
         Self::UnsupportedMediaType,
+        Self::TooManyFailures,
         Self::NotImplemented,
         Self::NotReady,
         Self::AskAnotherNode,
@@ -86,6 +94,7 @@ impl ErrorKind {
     const fn answered(self) -> ErrorAnswer {
         let (http_status, retry_after, rpc_code, outcome) = match self {
             Self::BadRequest => (400, None, ErrorCode::BadRequest, "refused"),
+            Self::Unauthorized => (401, None, ErrorCode::BadRequest, "refused"),
             Self::Forbidden => (403, None, ErrorCode::BadRequest, "refused"),
             Self::NotFound => (404, None, ErrorCode::BadRequest, "refused"),
             Self::MethodNotAllowed => (405, None, ErrorCode::BadRequest, "refused"),
@@ -94,6 +103,7 @@ impl ErrorKind {
             Self::ConditionFailed => (412, None, ErrorCode::BadRequest, "not_met"),
             Self::TooLarge => (413, None, ErrorCode::TooLarge, "refused"),
             Self::UnsupportedMediaType => (415, None, ErrorCode::BadRequest, "refused"),
+            Self::TooManyFailures => (429, A_WHILE, ErrorCode::BadRequest, "refused"),
             Self::NotImplemented => (501, None, ErrorCode::Unsupported, "failed"),
             Self::NotReady => (503, SOON, ErrorCode::NotReady, "unavailable"),
             Self::AskAnotherNode => (503, None, ErrorCode::NotReady, "unavailable"),
@@ -166,6 +176,8 @@ pub enum OperationError {
     Consistency(#[from] ConsistencyError),
     #[error(transparent)]
     Changes(#[from] ChangesError),
+    #[error(transparent)]
+    Denied(#[from] Denied),
 }
 
 impl OperationError {
@@ -194,6 +206,7 @@ impl OperationError {
         match self {
             Self::Conditional(error) => error.kind(),
             Self::Changes(error) => error.kind(),
+            Self::Denied(denied) => denied.kind(),
             Self::Key(_)
             | Self::Uuid(_)
             | Self::Ttl(_)

@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
 
 use crate::cluster::{Membership, MembershipState};
-use crate::http_client;
+use crate::http_client::MemberClients;
 use crate::log::{Level, NewRecord};
 use crate::replication::progress::Progress;
 use crate::service::conditional::ConditionalError;
@@ -39,13 +39,14 @@ impl LogLevel {
     /// # Errors
     /// When the HTTP client can't be built.
     pub fn new(
+        clients: &MemberClients,
         membership: Arc<dyn Membership>,
         own_address: String,
         store: Arc<Store>,
         progress: Arc<Progress>,
         writes: Arc<Writes>,
     ) -> anyhow::Result<Self> {
-        let http = http_client::builder().redirect(reqwest::redirect::Policy::none()).build()?;
+        let http = clients.builder().build()?;
         Ok(Self { http, membership, own_address, store, progress, writes, raising: Mutex::default() })
     }
 

@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use tokio::sync::Mutex;
 
 use crate::cluster::Membership;
-use crate::http_client;
+use crate::http_client::MemberClients;
 
 /// A member that takes longer does not answer.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -31,12 +31,12 @@ impl Members {
     ///
     /// # Errors
     /// When the HTTP client can't be built.
-    pub fn new(membership: Arc<dyn Membership>, own_address: String) -> anyhow::Result<Self> {
-        let http = http_client::builder()
-            .timeout(TIMEOUT)
-            .tcp_nodelay(true)
-            .redirect(reqwest::redirect::Policy::none())
-            .build()?;
+    pub fn new(
+        clients: &MemberClients,
+        membership: Arc<dyn Membership>,
+        own_address: String,
+    ) -> anyhow::Result<Self> {
+        let http = clients.builder().timeout(TIMEOUT).tcp_nodelay(true).build()?;
         Ok(Self { http, membership, own_address, last: Mutex::default() })
     }
 
@@ -130,7 +130,8 @@ mod tests {
 
     fn members(others: &[&str]) -> Members {
         let all = others.iter().copied().chain(["own:1"]).map(str::to_owned).collect();
-        Members::new(Arc::new(FixedMembership::new(all, "own:1")), "own:1".to_owned()).expect("a client")
+        let membership = Arc::new(FixedMembership::new(all, "own:1"));
+        Members::new(&MemberClients::default(), membership, "own:1".to_owned()).expect("a client")
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! What an operation means, whichever interface it comes through. HTTP, RPC and batches all go through [`Service`].
 
+pub mod access;
 pub mod barriers;
 pub mod batch;
 pub mod changes;

@@ -17,7 +17,7 @@ use reqwest::{Response, StatusCode};
 use tokio::sync::Semaphore;
 
 use crate::cluster::Membership;
-use crate::http_client;
+use crate::http_client::MemberClients;
 use crate::log::LogTag;
 use crate::metrics::Metrics;
 use crate::now_ms;
@@ -108,6 +108,15 @@ type Asking = Shared<BoxFuture<'static, PeerAnswer>>;
 #[derive(Clone)]
 pub struct Peers(Arc<Inner>);
 
+/// What bounds a question.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// How long the members may take.
+    pub timeout: Duration,
+    /// The largest value of an answer.
+    pub max_value_bytes: usize,
+}
+
 struct Inner {
     http: reqwest::Client,
     membership: Arc<dyn Membership>,
@@ -125,21 +134,21 @@ struct Inner {
 }
 
 impl Peers {
-    /// `own_address`: `host:API_PORT` as the membership lists this node; `max_value_bytes` bounds what an answer may have.
+    /// `own_address`: `host:API_PORT` as the membership lists this node.
     ///
     /// # Errors
     /// When the HTTP client can't be built.
     pub fn new(
+        clients: &MemberClients,
         membership: Arc<dyn Membership>,
         progress: Arc<Progress>,
         own_address: String,
-        timeout: Duration,
-        max_value_bytes: usize,
+        limits: Limits,
         memory: Memory,
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
-        let http =
-            http_client::builder().tcp_nodelay(true).redirect(reqwest::redirect::Policy::none()).build()?;
+        let http = clients.builder().tcp_nodelay(true).build()?;
+        let Limits { timeout, max_value_bytes } = limits;
         let max_answer_bytes = ESCAPED_BYTES * (max_value_bytes + HEADROOM_BYTES);
         let (asking, complaints, permits) =
             (Mutex::default(), Mutex::default(), Semaphore::new(MAX_CONCURRENT_KEYS));
@@ -399,8 +408,16 @@ mod tests {
         let memory = Memory::new(1 << 20, metrics.request_memory_refusals.clone());
         let members = Arc::clone(&membership) as Arc<dyn Membership>;
         let progress = Arc::<Progress>::default();
-        let second = Duration::from_secs(1);
-        let peers = Peers::new(members, progress, "me:1".into(), second, 1, memory, Arc::new(metrics));
+        let limits = Limits { timeout: Duration::from_secs(1), max_value_bytes: 1 };
+        let peers = Peers::new(
+            &MemberClients::default(),
+            members,
+            progress,
+            "me:1".into(),
+            limits,
+            memory,
+            Arc::new(metrics),
+        );
         let peers = peers.expect("a client");
         for time in 1..=2 {
             assert_eq!(peers.ask("k", LOG).await, PeerAnswer::Unknown);

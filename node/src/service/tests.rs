@@ -6,12 +6,13 @@ use std::time::Duration;
 use bitacora_protocol::record::{KeyValue, source};
 use bitacora_protocol::{Consistency, HighWatermark, NextOffset, Position};
 
-use super::peers::Peers;
+use super::peers::{self, Peers};
 use super::reads::PeerReads;
 use super::*;
 use crate::clock::LogTime;
 use crate::cluster::fixed::FixedMembership;
 use crate::data_dir::DataDir;
+use crate::http_client::MemberClients;
 use crate::log::embedded::EmbeddedLog;
 use crate::log::{Expected, Log};
 use crate::metrics::Metrics;
@@ -40,9 +41,9 @@ fn reader() -> Reader {
     progress.learn_high_watermarks(&[HighWatermark(9)], progress.question_for_high_watermarks());
     let memory = Memory::unlimited();
     let members = Arc::new(FixedMembership::new(vec!["me:1".to_owned()], "me:1"));
-    let second = Duration::from_secs(1);
-    let peers =
-        Peers::new(members, Arc::clone(&progress), "me:1".into(), second, 1, memory.clone(), metrics.clone());
+    let limits = peers::Limits { timeout: Duration::from_secs(1), max_value_bytes: 1 };
+    let (clients, known) = (MemberClients::default(), Arc::clone(&progress));
+    let peers = Peers::new(&clients, members, known, "me:1".into(), limits, memory.clone(), metrics.clone());
     let reads =
         Reads::new(Arc::clone(&store), Arc::clone(&progress), peers.expect("a client"), PeerReads::Never);
     let scans = Scans::new(Arc::clone(&store), Arc::clone(&progress));

@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use crate::cluster::Membership;
-use crate::http_client;
+use crate::http_client::MemberClients;
 use crate::log::LogTag;
 use crate::replication::progress::Progress;
 use crate::service::consistency::{ConsistencyError, wait_time};
@@ -60,13 +60,13 @@ impl Visibility {
     /// # Errors
     /// When the HTTP client can't be built.
     pub fn new(
+        clients: &MemberClients,
         membership: Arc<dyn Membership>,
         progress: Arc<Progress>,
         store: Arc<Store>,
         own_address: String,
     ) -> anyhow::Result<Self> {
-        let http =
-            http_client::builder().tcp_nodelay(true).redirect(reqwest::redirect::Policy::none()).build()?;
+        let http = clients.builder().tcp_nodelay(true).build()?;
         let questions = Semaphore::new(MAX_CONCURRENT_QUESTIONS);
         Ok(Self { http, membership, progress, store, own_address, questions })
     }

@@ -1,15 +1,22 @@
 //! The settings that a node of `serve` and one of `dev` have in common.
 
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use bitacora_protocol::token::Token;
 use bitacora_protocol::units::{
     bytes, duration_or_ms as duration, positive_duration_or_ms as positive_duration,
 };
 use clap::Args;
 
-use super::values::{otlp_endpoint, rate, request_memory, value_bytes};
+use super::values::{anonymous, otlp_endpoint, rate, request_memory, value_bytes};
 use crate::http::AllowedOrigin;
+use crate::http_client::MemberClients;
+use crate::metrics::Metrics;
 use crate::replication::snapshot::SnapshotUse;
+use crate::server::access::{Access, AccessSettings};
+use crate::service::access::Scopes;
 use crate::service::memory;
 use crate::service::reads::PeerReads;
 
@@ -69,6 +76,18 @@ pub struct NodeSettings {
     /// How long the stop itself may take after `DRAIN_DELAY`: requests under way are aborted after three quarters of it, the rest is for the log and the store
     #[arg(long, env, value_name = "TIME", default_value = "5s", value_parser = duration, help_heading = "Network")]
     pub shutdown_grace: Duration,
+    /// A file of the tokens that callers must show, a line of JSON each as `bitacora token` prints it; read again when it changes [default: everybody may do everything]
+    #[arg(long, env, value_name = "FILE", help_heading = "Security")]
+    pub tokens_file: Option<PathBuf>,
+    /// What callers without a token may do where there is `TOKENS_FILE`: scopes separated by ',', of read, write, admin and member; or none
+    #[arg(long, env, value_name = "SCOPES", default_value = "none", value_parser = anonymous, help_heading = "Security")]
+    pub anonymous: Scopes,
+    /// Answer `/metrics` without a token, too
+    #[arg(long, env, value_name = "BOOL", default_value_t = false, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, help_heading = "Security")]
+    pub open_metrics: bool,
+    /// A file with the token that this node shows to other members; needed where there is `TOKENS_FILE`
+    #[arg(long, env, value_name = "FILE", help_heading = "Security")]
+    pub member_token_file: Option<PathBuf>,
     /// Requests that take longer are logged, with what they waited for; 0 for none
     #[arg(long, env, value_name = "TIME", default_value = "1s", value_parser = duration, help_heading = "Logging")]
     pub slow_request: Duration,
@@ -82,6 +101,44 @@ impl NodeSettings {
     #[must_use]
     pub fn frame_bytes(&self) -> u64 {
         self.max_frame_bytes.max(self.max_value_bytes + FRAME_OVERHEAD_BYTES)
+    }
+
+    /// What callers are asked for, and what this node shows to other members.
+    ///
+    /// # Errors
+    /// When a file can't be read or makes no sense, or other members would not answer to this one.
+    pub fn access(&self, metrics: Arc<Metrics>) -> Result<(Access, MemberClients), String> {
+        let token = self.member_token_file.as_deref().map(|path| {
+            let text = std::fs::read_to_string(path).map_err(|error| format!("it can't be read: {error}"));
+            let token = text.and_then(|text| text.parse::<Token>());
+            token.map_err(|error| format!("MEMBER_TOKEN_FILE {}: {error}", path.display()))
+        });
+        let token = token.transpose()?;
+        let access = match &self.tokens_file {
+            None if !self.anonymous.is_empty() => {
+                return Err(
+                    "ANONYMOUS is set without TOKENS_FILE; without tokens everybody may do everything"
+                        .to_owned(),
+                );
+            }
+            None => Access::open(),
+            Some(tokens_file) => {
+                let (tokens_file, anonymous, open_metrics) =
+                    (tokens_file.clone(), self.anonymous, self.open_metrics);
+                Access::new(AccessSettings { tokens_file, anonymous, open_metrics }, metrics)?
+            }
+        };
+        if !access.is_member(token.as_ref()) {
+            return Err(match token {
+                None => "TOKENS_FILE is set without MEMBER_TOKEN_FILE, so that other members would refuse this one; make a token \
+                         with the scope member, or give that scope to ANONYMOUS"
+                    .to_owned(),
+                Some(_) => "the token of MEMBER_TOKEN_FILE is not in TOKENS_FILE with the scope member, so that other members would \
+                            refuse this one"
+                    .to_owned(),
+            });
+        }
+        Ok((access, MemberClients::new(token.as_ref())))
     }
 
     /// Bytes of the budget for requests: `REQUEST_MEMORY` or its default.

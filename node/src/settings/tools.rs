@@ -13,6 +13,9 @@ pub struct BackupSettings {
     /// The node whose store is copied; it goes on serving [default: the one on this machine]
     #[arg(long, value_name = "URL", value_parser = node_url)]
     pub from: Option<reqwest::Url>,
+    /// A file with the token to show to the node, of the scope admin; the variable `BITACORA_TOKEN` may have the token itself instead
+    #[arg(long, env = "BITACORA_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
     #[command(flatten)]
     pub node: OwnNode,
     /// The file to write, which must not be there yet; '-' for stdout

@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use bitacora_protocol::record::LARGEST_VALUE_BYTES;
+use bitacora_protocol::token::Scope;
 use bitacora_protocol::units::{bytes, duration_or_ms as duration};
 use bitacora_protocol::zookeeper::host_port;
+
+use crate::service::access::Scopes;
 
 pub fn hosts(text: &str) -> Result<String, String> {
     let hosts: Vec<_> = text.split(',').map(str::trim).collect();
@@ -55,6 +58,17 @@ pub fn session_timeout(text: &str) -> Result<Duration, String> {
     // The client pings after two thirds of it, and counts whole seconds.
     let time = duration(text)?;
     if time < Duration::from_secs(2) { Err("it must be 2s or more".to_owned()) } else { Ok(time) }
+}
+
+pub fn anonymous(text: &str) -> Result<Scopes, String> {
+    match text.trim() {
+        "none" => Ok(Scopes::default()),
+        text => text
+            .split(',')
+            .map(str::parse::<Scope>)
+            .collect::<Result<_, _>>()
+            .map_err(|error| format!("{error}; several are separated by ',', and none is for no scope")),
+    }
 }
 
 pub fn rate(text: &str) -> Result<u64, String> {

@@ -1,5 +1,6 @@
 //! What a node says to HTTP requests of every kind, on real sockets, over an embedded log.
 
+mod access;
 mod batches;
 mod conditional;
 mod consistency;
@@ -34,7 +35,7 @@ use self::support::{PATIENCE, ready, start};
 struct Running {
     node: Node,
     address: Address,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Running {
@@ -54,7 +55,7 @@ impl Running {
     /// One that may still be restoring.
     async fn begin(folder: TempDir, log: Arc<dyn Log>, flags: &[&str]) -> Self {
         let (node, address) = start(&folder.path().join("node"), log, flags, None).await;
-        Self { node, address, _folder: folder }
+        Self { node, address, folder }
     }
 
     async fn stop(self) {

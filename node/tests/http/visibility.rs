@@ -16,7 +16,7 @@ async fn beside(log: &Arc<EmbeddedLog>, other: Option<String>) -> Running {
     let log = Arc::<EmbeddedLog>::clone(log);
     let (node, address) = start(&folder.path().join("node"), log, &[], other).await;
     ready(&node).await;
-    Running { node, address, _folder: folder }
+    Running { node, address, folder }
 }
 
 fn log(folder: &TempDir) -> Arc<EmbeddedLog> {

@@ -8,13 +8,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bitacora_node::cluster::Membership;
+use bitacora_node::http_client::MemberClients;
 use bitacora_node::log::Log;
 use bitacora_node::metrics::Metrics;
 use bitacora_node::replication::decisions::Decisions;
 use bitacora_node::replication::progress::Progress;
 use bitacora_node::replication::{self, Applier, Watermarks};
 use bitacora_node::service::memory::Memory;
-use bitacora_node::service::peers::Peers;
+use bitacora_node::service::peers::{self, Peers};
 use bitacora_node::service::reads::{PeerReads, Reads};
 use bitacora_node::store::{Checkpoint, Store};
 use bitacora_node::telemetry::Telemetry;
@@ -104,11 +105,11 @@ impl Member {
         });
         let membership: Arc<dyn Membership> = Arc::new(self.view.clone());
         let peers = Peers::new(
+            &MemberClients::default(),
             Arc::clone(&membership),
             Arc::clone(&progress),
             String::new(),
-            Duration::ZERO,
-            0,
+            peers::Limits { timeout: Duration::ZERO, max_value_bytes: 0 },
             Memory::unlimited(),
             Arc::clone(&metrics),
         );

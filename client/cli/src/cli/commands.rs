@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bitacora_protocol::token::Scope;
 use bitacora_protocol::units::{duration, positive_duration};
 use clap::{Args, Subcommand, ValueEnum};
 use clap_complete::Shell;
@@ -45,6 +46,9 @@ pub enum Command {
     /// Measure throughput and latency
     #[command(after_help = BENCH, after_long_help = BENCH)]
     Bench(Bench),
+    /// Make a token, for nodes that ask for one
+    #[command(after_help = TOKEN, after_long_help = TOKEN)]
+    Token(Token),
     /// Print a script that completes this program's commands and flags in a shell
     #[command(after_help = COMPLETIONS, after_long_help = COMPLETIONS)]
     Completions(Completions),
@@ -458,6 +462,30 @@ pub enum Operation {
     Set,
     /// nine gets, one set
     Mixed,
+}
+
+const TOKEN: &str = "\
+The token is a secret, and goes into a file that only you may read. On stdout comes the line by which nodes know it, which is no secret:
+append it to the file TOKENS_FILE of every node, and the nodes take it over within seconds. Without its line a token is good for nothing.
+
+Examples:
+  bitacora token web --scopes read,write --prefix web/ --out web.token >> tokens
+  bitacora token members --scopes member --out member.token >> tokens
+  bitacora --token-file web.token get web/greeting";
+
+#[derive(Debug, Args)]
+pub struct Token {
+    /// Whose it is: nodes tell the name in their logs
+    pub name: String,
+    /// What it is good for: read, write, admin (a copy of the whole store) and member (what nodes ask one another)
+    #[arg(long, value_name = "SCOPES", value_delimiter = ',', required = true, value_parser = parse::<Scope>)]
+    pub scopes: Vec<Scope>,
+    /// What the keys begin with that it is good for [default: it is good for all keys]
+    #[arg(long, value_name = "TEXT")]
+    pub prefix: Option<String>,
+    /// The file to write the token to, which must not be there yet
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
 }
 
 const COMPLETIONS: &str = "\

@@ -5,11 +5,13 @@ mod options;
 mod values;
 
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bitacora_program::console::{StdoutError, tell};
 use bitacora_program::environment::without_empty_variables;
 use bitacora_program::log_filter::log_filter;
+use bitacora_program::token;
 use bitacora_protocol::units::positive_duration;
 use bitacora_protocol::zookeeper::ConnectString;
 use clap::parser::ValueSource;
@@ -18,7 +20,7 @@ use reqwest::Url;
 
 pub use commands::{
     AvroCodec, Bench, Command, Del, Export, Format, Get, Import, KeyFormat, Operation, Range, ScanArguments,
-    Set, Status, Watch,
+    Set, Status, Token, Watch,
 };
 pub use options::{ReadFlags, WriteFlags, version};
 pub use values::http_node;
@@ -73,6 +75,12 @@ pub struct Connection {
     /// Nodes or load balancers to speak HTTP with, http://host:port,…
     #[arg(long, global = true, env = "BITACORA_HTTP", value_name = "URLS", value_delimiter = ',', value_parser = http_url, help_heading = CONNECTION)]
     pub http: Vec<Url>,
+    /// A file with the token to show to nodes that ask for one; the variable `BITACORA_TOKEN` may have the token itself instead
+    #[arg(long, global = true, env = "BITACORA_TOKEN_FILE", value_name = "FILE", help_heading = CONNECTION)]
+    pub token_file: Option<PathBuf>,
+    /// What that file or variable has.
+    #[arg(skip)]
+    pub token: Option<bitacora_client::Token>,
     /// How long a call may take, retries included
     #[arg(long, global = true, env = "BITACORA_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = positive_duration, help_heading = CONNECTION)]
     pub timeout: Duration,
@@ -116,6 +124,8 @@ impl Cli {
         cli.connection
             .settle(source("rpc"), source("zookeeper"), source("http"))
             .map_err(|reason| command.error(clap::error::ErrorKind::ArgumentConflict, reason))?;
+        cli.connection.token = token::read(cli.connection.token_file.as_deref())
+            .map_err(|reason| command.error(clap::error::ErrorKind::ValueValidation, reason))?;
         let checked = match &cli.command {
             Command::Get(get) => get.read.check(),
             Command::Scan(scan) => scan.read.check(),
@@ -204,6 +214,8 @@ mod tests {
             rpc: vec!["a:1".into()],
             zookeeper: Some("z:1".parse().expect("hosts")),
             http: vec![http_node("h:1").expect("a node")],
+            token_file: None,
+            token: None,
             timeout: Duration::from_secs(1),
         };
         let settled = |rpc, zookeeper, http| {
@@ -244,6 +256,13 @@ mod tests {
         let Command::Set(set) = cli.command else { panic!("set was asked for") };
         assert_eq!((set.value.as_deref(), set.ttl), (Some("-5"), Some(Duration::from_secs(7_200))));
         assert_eq!((cli.connection.timeout, cli.output), (Duration::from_secs(3), Some(Output::Json)));
+    }
+
+    #[test]
+    fn a_token_is_no_argument() {
+        assert!(read("--token x members").is_err());
+        let error = read("--token-file /nowhere/token members").expect_err("no file");
+        assert!(error.contains("/nowhere/token: it can't be read"), "{error}");
     }
 
     #[test]

@@ -151,3 +151,18 @@ fn a_count_costs_no_memory_before_the_items_are_there() {
     Request::Batch(operations).encode(&mut call);
     assert_eq!(Request::decode(&call, None), Err(CallError::BatchTooLong));
 }
+
+#[test]
+fn a_call_carries_what_authorizes_it() {
+    let (request, mut call) = (Request::GetValue { key: "k" }, Vec::new());
+    request.encode_as(Some("Bearer t"), &mut call);
+    assert_eq!(Request::authorization(&call), Some(&b"Bearer t"[..]));
+    assert_eq!(Request::decode(&call, None), Ok(Some(request.clone())));
+    assert_eq!(Request::peek_read_key(&call), Some(&b"k"[..]));
+    call.clear();
+    request.encode(&mut call);
+    assert_eq!(Request::authorization(&call), None);
+    for call in [&[2, 2, b'a'][..], &[2, 2, b'a', 2, b'b', 0], &[]] {
+        assert_eq!(Request::authorization(call), None, "{call:?}");
+    }
+}

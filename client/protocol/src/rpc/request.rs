@@ -12,6 +12,7 @@ use super::resolved_call::Resolved;
 use crate::avro::{DecodeError, Input, put_long, put_string};
 use crate::consistency::{ReadOptions, WriteOptions};
 use crate::operation::Operation;
+use crate::token::AUTHORIZATION;
 
 /// A batch of more operations is refused.
 pub const MAX_BATCH_OPERATIONS: usize = 10_000;
@@ -151,6 +152,16 @@ impl<'a> Request<'a> {
         }
     }
 
+    /// What a call's metadata has under [`AUTHORIZATION`]; `None` if nothing, or if it can't be read.
+    #[must_use]
+    pub fn authorization(call: &'a [u8]) -> Option<&'a [u8]> {
+        // Most have no metadata at all.
+        if call.first() == Some(&0) {
+            return None;
+        }
+        Input(call).take_metadata(AUTHORIZATION).ok()?
+    }
+
     /// The key of a call that reads one, by a client whose protocol is ours, for who only looks ahead; `None` for other calls. The
     /// rest of the call is not looked at.
     #[must_use]
@@ -225,6 +236,16 @@ impl<'a> Request<'a> {
 
     /// Appends the call's bytes to `out`, with empty metadata.
     pub fn encode(&self, out: &mut Vec<u8>) {
+        self.encode_as(None, out);
+    }
+
+    /// Appends the call's bytes to `out`, with what authorizes it, `Bearer TOKEN`, in its metadata.
+    pub fn encode_as(&self, authorization: Option<&str>, out: &mut Vec<u8>) {
+        if let Some(authorization) = authorization {
+            put_long(out, 1);
+            put_string(out, AUTHORIZATION);
+            put_string(out, authorization);
+        }
         put_long(out, 0);
         put_string(out, self.message().name());
         match self {

@@ -30,6 +30,7 @@ use super::options::{line_read_options, timeout, visible};
 use super::params::{parse_ttl, query_params};
 use super::{Api, Limits, Notes, counted};
 use crate::metrics::Metrics;
+use crate::service::access::Grant;
 use crate::service::batch::{BegunInBatch, EndedInBatch};
 use crate::service::memory::Permit;
 use crate::service::slow::SlowRequests;
@@ -55,6 +56,7 @@ const BODY_PIECE_BYTES: usize = 128 * 1024;
 /// Answers a batch, as its body comes in.
 pub(super) fn run<B: Buf + Send + 'static>(
     api: &Api,
+    grant: Grant,
     query: &str,
     headers: &HeaderMap,
     notes: Notes,
@@ -79,6 +81,7 @@ pub(super) fn run<B: Buf + Send + 'static>(
         lines: Lines::new(6 * (limits.max_value_bytes + MAX_KEY_BYTES) + LINE_OVERHEAD_BYTES),
         waiting: None,
         service: Arc::clone(service),
+        grant,
         metrics: Arc::clone(metrics),
         slow: *slow,
         limits: *limits,
@@ -108,6 +111,8 @@ pub(super) fn run<B: Buf + Send + 'static>(
 
 struct Batch<S> {
     service: Arc<Service>,
+    /// What the client may do.
+    grant: Grant,
     metrics: Arc<Metrics>,
     slow: SlowRequests,
     limits: Limits,
@@ -314,8 +319,13 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
             let (name, operation) = operation(&parsed)?;
             let trace = self.notes.as_ref().and_then(|notes| notes.span.trace_parent());
             let service = &self.service;
-            let group = self.under_way.group(|| service.write_group(trace));
-            let begun = service.begin_in_batch(operation, group, trace);
+            let begun = match self.grant.operation(&operation) {
+                Ok(()) => {
+                    let group = self.under_way.group(|| service.write_group(trace));
+                    service.begin_in_batch(operation, group, trace)
+                }
+                Err(denied) => BegunInBatch::Other(Begun::Done(Err(denied.into()))),
+            };
             let (BatchLine::Get { key, .. } | BatchLine::Set { key, .. } | BatchLine::Delete { key, .. }) =
                 parsed;
             Ok((name, key.into_owned(), begun))

@@ -19,7 +19,11 @@ const fn meaning(kind: ErrorKind) -> &'static str {
         ErrorKind::BadRequest => {
             "The request is wrong, and stays so: a key, parameter, header or body that can't be taken"
         }
-        ErrorKind::Forbidden => "A browser sends a write for a page of another origin",
+        ErrorKind::Unauthorized => "The call has no token, or none that this node knows",
+        ErrorKind::TooManyFailures => "Too many calls from this address had no good token",
+        ErrorKind::Forbidden => {
+            "The token of the call is not good for this, or a browser sends a write for a page of another origin"
+        }
         ErrorKind::NotFound => "No such key, or no such path",
         ErrorKind::MethodNotAllowed => "The path does not have this method",
         ErrorKind::RequestTimeout => "The body did not arrive in time",
@@ -48,6 +52,7 @@ fn headers(kind: ErrorKind) -> Vec<&'static str> {
             &["Bitacora-Position", "Bitacora-Source", "Bitacora-Timestamp", "Bitacora-Log"]
         }
         ErrorKind::ConditionFailed => &["Bitacora-Position", "Bitacora-Timestamp", "ETag"],
+        ErrorKind::Unauthorized => &["WWW-Authenticate"],
         ErrorKind::MethodNotAllowed => &["Allow"],
         ErrorKind::NotReady => &["Bitacora-Position"],
         ErrorKind::OutOfMemory => {

@@ -25,6 +25,7 @@ use super::answers::{self, Reply};
 use super::error::HttpError;
 use super::etag;
 use super::routes::{ROUTES, Route};
+use crate::server::access::needs::Need;
 
 const INTRODUCTION: &str = "\
 A replicated key-value store whose log is a compacted Kafka topic. Every node answers every call.
@@ -98,6 +99,13 @@ fn document() -> Value {
             "schemas": schemas::all(),
             "headers": responses::headers(),
             "responses": errors::responses(),
+            "securitySchemes": {
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "A token as `bitacora token` makes it, which the node knows from `TOKENS_FILE`",
+                },
+            },
         },
         "x-example-order": examples::in_order().iter().map(|example| example.name).collect::<Vec<_>>(),
     })
@@ -106,7 +114,14 @@ fn document() -> Value {
 /// A method of a route.
 fn described(route: &Route, method: &Method) -> Value {
     let operation = Operation::of(route.call, route.path);
-    if *method == Method::HEAD { head(&operation) } else { whole(&operation, method) }
+    let is_head = *method == Method::HEAD;
+    let mut described = if is_head { head(&operation) } else { whole(&operation, method) };
+    if route.call.needs() != Need::Nothing {
+        // A node may have no tokens, and then asks for none.
+        described["security"] = json!([{}, { "token": [] }]);
+        responses::add_refusals(&mut described["responses"], !is_head);
+    }
+    described
 }
 
 fn whole(operation: &Operation, method: &Method) -> Value {

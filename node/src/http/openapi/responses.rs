@@ -4,9 +4,10 @@ use serde_json::{Map, Value, json};
 
 use super::operations::{Body, Operation};
 use super::{errors, examples};
+use crate::service::error::ErrorKind;
 
 /// The headers of answers: what each means, its schema, and whether all answers have it.
-const HEADERS: [(&str, &str, &str); 15] = [
+const HEADERS: [(&str, &str, &str); 16] = [
     ("Allow", "The methods that the path has", "text"),
     (
         "Bitacora-Log",
@@ -41,6 +42,7 @@ const HEADERS: [(&str, &str, &str); 15] = [
     ("ETag", "Of a record its version, which is its position; of this description a hash", "text"),
     ("Referrer-Policy", "Of the console", "text"),
     ("Retry-After", "Seconds after which it is of use to try again", "integer"),
+    ("WWW-Authenticate", "That the call needs a token: `Bearer`", "text"),
     ("X-Accel-Buffering", "Of a watch: `no`, so that a proxy passes events on as they come", "text"),
     ("X-Content-Type-Options", "Of the console", "text"),
 ];
@@ -139,6 +141,26 @@ fn statuses(operation: &Operation, is_read: bool, with_body: bool) -> Map<String
         answers.insert("503".to_owned(), unavailable);
     }
     answers
+}
+
+/// Adds the answers to callers without a good token to those of an operation.
+pub fn add_refusals(answers: &mut Value, with_body: bool) {
+    let components = errors::responses();
+    for kind in [ErrorKind::Unauthorized, ErrorKind::Forbidden, ErrorKind::TooManyFailures] {
+        let (status, name) = (kind.http_status().to_string(), errors::name(kind.http_status()));
+        if answers.get(&status).is_some() {
+            continue;
+        }
+        answers[status] = if with_body {
+            json!({ "$ref": format!("#/components/responses/{name}") })
+        } else {
+            let mut answer = components[name].clone();
+            if let Some(answer) = answer.as_object_mut() {
+                answer.remove("content");
+            }
+            answer
+        };
+    }
 }
 
 fn content(body: &Body) -> Value {

@@ -29,7 +29,9 @@ use super::{Api, Notes, counted};
 use crate::clock::now_ms;
 use crate::metrics::Metrics;
 use crate::service::Service;
-use crate::service::changes::{Ended, LogEnds, Reader, Told, Wanted, What};
+use crate::service::access::Grant;
+use crate::service::changes::{LogEnds, Reader, Told, Wanted, What};
+use crate::service::error::OperationError;
 use crate::service::memory::{Memory, Permit};
 
 pub(super) const FIELDS: &[&str] = &["prefix", "key", "since", "initial", "values"];
@@ -53,9 +55,16 @@ const ENDS_RETRY: Duration = Duration::from_secs(1);
 const BEGINNING: &[u8] = b"retry: 500\n\n";
 
 /// Begins a watch.
-pub fn begin(api: &Api, method: &Method, query: &str, headers: &HeaderMap, notes: Notes) -> Response {
+pub fn begin(
+    api: &Api,
+    grant: Grant,
+    method: &Method,
+    query: &str,
+    headers: &HeaderMap,
+    notes: Notes,
+) -> Response {
     let Api { service, metrics, slow, limits, .. } = api;
-    let (reader, values) = match reader(service, query, headers) {
+    let (reader, values) = match reader(service, &grant, query, headers) {
         Ok(begun) => begun,
         Err(error) => return refusal(counted(metrics, slow, notes, Err(error)).into_response()),
     };
@@ -63,7 +72,7 @@ pub fn begin(api: &Api, method: &Method, query: &str, headers: &HeaderMap, notes
     let mut reply = if *method == Method::HEAD {
         answers::respond(StatusCode::OK, EVENT_STREAM, Bytes::new()).into_response()
     } else {
-        let watch = Watch::new(service, Arc::clone(metrics), reader, values, limits.request_timeout);
+        let watch = Watch::new(service, grant, Arc::clone(metrics), reader, values, limits.request_timeout);
         let (sender, receiver) = mpsc::channel(1);
         tokio::spawn(watch.run(sender));
         answers::streamed(receiver, EVENT_STREAM)
@@ -83,12 +92,18 @@ fn refusal(mut refused: Response) -> Response {
 }
 
 /// Who is to be told what, and whether with values.
-fn reader(service: &Service, query: &str, headers: &HeaderMap) -> Result<(Reader, bool), HttpError> {
+fn reader(
+    service: &Service,
+    grant: &Grant,
+    query: &str,
+    headers: &HeaderMap,
+) -> Result<(Reader, bool), HttpError> {
     let params = query_params(query, FIELDS)?;
     let last = text_header(headers, &LAST_EVENT_ID)?.filter(|last| !last.is_empty());
     let wanted = wanted(&params, last)?;
     let values = flag(&params, "values", true)?;
-    Ok((service.changes().begin(&wanted).map_err(crate::service::error::OperationError::from)?, values))
+    grant.read_all("watch", wanted.prefix, wanted.key).map_err(OperationError::from)?;
+    Ok((service.changes().begin(&wanted).map_err(OperationError::from)?, values))
 }
 
 /// What is to be told; `last`: the token that a client sends which connects again, with the URL that it began with.
@@ -135,6 +150,8 @@ struct Watch {
     stalled_after: Duration,
     ended: bool,
     service: Arc<Service>,
+    /// What the client may do. The watch ends once its token is withdrawn.
+    grant: Grant,
 }
 
 /// Bytes that the client has not taken yet.
@@ -175,6 +192,7 @@ impl Drop for Piece {
 impl Watch {
     fn new(
         service: &Arc<Service>,
+        grant: Grant,
         metrics: Arc<Metrics>,
         reader: Reader,
         values: bool,
@@ -198,6 +216,7 @@ impl Watch {
             stalled_after: write_timeout * 3 / 4,
             ended: false,
             service: Arc::clone(service),
+            grant,
         }
     }
 
@@ -281,10 +300,14 @@ impl Watch {
     /// Makes what there is to be sent. Returns whether there was anything to do.
     async fn make(&mut self) -> bool {
         let mut small = Vec::new();
+        if self.grant.is_withdrawn() {
+            self.end("the token of this watch is not known here any more");
+            return true;
+        }
         let read = match self.reader.read(PIECE_EVENTS, PIECE_BYTES).await {
             Ok(read) => read,
             Err(ended) => {
-                self.end(&ended);
+                self.end(&format!("{ended}; go on at another node"));
                 return true;
             }
         };
@@ -349,9 +372,8 @@ impl Watch {
         frame_of(event, &self.reader.token().encode(), &how_far)
     }
 
-    fn end(&mut self, why: &Ended) {
+    fn end(&mut self, reason: &str) {
         self.ended = true;
-        let reason = format!("{why}; go on at another node");
         let bye = frame_of("bye", &self.reader.token().encode(), &Reason { reason: reason.into() });
         self.pieces.push_back(Outgoing::Small(bye.into()));
     }

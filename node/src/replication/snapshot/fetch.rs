@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use super::copy_file::{CopyFile, WrittenCopy};
 use super::{Header, Receiver};
 use crate::cluster::{Membership, MembershipState};
-use crate::http_client;
+use crate::http_client::MemberClients;
 use crate::log::LogIdentity;
 use crate::read_text_limited;
 use crate::store::{Checkpoint, Incoming, Store};
@@ -116,12 +116,12 @@ impl Fetcher {
     ///
     /// # Errors
     /// When the HTTP client can't be built.
-    pub fn new(membership: Arc<dyn Membership>, own_address: String) -> anyhow::Result<Self> {
-        let http = http_client::builder()
-            .connect_timeout(MEMBER_TIMEOUT)
-            .read_timeout(MEMBER_TIMEOUT)
-            .redirect(reqwest::redirect::Policy::none())
-            .build()?;
+    pub fn new(
+        clients: &MemberClients,
+        membership: Arc<dyn Membership>,
+        own_address: String,
+    ) -> anyhow::Result<Self> {
+        let http = clients.builder().connect_timeout(MEMBER_TIMEOUT).read_timeout(MEMBER_TIMEOUT).build()?;
         Ok(Self { http, membership, own_address, runtime: Handle::current() })
     }
 

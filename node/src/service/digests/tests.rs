@@ -5,6 +5,7 @@ use bitacora_protocol::http::PartitionDigests as Said;
 use super::*;
 use crate::clock::WallTime;
 use crate::cluster::fixed::FixedMembership;
+use crate::http_client::MemberClients;
 use crate::log::{LogIdentity, PartitionRead};
 use crate::replication::state::Event;
 use crate::store::{Change, Entry};
@@ -24,7 +25,9 @@ fn node(dir: &Path, records: &[(&str, &str)]) -> Digests {
     progress.accept_earlier_store();
     let metrics = Arc::new(Metrics::new().expect("names differ"));
     let membership = Arc::new(FixedMembership::new(vec!["own:1".to_owned(), OTHER.to_owned()], "own:1"));
-    let digests = Digests::new(membership, "own:1".to_owned(), store, progress, metrics).expect("a client");
+    let digests =
+        Digests::new(&MemberClients::default(), membership, "own:1".to_owned(), store, progress, metrics)
+            .expect("a client");
     for ((key, value), offset) in records.iter().zip(0..) {
         apply(&digests, key, value, offset);
     }
