@@ -268,12 +268,12 @@ impl Reads {
     }
 
     fn answer_of(&self, entry: Entry, tier: Tier) -> Answer {
-        let position = entry.position();
-        let found = match entry.state_by(&**self.progress.clock()) {
+        let head = entry.head();
+        let found = match head.state_by(&**self.progress.clock()) {
             State::Live => LookupResult::Local(entry),
-            State::Deleted | State::Expired => LookupResult::Gone { timestamp: entry.timestamp().ms() },
+            State::Deleted | State::Expired => LookupResult::Gone { timestamp: head.timestamp.ms() },
         };
-        Answer::new(found, position, served_from(tier))
+        Answer::new(found, head.position, served_from(tier))
     }
 
     fn missing(&self, key: &str, from: ServedFrom) -> Result<Answer, GetError> {

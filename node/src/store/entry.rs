@@ -15,7 +15,7 @@ use crate::clock::{Clock, LogTime, WallTime};
 /// expired and was swept.
 ///
 /// One piece of memory: the length of the key ([`format::put_varint`]), the key, and the bytes as they lie on disk ([`mod@format`]). Cheap to
-/// clone: one count, next to the bytes; and as small as a pointer ([`mod@super::shared_bytes`]).
+/// clone: one count, next to the bytes; and as small as a pointer (`shared_bytes.rs`).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Entry(SharedBytes);
 
@@ -48,6 +48,28 @@ fn is_written_for(key: &[u8], (head, record): &(EntryHead, Option<StoredRecord<'
     match record {
         Some(record) => is_text(key) && is_text(record.value),
         None => head.ttl != ttl::FOR_EVER,
+    }
+}
+
+impl EntryHead {
+    fn state_at_ms(&self, now: i64) -> State {
+        match self.ttl {
+            ttl::FOR_EVER => State::Live,
+            ttl if ttl < 0 => State::Deleted,
+            // What was swept does not come back, should the clock.
+            ttl if ttl <= now || !self.has_record => State::Expired,
+            _ => State::Live,
+        }
+    }
+
+    /// As [`Entry::state`], now; most entries never expire and need no clock.
+    #[must_use]
+    pub fn state_by(&self, clock: &dyn Clock) -> State {
+        match self.ttl {
+            ttl::FOR_EVER => State::Live,
+            ttl if ttl < 0 => State::Deleted,
+            _ => self.state_at_ms(clock.wall().ms()),
+        }
     }
 }
 
@@ -205,34 +227,13 @@ impl Entry {
     /// What a reader is shown at `now`. An expiry is a time of the accepting node's wall clock, so this machine's decides, as a reader expects.
     #[must_use]
     pub fn state(&self, now: WallTime) -> State {
-        self.state_at_ms(now.ms())
+        self.head().state_at_ms(now.ms())
     }
 
     /// What the entry was when the log's clock showed `now`: for what every node must decide alike, whatever its own clock shows.
     #[must_use]
     pub fn state_by_log_time(&self, now: LogTime) -> State {
-        self.state_at_ms(now.ms())
-    }
-
-    fn state_at_ms(&self, now: i64) -> State {
-        let head = self.head();
-        match head.ttl {
-            ttl::FOR_EVER => State::Live,
-            ttl if ttl < 0 => State::Deleted,
-            // What was swept does not come back, should the clock.
-            ttl if ttl <= now || !head.has_record => State::Expired,
-            _ => State::Live,
-        }
-    }
-
-    /// As [`Entry::state`], now; most entries never expire and need no clock.
-    #[must_use]
-    pub fn state_by(&self, clock: &dyn Clock) -> State {
-        match self.ttl() {
-            ttl::FOR_EVER => State::Live,
-            ttl if ttl < 0 => State::Deleted,
-            _ => self.state(clock.wall()),
-        }
+        self.head().state_at_ms(now.ms())
     }
 
     /// The record's value; `None` if there is no record.
