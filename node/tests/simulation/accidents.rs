@@ -98,6 +98,7 @@ impl World {
         self.cluster += u64::from(other_cluster);
         self.log = vec![Partition::default(); partitions];
         self.digests.clear();
+        self.different.clear();
         self.lagging = vec![(self.now, Partition::default()); partitions];
         self.grown = self.now;
         self.counts.topics += 1;
@@ -131,6 +132,7 @@ impl World {
         self.log[partition] = lagging;
         // Others take the places of the records that are lost.
         self.digests.retain(|(of, next), _| *of as usize != partition || next.0 <= to);
+        self.different.push((partition as i32, to + 1..=from));
         self.log[partition].epochs.push((epoch, to));
         self.sent.retain(|sent| sent.condition.is_none() || sent.partition as usize != partition);
         for node in &mut self.nodes {

@@ -1,6 +1,7 @@
 //! What the nodes run in: time, the log with its compaction and its accidents, and what is on its way to it.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use bitacora_node::log::{Condition, Level, LogIdentity, LogTag, NewRecord, is_reserved};
 use bitacora_node::store::{Checkpoint, Digest};
@@ -163,6 +164,8 @@ pub struct World {
     pub meant_for: BTreeMap<(i32, i64, i64), LogTag>,
     /// What the replicas said of their digests in this log, by partition and next offset; and who did first.
     pub digests: BTreeMap<(i32, NextOffset), (Digest, usize)>,
+    /// Positions of this log where they may differ, by partition, first and last position; and why in [`World::may_differ`].
+    pub different: Vec<(i32, RangeInclusive<i64>)>,
     /// A promise that was broken by what was appended.
     pub violation: Option<Violation>,
     pub sent: Vec<Sent>,
@@ -233,6 +236,7 @@ impl World {
             void: BTreeMap::new(),
             meant_for: BTreeMap::new(),
             digests: BTreeMap::new(),
+            different: Vec::new(),
             violation: None,
             sent: Vec::new(),
             nodes,
@@ -302,6 +306,16 @@ impl World {
         note!(self, "{partition}:{offset} {key} {} {condition:?}", show(record.value.as_deref()));
         self.decide(partition, &record);
         self.log[partition as usize].records.push(record);
+        if hides_nothing {
+            self.different.push((partition, offset..=i64::MAX));
+        }
+    }
+
+    /// Whether the digests of replicas that are in order may differ at a position, by what the page on digests names: something that can't be
+    /// decoded, where nothing is held, lets compaction remove a trim that a replica has not read; and a replica remembers positions of
+    /// records that the log has lost since.
+    pub fn may_differ(&self, partition: i32, next: NextOffset) -> bool {
+        self.different.iter().any(|(of, positions)| *of == partition && positions.contains(&next.0))
     }
 
     /// Notes what a record does for who reads everything.
