@@ -6,6 +6,29 @@ const CALL_TIMEOUT_MS = 10_000;
 let clockAhead = 0;
 const nodeNow = () => Date.now() + clockAhead;
 
+// The token that calls show: in the memory of this page only, and gone with it.
+let token = "";
+const withToken = (headers = {}) => (token ? { ...headers, authorization: `Bearer ${token}` } : headers);
+
+// Asks for a token, once a call was refused for want of a good one.
+function askForToken() {
+  const place = byId("token");
+  if (place.firstChild) return;
+  const input = el("input", { type: "password", id: "token-input", class: "mono", autocomplete: "off", spellcheck: "false" });
+  const form = el("form", { class: "note-bar", "aria-label": "Token" }, el("div", { class: "note warn" },
+    el("p", {}, el("label", { for: "token-input" }, token ? "The node does not know this token. Another one:" : "This node asks for a token. The page forgets it when you leave:")),
+    el("p", {}, input, " ", el("button", { class: "button main" }, "Use it"))));
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    // What can be in a header.
+    token = input.value.replace(/[^!-~]/g, "");
+    place.replaceChildren();
+    announce("The token is used from now on.");
+    if (!hasUnsaved()) showPlace(true);
+  });
+  place.replaceChildren(form);
+}
+
 // A call that had no answer. `message` is a sentence.
 class NoAnswer extends Error {}
 
@@ -32,9 +55,10 @@ async function call(method, path, { params, headers, body, timeout = CALL_TIMEOU
   const end = new AbortController();
   const timer = setTimeout(() => end.abort(), timeout);
   try {
-    const response = await fetch(url, { method, headers, body, signal: end.signal, cache: "no-store", redirect: "error" });
+    const response = await fetch(url, { method, headers: withToken(headers), body, signal: end.signal, cache: "no-store", redirect: "error" });
     const text = await response.text();
     noteClock(response);
+    if (response.status === 401) askForToken();
     const header = (name) => response.headers.get(name);
     let json = null;
     if ((header("content-type") ?? "").includes("json") && text) json = JSON.parse(text);

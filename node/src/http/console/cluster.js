@@ -92,7 +92,7 @@ function memberRow(member) {
 
 const MEMBER_COLUMNS = [{ name: "Member" }, { name: "State" }, { name: "To apply", number: true }, { name: "Keys", number: true }, { name: "Version" }];
 const PARTITION_COLUMNS = [{ name: "Partition" }, { name: "Applied", number: true }, { name: "High watermark", number: true },
-  { name: "Lag", number: true }, { name: "Behind for", number: true }, { name: "Log heard", number: true }, { name: "Others hold the same" }];
+  { name: "Lag", number: true }, { name: "Behind for", number: true }, { name: "Log heard", number: true }, { name: "Others agree" }];
 
 // Of this node's partition: whether another node was found to hold something else.
 function sameText({ partition, digest }) {

@@ -34,6 +34,7 @@ const SCRIPT: &str = concat!(
     include_str!("keys.js"),
     include_str!("record.js"),
     include_str!("editor.js"),
+    include_str!("events.js"),
     include_str!("watch.js"),
     include_str!("session.js"),
     include_str!("main.js"),

@@ -15,8 +15,9 @@ async function whyRefused(url) {
   const end = new AbortController();
   const timer = setTimeout(() => end.abort(), 5_000);
   try {
-    const response = await fetch(url, { signal: end.signal, cache: "no-store" });
+    const response = await fetch(url, { headers: withToken(), signal: end.signal, cache: "no-store" });
     if (response.ok) return "The watch ended. It can be started again.";
+    if (response.status === 401) askForToken();
     const { message } = await response.json();
     if (response.status === 404) return "This node can't be watched: it is of a version without GET /watch.";
     return plainText(`The node refuses: ${message}`, 400);
@@ -142,7 +143,7 @@ class WatchView {
     this.stop.hidden = false;
     this.now = ["", "connecting"];
     const url = address("/watch", { prefix: options.prefix, initial: options.initial && "true", values: options.values === "0" ? "false" : "", since });
-    const source = new EventSource(url);
+    const source = token ? new TokenEvents(url) : new EventSource(url);
     this.source = source;
     source.onopen = () => (this.now = ["good", "watching"]);
     source.onerror = () => {
@@ -194,7 +195,7 @@ class WatchView {
     if (name === "set" || name === "delete") this.rows.add(name, data);
     else if (name === "current") this.now = ["good", "up to date"];
     else if (name === "progress" && data.behind) this.now = ["warn", "without the log"];
-    else if (name === "bye") this.now = ["warn", "the node stops"];
+    else if (name === "bye") this.now = ["warn", "the node ends the watch"];
     else if (name === "gap") {
       const why = plainText(String(data.reason ?? "the node could not go on from there"), 300);
       this.message.replaceChildren(note("warn", el("p", {}, `Changes were missed: ${why}. What is there now follows.`)));
