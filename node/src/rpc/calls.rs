@@ -210,13 +210,14 @@ fn begin(
 ) -> Begin {
     let Granted { shared, grant } = granted;
     let message = request.message();
-    if let Err(denied) = check(grant, request) {
+    let operation = operation(request);
+    if let Err(denied) = check(grant, request, operation.as_ref()) {
         return Begin::Answered(answers::put_error(message, &denied.into(), out));
     }
     if let Request::ReadChanges(changes) = request {
         return Begin::Waits(Work::Changes(read_changes(shared, changes)));
     }
-    let Some(operation) = operation(request) else {
+    let Some(operation) = operation else {
         return match BulkCall::new(granted, call, foreign) {
             Ok(call) => Begin::Waits(Work::Bulk(call)),
             Err(error) => Begin::Answered(answers::put_error(message, &error, out)),
@@ -232,16 +233,15 @@ fn begin(
     }
 }
 
-/// That the caller may do what a call is for. The operations of a batch are looked at one by one, when they begin.
-fn check(grant: &Grant, request: &Request<'_>) -> Result<(), Denied> {
+/// That the caller may do what a call is for; `operation` is that of a call which has one. The operations of a batch are looked at one by one, when they begin.
+fn check(grant: &Grant, request: &Request<'_>, operation: Option<&Operation<'_>>) -> Result<(), Denied> {
     match request {
-        Request::Batch(_) | Request::BatchRecords(_) => Ok(()),
         Request::Scan(scan) | Request::ScanRecords { scan, .. } => grant.read_all("scan", scan.prefix, None),
         Request::ReadChanges(changes) => {
             let one = Some(changes.key).filter(|key| !key.is_empty());
             grant.read_all("changes", changes.prefix, one)
         }
-        request => operation(request).map_or(Ok(()), |operation| grant.operation(&operation)),
+        _ => operation.map_or(Ok(()), |operation| grant.operation(operation)),
     }
 }
 
