@@ -16,16 +16,20 @@ use crate::http_client::MemberClients;
 use crate::log::LogTag;
 use crate::metrics::Metrics;
 use crate::replication::progress::Progress;
+use crate::service::members::Question;
 use crate::store::{Digest, DigestPoint, FORMAT, PartitionDigests, Store};
 
 /// Between two questions to each member.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// A member that takes longer does not answer.
-const TIMEOUT: Duration = Duration::from_secs(2);
 /// Points in an answer, at most, but for one of each partition. Each takes some 70 bytes.
 const MAX_POINTS: usize = 4_096;
-/// The longest answer that is read.
-const MAX_ANSWER_BYTES: usize = 1 << 20;
+/// A member that takes longer does not answer.
+const DIGESTS: Question = Question {
+    path: "/status/digests",
+    name: "digests",
+    max_bytes: 1 << 20,
+    timeout: Duration::from_secs(2),
+};
 /// Comparisons one after the other that must find a difference until it is told: a member that has not heard of it yet that the log lost
 /// records differs for a moment.
 const CONFIRMATIONS: u32 = 2;
@@ -65,7 +69,7 @@ impl Digests {
         progress: Arc<Progress>,
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
-        let http = clients.builder().timeout(TIMEOUT).build()?;
+        let http = clients.builder().timeout(DIGESTS.timeout).build()?;
         Ok(Self { http, membership, own_address, store, progress, metrics, differences: Mutex::default() })
     }
 
@@ -115,33 +119,16 @@ impl Digests {
     async fn round(&self) {
         let members = self.membership.members();
         let others: Vec<_> = members.iter().filter(|member| **member != self.own_address).collect();
-        let answers = join_all(others.iter().map(|member| self.ask(member))).await;
+        let answers = join_all(others.iter().map(|member| DIGESTS.ask(&self.http, member))).await;
         for (member, answer) in others.iter().zip(&answers) {
             match answer {
                 Ok(answer) => self.compare(member, answer),
+                // An older node knows no such path.
                 Err(why) => tracing::debug!(member, "no digests: {why}"),
             }
         }
         self.differences.lock().retain(|(member, _), _| others.contains(&member));
         self.count_differences();
-    }
-
-    async fn ask(&self, member: &str) -> Result<DigestsAnswer, String> {
-        let url = reqwest::Url::parse(&format!("http://{member}/status/digests"))
-            .map_err(|_| "it is registered under no address".to_owned())?;
-        let mut response = self.http.get(url).send().await.map_err(|error| error.to_string())?;
-        // An older node knows no such path.
-        if !response.status().is_success() {
-            return Err(format!("it answers {}", response.status()));
-        }
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| error.to_string())? {
-            if body.len() + chunk.len() > MAX_ANSWER_BYTES {
-                return Err(format!("its answer has more than {MAX_ANSWER_BYTES} bytes"));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        serde_json::from_slice(&body).map_err(|error| error.to_string())
     }
 
     /// Those of a store that may be read, and the log that they are of.

@@ -5,17 +5,17 @@ use std::time::{Duration, Instant};
 
 use bitacora_protocol::http::{MemberStatus, MembersStatus, Status};
 use futures_util::future::join_all;
+use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 
 use crate::cluster::Membership;
 use crate::http_client::MemberClients;
 
-/// A member that takes longer does not answer.
-const TIMEOUT: Duration = Duration::from_secs(1);
 /// Answers are kept for so long: many who look at once cost the members no more than one does.
 const FRESH: Duration = Duration::from_millis(500);
-/// The longest status that is read. A partition takes some 130 bytes.
-const MAX_STATUS_BYTES: usize = 256 * 1024;
+/// A partition takes some 130 bytes. A member that takes longer does not answer.
+const STATUS: Question =
+    Question { path: "/status", name: "status", max_bytes: 256 * 1024, timeout: Duration::from_secs(1) };
 
 /// Asks the members.
 pub struct Members {
@@ -36,7 +36,7 @@ impl Members {
         membership: Arc<dyn Membership>,
         own_address: String,
     ) -> anyhow::Result<Self> {
-        let http = clients.builder().timeout(TIMEOUT).tcp_nodelay(true).build()?;
+        let http = clients.builder().timeout(STATUS.timeout).tcp_nodelay(true).build()?;
         Ok(Self { http, membership, own_address, last: Mutex::default() })
     }
 
@@ -63,38 +63,56 @@ impl Members {
     }
 
     async fn ask(&self, member: &str) -> MemberStatus {
-        let (status, error) = match self.read(member).await {
+        let (status, error) = match STATUS.ask(&self.http, member).await {
             Ok(status) => (Some(status), None),
             Err(why) => (None, Some(why)),
         };
         MemberStatus { address: member.to_owned(), status, error }
     }
+}
 
-    async fn read(&self, member: &str) -> Result<Status, String> {
-        let url = reqwest::Url::parse(&format!("http://{member}/status"))
+/// What members are asked over HTTP, and answer with JSON.
+pub(super) struct Question {
+    pub path: &'static str,
+    /// What its answer is.
+    pub name: &'static str,
+    /// The longest answer that is read, in bytes.
+    pub max_bytes: usize,
+    /// Of the client that asks.
+    pub timeout: Duration,
+}
+
+impl Question {
+    /// Asks a member.
+    ///
+    /// # Errors
+    /// Why there is no answer, a sentence.
+    pub async fn ask<T: DeserializeOwned>(&self, http: &reqwest::Client, member: &str) -> Result<T, String> {
+        let Self { path, name, max_bytes, .. } = *self;
+        let url = reqwest::Url::parse(&format!("http://{member}{path}"))
             .map_err(|_| "it is registered under no address".to_owned())?;
-        let mut response = self.http.get(url).send().await.map_err(|error| sentence(&error))?;
+        let mut response = http.get(url).send().await.map_err(|error| self.sentence(&error))?;
         if !response.status().is_success() {
-            return Err(format!("it answers {} to GET /status", response.status().as_u16()));
+            return Err(format!("it answers {} to GET {path}", response.status().as_u16()));
         }
         let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| sentence(&error))? {
-            if body.len() + chunk.len() > MAX_STATUS_BYTES {
-                return Err(format!("its status has more than {MAX_STATUS_BYTES} bytes"));
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.sentence(&error))? {
+            if body.len() + chunk.len() > max_bytes {
+                return Err(format!("its {name} has more than {max_bytes} bytes"));
             }
             body.extend_from_slice(&chunk);
         }
-        serde_json::from_slice(&body).map_err(|_| "what it answers to GET /status is no status".to_owned())
+        serde_json::from_slice(&body).map_err(|_| format!("what it answers to GET {path} is no {name}"))
     }
-}
 
-fn sentence(error: &reqwest::Error) -> String {
-    if error.is_timeout() {
-        format!("it does not answer within {} s", TIMEOUT.as_secs())
-    } else if error.is_connect() {
-        "it takes no connection from this node".to_owned()
-    } else {
-        "its answer ends early".to_owned()
+    fn sentence(&self, error: &reqwest::Error) -> String {
+        if error.is_timeout() {
+            format!("it does not answer within {} s", self.timeout.as_secs())
+        } else if error.is_connect() {
+            "it takes no connection from this node".to_owned()
+        } else {
+            "its answer ends early".to_owned()
+        }
     }
 }
 

@@ -130,7 +130,7 @@ fn an_answer_of_many_partitions_is_bounded() {
     let point = http::DigestPoint { next: i64::MAX, digest: Digest(u128::MAX).to_string() };
     let said = Said { partition: i32::MAX, points: vec![point] };
     let bytes = serde_json::to_vec(&said).expect("written").len();
-    assert!(MAX_POINTS * bytes < MAX_ANSWER_BYTES, "{bytes} for one of each");
+    assert!(MAX_POINTS * bytes < DIGESTS.max_bytes, "{bytes} for one of each");
 }
 
 #[tokio::test]
