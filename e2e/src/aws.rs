@@ -392,12 +392,6 @@ pub(crate) fn both(output: &Output) -> String {
 /// Checks a document against botocore's model of an ECS call; `Err` with what is wrong.
 pub async fn validate(operation: &str, document: &Path) -> Result<Result<(), String>> {
     let mut command = python::script("aws", "validate.py").await?;
-    let output = command.arg(operation).arg(document).output().await.context("running python3")?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    match output.status.code() {
-        Some(0) => Ok(Ok(())),
-        // Its own words, not a traceback's.
-        Some(1) if !said.is_empty() => Ok(Err(said)),
-        _ => anyhow::bail!("validate.py ended with {}: {}", output.status, both(&output)),
-    }
+    command.arg(operation).arg(document);
+    Ok(python::verdict(command).await?.map(drop))
 }

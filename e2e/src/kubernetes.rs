@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use crate::aws::both;
 use crate::python;
 
 /// The oldest version that has all that the example says, and one of the newest.
@@ -19,13 +18,10 @@ pub fn example() -> PathBuf {
 /// The documents of a file, which may be YAML or JSON; `Err` with what Kubernetes would not take of them.
 pub async fn documents(file: &Path) -> Result<Result<Vec<Value>, String>> {
     let mut command = python::script("kubernetes", "validate.py").await?;
-    let output = command.arg(file).args(VERSIONS).output().await.context("running python3")?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    match output.status.code() {
-        Some(0) => Ok(Ok(serde_json::from_str(&said).context("the documents as JSON")?)),
-        // Its own words, not a traceback's.
-        Some(1) if !said.is_empty() => Ok(Err(said)),
-        _ => bail!("validate.py ended with {}: {}", output.status, both(&output)),
+    command.arg(file).args(VERSIONS);
+    match python::verdict(command).await? {
+        Ok(said) => Ok(Ok(serde_json::from_str(&said).context("the documents as JSON")?)),
+        Err(wrong) => Ok(Err(wrong)),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use tokio::process::Command;
 use tokio::sync::Mutex;
 
@@ -24,6 +24,18 @@ pub async fn script(folder: &str, name: &str) -> Result<Command> {
     let mut command = Command::new(environment(&folder).await?);
     command.arg(folder.join(name)).stdin(Stdio::null()).kill_on_drop(true);
     Ok(command)
+}
+
+/// Runs a script that checks something; `Ok` with what it printed, or `Err` with what it found to be wrong, by which it ends with 1.
+pub async fn verdict(mut check: Command) -> Result<Result<String, String>> {
+    let output = check.output().await.context("running python3")?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    match output.status.code() {
+        Some(0) => Ok(Ok(said)),
+        // Its own words, not a traceback's.
+        Some(1) if !said.is_empty() => Ok(Err(said)),
+        _ => bail!("{check:?} ended with {}: {}", output.status, both(&output)),
+    }
 }
 
 /// The Python of an environment with the packages of a folder, made once for each content of its `requirements.txt`.
