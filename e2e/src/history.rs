@@ -65,7 +65,7 @@ pub struct Final {
 }
 
 /// Checks a run against the log, none of which has been compacted away, and against what each node holds at its end. `log`
-/// leaves out what trimmers wrote, which changes no answer.
+/// leaves out what nodes wrote of their own accord, which changes no answer.
 ///
 /// # Errors
 /// The first promise that was broken, with the operation that shows it.
