@@ -5,6 +5,7 @@
 
 mod batch_line;
 mod changes;
+mod digest_ranges;
 
 use std::borrow::Cow;
 
@@ -12,6 +13,10 @@ use serde::{Deserialize, Serialize};
 
 pub use self::batch_line::{BatchLine, LineReadOptions, LineWriteOptions};
 pub use self::changes::{ChangeEvent, ChangeList, ChangedRecord, DeleteEvent, Reason, Told};
+pub use self::digest_ranges::{
+    ComparedPartition, DigestRanges, KeyBytes, KeyBytesError, MAX_RANGE_ENTRIES, MAX_RANGE_PARTS, RangeEntry,
+    RangePart,
+};
 use crate::Position;
 use crate::rpc::ServedFrom;
 

@@ -6,6 +6,7 @@ mod body;
 mod changes;
 mod conditions;
 mod console;
+mod digest_ranges;
 mod error;
 mod etag;
 mod gate;

@@ -13,7 +13,8 @@ use warp::reply::{Reply as _, Response};
 
 use super::error::HttpError;
 use super::{
-    Api, Notes, batch, changes, console, counted, health, keys, openapi, scan, snapshot, status, watch,
+    Api, Notes, batch, changes, console, counted, digest_ranges, health, keys, openapi, scan, snapshot,
+    status, watch,
 };
 pub use crate::server::access::needs::Call;
 use crate::service::access::Grant;
@@ -46,6 +47,8 @@ pub const ROUTES: &[Route] = &[
     Route { path: "/status", methods: GET, call: Call::Status },
     Route { path: "/status/members", methods: GET, call: Call::Members },
     Route { path: "/status/digests", methods: GET, call: Call::Digests },
+    // Not HEAD, which would look at a range for nothing.
+    Route { path: "/status/digests/ranges", methods: &[Method::GET], call: Call::DigestRanges },
     Route { path: "/metrics", methods: GET, call: Call::Metrics },
     Route { path: "/openapi.json", methods: GET, call: Call::OpenApi },
     // Not HEAD, which would read the whole store for nothing.
@@ -163,6 +166,10 @@ async fn answer<B: Buf + Send + 'static>(
         Call::Status => return status::status(node).into_response(),
         Call::Members => return status::members(node, members).await.into_response(),
         Call::Digests => return status::digests(node).into_response(),
+        Call::DigestRanges => {
+            let answer = digest_ranges::ranges(node, &query).await;
+            return answer.unwrap_or_else(|error| error.reply(false)).into_response();
+        }
         Call::Metrics => return status::metrics(node).into_response(),
         Call::OpenApi => {
             return openapi::get(&headers).unwrap_or_else(|error| error.reply(false)).into_response();
@@ -193,10 +200,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn get_comes_with_head_but_for_the_snapshot() {
+    fn get_comes_with_head_where_it_costs_little() {
         for route in ROUTES.iter().filter(|route| route.methods.contains(&Method::GET)) {
             let head = find(route.path, &Method::HEAD);
-            assert_eq!(head.ok() == Some(route.call), route.path != "/snapshot", "{}", route.path);
+            let is_costly = matches!(route.path, "/snapshot" | "/status/digests/ranges");
+            assert_eq!(head.ok() == Some(route.call), !is_costly, "{}", route.path);
         }
     }
 

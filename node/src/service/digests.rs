@@ -1,5 +1,7 @@
 //! Whether the members hold the same: each is asked for its digests, and those at equal positions are compared (`docs/digests.md`).
 
+mod ranges;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,6 +11,7 @@ use bitacora_protocol::NextOffset;
 use bitacora_protocol::http::{self, DigestDifference, DigestsAnswer};
 use futures_util::future::join_all;
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
 use crate::cluster::Membership;
@@ -44,6 +47,8 @@ pub struct Digests {
     metrics: Arc<Metrics>,
     /// By member and partition.
     differences: Mutex<BTreeMap<(String, i32), Difference>>,
+    /// For those who look at ranges.
+    scans: Arc<Semaphore>,
 }
 
 /// A partition of which a member holds something else than this node.
@@ -70,7 +75,9 @@ impl Digests {
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
         let http = clients.builder().timeout(DIGESTS.timeout).build()?;
-        Ok(Self { http, membership, own_address, store, progress, metrics, differences: Mutex::default() })
+        let differences = Mutex::default();
+        let scans = Arc::new(Semaphore::new(ranges::MAX_CONCURRENT_SCANS));
+        Ok(Self { http, membership, own_address, store, progress, metrics, differences, scans })
     }
 
     /// What this node answers who asks for its digests: those of a store that may be read, and none of any other.

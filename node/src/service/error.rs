@@ -212,7 +212,11 @@ impl OperationError {
             | Self::Ttl(_)
             | Self::Consistency(ConsistencyError::Wrong(_))
             | Self::Scan(
-                ScanError::Limit(_) | ScanError::TooLong(..) | ScanError::NoCursor | ScanError::ForeignCursor,
+                ScanError::Limit(_)
+                | ScanError::TooLong(..)
+                | ScanError::TooLongForStore(..)
+                | ScanError::NoCursor
+                | ScanError::ForeignCursor,
             ) => ErrorKind::BadRequest,
             Self::BatchTooLarge => ErrorKind::TooLarge,
             Self::Write(error) => error.kind(),

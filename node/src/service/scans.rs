@@ -49,6 +49,8 @@ pub enum ScanError {
     Limit(i32),
     #[error("{0} has {1} bytes; a key has at most {MAX_KEY_BYTES}")]
     TooLong(&'static str, usize),
+    #[error("{0} has {1} bytes; a key in the store has at most {2}")]
+    TooLongForStore(&'static str, usize, usize),
     #[error("this is not a cursor of a scan; give the one of the page before, or none to start anew")]
     NoCursor,
     #[error("the cursor belongs to another scan; prefix, start and end must be those of its first page")]

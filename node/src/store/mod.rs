@@ -10,6 +10,7 @@ mod changes;
 mod check;
 mod copy;
 mod digest;
+mod digest_ranges;
 mod entry;
 mod environment;
 mod error;
@@ -34,6 +35,9 @@ pub use self::apply::{Applied, Decided, Decision, KeyChange};
 pub use self::changes::{ChangedPage, Expired, KeyRange};
 pub use self::copy::{Incoming, StoreCopy};
 pub use self::digest::{Digest, DigestPoint, PartitionDigests};
+pub use self::digest_ranges::{
+    Division, PartitionThen, RangeBounds, RangeQuery, StorePart, StoreRangeEntry, StoreRanges,
+};
 pub use self::entry::{Entry, State, UuidText};
 pub use self::environment::{DATA_FILE, FORMAT, PartitionState};
 pub use self::error::StoreError;

@@ -142,6 +142,8 @@ async fn a_token_is_good_for_its_scopes_alone() {
         ("HEAD /rpc/cluster/?key=web/k", &[MEMBER]),
         ("GET /snapshot", &[ADMIN, MEMBER]),
         ("GET /snapshot/", &[ADMIN, MEMBER]),
+        ("GET /status/digests/ranges", &[ADMIN, MEMBER]),
+        ("GET /status/digests/ranges?entries=1", &[ADMIN, MEMBER]),
         ("GET /status", &any),
         ("GET /status/members", &any),
         ("GET /metrics", &any),

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::super::routes::Call;
-use super::super::{changes, keys, scan, watch};
+use super::super::{changes, digest_ranges as ranges, keys, scan, watch};
 use super::{patterns, responses};
 use crate::service::consistency::MAX_WAIT;
 use crate::service::error::ErrorKind;
@@ -74,6 +74,7 @@ impl Operation {
             Call::Status => plain("getStatus", "The node's own account", Body::Json("Status")),
             Call::Members => members(),
             Call::Digests => digests(),
+            Call::DigestRanges => digest_ranges(),
             Call::Metrics => plain("getMetrics", "Figures for Prometheus", Body::Text),
             Call::OpenApi => description(),
             Call::Snapshot => snapshot(),
@@ -355,6 +356,18 @@ fn digests() -> Operation {
         tag: "members",
         description: "For each partition, what the node holds as one number, at its position and at some before: at equal positions, members must say the same. Members ask each other every five seconds.",
         ..plain("getDigests", "Digests of what the node holds", Body::Json("Digests"))
+    }
+}
+
+fn digest_ranges() -> Operation {
+    Operation {
+        tag: "members",
+        description: "For who looks for the keys in which two nodes differ, as `bitacora diff` does: the node looks at every entry of the range on disk, and adds up their digests. Give one of \
+                      `parts`, `at` and `entries`, or none for one part. The last part ends before the range does if there is more to look at than a call may: go on from there. \
+                      Keys are base64url without padding.",
+        query: ranges::FIELDS,
+        errors: &[ErrorKind::BadRequest, ErrorKind::NotReady, ErrorKind::OutOfMemory, ErrorKind::Internal],
+        ..plain("getDigestRanges", "Digests of ranges of keys", Body::Json("DigestRanges"))
     }
 }
 

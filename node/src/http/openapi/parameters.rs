@@ -1,5 +1,6 @@
 //! Parameters, in the query and in headers: each is described once, for all calls that have it.
 
+use bitacora_protocol::http::{MAX_RANGE_ENTRIES, MAX_RANGE_PARTS};
 use serde_json::{Value, json};
 
 use super::operations::Operation;
@@ -82,6 +83,27 @@ fn query(operation: &Operation, name: &str) -> (String, Value) {
             "The `cursor` of the page before, of a scan with the same `prefix`, `start` and `end`",
             json!({ "type": "string" }),
         ),
+        "from" => text("The first key, base64url; from the first of all without it", key_in_base64()),
+        "to" => text(
+            "The key before which the range ends, base64url; behind the last one without it",
+            key_in_base64(),
+        ),
+        "partitions" => text(
+            "The partitions whose entries count, numbers with commas between; all without it",
+            json!({ "type": "string", "pattern": "^[0-9]{1,9}(,[0-9]{1,9})*$" }),
+        ),
+        "parts" => text(
+            "The range is divided into at most so many parts with about as many entries each",
+            json!({ "type": "integer", "minimum": 1, "maximum": MAX_RANGE_PARTS }),
+        ),
+        "at" => text(
+            "The range is divided at these keys: base64url, with commas between, ascending, within the range",
+            json!({ "type": "string", "pattern": patterns::keys_bytes() }),
+        ),
+        "entries" => text(
+            "The entries of the range, at most so many, and those of one key more",
+            json!({ "type": "integer", "minimum": 1, "maximum": MAX_RANGE_ENTRIES }),
+        ),
         "prefix" => text("What the keys begin with", part_of_key()),
         "start" => text("The first key", part_of_key()),
         "end" => text("The key before which the scan ends", part_of_key()),
@@ -92,6 +114,10 @@ fn query(operation: &Operation, name: &str) -> (String, Value) {
 /// Whether it tells changes: of one key or of others. By whatever method.
 fn tells_changes(operation: &Operation) -> bool {
     operation.query.contains(&"since")
+}
+
+fn key_in_base64() -> Value {
+    json!({ "type": "string", "pattern": patterns::key_bytes() })
 }
 
 fn part_of_key() -> Value {

@@ -5,6 +5,10 @@ use std::time::Duration;
 /// Of Unicode's white space, as [`str::trim`] knows it.
 const BLANKS: &str = r"\t-\r \u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000";
 
+/// In base64url without padding: three bytes, and what is left at the end.
+const BASE64: &str = "[A-Za-z0-9_-]{4}";
+const BASE64_END: &str = "[A-Za-z0-9_-][AQgw]|[A-Za-z0-9_-]{2}[AEIMQUYcgkosw048]";
+
 const UNITS: [(&str, u64); 5] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 
 /// Of a position, `P:O`: 2:1047, or 2:-1 for nothing of a partition.
@@ -14,6 +18,17 @@ const VERSION: &str = "(?:0|[1-9][0-9]{0,8}):(?:0|[1-9][0-9]{0,17})";
 /// A key: not blank, and not one of the nodes' own.
 pub fn key() -> String {
     format!(r"^(?:[^\u0000{BLANKS}]|[{BLANKS}][\s\S]*[^{BLANKS}])")
+}
+
+/// A key as bytes, perhaps an empty one.
+pub fn key_bytes() -> String {
+    format!("^(?:{BASE64})*(?:{BASE64_END})?$")
+}
+
+/// Keys as bytes, with commas between; none is empty.
+pub fn keys_bytes() -> String {
+    let key = format!("(?:(?:{BASE64})+(?:{BASE64_END})?|{BASE64_END})");
+    format!("^{key}(?:,{key})*$")
 }
 
 pub fn position() -> String {

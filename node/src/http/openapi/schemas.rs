@@ -209,7 +209,30 @@ fn digests() -> Value {
         "log": { "type": "string", "description": "Which log the store is of; hexadecimal, 0 if that is not known" },
         "partitions": { "type": "array", "items": reference("PartitionDigests"), "description": "Empty while the store may not be read" },
     });
+    let key = || json!({ "type": "string", "pattern": patterns::key_bytes(), "description": "A key in base64url without padding" });
+    let ranges = json!({
+        "format": { "type": "string", "description": "Of the store; digests of another are other ones" },
+        "log": { "type": "string", "description": "Which log the store is of; hexadecimal, 0 if that is not known" },
+        "partitions": { "type": "array", "items": reference("ComparedPartition"), "description": "How far the node was at the moment of the answer" },
+        "parts": { "type": "array", "items": reference("RangePart"), "description": "In the order of the keys, without gaps" },
+        "entries": { "type": "array", "items": reference("RangeEntry"), "description": "In the order of the keys, if they were asked for" },
+    });
+    let compared = json!({
+        "partition": partition(),
+        "next": offset(),
+        "comparable": { "type": "boolean", "description": "Whether another node that has applied as much must hold the same" },
+    });
+    let part = json!({
+        "to": or_null(&key()),
+        "count": { "type": "integer", "format": "int64", "minimum": 0, "description": "Entries" },
+        "digest": digest(),
+    });
+    let entry = json!({ "key": key(), "position": or_null(&reference("Position")), "digest": digest() });
     json!({
+        "DigestRanges": object(&ranges, &["entries"]),
+        "ComparedPartition": object(&compared, &[]),
+        "RangePart": object(&part, &[]),
+        "RangeEntry": object(&entry, &[]),
         "Digests": object(&answer, &[]),
         "PartitionDigests": object(&json!({ "partition": partition(), "points": points }), &[]),
         "DigestPoint": object(&json!({ "next": offset(), "digest": digest() }), &[]),

@@ -252,6 +252,14 @@ mod the_patterns {
         }
 
         #[test]
+        fn keys_as_bytes(text in "[AQgwz_-]{0,9}(,[AQgwz_-]{0,5})?") {
+            let is_key = |text: &str| text.parse::<bitacora_protocol::http::KeyBytes>().is_ok();
+            prop_assert_eq!(matches(&patterns::key_bytes()).is_valid(&json!(text)), is_key(&text), "{}", text);
+            let are_keys = text.split(',').all(|text| !text.is_empty() && is_key(text));
+            prop_assert_eq!(matches(&patterns::keys_bytes()).is_valid(&json!(text)), are_keys, "{}", text);
+        }
+
+        #[test]
         fn conditions(text in "\"?(\\*|-?[0-9]{1,2}:-?[0-9]{1,20})\"?") {
             let given = super::super::super::conditions::if_match(&text);
             if matches(&patterns::condition("\"")).is_valid(&json!(text)) {

@@ -127,6 +127,7 @@ fn run(steps: &[Step], sizes: &[usize], sweeps: bool) -> Said {
         for digests in store.digests().expect("told").1 {
             let partition = digests.partition;
             assert_eq!(digests.now.map(|now| now.digest), Some(found.of(partition)), "a scan finds another");
+            digest_ranges::add_up_to(&store, partition, found.of(partition));
             for point in digests.points() {
                 let before = said.insert((partition, point.next), point.digest);
                 assert!(before.is_none_or(|before| before == point.digest), "{point:?} was {before:?}");

@@ -3,6 +3,7 @@
 mod attempts;
 pub(crate) mod copies;
 mod digest;
+mod digest_ranges;
 mod filling;
 mod format;
 mod records;
