@@ -25,6 +25,8 @@ pub enum Kind {
     Rejected,
     /// The condition of a write does not hold.
     NotMet,
+    /// Two nodes hold something else.
+    Differ,
     /// The command line makes no sense.
     Usage,
     Failed,
@@ -53,6 +55,7 @@ impl Failure {
             Kind::Unavailable => 5,
             Kind::Rejected => 6,
             Kind::NotMet => 7,
+            Kind::Differ => 8,
         }
     }
 }
@@ -105,7 +108,7 @@ fn with<'a>(write: Write<'a>, condition: WriteCondition, asked: &WriteFlags) -> 
     }
 }
 
-/// What every command but `members` and `status` speaks with.
+/// What every command but `members`, `status` and `diff` speaks with.
 pub enum Api {
     Rpc(Client),
     Http(Http),

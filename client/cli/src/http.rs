@@ -258,6 +258,16 @@ impl Http {
         answer.json()
     }
 
+    /// What a node holds of a range of keys.
+    pub async fn digest_ranges(
+        &self,
+        url: &Url,
+        query: &[(&str, &str)],
+    ) -> Result<api::DigestRanges, Failure> {
+        let request = self.request(Method::GET, url, "status/digests/ranges", query);
+        self.once(url, false, request).await?.json()
+    }
+
     fn request(&self, method: Method, base: &Url, path: &str, query: &[(&str, &str)]) -> RequestBuilder {
         let mut url = base.clone();
         url.set_path(&format!("{}/{path}", base.path().trim_end_matches('/')));

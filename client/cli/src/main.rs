@@ -5,6 +5,7 @@ mod api;
 mod bench;
 mod checkpoint;
 mod cli;
+mod diff;
 mod export;
 mod http;
 mod import;
@@ -86,6 +87,7 @@ async fn run(cli: Cli) -> Result<()> {
         }
         Command::Members => members::members(connection, output).await,
         Command::Status(arguments) => members::status(connection, arguments, output).await,
+        Command::Diff(arguments) => diff::run(connection, arguments, output).await,
         Command::Token(arguments) => token::make(arguments),
         Command::Completions(arguments) => {
             let mut script = Vec::new();

@@ -211,7 +211,7 @@ async fn ask(http: &Http, nodes: impl Iterator<Item = (String, Url)>) -> Vec<Ans
 }
 
 /// `host:port` of a URL.
-fn name_of(url: &Url) -> String {
+pub fn name_of(url: &Url) -> String {
     format!("{}:{}", url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or_default())
 }
 

@@ -5,6 +5,7 @@ mod bad_members;
 mod bad_start;
 mod batch_scan;
 mod broker_outage;
+mod changed_store;
 mod client;
 mod client_failover;
 mod command_line;
@@ -87,6 +88,7 @@ pub fn all() -> Vec<Test> {
         truncated_log::tests(),
         unusual_records::tests(),
         bad_members::tests(),
+        changed_store::tests(),
         tracing::tests(),
         peers::tests(),
         performance_checks::tests(),

@@ -7,12 +7,12 @@ use bitacora_protocol::token::Scope;
 use bitacora_protocol::units::{duration, positive_duration};
 use clap::{Args, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use reqwest::Url;
 
 use bitacora_protocol::{Visible, WriteCondition};
 
+use super::nodes::{DIFF, Diff, MEMBERS, STATUS, Status};
 use super::options::{ReadFlags, WriteFlags, parse, present};
-use super::values::{http_node, size};
+use super::values::size;
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -37,6 +37,9 @@ pub enum Command {
     /// Show all that nodes say of themselves: log, partitions, store, cache
     #[command(after_help = STATUS, after_long_help = STATUS)]
     Status(Status),
+    /// Find the keys in which two nodes differ
+    #[command(after_help = DIFF, after_long_help = DIFF)]
+    Diff(Diff),
     /// Set many keys from NDJSON, CSV or Avro
     #[command(after_help = IMPORT, after_long_help = IMPORT)]
     Import(Import),
@@ -254,31 +257,6 @@ pub struct Watch {
     /// End after so many sets and deletes
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub limit: Option<u64>,
-}
-
-const MEMBERS: &str = "\
-Members come from ZooKeeper, or from the /status of the first node that answers; each is then asked for its own /status.
-With --rpc a node's HTTP port is taken to be one below its RPC port, as it is by default; give --http if it is not.
-
-Examples:
-  bitacora members
-  bitacora --zookeeper zk:2181 members --output json
-
-Exit code 5: no node answered.";
-
-const STATUS: &str = "\
-JSON output is a node's own answer to GET /status, one a line; raw output is node, partition, applied, high watermark
-and lag, tab-separated.
-
-Examples:
-  bitacora status
-  bitacora status node-2:8080 http://node-3:8080 --output json";
-
-#[derive(Debug, Args)]
-pub struct Status {
-    /// Nodes by their HTTP address, host:port or http://host:port [default: all members]
-    #[arg(value_name = "NODE", value_parser = http_node)]
-    pub nodes: Vec<Url>,
 }
 
 const IMPORT: &str = "\

@@ -1,6 +1,7 @@
 //! The command line once: every command and flag, its environment variable, its default and what it means.
 
 mod commands;
+mod nodes;
 mod options;
 mod values;
 
@@ -20,8 +21,9 @@ use reqwest::Url;
 
 pub use commands::{
     AvroCodec, Bench, Command, Del, Export, Format, Get, Import, KeyFormat, Operation, Range, ScanArguments,
-    Set, Status, Token, Watch,
+    Set, Token, Watch,
 };
+pub use nodes::{Diff, Status};
 pub use options::{ReadFlags, WriteFlags, version};
 pub use values::http_node;
 use values::{http_url, node};
@@ -58,11 +60,11 @@ Examples:
 
 Where it connects: --rpc, --zookeeper or --http; without any of them the Avro RPC of this machine, 127.0.0.1:8081. A flag wins over
 every BITACORA_… variable of the three. --http may stand beside --rpc or --zookeeper: then 'members' and 'status',
-which always speak HTTP, use it, and all else the RPC.
+which always speak HTTP, use it, and all else the RPC. 'diff' speaks HTTP with the two nodes that it names.
 
 Exit codes: 0 done · 1 failed · 2 wrong usage · 3 no such key (get) · 4 timed out, or a write that may still take
 effect · 5 no node reachable, or none ready or as consistent as asked · 6 lines were rejected (import) · 7 the condition
-of a write does not hold (set, del, import)";
+of a write does not hold (set, del, import) · 8 nodes differ (diff)";
 
 #[derive(Debug, Args)]
 pub struct Connection {

@@ -6,6 +6,7 @@ mod bench;
 mod conditions;
 mod consistency;
 mod del;
+mod diff;
 mod export;
 mod files;
 mod import;

@@ -19,7 +19,7 @@ use crate::program::{
 #[path = "../../../../node/tests/support/mod.rs"]
 mod support;
 
-struct RealNode {
+pub struct RealNode {
     runtime: Runtime,
     node: Option<Node>,
     address: Address,
@@ -27,7 +27,7 @@ struct RealNode {
 }
 
 impl RealNode {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let (runtime, folder) = (Runtime::new().expect("a runtime"), Folder::new());
         let data_dir = DataDir::open(folder.path("log").as_ref()).expect("a folder");
         let log = Arc::new(EmbeddedLog::open(data_dir, "topic", 4).expect("a log"));
@@ -41,7 +41,7 @@ impl RealNode {
     }
 
     /// Over RPC and over HTTP.
-    fn ways(&self) -> [[String; 2]; 2] {
+    pub fn ways(&self) -> [[String; 2]; 2] {
         let Address { host, api_port, avro_port } = &self.address;
         [
             ["--rpc".to_owned(), format!("{host}:{avro_port}")],
@@ -60,7 +60,7 @@ impl RealNode {
     }
 
     /// Writes a key, which the node shows then.
-    fn set(&self, key: &str, value: &str) -> String {
+    pub fn set(&self, key: &str, value: &str) -> String {
         let run = self.run(0, &["set", "--visible", "here", "--", key, value]).code(DONE);
         run.stdout.trim().trim_start_matches("OK ").to_owned()
     }
