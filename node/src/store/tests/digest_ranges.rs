@@ -10,7 +10,9 @@ fn ask(store: &Store, from: &str, to: &str, division: Division, bounds: RangeBou
 
 fn sum(parts: &[StorePart]) -> (u64, Digest) {
     let mut digest = Digest::default();
-    parts.iter().for_each(|part| digest += part.digest);
+    for part in parts {
+        digest += part.digest;
+    }
     (parts.iter().map(|part| part.count).sum(), digest)
 }
 
@@ -24,7 +26,9 @@ pub(super) fn add_up_to(store: &Store, partition: i32, digest: Digest) {
     let count = entries.len() as u64;
     assert_eq!(sum(&parts), (count, digest), "the range of all keys");
     let mut of_entries = Digest::default();
-    entries.iter().for_each(|entry| of_entries += entry.digest);
+    for entry in &entries {
+        of_entries += entry.digest;
+    }
     assert_eq!(of_entries, digest, "the entries");
     assert!(entries.iter().all(|entry| entry.position.is_some_and(|at| at.partition == partition)));
     for most in [1, 2, 3, 7] {
