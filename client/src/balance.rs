@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use bitacora_protocol::rpc::Request;
+use bitacora_protocol::tls::ClientTls;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -34,12 +35,14 @@ pub(crate) struct Pool {
     connections_per_node: usize,
     /// `Bearer TOKEN`, which every call shows.
     authorization: Option<Arc<str>>,
+    tls: Option<ClientTls>,
 }
 
 pub(crate) struct Node {
     address: String,
     connect_timeout: Duration,
     authorization: Option<Arc<str>>,
+    tls: Option<ClientTls>,
     links: Box<[Mutex<Link>]>,
     under_way: AtomicUsize,
     /// Failures in a row.
@@ -84,8 +87,9 @@ impl Pool {
         connect_timeout: Duration,
         connections_per_node: usize,
         authorization: Option<Arc<str>>,
+        tls: Option<ClientTls>,
     ) -> Self {
-        Self { nodes: RwLock::default(), connect_timeout, connections_per_node, authorization }
+        Self { nodes: RwLock::default(), connect_timeout, connections_per_node, authorization, tls }
     }
 
     fn nodes(&self) -> impl std::ops::Deref<Target = Vec<Arc<Node>>> + '_ {
@@ -165,6 +169,7 @@ impl Node {
             address,
             connect_timeout: pool.connect_timeout,
             authorization: pool.authorization.clone(),
+            tls: pool.tls.clone(),
             links: (0..pool.connections_per_node).map(|_| Mutex::new(Link::Idle)).collect(),
             under_way: AtomicUsize::new(0),
             failures_in_a_row: AtomicU32::new(0),
@@ -253,7 +258,7 @@ impl Node {
     async fn open(self: Arc<Self>, link: usize) {
         let not_before = self.opening.lock().not_before;
         sleep_until(not_before).await;
-        let opening = Connection::open(&self.address, self.authorization.clone());
+        let opening = Connection::open(&self.address, self.tls.as_ref(), self.authorization.clone());
         let opened = match timeout(self.connect_timeout, opening).await {
             Ok(opened) => opened.map(Arc::new),
             Err(_) => Err(format!("no connection within {:?}", self.connect_timeout)),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
 
+use bitacora_protocol::tls::ClientTls;
 use bitacora_protocol::token::Token;
 use bitacora_protocol::zookeeper::{ConnectString, host_port};
 use parking_lot::Mutex;
@@ -27,6 +28,7 @@ pub struct ClientBuilder {
     max_request_bytes: usize,
     retry_ambiguous_writes: bool,
     token: Option<Token>,
+    tls: Option<ClientTls>,
 }
 
 impl Default for ClientBuilder {
@@ -42,6 +44,7 @@ impl Default for ClientBuilder {
             max_request_bytes: 4 << 20,
             retry_ambiguous_writes: false,
             token: None,
+            tls: None,
         }
     }
 }
@@ -118,10 +121,31 @@ impl ClientBuilder {
     }
 
     /// The token that every call shows, of nodes that have `TOKENS_FILE`. It goes to every node of the list, or that ZooKeeper
-    /// names, and is not encrypted on its way. None by default.
+    /// names; without [`ClientBuilder::tls`] it is not encrypted on its way. None by default.
     #[must_use]
     pub fn token(mut self, token: Token) -> Self {
         self.token = Some(token);
+        self
+    }
+
+    /// Speaks TLS with the nodes, as all or none of them do (`TLS_CERTIFICATE_FILE`). A node's certificate must name the host by which it
+    /// is in the list, or by which ZooKeeper names it (`NODE_ADDRESS`). Not by default.
+    ///
+    /// ZooKeeper itself is not spoken to over TLS.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// use bitacora_client::{Client, ClientTls};
+    ///
+    /// let tls = ClientTls::new(&std::fs::read("ca.pem")?)?;
+    /// // Where nodes ask for a certificate (TLS_CLIENT_CERTIFICATES).
+    /// let tls = tls.with_certificate(&std::fs::read("client.pem")?, &std::fs::read("client.key")?)?;
+    /// let client = Client::builder().nodes(["node-1:8081"]).tls(tls).build().await?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn tls(mut self, tls: ClientTls) -> Self {
+        self.tls = Some(tls);
         self
     }
 
@@ -135,7 +159,8 @@ impl ClientBuilder {
     pub async fn build(self) -> Result<Client, Error> {
         self.check().map_err(Error::Settings)?;
         let authorization = self.token.map(|token| token.authorization().into());
-        let pool = Arc::new(Pool::new(self.connect_timeout, self.connections_per_node, authorization));
+        let pool =
+            Arc::new(Pool::new(self.connect_timeout, self.connections_per_node, authorization, self.tls));
         pool.set(self.nodes);
         let discovery = match self.zookeeper {
             None => None,

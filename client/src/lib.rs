@@ -31,6 +31,7 @@ mod watch;
 mod write;
 
 pub use bitacora_protocol::rpc::DeleteReason;
+pub use bitacora_protocol::tls::{ClientTls, TlsError};
 pub use bitacora_protocol::token::Token;
 pub use bitacora_protocol::zookeeper::ConnectString;
 pub use bitacora_protocol::{Consistency, Visible, WriteCondition};

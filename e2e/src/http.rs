@@ -90,6 +90,20 @@ impl std::fmt::Display for Answer {
     }
 }
 
+/// A client to be built, of nodes that speak plain text.
+pub fn client_builder() -> reqwest::ClientBuilder {
+    let nobody = bitacora_protocol::tls::trusting_nobody();
+    reqwest::Client::builder().no_proxy().tls_backend_preconfigured(nobody)
+}
+
+/// The answer to a GET by a client of its own.
+///
+/// # Errors
+/// When there is none.
+pub async fn get(url: impl reqwest::IntoUrl) -> reqwest::Result<reqwest::Response> {
+    client_builder().build()?.get(url).send().await
+}
+
 /// A client of one node, with its own connections. Cheap to clone.
 #[derive(Clone)]
 pub struct Api {
@@ -99,8 +113,7 @@ pub struct Api {
 
 impl Api {
     pub fn new(port: u16) -> Api {
-        let http = reqwest::Client::builder()
-            .no_proxy()
+        let http = client_builder()
             .timeout(Duration::from_secs(60))
             // Below what the suites set as IDLE_TIMEOUT: a connection that the node closes at this moment is not used.
             .pool_idle_timeout(Duration::from_secs(1))

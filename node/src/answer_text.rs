@@ -32,8 +32,7 @@ mod tests {
             // Until nobody reads it any more.
             while stream.write_all(&[b'x'; 1 << 10]).is_ok() {}
         });
-        let answer = reqwest::Client::builder()
-            .no_proxy()
+        let answer = crate::http_client::builder()
             .build()
             .expect("a client")
             .get(url)

@@ -127,15 +127,19 @@ fn screen(addresses: &[Address], settings: &DevSettings) -> String {
         env!("CARGO_PKG_VERSION"),
         addresses.len()
     );
+    let (scheme, curl) = match &settings.node.tls_ca_file {
+        None => ("http", "curl".to_owned()),
+        Some(ca) => ("https", format!("curl --cacert {}", ca.display())),
+    };
     for address in addresses {
-        let _ = writeln!(screen, "  http://{}   Avro RPC at {}", address.api(), address.avro());
+        let _ = writeln!(screen, "  {scheme}://{}   Avro RPC at {}", address.api(), address.avro());
     }
     let _ = write!(
         screen,
         "\nData is kept in {} and survives a restart. Paste these into another terminal:\n\n  \
-         curl -X POST 'http://{first}/rpc?key=one&value=abc'\n  \
-         curl 'http://{second}/rpc?key=one'\n  \
-         curl 'http://{last}/status'\n\nCtrl-C stops it.\n\n",
+         {curl} -X POST '{scheme}://{first}/rpc?key=one&value=abc'\n  \
+         {curl} '{scheme}://{second}/rpc?key=one'\n  \
+         {curl} '{scheme}://{last}/status'\n\nCtrl-C stops it.\n\n",
         std::path::absolute(&settings.data_dir).unwrap_or_else(|_| settings.data_dir.clone()).display()
     );
     screen

@@ -11,7 +11,7 @@ use bitacora_node::process::logging::Output;
 use bitacora_node::process::signals::stop_signal;
 use bitacora_node::replication::snapshot::backup;
 use bitacora_node::settings::{Cli, Command, HealthSettings};
-use bitacora_node::{dev, http_client, serve};
+use bitacora_node::{dev, serve};
 use bitacora_program::{console, token};
 use tikv_jemallocator::Jemalloc;
 
@@ -66,7 +66,8 @@ async fn run(cli: Cli, output: &Output) -> Result<()> {
         Command::Health(settings) => health(&settings).await,
         Command::Backup(settings) => {
             let token = token::read(settings.token_file.as_deref()).map_err(|error| anyhow!(error))?;
-            backup::write(&settings.source()?, token.as_ref(), &settings.file).await
+            let source = settings.source()?;
+            backup::write(&source, &settings.clients(&source, token.as_ref())?, &settings.file).await
         }
         Command::Restore(settings) => backup::restore(&settings.file, &settings.data_dir),
     }
@@ -75,7 +76,7 @@ async fn run(cli: Cli, output: &Output) -> Result<()> {
 async fn health(settings: &HealthSettings) -> Result<()> {
     let (path, missing) = if settings.live { ("live", "alive") } else { ("ready", "ready") };
     let url = format!("{}health/{path}", settings.node.url());
-    let client = http_client::builder().timeout(Duration::from_secs(2)).build()?;
+    let client = settings.node.health_client()?.timeout(Duration::from_secs(2)).build()?;
     let answer = client.get(&url).send().await.with_context(|| format!("no answer from {url}"))?;
     let (status, body) = (answer.status(), answer.text().await.unwrap_or_default());
     // What the exit code tells is enough for who can't read it.

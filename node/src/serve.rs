@@ -31,6 +31,9 @@ pub async fn run(settings: ServeSettings, stop: impl Future<Output = ()>) -> Res
     }
     // Told before Kafka is waited for.
     settings.node.request_memory_bytes().map_err(|error| anyhow!(error))?;
+    if let Some(tls) = settings.node.tls_settings().map_err(|error| anyhow!(error))? {
+        tls.check().map_err(|error| anyhow!(error))?;
+    }
     let properties = settings.properties().map_err(|error| anyhow!(error))?;
     let data_dir = DataDir::open(&settings.data_dir)?;
     let listener = listen(settings.bind_address, settings.api_port, "API_PORT").await?;

@@ -28,7 +28,7 @@ fn log(dir: &std::path::Path) -> Arc<EmbeddedLog> {
 }
 
 async fn set(address: &str, key: &str, traceparent: Option<&str>) {
-    let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().expect("a client");
+    let client = bitacora_node::http_client::builder().timeout(PATIENCE).build().expect("a client");
     let mut request = client.post(format!("http://{address}/rpc?key={key}&value=v"));
     if let Some(traceparent) = traceparent {
         request = request.header("traceparent", traceparent);

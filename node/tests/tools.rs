@@ -93,7 +93,7 @@ async fn node_with(data_dir: &Path, log: &Arc<dyn Log>) -> (Node, String) {
 }
 
 fn client() -> reqwest::Client {
-    reqwest::Client::builder().no_proxy().build().expect("a client")
+    bitacora_node::http_client::builder().build().expect("a client")
 }
 
 fn program(arguments: &[&str]) -> Command {

@@ -80,8 +80,15 @@ impl From<Error> for Failure {
 async fn one_listens(nodes: &[String], connection: &Connection) -> Result<(), Failure> {
     let mut last = String::new();
     for node in nodes {
-        match timeout(connection.timeout, bitacora_protocol::connect(node)).await {
-            Ok(Ok(_)) => return Ok(()),
+        let reached = async {
+            let stream = bitacora_protocol::connect(node).await?;
+            match &connection.tls {
+                None => Ok(()),
+                Some(tls) => tls.connect(node, stream).await.map(drop),
+            }
+        };
+        match timeout(connection.timeout, reached).await {
+            Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) => last = format!("{node}: {error}"),
             Err(_) => last = format!("{node}: no answer"),
         }
@@ -121,6 +128,10 @@ impl Api {
             .connections_per_node(connections_per_node as usize);
         let builder = match &connection.token {
             Some(token) => builder.token(token.clone()),
+            None => builder,
+        };
+        let builder = match &connection.tls {
+            Some(tls) => builder.tls(tls.clone()),
             None => builder,
         };
         let api = if let Some(zookeeper) = &connection.zookeeper {

@@ -5,13 +5,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bitacora_client::{
-    Operation, Outcome, Position, ReadLevel, Record, Scan, ScanPage, ServedFrom, WriteOperation, Written,
+    ClientTls, Operation, Outcome, Position, ReadLevel, Record, Scan, ScanPage, ServedFrom, WriteOperation,
+    Written,
 };
 use bitacora_protocol::http::{
     self as api, BatchLine, FailedLine, IDEMPOTENCY_KEY_HEADER, LineReadOptions, LineWriteOptions, Message,
     NOT_VISIBLE_HEADER, POSITION_HEADER, PositionedRecord, ReadLine, SOURCE_HEADER, WrittenLine,
 };
 use bitacora_protocol::record::OwnedKeyValue;
+use bitacora_protocol::tls::trusting_nobody;
 use bitacora_protocol::{Consistency, Visible, WriteCondition};
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Method, RequestBuilder, StatusCode, Url};
@@ -46,7 +48,11 @@ impl Http {
         });
         // Nodes are in one's own network; a proxy for the rest of the world is not the way to them.
         let client = reqwest::Client::builder().timeout(timeout).tcp_nodelay(true).no_proxy();
-        let client = client.default_headers(authorization.into_iter().collect()).build();
+        let tls = connection.tls.as_ref().map_or_else(trusting_nobody, ClientTls::http_config);
+        let client = client
+            .tls_backend_preconfigured(tls)
+            .default_headers(authorization.into_iter().collect())
+            .build();
         let client = client
             .map_err(|error| Failure::new(Kind::Failed, format!("no HTTP client: {}", innermost(&error))))?;
         Ok(Self { urls: urls.to_vec(), client, timeout, next: AtomicUsize::new(0) })

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::api::{Failure, Kind};
-use crate::cli::{self, Connection, Output, http_node};
+use crate::cli::{self, Connection, Output};
 use crate::http::Http;
 use crate::output::{self, json_line, raw_line};
 
@@ -167,12 +167,13 @@ async fn ask_all(connection: &Connection) -> Result<Vec<Answer>, Failure> {
         })?;
         return Ok(ask(
             &http,
-            names.into_iter().filter_map(|name| Some((name.clone(), http_node(&name).ok()?))),
+            names.into_iter().filter_map(|name| Some((name.clone(), connection.node_url(&name)?))),
         )
         .await);
     }
     let (given, derived) = if connection.http.is_empty() {
-        (connection.rpc_or_default().iter().filter_map(|node| one_port_below(node)).collect(), true)
+        let nodes = connection.rpc_or_default();
+        (nodes.iter().filter_map(|node| connection.node_url(&one_port_below(node)?)).collect(), true)
     } else {
         (connection.http.clone(), false)
     };
@@ -197,7 +198,8 @@ async fn ask_all(connection: &Connection) -> Result<Vec<Answer>, Failure> {
     others.sort();
     others.dedup();
     answers.extend(
-        ask(&http, others.into_iter().filter_map(|name| Some((name.clone(), http_node(&name).ok()?)))).await,
+        ask(&http, others.into_iter().filter_map(|name| Some((name.clone(), connection.node_url(&name)?))))
+            .await,
     );
     answers.sort_by(|a, b| a.name.cmp(&b.name));
     // Two ways to one node.
@@ -216,9 +218,9 @@ pub fn name_of(url: &Url) -> String {
 }
 
 /// The HTTP address of a node with default ports, by that of its RPC.
-fn one_port_below(rpc: &str) -> Option<Url> {
+fn one_port_below(rpc: &str) -> Option<String> {
     let (host, port) = rpc.rsplit_once(':')?;
-    http_node(&format!("{host}:{}", port.parse::<u16>().ok()?.checked_sub(1)?)).ok()
+    Some(format!("{host}:{}", port.parse::<u16>().ok()?.checked_sub(1)?))
 }
 
 /// What these commands show of a node's account; nothing of what they can't read.
@@ -302,9 +304,9 @@ mod tests {
 
     #[test]
     fn the_http_port_is_one_below() {
-        let url = |rpc| one_port_below(rpc).map(|url| url.to_string());
-        assert_eq!(url("a:8081").as_deref(), Some("http://a:8080/"));
-        assert_eq!(url("[::1]:8081").as_deref(), Some("http://[::1]:8080/"));
+        assert_eq!(one_port_below("a:8081").as_deref(), Some("a:8080"));
+        assert_eq!(one_port_below("[::1]:8081").as_deref(), Some("[::1]:8080"));
+        assert_eq!(one_port_below("a:0"), None);
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod position;
 pub mod record;
 pub mod rpc;
 mod schema;
+pub mod tls;
 pub mod token;
 pub mod units;
 pub mod zookeeper;

@@ -5,8 +5,7 @@ use bitacora_protocol::rpc::{
     PROTOCOL_HASH, put_frame,
 };
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Of the frames that nodes send. Java's encoder fills buffers of 8 KiB.
 const FRAME_LIMITS: FrameLimits = FrameLimits { bytes: 64 << 20, buffers: 16 << 10 };
@@ -61,7 +60,9 @@ impl Frames {
 }
 
 /// Shakes hands with a call without a name, which has no answer of its own. Returns the node's protocol, if it is not ours.
-pub(super) async fn handshake(socket: &mut TcpStream) -> Result<Option<ForeignProtocol>, String> {
+pub(super) async fn handshake(
+    socket: &mut (impl AsyncRead + AsyncWrite + Unpin),
+) -> Result<Option<ForeignProtocol>, String> {
     let (mut client_protocol, mut server_hash, mut foreign) = (None, *PROTOCOL_HASH, None);
     let mut frames = Frames::new();
     loop {
@@ -73,6 +74,7 @@ pub(super) async fn handshake(socket: &mut TcpStream) -> Result<Option<ForeignPr
             out.extend_from_slice(&[0, 0]);
         });
         socket.write_all(&bytes).await.map_err(|error| error.to_string())?;
+        socket.flush().await.map_err(|error| error.to_string())?;
         let mut matched = None;
         while matched.is_none() {
             let greet = |_, message: &[u8]| {

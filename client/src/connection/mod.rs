@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bitacora_protocol::connect;
 use bitacora_protocol::rpc::{self, ForeignProtocol, Message, Request, put_frame};
+use bitacora_protocol::tls::ClientTls;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, oneshot};
@@ -87,12 +88,31 @@ enum Slot {
 
 impl Connection {
     /// Connects and shakes hands. The caller bounds the time.
-    pub(crate) async fn open(address: &str, authorization: Option<Arc<str>>) -> Result<Self, String> {
+    pub(crate) async fn open(
+        address: &str,
+        tls: Option<&ClientTls>,
+        authorization: Option<Arc<str>>,
+    ) -> Result<Self, String> {
         let mut socket = connect(address).await.map_err(|error| error.to_string())?;
         socket.set_nodelay(true).map_err(|error| error.to_string())?;
+        let Some(tls) = tls else {
+            let foreign = handshake(&mut socket).await?;
+            let (read_half, write_half) = socket.into_split();
+            return Ok(Self::start(Shared::new(foreign, authorization), read_half, write_half));
+        };
+        let socket = tls.connect(address, socket).await;
+        let mut socket = socket.map_err(|error| format!("TLS with the node fails: {error}"))?;
         let foreign = handshake(&mut socket).await?;
-        let shared = Arc::new(Shared::new(foreign, authorization));
-        let (read_half, write_half) = socket.into_split();
+        let (read_half, write_half) = tokio::io::split(socket);
+        Ok(Self::start(Shared::new(foreign, authorization), read_half, write_half))
+    }
+
+    fn start(
+        shared: Shared,
+        read_half: impl AsyncRead + Send + Unpin + 'static,
+        write_half: impl AsyncWrite + Send + Unpin + 'static,
+    ) -> Self {
+        let shared = Arc::new(shared);
         // Neither task can end the connection before both are known to it.
         let mut state = shared.state.lock();
         let tasks = [
@@ -101,7 +121,7 @@ impl Connection {
         ];
         state.tasks.extend(tasks);
         drop(state);
-        Ok(Self(shared))
+        Self(shared)
     }
 
     pub(crate) fn is_lost(&self) -> bool {
@@ -312,7 +332,13 @@ async fn write(shared: Arc<Shared>, mut socket: impl AsyncWrite + Unpin) {
             if bytes.is_empty() {
                 break;
             }
-            if let Err(error) = socket.write_all(&bytes).await {
+            // Over TLS, some of what was written may still wait.
+            if let Err(error) = async {
+                socket.write_all(&bytes).await?;
+                socket.flush().await
+            }
+            .await
+            {
                 return shared.lose(&error.to_string());
             }
             bytes.clear();

@@ -199,7 +199,7 @@ impl Batches {
                 sent.await?;
             }
             Over::Http(port) => {
-                let client = reqwest::Client::builder().no_proxy().build()?;
+                let client = crate::http::client_builder().build()?;
                 let sent = ranges
                     .try_for_each_concurrent(self.under_way, |range| self.over_http(&client, port, range));
                 sent.await?;

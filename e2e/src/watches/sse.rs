@@ -70,7 +70,7 @@ impl Stream {
     /// # Errors
     /// A node that says that the request is wrong.
     pub async fn open(port: u16, query: &str, token: Option<&str>) -> Result<Option<Stream>> {
-        let client = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT).read_timeout(SILENCE);
+        let client = crate::http::client_builder().connect_timeout(CONNECT).read_timeout(SILENCE);
         let client = client.build().context("an HTTP client")?;
         let mut request = client.get(format!("http://127.0.0.1:{port}/watch?{query}"));
         if let Some(token) = token {

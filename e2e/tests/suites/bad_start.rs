@@ -68,6 +68,9 @@ async fn a_wrong_setting_stops_the_node_and_is_named(ctx: Ctx) -> Result<()> {
         ("ADDRESS_SOURCE", "azure"),
         ("BIND_ADDRESS", "everywhere"),
         ("ALLOWED_ORIGINS", "https://app.example/path"),
+        ("TLS_KEY_FILE", "/nowhere/node.key"),
+        ("TLS_CLIENT_CERTIFICATES", "sometimes"),
+        ("TLS_CLIENT_CERTIFICATES", "required"),
     ];
     for (name, value) in wrong {
         let node = Node::new(&ctx, vec![(name.to_string(), value.to_string())]).await?;

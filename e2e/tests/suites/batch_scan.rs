@@ -98,7 +98,7 @@ async fn a_large_batch_streams(ctx: Ctx) -> Result<()> {
             Ok(lines.collect::<String>().into_bytes())
         })
         .collect();
-    let client = reqwest::Client::builder().no_proxy().build()?;
+    let client = e2e::http::client_builder().build()?;
     let url = format!("http://127.0.0.1:{}/rpc/batch", cluster.nodes[0].api_port);
     let answer = client.post(url).body(reqwest::Body::wrap_stream(stream::iter(body))).send().await?;
     let results = results(&answer.text().await?)?;

@@ -184,7 +184,7 @@ async fn pods(deployment: &Deployment) -> Result<()> {
     unready.await.map_err(anyhow::Error::msg).context("it is still ready")?;
     ensure!(probe_status(leaving, probes[0]).await? == 200, "it is not alive any more");
     let address = leaving.address().await?;
-    let answer = reqwest::get(format!("http://{address}:8080/rpc?key=key")).await?;
+    let answer = e2e::http::get(format!("http://{address}:8080/rpc?key=key")).await?;
     ensure!(answer.status() == 200, "a late request is answered {}", answer.status());
     let code = leaving.ended(PATIENCE).await?;
     ensure!(code == 0, "it ended with {code}:\n{}", leaving.logs().await);
@@ -210,5 +210,5 @@ async fn succeeds(container: &Container, probe: &Value) -> Result<()> {
 async fn probe_status(container: &Container, probe: &Value) -> Result<u16> {
     let path = probe["httpGet"]["path"].as_str().context("a path")?;
     let url = format!("http://{}:8080{path}", container.address().await?);
-    Ok(reqwest::get(url).await?.status().as_u16())
+    Ok(e2e::http::get(url).await?.status().as_u16())
 }

@@ -28,7 +28,7 @@ fn target(node: &Node) -> String {
 
 /// Follows what changes at a node.
 async fn watch(port: u16) -> Result<()> {
-    let mut answer = reqwest::get(format!("http://127.0.0.1:{port}/watch")).await?.error_for_status()?;
+    let mut answer = e2e::http::get(format!("http://127.0.0.1:{port}/watch")).await?.error_for_status()?;
     while answer.chunk().await?.is_some() {}
     Ok(())
 }

@@ -245,7 +245,7 @@ async fn one_at_a_time_is_served_no_faster_than_the_rate(ctx: Ctx) -> Result<()>
     );
     wait::until("the next one is served", START, || async {
         let url = format!("{}/snapshot", node.http_url());
-        let answer = reqwest::get(url).await.map_err(|error| error.to_string())?;
+        let answer = e2e::http::get(url).await.map_err(|error| error.to_string())?;
         if answer.status() == 200 { Ok(()) } else { Err(answer.status().to_string()) }
     })
     .await;

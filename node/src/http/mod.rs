@@ -35,6 +35,7 @@ pub use self::server::Server;
 use crate::metrics::Metrics;
 use crate::replication::snapshot::Snapshots;
 use crate::server::access::Access;
+use crate::server::tls::Tls;
 use crate::service::Service;
 use crate::service::members::Members;
 use crate::service::slow::{self, KeyHash, SlowRequests, Waits};
@@ -53,6 +54,8 @@ pub struct Api {
     pub limits: Limits,
     pub origins: Origins,
     pub access: Arc<Access>,
+    /// If the interface speaks it.
+    pub tls: Option<Arc<Tls>>,
 }
 
 /// What a request may cost.

@@ -94,7 +94,7 @@ fn sentence(head: &str) -> String {
         Some("414") => "the URI of the request has more than 65534 bytes; a large value belongs into the body".to_owned(),
         Some("431") => format!("the head of the request has more than {MAX_HEAD_BYTES} bytes, or more than 100 headers"),
         _ => "the request can't be read as HTTP/1.1: its first line, a header, Content-Length or Transfer-Encoding is malformed, \
-              or it is meant for another protocol (a node speaks no TLS)"
+              or it is meant for another protocol (a node speaks TLS only with TLS_CERTIFICATE_FILE)"
             .to_owned(),
     }
 }

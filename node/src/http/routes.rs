@@ -175,7 +175,7 @@ async fn answer<B: Buf + Send + 'static>(
             return openapi::get(&headers).unwrap_or_else(|error| error.reply(false)).into_response();
         }
         Call::Snapshot => return snapshot::send(snapshots, &query),
-        Call::Console => return console::page(node).into_response(),
+        Call::Console => return console::page(node, api.tls.is_some()).into_response(),
     };
     let span = telemetry.request("http", operation, || parent(&headers));
     let mut notes = Notes::new(id, operation, started, span);

@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout_at;
 use tracing::Instrument as _;
@@ -30,6 +30,7 @@ use crate::metrics::Counted;
 use crate::server::access::needs::Call;
 use crate::server::access::{Access, Caller};
 use crate::server::socket::{Socket, accept};
+use crate::server::tls::Opening;
 use crate::service::readiness::Readiness;
 use crate::service::slow;
 
@@ -87,6 +88,9 @@ async fn run(
     let api = Arc::new(api);
     let write_timeout = api.limits.request_timeout;
     let calls = TowerToHyperService::new(warp::service(routes::routes(Arc::clone(&api))));
+    let opening = Opening::new(api.tls.clone(), "http");
+    // Whoever still shakes hands is not waited for.
+    let (closing, closed) = watch::channel(false);
     let mut stopped = std::pin::pin!(stopped);
     let deadline = loop {
         let accept = async {
@@ -105,25 +109,33 @@ async fn run(
         let Ok(address) = stream.peer_addr() else { continue };
         let caller = Arc::new(Access::caller(&api.access, "http", address.ip()));
         let verbatim = VerbatimAnswer::default();
-        let socket = Socket::new(stream, write_timeout).with_max_read(MAX_READ_BYTES).noticing_reset();
-        let socket = JsonRefusals::new(socket, Arc::clone(&verbatim));
-        let (api, calls) = (Arc::clone(&api), calls.clone());
+        let (api, calls, refusals) = (Arc::clone(&api), calls.clone(), Arc::clone(&verbatim));
         let service = service_fn(move |request| {
             answer(Arc::clone(&api), Arc::clone(&caller), calls.clone(), Arc::clone(&verbatim), request)
         });
-        let connection = graceful.watch(http.serve_connection(TokioIo::new(socket), service));
+        let (http, opening, mut closed, watcher) =
+            (http.clone(), opening.clone(), closed.clone(), graceful.watcher());
         let open = Counted::one(&open);
         let span = tracing::debug_span!("connection", id = slow::next_id(), interface = "http");
         let serve = async move {
+            let _until_the_end = (open, permit);
+            let stream = tokio::select! {
+                biased;
+                stream = opening.open(stream, address.ip()) => stream,
+                _ = closed.changed() => None,
+            };
+            let Some(stream) = stream else { return };
+            let socket = Socket::new(stream, write_timeout).with_max_read(MAX_READ_BYTES).noticing_reset();
+            let socket = JsonRefusals::new(socket, refusals);
             // A client that goes away or speaks no HTTP is its own affair.
-            if let Err(error) = connection.await {
+            if let Err(error) = watcher.watch(http.serve_connection(TokioIo::new(socket), service)).await {
                 tracing::debug!(%error, "a connection ended badly");
             }
-            drop((open, permit));
         };
         connections.spawn(serve.instrument(span));
     };
     drop(listener);
+    let _ = closing.send(true);
     if timeout_at(deadline.into(), graceful.shutdown()).await.is_err() {
         while connections.try_join_next().is_some() {}
         tracing::warn!(connections = connections.len(), "HTTP requests did not end in time and are aborted");

@@ -26,6 +26,8 @@ const READ_WAIT_OUTCOMES: [&str; 5] = ["reached", "timed_out", "unavailable", "r
 const CONDITIONAL_OUTCOMES: [&str; 5] = ["in_effect", "not_met", "lost", "unclear", "refused"];
 const WATCH_EVENTS: [&str; 3] = ["set", "delete", "gap"];
 const ACCESS_REFUSALS: [&str; 5] = ["no_token", "unknown_token", "too_many", "scope", "prefix"];
+const TLS_FAILURES: [&str; 6] =
+    ["not_tls", "protocol", "certificate", "refused_by_client", "closed", "timeout"];
 const PEER_OUTCOMES: [&str; 6] = ["found", "gone", "no_memory", "missing", "timeout", "no_answer"];
 
 /// 10 µs to 5 s.
@@ -137,6 +139,15 @@ declare_metrics! {
             "tokens_file_failures_total",
             "Times that TOKENS_FILE had changed and could not be taken: the tokens of before stay.",
         ),
+        pub tls_handshake_failures: IntCounterVec = counters(
+            "tls_handshake_failures_total",
+            "Connections that ended before TLS was agreed on, by what was wrong.",
+            &["interface", "reason"],
+        ),
+        pub tls_files_failures: IntCounter = counter(
+            "tls_files_failures_total",
+            "Times that a file of TLS had changed and could not be taken: the certificates of before stay.",
+        ),
         pub request_memory_refusals: IntCounter =
             counter("request_memory_refusals_total", "Times that a request or an answer found REQUEST_MEMORY spent."),
         pub keys_swept: IntCounter = counter(
@@ -201,6 +212,9 @@ impl Metrics {
     fn begin_series(&self) {
         for interface in ["http", "rpc"] {
             self.connections.with_label_values(&[interface]);
+            for reason in TLS_FAILURES {
+                self.tls_handshake_failures.with_label_values(&[interface, reason]);
+            }
             for (operation, outcomes) in REQUEST_OUTCOMES {
                 self.request_seconds.with_label_values(&[interface, operation]);
                 for outcome in outcomes {

@@ -24,6 +24,7 @@ use crate::replication::snapshot::{Fetcher, SnapshotSource, SnapshotUse, Snapsho
 use crate::replication::{self, Replica};
 use crate::rpc;
 use crate::server::access::Access;
+use crate::server::tls::Tls;
 use crate::service::Service;
 use crate::service::changes::{self, Changes};
 use crate::service::conditional::{self, ConditionalWrites, NodeAccess, WritesWithOptions};
@@ -78,6 +79,8 @@ pub struct Node {
     comparer: JoinHandle<()>,
     /// Follows `TOKENS_FILE`.
     tokens: JoinHandle<()>,
+    /// Follows the files of TLS.
+    certificates: JoinHandle<()>,
     service: Arc<Service>,
     readiness: Arc<Readiness>,
     progress: Arc<Progress>,
@@ -102,6 +105,7 @@ struct Shared {
     telemetry: Telemetry,
     memory: Memory,
     access: Arc<Access>,
+    tls: Option<Arc<Tls>>,
     clients: MemberClients,
     /// `host:API_PORT`
     address: String,
@@ -140,15 +144,17 @@ impl Node {
                 slow,
                 telemetry: shared.telemetry.clone(),
                 access: Arc::clone(&shared.access),
+                tls: shared.tls.clone(),
             },
             &readiness,
             shared.rpc_limits()?,
         );
-        let Shared { log, membership, store, feed, progress, telemetry, access, settings, .. } = shared;
+        let Shared { log, membership, store, feed, progress, telemetry, access, tls, settings, .. } = shared;
         let announcing = announce(Arc::clone(&progress), Arc::clone(&membership));
         let announcer = readiness.run_task("announcer", announcing);
         let comparer = readiness.run_task("digests", digests.run());
         let tokens = readiness.run_task("tokens", Access::follow_file(access));
+        let certificates = readiness.run_task("certificates", Tls::follow_files(tls));
         let NodeSettings { drain_delay, shutdown_grace, .. } = settings;
         Ok(Self {
             log,
@@ -162,6 +168,7 @@ impl Node {
             announcer,
             comparer,
             tokens,
+            certificates,
             service,
             readiness,
             progress,
@@ -207,6 +214,7 @@ impl Node {
             .or_else(|| self.http.has_ended().then_some("HTTP"))
             .or_else(|| self.rpc.has_ended().then_some("RPC"))
             .or_else(|| self.comparer.is_finished().then_some("digests"))
+            .or_else(|| self.certificates.is_finished().then_some("certificates"))
     }
 }
 
@@ -221,7 +229,10 @@ impl Shared {
     ) -> Result<Self> {
         let metrics = Arc::new(Metrics::new()?);
         metrics.connections_limit.set(settings.max_connections.into());
-        let (access, clients) = settings.access(Arc::clone(&metrics)).map_err(|error| anyhow!(error))?;
+        let (access, token) = settings.access(Arc::clone(&metrics)).map_err(|error| anyhow!(error))?;
+        let tls = settings.tls(Arc::clone(&metrics)).map_err(|error| anyhow!(error))?.map(Arc::new);
+        let of_members = tls.as_ref().map(|tls| tls.members().client_config()).transpose()?;
+        let clients = MemberClients::new(token.as_ref(), of_members);
         let telemetry = match &settings.otlp_endpoint {
             Some(endpoint) => Telemetry::export_to(endpoint, &address)?,
             None => Telemetry::off(),
@@ -244,6 +255,7 @@ impl Shared {
             telemetry,
             memory,
             access: Arc::new(access),
+            tls,
             clients,
             address,
             max_value_bytes,
@@ -358,6 +370,7 @@ impl Shared {
             slow,
             telemetry: self.telemetry.clone(),
             access: Arc::clone(&self.access),
+            tls: self.tls.clone(),
             origins: http::Origins::new(self.settings.allowed_origins.clone()),
             limits: http::Limits {
                 max_value_bytes: self.max_value_bytes,

@@ -71,6 +71,7 @@ impl Node {
             announcer,
             comparer,
             tokens,
+            certificates,
             service,
             store,
             readiness,
@@ -84,6 +85,7 @@ impl Node {
         announcer.abort();
         comparer.abort();
         tokens.abort();
+        certificates.abort();
         leave_cluster(&*membership, times).await;
         times.log_step("finishing requests");
         // What they wait for may come later than the stop may last.

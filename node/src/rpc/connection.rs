@@ -146,6 +146,8 @@ impl Connection {
             self.take_finished();
             if !self.out.is_empty() {
                 self.socket.write_all(&self.out).await?;
+                // Over TLS, some of it may still wait.
+                self.socket.flush().await?;
                 self.written();
                 if pause == Pause::Output {
                     continue;

@@ -21,6 +21,7 @@ use self::handshake::Protocols;
 use crate::metrics::{Counted, Metrics};
 use crate::server::access::Access;
 use crate::server::socket::{Socket, accept};
+use crate::server::tls::{Opening, Tls};
 use crate::service::Service;
 use crate::service::readiness::Readiness;
 use crate::service::slow::{self, SlowRequests};
@@ -50,6 +51,8 @@ pub struct Api {
     pub slow: SlowRequests,
     pub telemetry: Telemetry,
     pub access: Arc<Access>,
+    /// If the interface speaks it.
+    pub tls: Option<Arc<Tls>>,
 }
 
 /// The RPC interface of a node, open.
@@ -65,6 +68,7 @@ struct Shared {
     slow: SlowRequests,
     telemetry: Telemetry,
     access: Arc<Access>,
+    opening: Opening,
     limits: Limits,
     protocols: Protocols,
     bulk_calls: Arc<Semaphore>,
@@ -73,7 +77,7 @@ struct Shared {
 impl Server {
     #[must_use]
     pub fn start(listener: TcpListener, api: Api, readiness: &Readiness, limits: Limits) -> Self {
-        let Api { service, metrics, slow, telemetry, access } = api;
+        let Api { service, metrics, slow, telemetry, access, tls } = api;
         let (closing, closed) = watch::channel(false);
         let shared = Arc::new(Shared {
             service,
@@ -81,6 +85,7 @@ impl Server {
             slow,
             telemetry,
             access,
+            opening: Opening::new(tls, "rpc"),
             limits,
             protocols: Protocols::default(),
             bulk_calls: Arc::new(Semaphore::new(MAX_BULK_CALLS)),
@@ -123,13 +128,20 @@ async fn run(listener: TcpListener, shared: Arc<Shared>, mut closed: watch::Rece
         // One that has gone already has none.
         let Ok(address) = stream.peer_addr() else { continue };
         let caller = Access::caller(&shared.access, "rpc", address.ip());
-        let socket = Socket::new(stream, shared.limits.request_timeout);
-        let connection = Connection::new(socket, Arc::clone(&shared), caller, closed.clone());
+        let (shared, mut closed) = (Arc::clone(&shared), closed.clone());
         let open = Counted::one(&metrics.connections.with_label_values(&["rpc"]));
         let span = tracing::debug_span!("connection", id = slow::next_id(), interface = "rpc");
         let serve = async move {
             let _open = open;
-            let ended = connection.serve().await;
+            let stream = tokio::select! {
+                biased;
+                stream = shared.opening.open(stream, address.ip()) => stream,
+                // Whoever still shakes hands is not waited for.
+                _ = closed.changed() => None,
+            };
+            let Some(stream) = stream else { return };
+            let socket = Socket::new(stream, shared.limits.request_timeout);
+            let ended = Connection::new(socket, shared, caller, closed).serve().await;
             // A client that goes away or speaks no Avro is its own affair.
             if let Err(error) = ended {
                 tracing::debug!(%error, "an RPC connection ended badly");

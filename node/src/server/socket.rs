@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Sleep, sleep};
+use tokio_rustls::server::TlsStream;
 
 /// How long a connection reads on after its last answer, at most.
 ///
@@ -33,8 +34,40 @@ pub async fn accept(listener: &TcpListener) -> TcpStream {
     }
 }
 
+/// What a connection is read from and written to.
+pub enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Does the same with whichever it is.
+macro_rules! either {
+    ($stream:expr, $inner:ident => $result:expr) => {
+        match $stream {
+            Stream::Plain($inner) => $result,
+            Stream::Tls($inner) => $result,
+        }
+    };
+}
+
+impl Stream {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        }
+    }
+
+    fn tcp_mut(&mut self) -> &mut TcpStream {
+        match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_mut().0,
+        }
+    }
+}
+
 pub struct Socket {
-    stream: TcpStream,
+    stream: Stream,
     /// Bytes that one read takes, at most.
     max_read: usize,
     /// Whether a flush fails once the client has reset the connection.
@@ -49,7 +82,7 @@ pub struct Socket {
 
 impl Socket {
     #[must_use]
-    pub fn new(stream: TcpStream, write_timeout: Duration) -> Self {
+    pub fn new(stream: Stream, write_timeout: Duration) -> Self {
         Self { stream, max_read: usize::MAX, notices_reset: false, write_timeout, stalled: None, until: None }
     }
 
@@ -66,12 +99,12 @@ impl Socket {
         Self { notices_reset: true, ..self }
     }
 
-    fn stream(self: Pin<&mut Self>) -> Pin<&mut TcpStream> {
-        Pin::new(&mut self.get_mut().stream)
+    fn poll_read_stream(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        either!(&mut self.stream, stream => Pin::new(stream).poll_read(cx, buf))
     }
 
     /// Turns a write that has been waiting for too long into an error.
-    fn in_time(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn in_time<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.stalled = None;
             return written;
@@ -84,12 +117,17 @@ impl Socket {
 }
 
 impl AsyncRead for Socket {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if buf.remaining() <= self.max_read {
-            return self.stream().poll_read(cx, buf);
+            return self.poll_read_stream(cx, buf);
         }
-        let mut part = ReadBuf::new(buf.initialize_unfilled_to(self.max_read));
-        ready!(self.stream().poll_read(cx, &mut part))?;
+        let max_read = self.max_read;
+        let mut part = ReadBuf::new(buf.initialize_unfilled_to(max_read));
+        ready!(self.poll_read_stream(cx, &mut part))?;
         let length = part.filled().len();
         buf.advance(length);
         Poll::Ready(Ok(()))
@@ -98,7 +136,7 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = self.as_mut().stream().poll_write(cx, buf);
+        let written = either!(&mut self.stream, stream => Pin::new(stream).poll_write(cx, buf));
         self.in_time(cx, written)
     }
 
@@ -107,28 +145,36 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = self.as_mut().stream().poll_write_vectored(cx, bufs);
+        let written = either!(&mut self.stream, stream => Pin::new(stream).poll_write_vectored(cx, bufs));
         self.in_time(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        either!(&self.stream, stream => stream.is_write_vectored())
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // Of what has come, nothing is taken.
         let mut byte = [0; 1];
         if self.notices_reset
-            && let Poll::Ready(Err(reset)) = self.stream.poll_peek(cx, &mut ReadBuf::new(&mut byte))
+            && let Poll::Ready(Err(reset)) = self.stream.tcp().poll_peek(cx, &mut ReadBuf::new(&mut byte))
         {
             return Poll::Ready(Err(reset));
         }
-        self.stream().poll_flush(cx)
+        match &mut self.stream {
+            Stream::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            // What was written may still wait for room in the system's buffer.
+            Stream::Tls(stream) => {
+                let flushed = Pin::new(stream).poll_flush(cx);
+                self.in_time(cx, flushed)
+            }
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.until.is_none() {
-            ready!(self.as_mut().stream().poll_shutdown(cx))?;
+            let shut = either!(&mut self.stream, stream => Pin::new(stream).poll_shutdown(cx));
+            ready!(self.in_time(cx, shut))?;
             self.until = Some(Box::pin(sleep(LINGER_AFTER_ANSWER)));
         }
         let mut scratch = [0; 16 * 1024];
@@ -139,7 +185,8 @@ impl AsyncWrite for Socket {
                 return Poll::Ready(Ok(()));
             }
             let mut buf = ReadBuf::new(&mut scratch);
-            match ready!(self.as_mut().stream().poll_read(cx, &mut buf)) {
+            // Nobody looks at it, so it need not be decrypted.
+            match ready!(Pin::new(self.stream.tcp_mut()).poll_read(cx, &mut buf)) {
                 Ok(()) if !buf.filled().is_empty() => {}
                 // The client has closed too, or is gone.
                 _ => return Poll::Ready(Ok(())),

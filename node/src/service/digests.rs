@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
 use crate::cluster::Membership;
-use crate::http_client::MemberClients;
+use crate::http_client::{MemberClient, MemberClients};
 use crate::log::LogTag;
 use crate::metrics::Metrics;
 use crate::replication::progress::Progress;
@@ -39,7 +39,7 @@ const CONFIRMATIONS: u32 = 2;
 
 /// Compares what this node holds with what the others do.
 pub struct Digests {
-    http: reqwest::Client,
+    http: MemberClient,
     membership: Arc<dyn Membership>,
     own_address: String,
     store: Arc<Store>,
@@ -74,7 +74,7 @@ impl Digests {
         progress: Arc<Progress>,
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
-        let http = clients.builder().timeout(DIGESTS.timeout).build()?;
+        let http = clients.build(|http| http.timeout(DIGESTS.timeout))?;
         let differences = Mutex::default();
         let scans = Arc::new(Semaphore::new(ranges::MAX_CONCURRENT_SCANS));
         Ok(Self { http, membership, own_address, store, progress, metrics, differences, scans })

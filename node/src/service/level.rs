@@ -10,7 +10,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
 
 use crate::cluster::{Membership, MembershipState};
-use crate::http_client::MemberClients;
+use crate::http_client::{MemberClient, MemberClients, tls_reason};
 use crate::log::{Level, NewRecord};
 use crate::replication::progress::Progress;
 use crate::service::conditional::ConditionalError;
@@ -24,7 +24,7 @@ const MAX_STATUS_BYTES: u64 = 4 << 20;
 
 /// Raises the level of the log where a conditional write needs it.
 pub struct LogLevel {
-    http: reqwest::Client,
+    http: MemberClient,
     membership: Arc<dyn Membership>,
     /// `host:API_PORT`, as the membership lists this node.
     own_address: String,
@@ -46,7 +46,7 @@ impl LogLevel {
         progress: Arc<Progress>,
         writes: Arc<Writes>,
     ) -> anyhow::Result<Self> {
-        let http = clients.builder().build()?;
+        let http = clients.build(|http| http)?;
         Ok(Self { http, membership, own_address, store, progress, writes, raising: Mutex::default() })
     }
 
@@ -126,8 +126,10 @@ impl LogLevel {
 
     /// The level that a member knows; 0 of one that says none.
     async fn ask(&self, member: &str) -> Result<u32, String> {
-        let why = |error: reqwest::Error| error.without_url().to_string();
-        let request = self.http.get(format!("http://{member}/status")).timeout(MEMBER_TIMEOUT);
+        let why =
+            |error: reqwest::Error| tls_reason(&error).unwrap_or_else(|| error.without_url().to_string());
+        let url = self.http.url(member, "/status").ok_or("it is registered under no address")?;
+        let request = self.http.get(url).timeout(MEMBER_TIMEOUT);
         let response = request.send().await.and_then(reqwest::Response::error_for_status).map_err(why)?;
         if response.content_length().is_none_or(|length| length > MAX_STATUS_BYTES) {
             return Err("its status is too large".to_owned());

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 
 use crate::cluster::Membership;
-use crate::http_client::MemberClients;
+use crate::http_client::{MemberClient, MemberClients, tls_reason};
 
 /// Answers are kept for so long: many who look at once cost the members no more than one does.
 const FRESH: Duration = Duration::from_millis(500);
@@ -19,7 +19,7 @@ const STATUS: Question =
 
 /// Asks the members.
 pub struct Members {
-    http: reqwest::Client,
+    http: MemberClient,
     membership: Arc<dyn Membership>,
     own_address: String,
     /// What the others last answered. Held while they are asked, so that nobody asks them beside that.
@@ -36,7 +36,7 @@ impl Members {
         membership: Arc<dyn Membership>,
         own_address: String,
     ) -> anyhow::Result<Self> {
-        let http = clients.builder().timeout(STATUS.timeout).tcp_nodelay(true).build()?;
+        let http = clients.build(|http| http.timeout(STATUS.timeout).tcp_nodelay(true))?;
         Ok(Self { http, membership, own_address, last: Mutex::default() })
     }
 
@@ -87,10 +87,9 @@ impl Question {
     ///
     /// # Errors
     /// Why there is no answer, a sentence.
-    pub async fn ask<T: DeserializeOwned>(&self, http: &reqwest::Client, member: &str) -> Result<T, String> {
+    pub async fn ask<T: DeserializeOwned>(&self, http: &MemberClient, member: &str) -> Result<T, String> {
         let Self { path, name, max_bytes, .. } = *self;
-        let url = reqwest::Url::parse(&format!("http://{member}{path}"))
-            .map_err(|_| "it is registered under no address".to_owned())?;
+        let url = http.url(member, path).ok_or("it is registered under no address")?;
         let mut response = http.get(url).send().await.map_err(|error| self.sentence(&error))?;
         if !response.status().is_success() {
             return Err(format!("it answers {} to GET {path}", response.status().as_u16()));
@@ -108,6 +107,8 @@ impl Question {
     fn sentence(&self, error: &reqwest::Error) -> String {
         if error.is_timeout() {
             format!("it does not answer within {} s", self.timeout.as_secs())
+        } else if let Some(why) = tls_reason(error) {
+            format!("TLS with it fails: {why}")
         } else if error.is_connect() {
             "it takes no connection from this node".to_owned()
         } else {

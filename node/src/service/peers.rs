@@ -17,7 +17,7 @@ use reqwest::{Response, StatusCode};
 use tokio::sync::Semaphore;
 
 use crate::cluster::Membership;
-use crate::http_client::MemberClients;
+use crate::http_client::{MemberClient, MemberClients, tls_reason};
 use crate::log::LogTag;
 use crate::metrics::Metrics;
 use crate::now_ms;
@@ -118,7 +118,7 @@ pub struct Limits {
 }
 
 struct Inner {
-    http: reqwest::Client,
+    http: MemberClient,
     membership: Arc<dyn Membership>,
     progress: Arc<Progress>,
     own_address: String,
@@ -147,7 +147,7 @@ impl Peers {
         memory: Memory,
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
-        let http = clients.builder().tcp_nodelay(true).build()?;
+        let http = clients.build(|http| http.tcp_nodelay(true))?;
         let Limits { timeout, max_value_bytes } = limits;
         let max_answer_bytes = ESCAPED_BYTES * (max_value_bytes + HEADROOM_BYTES);
         let (asking, complaints, permits) =
@@ -232,15 +232,18 @@ impl Inner {
     }
 
     async fn ask_one(&self, member: &str, key: &str, log: LogTag) -> PeerAnswer {
-        let Ok(mut url) = reqwest::Url::parse(&format!("http://{member}/rpc/cluster")) else {
+        let Some(mut url) = self.http.url(member, "/rpc/cluster") else {
             self.complain(member, "it is registered under no address");
             return PeerAnswer::Unknown;
         };
         url.query_pairs_mut().append_pair("key", key);
         let answer = match self.http.get(url).send().await {
             Ok(response) => self.understand(response, key, log).await,
-            // It is away, which is no news: its session ends soon.
-            Err(_) => return PeerAnswer::Unknown,
+            Err(error) => match tls_reason(&error) {
+                Some(why) => Err(format!("TLS with it fails: {why}")),
+                // It is away, which is no news: its session ends soon.
+                None => return PeerAnswer::Unknown,
+            },
         };
         answer.unwrap_or_else(|why| {
             self.complain(member, &why);

@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use crate::cluster::Membership;
-use crate::http_client::MemberClients;
+use crate::http_client::{MemberClient, MemberClients};
 use crate::log::LogTag;
 use crate::replication::progress::Progress;
 use crate::service::consistency::{ConsistencyError, wait_time};
@@ -27,7 +27,7 @@ const WAIT_BYTES: usize = 1024;
 
 /// Waits until writes are shown.
 pub struct Visibility {
-    http: reqwest::Client,
+    http: MemberClient,
     membership: Arc<dyn Membership>,
     progress: Arc<Progress>,
     store: Arc<Store>,
@@ -66,7 +66,7 @@ impl Visibility {
         store: Arc<Store>,
         own_address: String,
     ) -> anyhow::Result<Self> {
-        let http = clients.builder().tcp_nodelay(true).build()?;
+        let http = clients.build(|http| http.tcp_nodelay(true))?;
         let questions = Semaphore::new(MAX_CONCURRENT_QUESTIONS);
         Ok(Self { http, membership, progress, store, own_address, questions })
     }
@@ -121,7 +121,7 @@ impl Visibility {
         deadline: Instant,
     ) -> bool {
         let Ok(_permit) = self.questions.acquire().await else { return false };
-        let Ok(mut url) = reqwest::Url::parse(&format!("http://{member}/rpc/cluster")) else { return false };
+        let Some(mut url) = self.http.url(member, "/rpc/cluster") else { return false };
         let left = deadline.saturating_duration_since(Instant::now()).as_millis();
         url.query_pairs_mut()
             .append_pair("key", key)

@@ -14,7 +14,7 @@ use clap::{Parser, Subcommand};
 
 pub use self::dev::DevSettings;
 pub use self::logging::{LogFormat, LogSettings};
-pub use self::node::NodeSettings;
+pub use self::node::{ClientCertificates, NodeSettings};
 pub use self::serve::{AddressSource, ServeSettings};
 pub use self::tools::{BackupSettings, HealthSettings, OwnNode, RestoreSettings};
 

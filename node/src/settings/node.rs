@@ -8,14 +8,14 @@ use bitacora_protocol::token::Token;
 use bitacora_protocol::units::{
     bytes, duration_or_ms as duration, positive_duration_or_ms as positive_duration,
 };
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::values::{anonymous, otlp_endpoint, rate, request_memory, value_bytes};
 use crate::http::AllowedOrigin;
-use crate::http_client::MemberClients;
 use crate::metrics::Metrics;
 use crate::replication::snapshot::SnapshotUse;
 use crate::server::access::{Access, AccessSettings};
+use crate::server::tls::{Tls, TlsSettings};
 use crate::service::access::Scopes;
 use crate::service::memory;
 use crate::service::reads::PeerReads;
@@ -52,7 +52,7 @@ pub struct NodeSettings {
     /// Memory for requests and answers under way; beyond it they are refused. At least 8 × `MAX_VALUE_BYTES` and 3 × `MAX_FRAME_BYTES`, and 256 KiB [default: a quarter of what the container or the machine has, at least 64MiB]
     #[arg(long, env, value_name = "BYTES", value_parser = request_memory, help_heading = "Network")]
     pub request_memory: Option<u64>,
-    /// How long a client may take to send the body of a request or the rest of a frame, and go without reading its answers
+    /// How long a client may take to shake hands over TLS, to send the body of a request or the rest of a frame, and go without reading its answers
     #[arg(long, env, value_name = "TIME", default_value = "30s", value_parser = positive_duration, help_heading = "Network")]
     pub request_timeout: Duration,
     /// Connections at a time, of each of the two ports; further ones wait (HTTP) or are closed (Avro RPC)
@@ -88,12 +88,38 @@ pub struct NodeSettings {
     /// A file with the token that this node shows to other members; needed where there is `TOKENS_FILE`
     #[arg(long, env, value_name = "FILE", help_heading = "Security")]
     pub member_token_file: Option<PathBuf>,
+    /// A file with this node's certificate in PEM, and behind it what leads to an authority; it names what others reach this node by. Both ports then speak TLS only, and other members are asked over it; read again when it changes [default: plain text]
+    #[arg(long, env, value_name = "FILE", help_heading = "Security")]
+    pub tls_certificate_file: Option<PathBuf>,
+    /// A file with the private key of that certificate, in PEM and without a password; read again when it changes
+    #[arg(long, env, value_name = "FILE", help_heading = "Security")]
+    pub tls_key_file: Option<PathBuf>,
+    /// A file with the authorities, in PEM, of which other members must have their certificates; needed where there is `TLS_CERTIFICATE_FILE`; read again when it changes
+    #[arg(long, env, value_name = "FILE", help_heading = "Security")]
+    pub tls_ca_file: Option<PathBuf>,
+    /// Whether callers, other members too, must show a certificate; one that is shown must be good [default: `none`, and `required` where there is `TLS_CLIENT_CA_FILE`]
+    #[arg(long, env, value_name = "WHICH", help_heading = "Security")]
+    pub tls_client_certificates: Option<ClientCertificates>,
+    /// A file with the authorities, in PEM, of which callers must have their certificates; read again when it changes
+    #[arg(long, env, value_name = "FILE", help_heading = "Security")]
+    pub tls_client_ca_file: Option<PathBuf>,
     /// Requests that take longer are logged, with what they waited for; 0 for none
     #[arg(long, env, value_name = "TIME", default_value = "1s", value_parser = duration, help_heading = "Logging")]
     pub slow_request: Duration,
     /// Base URL of an OpenTelemetry collector that takes traces by OTLP over HTTP, such as `http://collector:4318` [default: no traces]
     #[arg(long, env, value_name = "URL", value_parser = otlp_endpoint, help_heading = "Logging")]
     pub otlp_endpoint: Option<String>,
+}
+
+/// Whether callers show a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ClientCertificates {
+    /// they are not asked for one
+    None,
+    /// they may; one that is not good ends the connection
+    Optional,
+    /// they must
+    Required,
 }
 
 impl NodeSettings {
@@ -107,7 +133,7 @@ impl NodeSettings {
     ///
     /// # Errors
     /// When a file can't be read or makes no sense, or other members would not answer to this one.
-    pub fn access(&self, metrics: Arc<Metrics>) -> Result<(Access, MemberClients), String> {
+    pub fn access(&self, metrics: Arc<Metrics>) -> Result<(Access, Option<Token>), String> {
         let token = self.member_token_file.as_deref().map(|path| {
             let text = std::fs::read_to_string(path).map_err(|error| format!("it can't be read: {error}"));
             let token = text.and_then(|text| text.parse::<Token>());
@@ -138,7 +164,62 @@ impl NodeSettings {
                     .to_owned(),
             });
         }
-        Ok((access, MemberClients::new(token.as_ref())))
+        Ok((access, token))
+    }
+
+    /// The TLS of both ports, if they speak it.
+    ///
+    /// # Errors
+    /// When a file is missing, can't be read or makes no sense: which one, and what is wrong.
+    pub fn tls(&self, metrics: Arc<Metrics>) -> Result<Option<Tls>, String> {
+        self.tls_settings()?.map(|settings| Tls::new(settings, metrics)).transpose()
+    }
+
+    /// The files of TLS, if there is any.
+    ///
+    /// # Errors
+    /// When one is missing. None of them is read.
+    pub fn tls_settings(&self) -> Result<Option<TlsSettings>, String> {
+        let Self { tls_certificate_file, tls_key_file, tls_ca_file, tls_client_ca_file, .. } = self;
+        let asked = self.tls_client_certificates;
+        let files = [
+            ("TLS_CERTIFICATE_FILE", tls_certificate_file),
+            ("TLS_KEY_FILE", tls_key_file),
+            ("TLS_CA_FILE", tls_ca_file),
+        ];
+        let (Some(certificate_file), Some(key_file), Some(ca_file)) =
+            (tls_certificate_file.clone(), tls_key_file.clone(), tls_ca_file.clone())
+        else {
+            let asks =
+                tls_client_ca_file.is_some() || !matches!(asked, None | Some(ClientCertificates::None));
+            if !asks && files.iter().all(|(_, file)| file.is_none()) {
+                return Ok(None);
+            }
+            let missing: Vec<_> =
+                files.iter().filter(|(_, file)| file.is_none()).map(|(name, _)| *name).collect();
+            return Err(format!(
+                "TLS needs TLS_CERTIFICATE_FILE, TLS_KEY_FILE and TLS_CA_FILE, to show a certificate and to check those of other \
+                 members; not set: {}",
+                missing.join(", ")
+            ));
+        };
+        let (client_ca_file, client_certificates_required) = match (asked, tls_client_ca_file) {
+            (Some(ClientCertificates::None), _) | (None, None) => (None, false),
+            (Some(ClientCertificates::Optional | ClientCertificates::Required), None) => {
+                return Err("TLS_CLIENT_CERTIFICATES is set without TLS_CLIENT_CA_FILE, by which they would be checked"
+                    .to_owned());
+            }
+            (Some(ClientCertificates::Optional), Some(path)) => (Some(path.clone()), false),
+            (Some(ClientCertificates::Required) | None, Some(path)) => (Some(path.clone()), true),
+        };
+        Ok(Some(TlsSettings {
+            certificate_file,
+            key_file,
+            ca_file,
+            client_ca_file,
+            client_certificates_required,
+            handshake_timeout: self.request_timeout.min(self.idle_timeout),
+        }))
     }
 
     /// Bytes of the budget for requests: `REQUEST_MEMORY` or its default.

@@ -1,11 +1,15 @@
 //! The settings of the commands beside a node: `health`, `backup` and `restore`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::{anyhow, bail};
+use bitacora_protocol::tls::{self, ClientTls, TlsError};
+use bitacora_protocol::token::Token;
 use clap::Args;
 
 use super::values::node_url;
+use crate::http_client::{self, MemberClients};
 
 #[derive(Debug, Clone, Args)]
 #[command(after_help = BACKUP_EXAMPLES)]
@@ -16,6 +20,9 @@ pub struct BackupSettings {
     /// A file with the token to show to the node, of the scope admin; the variable `BITACORA_TOKEN` may have the token itself instead
     #[arg(long, env = "BITACORA_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+    /// A file with the authorities, in PEM, of which the node must have its certificate; for a node that speaks TLS
+    #[arg(long, env, value_name = "FILE")]
+    pub tls_ca_file: Option<PathBuf>,
     #[command(flatten)]
     pub node: OwnNode,
     /// The file to write, which must not be there yet; '-' for stdout
@@ -67,6 +74,12 @@ pub struct OwnNode {
     /// Address that it listens on
     #[arg(long, env, value_name = "IP", default_value = "0.0.0.0")]
     pub bind_address: IpAddr,
+    /// The node's certificate if it speaks TLS, to be shown where callers must show one
+    #[arg(long, env, value_name = "FILE", requires = "tls_key_file")]
+    pub tls_certificate_file: Option<PathBuf>,
+    /// The key of that certificate
+    #[arg(long, env, value_name = "FILE", requires = "tls_certificate_file")]
+    pub tls_key_file: Option<PathBuf>,
 }
 
 impl OwnNode {
@@ -78,8 +91,42 @@ impl OwnNode {
             IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
             address => address,
         };
-        format!("http://{}/", SocketAddr::new(address, self.api_port))
+        let scheme = if self.tls_certificate_file.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}/", SocketAddr::new(address, self.api_port))
     }
+
+    /// What is shown to a node that asks for a certificate, if there is anything: the certificates and the key.
+    fn identity(&self) -> anyhow::Result<Option<(Vec<u8>, Vec<u8>)>> {
+        let (Some(certificate), Some(key)) = (&self.tls_certificate_file, &self.tls_key_file) else {
+            return Ok(None);
+        };
+        Ok(Some((read("TLS_CERTIFICATE_FILE", certificate)?, read("TLS_KEY_FILE", key)?)))
+    }
+
+    fn wrong_identity(&self, error: &TlsError) -> anyhow::Error {
+        let (setting, path) = if error.is_of_key() {
+            ("TLS_KEY_FILE", &self.tls_key_file)
+        } else {
+            ("TLS_CERTIFICATE_FILE", &self.tls_certificate_file)
+        };
+        anyhow!("{setting} {}: {error}", path.as_deref().unwrap_or(Path::new("")).display())
+    }
+
+    /// A client that asks the node on this machine how it is. It takes whoever listens there for the node: nothing is shown but its
+    /// certificate, which is public, and nothing is believed but its health.
+    ///
+    /// # Errors
+    /// When a file can't be used.
+    pub fn health_client(&self) -> anyhow::Result<reqwest::ClientBuilder> {
+        let builder = http_client::builder();
+        let Some((certificate, key)) = self.identity()? else { return Ok(builder) };
+        let identity = tls::identity(&certificate, &key).map_err(|error| self.wrong_identity(&error))?;
+        Ok(builder.tls_backend_preconfigured(http_client::trusting_everybody(identity)?))
+    }
+}
+
+fn read(setting: &str, path: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).map_err(|error| anyhow!("{setting} {}: it can't be read: {error}", path.display()))
 }
 
 impl BackupSettings {
@@ -92,5 +139,27 @@ impl BackupSettings {
             Some(url) => Ok(url.clone()),
             None => Ok(self.node.url().parse()?),
         }
+    }
+
+    /// What asks the node at `source`, and shows it this token.
+    ///
+    /// # Errors
+    /// When a file of TLS is missing or can't be used.
+    pub fn clients(&self, source: &reqwest::Url, token: Option<&Token>) -> anyhow::Result<MemberClients> {
+        if source.scheme() != "https" {
+            return Ok(MemberClients::new(token, None));
+        }
+        let Some(path) = &self.tls_ca_file else {
+            bail!(
+                "{source} speaks TLS: TLS_CA_FILE (--tls-ca-file) must name the authority of its certificate"
+            );
+        };
+        let trusting = ClientTls::new(&read("TLS_CA_FILE", path)?);
+        let mut tls = trusting.map_err(|error| anyhow!("TLS_CA_FILE {}: {error}", path.display()))?;
+        if let Some((certificate, key)) = self.node.identity()? {
+            tls =
+                tls.with_certificate(&certificate, &key).map_err(|error| self.node.wrong_identity(&error))?;
+        }
+        Ok(MemberClients::new(token, Some(tls.http_config())))
     }
 }

@@ -25,8 +25,9 @@ pub fn topic(text: &str) -> Result<String, String> {
 }
 
 pub fn node_url(text: &str) -> Result<reqwest::Url, String> {
-    let url = reqwest::Url::parse(text).ok().filter(|url| url.scheme() == "http" && url.has_host());
-    url.ok_or_else(|| "it must be a URL such as http://node-2:8080".to_owned())
+    let url = reqwest::Url::parse(text).ok();
+    let url = url.filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    url.ok_or_else(|| "it must be a URL such as http://node-2:8080 or https://node-2:8080".to_owned())
 }
 
 pub fn otlp_endpoint(text: &str) -> Result<String, String> {

@@ -13,6 +13,7 @@ mod origins;
 mod paths;
 #[path = "../support/mod.rs"]
 mod support;
+mod tls;
 mod visibility;
 mod watch;
 

@@ -7,4 +7,5 @@ mod logging;
 mod program;
 mod proxies;
 mod signals;
+mod tls;
 mod variables;

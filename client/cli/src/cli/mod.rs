@@ -3,12 +3,14 @@
 mod commands;
 mod nodes;
 mod options;
+mod tls;
 mod values;
 
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bitacora_client::ClientTls;
 use bitacora_program::console::{StdoutError, tell};
 use bitacora_program::environment::without_empty_variables;
 use bitacora_program::log_filter::log_filter;
@@ -25,8 +27,7 @@ pub use commands::{
 };
 pub use nodes::{Diff, Status};
 pub use options::{ReadFlags, WriteFlags, version};
-pub use values::http_node;
-use values::{http_url, node};
+use values::{http_url, node, spoken};
 
 /// The command line of Bitacora, a replicated in-memory key-value store whose log is a compacted Kafka topic.
 #[derive(Debug, Parser)]
@@ -74,7 +75,7 @@ pub struct Connection {
     /// ZooKeeper servers that know the nodes, host:port,… with an optional chroot: zk1:2181,zk2:2181/prod
     #[arg(long, global = true, env = "BITACORA_ZOOKEEPER", value_name = "HOSTS", help_heading = CONNECTION)]
     pub zookeeper: Option<ConnectString>,
-    /// Nodes or load balancers to speak HTTP with, http://host:port,…
+    /// Nodes or load balancers to speak HTTP with, http://host:port,… or https://host:port,…
     #[arg(long, global = true, env = "BITACORA_HTTP", value_name = "URLS", value_delimiter = ',', value_parser = http_url, help_heading = CONNECTION)]
     pub http: Vec<Url>,
     /// A file with the token to show to nodes that ask for one; the variable `BITACORA_TOKEN` may have the token itself instead
@@ -83,6 +84,18 @@ pub struct Connection {
     /// What that file or variable has.
     #[arg(skip)]
     pub token: Option<bitacora_client::Token>,
+    /// A file with the authorities, in PEM, of which nodes must have their certificates: with it, TLS is spoken, over Avro RPC and over HTTP
+    #[arg(long, global = true, env = "BITACORA_CA_FILE", value_name = "FILE", help_heading = CONNECTION)]
+    pub ca_file: Option<PathBuf>,
+    /// A file with a certificate, in PEM, to show to nodes that ask for one, and behind it what leads to an authority
+    #[arg(long, global = true, env = "BITACORA_CERT_FILE", value_name = "FILE", help_heading = CONNECTION)]
+    pub cert_file: Option<PathBuf>,
+    /// A file with the private key of that certificate, in PEM and without a password
+    #[arg(long, global = true, env = "BITACORA_KEY_FILE", value_name = "FILE", help_heading = CONNECTION)]
+    pub key_file: Option<PathBuf>,
+    /// What these files have.
+    #[arg(skip)]
+    pub tls: Option<ClientTls>,
     /// How long a call may take, retries included
     #[arg(long, global = true, env = "BITACORA_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = positive_duration, help_heading = CONNECTION)]
     pub timeout: Duration,
@@ -97,6 +110,15 @@ pub enum Output {
     Table,
     /// values as they are; of lists tab-separated fields, in which \t \n \r \\ stand for tab, newline, return, backslash
     Raw,
+}
+
+impl Connection {
+    /// Where a node that another one or ZooKeeper names answers over HTTP, if it is a name.
+    pub fn node_url(&self, name: &str) -> Option<Url> {
+        let mut url = values::http_node(name).ok()?;
+        spoken(&mut url, self.tls.is_some());
+        Some(url)
+    }
 }
 
 impl Cli {
@@ -128,6 +150,18 @@ impl Cli {
             .map_err(|reason| command.error(clap::error::ErrorKind::ArgumentConflict, reason))?;
         cli.connection.token = token::read(cli.connection.token_file.as_deref())
             .map_err(|reason| command.error(clap::error::ErrorKind::ValueValidation, reason))?;
+        let mut named: Vec<&mut Url> = match &mut cli.command {
+            Command::Status(status) => status.nodes.iter_mut().collect(),
+            Command::Diff(diff) => vec![&mut diff.a, &mut diff.b],
+            _ => Vec::new(),
+        };
+        cli.connection.tls = tls::read(&cli.connection, named.iter().map(|url| &**url))
+            .map_err(|reason| command.error(clap::error::ErrorKind::ValueValidation, reason))?;
+        let tls = cli.connection.tls.is_some();
+        named.extend(&mut cli.connection.http);
+        for url in named {
+            spoken(url, tls);
+        }
         let checked = match &cli.command {
             Command::Get(get) => get.read.check(),
             Command::Scan(scan) => scan.read.check(),
@@ -215,9 +249,13 @@ mod tests {
         let connection = || Connection {
             rpc: vec!["a:1".into()],
             zookeeper: Some("z:1".parse().expect("hosts")),
-            http: vec![http_node("h:1").expect("a node")],
+            http: vec![values::http_node("h:1").expect("a node")],
             token_file: None,
             token: None,
+            ca_file: None,
+            cert_file: None,
+            key_file: None,
+            tls: None,
             timeout: Duration::from_secs(1),
         };
         let settled = |rpc, zookeeper, http| {
@@ -241,7 +279,8 @@ mod tests {
         assert_eq!(urls, ["http://h/base", "http://g:1/"]);
         for (wrong, names) in [
             ("--rpc a members", "'a' is not host:port"),
-            ("--http https://a members", "https"),
+            ("--http https://a members", "--ca-file"),
+            ("status https://a", "--ca-file"),
             ("--http a:1 members", "not a URL"),
             ("--http http://a?b members", "not a URL"),
             ("--zookeeper a members", "--zookeeper"),

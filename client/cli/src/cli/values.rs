@@ -10,15 +10,13 @@ pub(super) fn node(text: &str) -> Result<String, String> {
 
 pub(super) fn http_url(text: &str) -> Result<Url, String> {
     let text = text.trim();
-    if text.starts_with("https://") {
-        return Err(
-            "nodes speak plain HTTP, not https; end TLS before this program, for example with stunnel"
-                .to_owned(),
-        );
-    }
     let wrong = || format!("'{text}' is not a URL such as http://127.0.0.1:8080");
     let mut url = Url::parse(text).map_err(|_| wrong())?;
-    if url.scheme() != "http" || url.host().is_none() || url.query().is_some() || url.fragment().is_some() {
+    if !matches!(url.scheme(), "http" | "https")
+        || url.host().is_none()
+        || url.query().is_some()
+        || url.fragment().is_some()
+    {
         return Err(wrong());
     }
     // Joined with the API's paths.
@@ -27,8 +25,16 @@ pub(super) fn http_url(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
+/// With TLS, a URL is taken for one of https, whatever it says.
+pub(super) fn spoken(url: &mut Url, tls: bool) {
+    if tls {
+        // From http to https there is nothing that could be wrong.
+        let _ = url.set_scheme("https");
+    }
+}
+
 /// A node's HTTP address, with or without `http://`.
-pub fn http_node(text: &str) -> Result<Url, String> {
+pub(super) fn http_node(text: &str) -> Result<Url, String> {
     if text.contains("://") { http_url(text) } else { http_url(&format!("http://{}", node(text)?)) }
 }
 

@@ -18,5 +18,8 @@ mod members;
 mod node;
 mod program;
 mod streams;
+#[path = "../../../../node/tests/support/mod.rs"]
+mod support;
+mod tls;
 mod usage;
 mod watch;

@@ -15,9 +15,7 @@ use crate::node::FakeNode;
 use crate::program::{
     DONE, FAILED, Folder, Run, UNAVAILABLE, address_of_nobody, command, finish, json_lines, run,
 };
-
-#[path = "../../../../node/tests/support/mod.rs"]
-mod support;
+use crate::support;
 
 pub struct RealNode {
     runtime: Runtime,

@@ -46,8 +46,14 @@ const MAX_MEMBERS: usize = 64;
 
 const CROSS_ORIGIN_OPENER_POLICY: HeaderName = HeaderName::from_static("cross-origin-opener-policy");
 
+/// How the page finds out how members are reached.
+const PLAIN_MEMBERS: &str = "<meta name=\"members\" content=\"http\">";
+const TLS_MEMBERS: &str = "<meta name=\"members\" content=\"https\">";
+
 struct Page {
     html: Bytes,
+    /// Of a node that speaks TLS.
+    tls_html: Bytes,
     /// The policy but for `connect-src`.
     policy: String,
 }
@@ -62,7 +68,9 @@ static PAGE: LazyLock<Page> = LazyLock::new(|| {
         hash(&script),
         hash(&style)
     );
-    Page { html: html.concat().into(), policy }
+    let html = html.concat();
+    let tls_html = html.replacen(PLAIN_MEMBERS, TLS_MEMBERS, 1).into();
+    Page { html: html.into(), tls_html, policy }
 });
 
 /// A text as it is sent: without its comments and indents, which are for those who read the files.
@@ -77,11 +85,12 @@ fn hash(text: &str) -> String {
     format!("sha256-{}", BASE64.encode(Sha256::digest(text)))
 }
 
-/// Answers with the page.
-pub fn page(status: &NodeStatus) -> Reply {
-    let mut reply = answers::respond(StatusCode::OK, "text/html; charset=utf-8", PAGE.html.clone());
+/// Answers with the page. `tls`: members are reached over TLS.
+pub fn page(status: &NodeStatus, tls: bool) -> Reply {
+    let html = if tls { &PAGE.tls_html } else { &PAGE.html };
+    let mut reply = answers::respond(StatusCode::OK, "text/html; charset=utf-8", html.clone());
     let headers = reply.headers_mut();
-    let policy = policy(&status.membership.members());
+    let policy = policy(&status.membership.members(), tls);
     if let Ok(policy) = HeaderValue::try_from(policy) {
         headers.insert(CONTENT_SECURITY_POLICY, policy);
     }
@@ -92,10 +101,10 @@ pub fn page(status: &NodeStatus) -> Reply {
 }
 
 /// The policy. The page may ask the members whether they are there, so that it can move to another one when this node dies.
-fn policy(members: &[String]) -> String {
+fn policy(members: &[String], tls: bool) -> String {
     let mut policy = format!("{}; connect-src 'self'", PAGE.policy);
     for member in members.iter().filter(|member| is_source(member)).take(MAX_MEMBERS) {
-        policy.push_str(" http://");
+        policy.push_str(if tls { " https://" } else { " http://" });
         policy.push_str(member);
     }
     policy
@@ -145,6 +154,7 @@ mod tests {
         ] {
             assert!(!html.contains(forbidden), "{forbidden}");
         }
+        assert!(html.contains(PLAIN_MEMBERS) && PAGE.tls_html.len() == PAGE.html.len() + 1);
         // What would end one of the two texts early.
         assert!(!SCRIPT.contains("</") && !SCRIPT.contains("<!--") && !STYLE.contains("</"));
     }
@@ -163,7 +173,8 @@ mod tests {
             "a:99999",
             "a",
         ];
-        let policy = policy(&members.map(str::to_owned));
+        assert!(policy(&["a:1".to_owned()], true).ends_with("connect-src 'self' https://a:1"));
+        let policy = policy(&members.map(str::to_owned), false);
         let (_, sources) = policy.split_once("connect-src ").expect("it has connections");
         assert_eq!(sources, "'self' http://a.example:8080 http://10.0.0.1:8080");
         assert!(policy.starts_with("default-src 'none'; script-src 'sha256-"), "{policy}");

@@ -89,10 +89,15 @@ function lostBanner() {
     el("div", { class: "targets" })));
 }
 
+// How members are reached: they speak TLS if this node does.
+function memberUrl(member) {
+  return `${document.querySelector("meta[name=members]").content}://${member}/`;
+}
+
 // Whether a browser of this place reaches a member. What it answers can't be read here, but that it does can be told.
 async function reaches(member) {
   try {
-    await fetch(`http://${member}/health/live`, { mode: "no-cors", cache: "no-store", signal: AbortSignal.timeout(PROBE_TIMEOUT_MS) });
+    await fetch(`${memberUrl(member)}health/live`, { mode: "no-cors", cache: "no-store", signal: AbortSignal.timeout(PROBE_TIMEOUT_MS) });
     return true;
   } catch {
     return false;
@@ -151,7 +156,7 @@ function stopMoving() {
 // The same view at another member.
 function memberAddress(member, extra = {}) {
   const { view, params } = currentPlace();
-  return `http://${member}/${placeText(view, { ...params, ...viewExtras(), ...extra })}`;
+  return `${memberUrl(member)}${placeText(view, { ...params, ...viewExtras(), ...extra })}`;
 }
 
 function moveTo(member) {

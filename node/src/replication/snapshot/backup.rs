@@ -9,7 +9,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use bitacora_program::console::{print, report, tell};
 use bitacora_program::files::Output;
-use bitacora_protocol::token::Token;
 use futures_util::StreamExt as _;
 
 use super::copy_file::CopyFile;
@@ -23,17 +22,17 @@ use crate::{now_ms, read_text_limited};
 /// How long the node may be silent.
 const NODE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Writes the store of the node at `from`, which is shown `token`, to `file`, or to stdout if that is `-`. A regular file gets its name when it is whole; what
-/// was begun is removed if it can't be ended.
+/// Writes the store of the node at `from`, which is asked by `clients`, to `file`, or to stdout if that is `-`. A regular file gets its name
+/// when it is whole; what was begun is removed if it can't be ended.
 ///
 /// # Errors
 /// When the node gives no store or the file can't be written; the text names it.
-pub async fn write(from: &reqwest::Url, token: Option<&Token>, file: &Path) -> Result<()> {
+pub async fn write(from: &reqwest::Url, clients: &MemberClients, file: &Path) -> Result<()> {
     // Before the node is asked: a copy of its store is work for it.
     let destination = Destination::open(file)?;
     let to_stdout = matches!(destination, Destination::Stdout);
     let shown = if to_stdout { "on stdout".to_owned() } else { file.display().to_string() };
-    let written = copy(from, token, destination).await;
+    let written = copy(from, clients, destination).await;
     let (header, bytes) = written.with_context(|| format!("the backup {shown} was not written"))?;
     let told = format!("{shown}: {} in {bytes} bytes, at {}", header.identity, positions(header.next));
     if to_stdout {
@@ -101,13 +100,12 @@ fn exists(file: &Path) -> anyhow::Error {
 /// Copies the store of the node at `from`; its header and the bytes of it.
 async fn copy(
     from: &reqwest::Url,
-    token: Option<&Token>,
+    clients: &MemberClients,
     mut destination: Destination,
 ) -> Result<(Header, u64)> {
     let url = from.join("/snapshot").with_context(|| format!("{from} is no address of a node"))?;
-    let clients = MemberClients::new(token);
-    let client = clients.builder().connect_timeout(NODE_TIMEOUT).read_timeout(NODE_TIMEOUT);
-    let response = client.build()?.get(url.clone()).send().await;
+    let client = clients.build(|http| http.connect_timeout(NODE_TIMEOUT).read_timeout(NODE_TIMEOUT))?;
+    let response = client.get(url.clone()).send().await;
     let response = response.map_err(|error| anyhow!("no answer from {url}: {}", Chain(&error)))?;
     let status = response.status();
     if !status.is_success() {

@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use super::copy_file::{CopyFile, WrittenCopy};
 use super::{Header, Receiver};
 use crate::cluster::{Membership, MembershipState};
-use crate::http_client::MemberClients;
+use crate::http_client::{MemberClient, MemberClients};
 use crate::log::LogIdentity;
 use crate::read_text_limited;
 use crate::store::{Checkpoint, Incoming, Store};
@@ -49,7 +49,7 @@ pub trait SnapshotSource: Send + Sync + 'static {
 
 /// Fetches them over HTTP.
 pub struct Fetcher {
-    http: reqwest::Client,
+    http: MemberClient,
     membership: Arc<dyn Membership>,
     own_address: String,
     runtime: Handle,
@@ -121,7 +121,7 @@ impl Fetcher {
         membership: Arc<dyn Membership>,
         own_address: String,
     ) -> anyhow::Result<Self> {
-        let http = clients.builder().connect_timeout(MEMBER_TIMEOUT).read_timeout(MEMBER_TIMEOUT).build()?;
+        let http = clients.build(|http| http.connect_timeout(MEMBER_TIMEOUT).read_timeout(MEMBER_TIMEOUT))?;
         Ok(Self { http, membership, own_address, runtime: Handle::current() })
     }
 
@@ -186,7 +186,11 @@ impl Fetcher {
         doing: &RefCell<String>,
     ) -> Result<(u64, WrittenCopy), Failed> {
         let unusable = |error: &dyn std::fmt::Display| Failed::Unusable(error.to_string());
-        let response = self.http.get(format!("http://{member}/snapshot")).send().await;
+        let url = self
+            .http
+            .url(member, "/snapshot")
+            .ok_or_else(|| unusable(&"it is registered under no address"))?;
+        let response = self.http.get(url).send().await;
         let response = response.map_err(|error| unusable(&Chain(&error)))?;
         if response.status() == StatusCode::SERVICE_UNAVAILABLE {
             let pause = response.headers().get(RETRY_AFTER).and_then(|text| text.to_str().ok()?.parse().ok());

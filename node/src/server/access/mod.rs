@@ -10,7 +10,7 @@ mod tokens;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bitacora_protocol::token::{Scope, Token};
@@ -21,11 +21,9 @@ use self::failures::Failures;
 use self::needs::Need;
 use self::tokens::{Tokens, read_file};
 use crate::metrics::Metrics;
+use crate::server::files;
 use crate::service::access::{AUDIT, Denied, Grant, KnownToken, Limited, Scopes};
 use crate::service::error::ErrorKind;
-
-/// Between two looks at the file.
-const FILE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What callers are asked for.
 pub struct AccessSettings {
@@ -107,17 +105,8 @@ impl Access {
     /// Takes over the file's tokens whenever it has changed, for ever. While it makes no sense, those of before stay.
     pub async fn follow_file(access: Arc<Self>) {
         let Some(asking) = &access.0 else { return std::future::pending().await };
-        let mut seen = None;
-        loop {
-            tokio::time::sleep(FILE_CHECK_INTERVAL).await;
-            let path = asking.settings.tokens_file.clone();
-            let read = tokio::task::spawn_blocking(move || read_file(&path)).await;
-            let read = read.unwrap_or_else(|error| Err(error.to_string()));
-            if seen.as_ref() != Some(&read) {
-                asking.take_over(&read);
-                seen = Some(read);
-            }
-        }
+        let path = asking.settings.tokens_file.clone();
+        files::follow(move || read_file(&path), |read| asking.take_over(read)).await;
     }
 
     /// For a connection from this address.

@@ -1,6 +1,5 @@
 //! The tokens that a node knows, by their hashes, from a file that is read again when it changes.
 
-use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,10 +7,9 @@ use std::sync::atomic::Ordering;
 use bitacora_protocol::token::{TokenHash, TokenLine};
 use subtle::ConstantTimeEq as _;
 
+use crate::server::files;
 use crate::service::access::KnownToken;
 
-/// The longest file that is read: it is read again every second.
-const MAX_FILE_BYTES: u64 = 512 << 10;
 /// Lines of a file. All are compared with a token that comes.
 const MAX_TOKENS: usize = 1000;
 
@@ -97,16 +95,7 @@ fn is_same(known: &KnownToken, other: &KnownToken) -> bool {
 /// # Errors
 /// When it can't be read, or is too long.
 pub fn read_file(path: &Path) -> Result<String, String> {
-    let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(|error| format!("it can't be read: {error}"))?;
-    let read = file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text);
-    match read {
-        Ok(bytes) if bytes as u64 > MAX_FILE_BYTES => {
-            Err(format!("it has more than {} KiB", MAX_FILE_BYTES >> 10))
-        }
-        Ok(_) => Ok(text),
-        Err(error) => Err(format!("it can't be read: {error}")),
-    }
+    String::from_utf8(files::read_file(path)?).map_err(|error| format!("it can't be read: {error}"))
 }
 
 #[cfg(test)]
@@ -157,7 +146,7 @@ mod tests {
             assert!(error.starts_with(words), "{error}");
         }
         let file = tempfile::NamedTempFile::new().expect("a file");
-        std::fs::write(file.path(), vec![b'#'; MAX_FILE_BYTES as usize + 1]).expect("written");
+        std::fs::write(file.path(), vec![b'#'; files::MAX_FILE_BYTES as usize + 1]).expect("written");
         assert!(read_file(file.path()).expect_err("long").contains("512 KiB"));
     }
 }

@@ -1,0 +1,48 @@
+//! Files that are read again when they change: tokens, certificates.
+
+use std::io::Read as _;
+use std::path::Path;
+use std::time::Duration;
+
+/// The longest file that is read: it is read again every second.
+pub const MAX_FILE_BYTES: u64 = 512 << 10;
+/// Between two looks at files.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The bytes of a file.
+///
+/// # Errors
+/// When it can't be read, or is too long.
+pub fn read_file(path: &Path) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(|error| format!("it can't be read: {error}"))?;
+    match file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes) {
+        Ok(read) if read as u64 > MAX_FILE_BYTES => {
+            Err(format!("it has more than {} KiB", MAX_FILE_BYTES >> 10))
+        }
+        Ok(_) => Ok(bytes),
+        Err(error) => Err(format!("it can't be read: {error}")),
+    }
+}
+
+/// Gives `take` what `read` reads, once at the beginning and then whenever it has become something else, for ever.
+///
+/// What has changed is only taken once it is the same at two looks: a file may be half written, and of several that belong together
+/// not all be there yet.
+pub async fn follow<T: PartialEq + Send + 'static>(
+    read: impl Fn() -> Result<T, String> + Clone + Send + 'static,
+    mut take: impl FnMut(&Result<T, String>),
+) {
+    let (mut taken, mut last) = (None, None);
+    loop {
+        tokio::time::sleep(CHECK_INTERVAL).await;
+        let now = tokio::task::spawn_blocking(read.clone()).await;
+        let now = now.unwrap_or_else(|error| Err(error.to_string()));
+        if taken.as_ref() != Some(&now) && last.as_ref() == Some(&now) {
+            take(&now);
+            taken = Some(now);
+        } else {
+            last = Some(now);
+        }
+    }
+}
