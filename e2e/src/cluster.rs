@@ -278,7 +278,8 @@ pub struct Node {
     pub data_dir: PathBuf,
     pub log: PathBuf,
     env: Mutex<Vec<(String, String)>>,
-    binary: &'static Path,
+    /// Of the version that it is started as.
+    binary: Mutex<PathBuf>,
     /// A program and its arguments that start the node's own; none unless it is told.
     launcher: Mutex<Vec<String>>,
     process: Mutex<Option<Process>>,
@@ -316,7 +317,7 @@ impl Node {
             avro_port,
             data_dir,
             env: Mutex::new(all),
-            binary,
+            binary: Mutex::new(binary.to_owned()),
             launcher: Mutex::default(),
             process: Mutex::new(None),
             api: Mutex::new(Api::new(api_port)),
@@ -353,6 +354,11 @@ impl Node {
         *self.launcher.lock().unwrap_or_else(PoisonError::into_inner) = launcher;
     }
 
+    /// Starts another version of it from the next start on.
+    pub fn set_binary(&self, binary: &Path) {
+        binary.clone_into(&mut self.binary.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
     /// A client of it. Connections are not shared across a restart.
     pub fn api(&self) -> Api {
         self.api.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -361,11 +367,12 @@ impl Node {
     /// Starts the process and returns at once.
     pub fn spawn(&self) -> Result<()> {
         let launcher = self.launcher.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let binary = self.binary.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut command = match &launcher[..] {
-            [] => Command::new(self.binary),
+            [] => Command::new(&binary),
             [program, arguments @ ..] => {
                 let mut command = Command::new(program);
-                command.args(arguments).arg(self.binary);
+                command.args(arguments).arg(&binary);
                 command
             }
         };

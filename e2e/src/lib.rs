@@ -31,6 +31,7 @@ pub mod python;
 pub mod rpc;
 pub mod runner;
 pub mod topic;
+pub mod versions;
 pub mod wait;
 pub mod watches;
 pub mod zookeeper;

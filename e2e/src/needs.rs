@@ -22,6 +22,8 @@ pub enum Needs {
     ServersAndBrowser,
     /// The servers, a balancer in Docker, and clients that are curl, a browser and a library of Python.
     ServersAndClients,
+    /// The servers, and a balancer in Docker.
+    ServersAndBalancer,
     /// Docker with Compose, and the nodes' image.
     Deployment,
     /// Docker with Compose and the nodes' image, and Python that reads what describes a deployment.
@@ -107,6 +109,7 @@ impl Has {
             Needs::ServersAndClients if !self.has_clients() => Some(
                 "no Docker engine for the balancer, or no curl, Chromium or python3 for the clients of watches",
             ),
+            Needs::ServersAndBalancer if !self.balancer => Some("no Docker engine for the balancer"),
             Needs::ServersAndMachine if !self.machine => {
                 Some("no Linux with glibc and cc for a machine's faults")
             }

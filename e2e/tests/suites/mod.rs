@@ -38,6 +38,7 @@ mod replication;
 mod request_memory;
 mod restart;
 mod resync;
+mod rolling;
 mod rpc;
 mod rpc_java;
 mod shutdown;
@@ -66,6 +67,7 @@ pub fn all() -> Vec<Test> {
         watches_clients::tests(),
         openapi::tests(),
         compose::tests(),
+        rolling::tests(),
         console::tests(),
         ecs::tests(),
         kubernetes::tests(),
