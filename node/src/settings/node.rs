@@ -195,12 +195,21 @@ impl NodeSettings {
             if !asks && files.iter().all(|(_, file)| file.is_none()) {
                 return Ok(None);
             }
-            let missing: Vec<_> =
-                files.iter().filter(|(_, file)| file.is_none()).map(|(name, _)| *name).collect();
+            let also = [
+                ("TLS_CLIENT_CERTIFICATES", asked.is_some()),
+                ("TLS_CLIENT_CA_FILE", tls_client_ca_file.is_some()),
+            ];
+            let all = files.iter().map(|(name, file)| (*name, file.is_some()));
+            let (set, missing): (Vec<_>, Vec<_>) = all.partition(|(_, is_set)| *is_set);
+            let set = set.into_iter().chain(also.into_iter().filter(|(_, is_set)| *is_set));
+            let names = |settings: Vec<(&str, bool)>| {
+                settings.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
+            };
             return Err(format!(
                 "TLS needs TLS_CERTIFICATE_FILE, TLS_KEY_FILE and TLS_CA_FILE, to show a certificate and to check those of other \
-                 members; not set: {}",
-                missing.join(", ")
+                 members; not set: {}; set: {}",
+                names(missing),
+                names(set.collect())
             ));
         };
         let (client_ca_file, client_certificates_required) = match (asked, tls_client_ca_file) {
