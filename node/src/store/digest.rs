@@ -126,6 +126,13 @@ impl DigestSums {
         Some(())
     }
 
+    /// Adds what was summed up elsewhere.
+    pub fn add_all(&mut self, other: &Self) {
+        for (partition, digest) in &other.0 {
+            *self.0.entry(*partition).or_default() += *digest;
+        }
+    }
+
     pub fn of(&self, partition: i32) -> Digest {
         self.0.get(&partition).copied().unwrap_or_default()
     }
