@@ -12,7 +12,7 @@ check:
 
 # The fast tier: unit tests, the documents, the library and the command line. No Kafka, no ZooKeeper, no simulation.
 test *ARGS:
-    cargo test --workspace --locked --lib --bins --test trimming --test shutdown --test failure --test follow --test process --test http --test telemetry --test slow --test request_memory --test cache_memory --test tools --test turns --test readme --test documentation --test layers --test golden --test library --test command_line {{ ARGS }}
+    cargo test --workspace --locked --lib --bins --test trimming --test shutdown --test failure --test follow --test process --test http --test telemetry --test slow --test request_memory --test cache_memory --test tools --test turns --test readme --test documentation --test layers --test golden --test library --test pipeline --test command_line {{ ARGS }}
 
 # Everything that CI runs.
 ci:

@@ -28,6 +28,7 @@ use crate::service::memory::{Memory, Permit, SMALL_ANSWER_BYTES};
 use crate::service::slow::KeyHash;
 use crate::service::writes::WriteGroup;
 use crate::service::{Begun, Done, Outcome, Service};
+use crate::store::Entry;
 use crate::telemetry::{RequestSpan, TraceParent};
 
 /// What the answers of one batch may have, in bytes.
@@ -112,19 +113,22 @@ pub struct Finished {
 pub struct Origin<'a> {
     pub shared: &'a Arc<Shared>,
     pub caller: &'a Caller,
+    /// What was found of the key that the next call reads.
+    pub cached: Option<Entry>,
 }
 
 /// What a call that was admitted goes to, and what its caller may do.
 struct Granted<'a> {
     shared: &'a Arc<Shared>,
     grant: Grant,
+    cached: Option<Entry>,
 }
 
 /// Answers a frame, or begins to. `out_memory` stands for the large answers in `out`.
 ///
 /// `refuses`: the node is stopping.
 pub fn answer_frame(
-    origin: &Origin<'_>,
+    origin: Origin<'_>,
     client: &mut Client,
     frame: Frame<'_>,
     refuses: bool,
@@ -132,7 +136,7 @@ pub fn answer_frame(
     out_memory: &mut Permit,
     answered: &mut AnsweredCalls,
 ) -> Content {
-    let Origin { shared, caller } = *origin;
+    let Origin { shared, caller, cached } = origin;
     let mut call = frame.message;
     if matches!(client, Client::Unknown) {
         let Ok((handshake, rest)) = HandshakeRequest::decode(call) else { return Content::Unreadable };
@@ -166,7 +170,15 @@ pub fn answer_frame(
         Failure::Declared(error).encode(Some(message), out);
         Begin::Answered(ErrorKind::NotReady.outcome())
     } else {
-        begin(&Granted { shared, grant }, &request, call, foreign, span.trace_parent(), out, out_memory)
+        begin(
+            Granted { shared, grant, cached },
+            &request,
+            call,
+            foreign,
+            span.trace_parent(),
+            out,
+            out_memory,
+        )
     };
     match begun {
         Begin::Answered(outcome) => {
@@ -200,7 +212,7 @@ pub fn begin_span(shared: &Shared, message: Message) -> RequestSpan {
 
 /// Answers a call, or begins to. `trace` is what the call's records carry.
 fn begin(
-    granted: &Granted<'_>,
+    granted: Granted<'_>,
     request: &Request<'_>,
     call: &[u8],
     foreign: Option<&Arc<ForeignProtocol>>,
@@ -208,22 +220,22 @@ fn begin(
     out: &mut Vec<u8>,
     out_memory: &mut Permit,
 ) -> Begin {
-    let Granted { shared, grant } = granted;
+    let Granted { shared, grant, cached } = granted;
     let message = request.message();
     let operation = operation(request);
-    if let Err(denied) = check(grant, request, operation.as_ref()) {
+    if let Err(denied) = check(&grant, request, operation.as_ref()) {
         return Begin::Answered(answers::put_error(message, &denied.into(), out));
     }
     if let Request::ReadChanges(changes) = request {
         return Begin::Waits(Work::Changes(read_changes(shared, changes)));
     }
     let Some(operation) = operation else {
-        return match BulkCall::new(granted, call, foreign) {
+        return match BulkCall::new(shared, grant, call, foreign) {
             Ok(call) => Begin::Waits(Work::Bulk(call)),
             Err(error) => Begin::Answered(answers::put_error(message, &error, out)),
         };
     };
-    match shared.service.begin(operation, trace) {
+    match shared.service.begin(operation, cached, trace) {
         Begun::Done(outcome) => {
             let outcome = with_memory(outcome, out_memory);
             Begin::Answered(answers::put_outcome(message, &outcome, out))
@@ -378,14 +390,14 @@ impl WaitingCall {
 
 impl BulkCall {
     fn new(
-        granted: &Granted<'_>,
+        shared: &Arc<Shared>,
+        grant: Grant,
         call: &[u8],
         foreign: Option<&Arc<ForeignProtocol>>,
     ) -> Result<Self, OperationError> {
-        let Granted { shared, grant } = granted;
         let memory = shared.service.memory().take(call.len())?;
         let (shared, call, foreign) = (Arc::clone(shared), call.to_vec(), foreign.cloned());
-        Ok(Self { shared, grant: grant.clone(), call, foreign, memory })
+        Ok(Self { shared, grant, call, foreign, memory })
     }
 
     /// Appends the answer to `content`.

@@ -25,6 +25,7 @@ use crate::server::socket::Socket;
 use crate::service::Service;
 use crate::service::error::OperationError;
 use crate::service::memory::Permit;
+use crate::store::{Entry, FoundTogether};
 use crate::telemetry::RequestSpan;
 
 /// What is read at a time, unless a frame asks for more.
@@ -195,11 +196,14 @@ impl Connection {
         }
         let began = Instant::now();
         let (mut used, mut looked_ahead) = (0, 0);
+        // Of the calls in between, one by one.
+        let mut cached = FoundTogether::new().into_iter();
         let pause = loop {
             if used >= looked_ahead && matches!(self.client, Client::Ours) {
-                looked_ahead = used + look_ahead(&self.shared, &self.input[used..]);
+                let (found, length) = look_ahead(&self.shared, &self.input[used..]);
+                (cached, looked_ahead) = (found.into_iter(), used + length);
             }
-            if let Some(pause) = self.answer_next(refuses, began, &mut used) {
+            if let Some(pause) = self.answer_next(refuses, began, cached.next().flatten(), &mut used) {
                 break pause;
             }
         };
@@ -216,7 +220,15 @@ impl Connection {
 
     /// Answers the frame behind the first `used` bytes of the input, or begins to, and counts its bytes as used. Returns why there
     /// is nothing left to answer for the moment, if there is not.
-    fn answer_next(&mut self, refuses: bool, began: Instant, used: &mut usize) -> Option<Pause> {
+    ///
+    /// `cached`: what was found of the key that the frame's call reads.
+    fn answer_next(
+        &mut self,
+        refuses: bool,
+        began: Instant,
+        cached: Option<Entry>,
+        used: &mut usize,
+    ) -> Option<Pause> {
         let Self { shared, caller, frames, scratch, out, out_memory, client, under_way, answered, .. } = self;
         if !may_write_more(out, out_memory) {
             return Some(Pause::Output);
@@ -235,7 +247,7 @@ impl Connection {
         *used += frame.length;
         let start = out.len();
         let content = put_frame(out, frame.serial, |out| {
-            answer_frame(&Origin { shared, caller }, client, frame, refuses, out, out_memory, answered)
+            answer_frame(Origin { shared, caller, cached }, client, frame, refuses, out, out_memory, answered)
         });
         match content {
             Content::There => None,
@@ -382,21 +394,19 @@ impl Connection {
     }
 }
 
-/// Tells the service which keys the calls at the front of the input read, if there are several. Returns the length of their frames, at
-/// least 1: until then it is not to be told again.
-fn look_ahead(shared: &Shared, input: &[u8]) -> usize {
-    let (mut keys, mut length) = (SmallVec::<[&[u8]; Service::MOST_NEAR]>::new(), 0);
-    while keys.len() < Service::MOST_NEAR
+/// What is cached of the keys that the calls at the front of the input read, one for each of them, if there are several. With the length of their
+/// frames, at least 1: until then this is not to be asked again.
+fn look_ahead(shared: &Shared, input: &[u8]) -> (FoundTogether, usize) {
+    let (mut keys, mut length) = (SmallVec::<[&[u8]; Service::MOST_TOGETHER]>::new(), 0);
+    while keys.len() < Service::MOST_TOGETHER
         && let Some((call, frame)) = peek_frame(&input[length..])
         && let Some(key) = Request::peek_read_key(call)
     {
         keys.push(key);
         length += frame;
     }
-    if keys.len() > 1 {
-        shared.service.bring_near(&keys);
-    }
-    length.max(1)
+    let found = if keys.len() > 1 { shared.service.cached(&keys) } else { FoundTogether::new() };
+    (found, length.max(1))
 }
 
 /// Tells the client why its stream can't be read on, if there is a call to answer.

@@ -63,7 +63,7 @@ impl Service {
                 }
                 Err(error) => BegunInBatch::Other(Begun::Done(Err(error.into()))),
             },
-            operation => BegunInBatch::Other(self.begin(operation, trace)),
+            operation => BegunInBatch::Other(self.begin(operation, None, trace)),
         }
     }
 }

@@ -40,7 +40,7 @@ use crate::service::reads::{Answer, OwnAnswer, Reads};
 use crate::service::scans::{Page, Scans};
 use crate::service::visibility::{Showing, Visibility};
 use crate::service::writes::{MAX_TTL, WriteError, Writes, Written, check_key};
-use crate::store::Store;
+use crate::store::{Entry, FoundTogether, Store};
 use crate::telemetry::TraceParent;
 
 /// The operations of a node.
@@ -213,22 +213,30 @@ impl Service {
         scan_consistently(&self.scans, &self.consistent, scan, &demand, &self.memory).await
     }
 
-    /// How many keys of reads that come next are worth telling at a time.
-    pub const MOST_NEAR: usize = Store::MOST_NEAR;
+    /// How many keys are worth looking up together.
+    pub const MOST_TOGETHER: usize = Store::MOST_TOGETHER;
 
-    /// Tells that these keys will be read next; see [`Store::bring_near`].
-    pub fn bring_near(&self, keys: &[&[u8]]) {
-        self.reads.bring_near(keys);
+    /// What is cached of keys that are read next, one by one: for [`Service::begin`]. Whoever asks for several in one go has these reads for
+    /// less.
+    pub fn cached(&self, keys: &[&[u8]]) -> FoundTogether {
+        self.reads.cached(keys)
     }
 
     /// Begins one of several operations, of a batch or of a pipelining client. Writes take their place in the log's order in
     /// the order of these calls.
-    pub fn begin(&self, operation: Operation<'_>, trace: Option<TraceParent>) -> Begun {
+    ///
+    /// `cached`: what [`Service::cached`] has just found of the key.
+    pub fn begin(
+        &self,
+        operation: Operation<'_>,
+        cached: Option<Entry>,
+        trace: Option<TraceParent>,
+    ) -> Begun {
         if let Err(error) = check_key(operation.key()) {
             return Begun::Done(Err(error.into()));
         }
         match operation {
-            Operation::Get { key, read } => self.begin_get(key, &read),
+            Operation::Get { key, read } => self.begin_get(key, &read, cached),
             Operation::Set { key, value, ttl, write } => {
                 let live = match time_to_live(ttl) {
                     Ok(live) => live,
@@ -250,12 +258,15 @@ impl Service {
         Ok(self.visibility.of_write(key, write, &self.memory)?)
     }
 
-    fn begin_get(&self, key: &str, read: &ReadOptions<'_>) -> Begun {
+    fn begin_get(&self, key: &str, read: &ReadOptions<'_>, cached: Option<Entry>) -> Begun {
         let demand = match Demand::of(read) {
             Ok(demand) => demand,
             Err(error) => return Begun::Done(Err(error.into())),
         };
         if demand.is_eventual() {
+            if let Some(entry) = cached {
+                return Begun::Done(Ok(Done::Read(self.reads.answer_cached(entry))));
+            }
             return match self.reads.at_once(key) {
                 Ok(Some(answer)) => Begun::Done(Ok(Done::Read(answer))),
                 Err(error) => Begun::Done(Err(error.into())),

@@ -10,7 +10,7 @@ use crate::log::LogTag;
 use crate::replication::progress::Progress;
 use crate::service::memory::{Memory, OutOfMemory, Permit};
 use crate::service::peers::{PeerAnswer, PeerRecord, Peers};
-use crate::store::{Entry, SnapshotRead, State, Store, StoreError, Tier, UuidText};
+use crate::store::{Entry, FoundTogether, SnapshotRead, State, Store, StoreError, Tier, UuidText};
 
 pub struct Reads {
     store: Arc<Store>,
@@ -150,9 +150,16 @@ impl Reads {
         Self { store, progress, peers, ask_peers }
     }
 
-    /// Tells that these keys will be read next; see [`Store::bring_near`].
-    pub fn bring_near(&self, keys: &[&[u8]]) {
-        self.store.bring_near(keys);
+    /// The entries that [`Reads::at_once`] would answer these keys with, as far as they are cached; none if the store is not restored. At
+    /// most [`Store::MOST_TOGETHER`] keys make sense.
+    pub fn cached(&self, keys: &[&[u8]]) -> FoundTogether {
+        if self.progress.restored() { self.store.get_cached(keys) } else { FoundTogether::new() }
+    }
+
+    /// The answer with an entry of [`Reads::cached`].
+    #[must_use]
+    pub fn answer_cached(&self, entry: Entry) -> Answer {
+        self.answer_of(entry, Tier::Cache)
     }
 
     /// The newest record of a key that this node, or else the cluster, knows.

@@ -32,6 +32,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 pub use self::apply::{Applied, Decided, Decision, KeyChange};
+pub use self::cache::FoundTogether;
 pub use self::changes::{ChangedPage, Expired, KeyRange};
 pub use self::copy::{Incoming, StoreCopy};
 pub use self::digest::{Digest, DigestPoint, PartitionDigests};

@@ -4,7 +4,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use super::apply::KeyLookup;
-use super::cache::MOST_NEAR;
+use super::cache::{FoundTogether, MOST_TOGETHER};
 use super::generation::Generation;
 use super::{Entry, Store, StoreError};
 use crate::clock::LogTime;
@@ -73,8 +73,8 @@ pub enum Tier {
 }
 
 impl Store {
-    /// See [`Store::bring_near`].
-    pub const MOST_NEAR: usize = MOST_NEAR;
+    /// See [`Store::get_cached`].
+    pub const MOST_TOGETHER: usize = MOST_TOGETHER;
 
     /// The newest record of a key, delete markers included. Takes microseconds; a page that the system has dropped
     /// from its page cache is read from disk.
@@ -85,10 +85,10 @@ impl Store {
         self.get_from(&self.current.load(), key)
     }
 
-    /// Tells that these keys will be read next, so that the reads need not wait for memory one after the other. A hint: it changes
-    /// nothing. At most [`Store::MOST_NEAR`] keys make sense.
-    pub fn bring_near(&self, keys: &[&[u8]]) {
-        self.current.load().cache.bring_near(keys);
+    /// As [`Store::get`] of several keys, as far as they are cached; that costs less than one after the other. At most
+    /// [`Store::MOST_TOGETHER`] keys make sense.
+    pub fn get_cached(&self, keys: &[&[u8]]) -> FoundTogether {
+        self.current.load().cache.get_together(keys)
     }
 
     /// As [`Store::get`], and the log that the answer is of.

@@ -28,8 +28,11 @@ const LARGEST_SHARE: u64 = 8;
 /// In each part, how many groups of keys there are whose changes are told apart.
 const GROUPS: usize = 64;
 
-/// As many keys are brought near at a time: about as many as the processor can wait for at once.
-pub(super) const MOST_NEAR: usize = 32;
+/// As many keys are looked up together: about as many as the processor can wait for at once.
+pub(super) const MOST_TOGETHER: usize = 32;
+
+/// What was found of keys that were looked up together, in their order.
+pub type FoundTogether = SmallVec<[Option<Entry>; MOST_TOGETHER]>;
 
 /// The newest records of the keys that were asked for last.
 pub(super) struct RecordCache {
@@ -148,23 +151,32 @@ impl RecordCache {
         Err(ReadUnderWay { place, changes })
     }
 
-    /// Has the processor fetch from memory what the reads of these keys will look at, for all of them at the same time: one read after the
-    /// other would wait for its own each time. Changes nothing, and leaves out what a commit is changing.
-    pub fn bring_near(&self, keys: &[&[u8]]) {
+    /// The records of these keys, as far as they are here; at most [`MOST_TOGETHER`] keys make sense. The processor fetches from memory what is
+    /// looked at for all of them at the same time: one read after the other would wait for its own each time. What a commit is
+    /// changing is left out.
+    pub fn get_together(&self, keys: &[&[u8]]) -> FoundTogether {
         let places = keys.iter().map(|key| self.place(key));
-        let places: SmallVec<[Place; MOST_NEAR]> = places.collect();
+        let places: SmallVec<[Place; MOST_TOGETHER]> = places.collect();
         // Held together: to take one between two of the loops' reads would make the processor wait for those before it. Nobody waits
         // here, so nobody can wait for the other.
         let parts = places.iter().map(|place| self.parts[place.part].try_read());
-        let parts: SmallVec<[_; MOST_NEAR]> = parts.collect();
+        let parts: SmallVec<[_; MOST_TOGETHER]> = parts.collect();
         let there =
             || places.iter().zip(&parts).filter_map(|(place, part)| Some((place.tag(), part.as_ref()?)));
         // Each loop needs what the one before has brought.
         let tags = there().fold(0, |seen, (tag, part)| seen ^ part.table.first_tag(tag));
         std::hint::black_box(tags);
-        let entries: SmallVec<[&Entry; MOST_NEAR]> =
+        let entries: SmallVec<[&Entry; MOST_TOGETHER]> =
             there().filter_map(|(tag, part)| part.table.first_entry(tag)).collect();
         std::hint::black_box(entries.iter().fold(0, |seen, entry| seen ^ entry.touch()));
+        let found = places.iter().zip(&parts).zip(keys);
+        let found = found.map(|((place, part), key)| part.as_ref()?.table.get(place.tag(), key).cloned());
+        let found: FoundTogether = found.collect();
+        let hits = found.iter().flatten().count() as u64;
+        if let Some(place) = places.first() {
+            self.counters.hits[place.part % self.counters.hits.len()].0.fetch_add(hits, Ordering::Relaxed);
+        }
+        found
     }
 
     /// Keeps what was read past the cache, unless a commit may have changed the key since the read began: what was read would then never
