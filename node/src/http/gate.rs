@@ -40,6 +40,12 @@ pub fn check(
 }
 
 impl Passed {
+    /// Of a request that asks for nothing of this.
+    #[must_use]
+    pub fn plain() -> Self {
+        Self { readable_by: None, cache_control: NO_STORE }
+    }
+
     /// Adds to an answer what all of them have.
     pub fn describe(self, origins: &Origins, status: StatusCode, answer: &mut HeaderMap) {
         let Self { readable_by, cache_control } = self;
@@ -69,17 +75,19 @@ fn check_host(version: Version, headers: &HeaderMap) -> Result<(), HttpError> {
     let bad = |text: &str| Err(HttpError::BadRequest(text.to_owned()));
     let mut hosts = headers.get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
-        (Some(host), None) => {
-            let illegal = |byte: &u8| byte.is_ascii_whitespace() || b"/\\?#@,".contains(byte);
-            if host.as_bytes().iter().any(illegal) {
-                return bad("the header Host is no host, nor host:port");
-            }
-            Ok(())
-        }
+        (Some(host), None) if is_host(host.as_bytes()) => Ok(()),
+        (Some(_), None) => bad("the header Host is no host, nor host:port"),
         (None, _) if version < Version::HTTP_11 => Ok(()),
         (None, _) => bad("a request of HTTP/1.1 needs the header Host"),
         (Some(_), Some(_)) => bad("the header Host is given twice"),
     }
+}
+
+/// Whether a value of `Host` may be a host, or `host:port`.
+#[must_use]
+pub fn is_host(value: &[u8]) -> bool {
+    let illegal = |byte: &u8| byte.is_ascii_whitespace() || b"/\\?#@,".contains(byte);
+    !value.iter().any(illegal)
 }
 
 /// How long an answer may be kept. What a node has changes at any time, so nothing is kept unless the caller asked for it: a read with

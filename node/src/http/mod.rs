@@ -17,6 +17,7 @@ mod openapi;
 mod options;
 mod origins;
 mod params;
+mod plain_reads;
 mod refusals;
 mod routes;
 mod scan;

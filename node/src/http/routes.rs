@@ -11,6 +11,7 @@ use warp::Filter;
 use warp::http::{HeaderMap, Method};
 use warp::reply::{Reply as _, Response};
 
+use super::answers::Reply;
 use super::error::HttpError;
 use super::{
     Api, Notes, batch, changes, console, counted, digest_ranges, health, keys, openapi, scan, snapshot,
@@ -97,16 +98,15 @@ pub struct Admitted {
 }
 
 /// Answers a read of a key: what most calls are.
-pub async fn get<B>(api: &Api, grant: &Grant, request: &hyper::Request<B>) -> Response {
+pub async fn get(api: &Api, grant: &Grant, method: &Method, query: &str, headers: &HeaderMap) -> Reply {
     let (id, started) = (slow::next_id(), Instant::now());
-    let (query, headers) = (request.uri().query().unwrap_or_default(), request.headers());
-    let span = tracing::debug_span!("request", id, interface = "http", method = %request.method());
+    let span = tracing::debug_span!("request", id, interface = "http", %method);
     let Api { service, metrics, slow, telemetry, .. } = api;
     let answer = async {
         let span = telemetry.request("http", "get", || parent(headers));
         let mut notes = Notes::new(id, "get", started, span);
         let outcome = keys::get(service, grant, query, headers, &mut notes).await;
-        counted(metrics, slow, notes, outcome).into_response()
+        counted(metrics, slow, notes, outcome)
     };
     answer.instrument(span).await
 }

@@ -1,5 +1,5 @@
-//! Connections: accepted one by one within a limit, given to warp; at the end those that are busy may finish until a
-//! deadline, and are aborted then.
+//! Connections: accepted one by one within a limit, and given to warp once they bring more than plain reads; at the end those that are
+//! busy may finish until a deadline, and are aborted then.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -23,6 +24,7 @@ use warp::http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use warp::reply::{Reply as _, Response};
 
 use super::error::HttpError;
+use super::plain_reads::{self, Ended};
 use super::refusals::{JsonRefusals, Verbatim, VerbatimAnswer};
 use super::routes::Admitted;
 use super::{Api, gate, routes};
@@ -108,13 +110,8 @@ async fn run(
         // One that has gone already has none.
         let Ok(address) = stream.peer_addr() else { continue };
         let caller = Arc::new(Access::caller(&api.access, "http", address.ip()));
-        let verbatim = VerbatimAnswer::default();
-        let (api, calls, refusals) = (Arc::clone(&api), calls.clone(), Arc::clone(&verbatim));
-        let service = service_fn(move |request| {
-            answer(Arc::clone(&api), Arc::clone(&caller), calls.clone(), Arc::clone(&verbatim), request)
-        });
-        let (http, opening, mut closed, watcher) =
-            (http.clone(), opening.clone(), closed.clone(), graceful.watcher());
+        let (api, calls, http, opening) = (Arc::clone(&api), calls.clone(), http.clone(), opening.clone());
+        let (watcher, mut closed) = (graceful.watcher(), closed.clone());
         let open = Counted::one(&open);
         let span = tracing::debug_span!("connection", id = slow::next_id(), interface = "http");
         let serve = async move {
@@ -125,17 +122,29 @@ async fn run(
                 _ = closed.changed() => None,
             };
             let Some(stream) = stream else { return };
-            let socket = Socket::new(stream, write_timeout).with_max_read(MAX_READ_BYTES).noticing_reset();
-            let socket = JsonRefusals::new(socket, refusals);
+            let mut socket = Socket::new(stream, write_timeout).with_max_read(MAX_READ_BYTES);
+            let read = match plain_reads::serve(&api, &caller, &mut socket, idle, closed).await {
+                Ok(Ended::Other(read)) => read,
+                Ok(Ended::Closed) => return drop((socket.shutdown().await, watcher)),
+                Err(error) => return tracing::debug!(%error, "a connection ended badly"),
+            };
+            let socket = socket.noticing_reset().with_unread(read);
+            let verbatim = VerbatimAnswer::default();
+            let socket = JsonRefusals::new(socket, Arc::clone(&verbatim));
+            let service = service_fn(move |request| {
+                answer(Arc::clone(&api), Arc::clone(&caller), calls.clone(), Arc::clone(&verbatim), request)
+            });
+            // In memory of its own, which a connection of plain reads does not need.
+            let connection = Box::pin(watcher.watch(http.serve_connection(TokioIo::new(socket), service)));
             // A client that goes away or speaks no HTTP is its own affair.
-            if let Err(error) = watcher.watch(http.serve_connection(TokioIo::new(socket), service)).await {
+            if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection ended badly");
             }
         };
         connections.spawn(serve.instrument(span));
     };
     drop(listener);
-    let _ = closing.send(true);
+    closing.send_replace(true);
     if timeout_at(deadline.into(), graceful.shutdown()).await.is_err() {
         while connections.try_join_next().is_some() {}
         tracing::warn!(connections = connections.len(), "HTTP requests did not end in time and are aborted");
@@ -186,7 +195,10 @@ where
         Err(answered) => Err(answered),
     };
     let mut answer = match admitted {
-        Ok(Admitted { call: Call::Get, grant }) => routes::get(&api, &grant, &request).await,
+        Ok(Admitted { call: Call::Get, grant }) => {
+            let query = request.uri().query().unwrap_or_default();
+            routes::get(&api, &grant, request.method(), query, request.headers()).await.into_response()
+        }
         Ok(admitted) => {
             request.extensions_mut().insert(admitted);
             // The calls' future is large, and would otherwise be moved about with each read.

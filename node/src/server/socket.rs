@@ -68,6 +68,8 @@ impl Stream {
 
 pub struct Socket {
     stream: Stream,
+    /// What was read already and is to be read once more.
+    unread: Vec<u8>,
     /// Bytes that one read takes, at most.
     max_read: usize,
     /// Whether a flush fails once the client has reset the connection.
@@ -83,13 +85,20 @@ pub struct Socket {
 impl Socket {
     #[must_use]
     pub fn new(stream: Stream, write_timeout: Duration) -> Self {
-        Self { stream, max_read: usize::MAX, notices_reset: false, write_timeout, stalled: None, until: None }
+        let (unread, max_read, notices_reset) = (Vec::new(), usize::MAX, false);
+        Self { stream, unread, max_read, notices_reset, write_timeout, stalled: None, until: None }
     }
 
     /// One read takes so many bytes at most, for who makes its buffer as large as its reads were.
     #[must_use]
     pub fn with_max_read(self, max_read: usize) -> Self {
         Self { max_read, ..self }
+    }
+
+    /// These bytes are read before what the client sends next.
+    #[must_use]
+    pub fn with_unread(self, unread: Vec<u8>) -> Self {
+        Self { unread, ..self }
     }
 
     /// For a task that flushes each time it is woken, and reads nothing while a call is under way: it is woken when the client has
@@ -122,6 +131,12 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.unread.is_empty() {
+            let length = self.unread.len().min(self.max_read).min(buf.remaining());
+            buf.put_slice(&self.unread[..length]);
+            self.unread.drain(..length);
+            return Poll::Ready(Ok(()));
+        }
         if buf.remaining() <= self.max_read {
             return self.poll_read_stream(cx, buf);
         }

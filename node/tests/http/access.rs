@@ -15,8 +15,8 @@ use tokio::time::timeout;
 use super::support::{self, PATIENCE, ready};
 use super::{Answer, Running, embedded_log};
 
-const READER: u8 = 1;
-const WRITER: u8 = 2;
+pub const READER: u8 = 1;
+pub const WRITER: u8 = 2;
 /// Of keys that begin with `web/`.
 const WEB: u8 = 3;
 const ADMIN: u8 = 4;
@@ -32,7 +32,7 @@ fn token(number: u8) -> Token {
     Token::of([number; 32])
 }
 
-fn bearer(number: u8) -> String {
+pub fn bearer(number: u8) -> String {
     format!("Authorization: {}", token(number).authorization())
 }
 
@@ -60,7 +60,7 @@ fn files(folder: &Path, tokens: &[u8]) -> Vec<String> {
 }
 
 /// A node that has tokens.
-async fn start(flags: &[&str]) -> Running {
+pub async fn start(flags: &[&str]) -> Running {
     let folder = tempfile::tempdir().expect("a folder");
     let files = files(folder.path(), &ALL);
     let flags: Vec<&str> = files.iter().map(String::as_str).chain(flags.iter().copied()).collect();

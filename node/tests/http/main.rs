@@ -11,6 +11,7 @@ mod half_close;
 mod heads;
 mod origins;
 mod paths;
+mod plain_reads;
 #[path = "../support/mod.rs"]
 mod support;
 mod tls;
