@@ -29,6 +29,23 @@ impl ZkClient {
         }
     }
 
+    /// Shows a user and a password, as `user:password`.
+    pub async fn log_in(&self, login: &str) -> Result<(), String> {
+        let shown = self.0.add_auth("digest", login.as_bytes().to_vec()).await;
+        shown.map_err(|error| format!("logging in: {error:?}"))
+    }
+
+    /// Deletes the znode at `path`.
+    pub async fn delete(&self, path: &str) -> Result<(), String> {
+        self.0.delete(path, None).await.map_err(|error| format!("deleting {path}: {error:?}"))
+    }
+
+    /// Has the znode at `path` hold something else.
+    pub async fn overwrite(&self, path: &str, data: &str) -> Result<(), String> {
+        let set = self.0.set_data(path, data.as_bytes().to_vec(), None).await;
+        set.map(drop).map_err(|error| format!("writing to {path}: {error:?}"))
+    }
+
     /// The znode at `path`, `None` if there is none.
     pub async fn znode(&self, path: &str) -> Result<Option<Znode>, String> {
         match tokio::time::timeout(PATIENCE, self.0.get_data(path, false)).await {

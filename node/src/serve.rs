@@ -35,6 +35,7 @@ pub async fn run(settings: ServeSettings, stop: impl Future<Output = ()>) -> Res
         tls.check().map_err(|error| anyhow!(error))?;
     }
     let properties = settings.properties().map_err(|error| anyhow!(error))?;
+    let login = settings.zookeeper_login().map_err(|error| anyhow!(error))?;
     let data_dir = DataDir::open(&settings.data_dir)?;
     let listener = listen(settings.bind_address, settings.api_port, "API_PORT").await?;
     let rpc_listener = listen(settings.bind_address, avro_port, "AVRO_PORT").await?;
@@ -48,6 +49,7 @@ pub async fn run(settings: ServeSettings, stop: impl Future<Output = ()>) -> Res
     let membership = ZooKeeperMembership::start(
         &settings.zookeeper_hosts,
         settings.zookeeper_session_timeout,
+        login,
         address.clone(),
     );
     tracing::info!(

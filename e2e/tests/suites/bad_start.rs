@@ -63,6 +63,7 @@ async fn a_wrong_setting_stops_the_node_and_is_named(ctx: Ctx) -> Result<()> {
         ("CACHE_BYTES", "much"),
         ("DELETE_RETENTION", "1 week"),
         ("ZOOKEEPER_SESSION_TIMEOUT", "10"),
+        ("ZOOKEEPER_AUTH_FILE", "/nowhere/login"),
         ("LOG_FORMAT", "xml"),
         ("NODE_ADDRESS", "http://me"),
         ("ADDRESS_SOURCE", "azure"),

@@ -12,7 +12,7 @@ pub fn tests() -> Vec<Test> {
     tests![
         Servers: znodes_are_those_of_the_contract, a_stopped_node_is_gone_at_once,
             a_killed_node_is_gone_within_the_session_timeout, a_node_that_restarts_at_once_takes_its_place,
-            a_node_that_was_frozen_registers_again, nodes_serve_without_zookeeper_and_register_again
+            a_node_that_was_frozen_registers_again, only_who_logs_in_changes_who_is_a_member, nodes_serve_without_zookeeper_and_register_again
     ]
 }
 
@@ -122,6 +122,78 @@ async fn a_node_that_restarts_at_once_takes_its_place(ctx: Ctx) -> Result<()> {
     })
     .await;
     cluster.know_each_other(3).await;
+    zk.close().await;
+    Ok(())
+}
+
+async fn only_who_logs_in_changes_who_is_a_member(ctx: Ctx) -> Result<()> {
+    const LOGIN: &str = "nodes:a s3cret: of them";
+    let file = |name: &str, login: &str| {
+        let path = ctx.dir.join(name);
+        std::fs::write(&path, format!("{login}\n"))?;
+        anyhow::Ok(path.display().to_string())
+    };
+    let (own, foreign) = (file("login", LOGIN)?, file("foreign-login", "nodes:guessed")?);
+    let refused = |result: Result<(), String>| match result {
+        Err(error) if error.contains("NoAuth") => {}
+        other => panic!("{other:?}"),
+    };
+    // The folders were made by nodes of before.
+    let cluster = ctx.cluster().await?;
+    let zk = cluster.zk().await;
+    for node in &cluster.nodes {
+        owner(&zk, node).await;
+    }
+    zk.pose_as_member("10.0.0.1:1").await.map_err(anyhow::Error::msg)?;
+    cluster.know_each_other(4).await;
+    zk.delete("/bitacora/servers/10.0.0.1:1").await.map_err(anyhow::Error::msg)?;
+    for node in &cluster.nodes {
+        node.set_env("ZOOKEEPER_AUTH_FILE", &own);
+        node.terminate(Duration::from_secs(10)).await;
+        node.spawn()?;
+        node.ready().await;
+        owner(&zk, node).await;
+    }
+    cluster.know_each_other(3).await;
+    // Nobody else adds a member, takes one away, has one say something else, or is elected.
+    let node = &cluster.nodes[0];
+    let guessing = cluster.zk().await;
+    guessing.log_in("nodes:guessed").await.map_err(anyhow::Error::msg)?;
+    for stranger in [&zk, &guessing] {
+        refused(stranger.pose_as_member("10.0.0.1:1").await);
+        refused(stranger.delete(&servers(node)).await);
+        refused(stranger.delete("/bitacora/trimmer").await);
+        refused(stranger.overwrite(&sockets(node), "10.0.0.1:1").await);
+    }
+    guessing.close().await;
+    // A lost session, and a dead one's znodes, are no hindrance.
+    let old = owner(&zk, node).await;
+    node.kill();
+    node.spawn()?;
+    node.ready().await;
+    wait::until("it is registered again", START, || async {
+        let owner = registered(&zk, node).await?;
+        if owner == old { Err(format!("session {owner:x} is the old one")) } else { Ok(()) }
+    })
+    .await;
+    // A node with another login, or none, says why it is no member.
+    for other in [Some(&foreign), None] {
+        node.terminate(Duration::from_secs(10)).await;
+        match other {
+            Some(file) => node.set_env("ZOOKEEPER_AUTH_FILE", file),
+            None => node.unset_env("ZOOKEEPER_AUTH_FILE"),
+        }
+        node.spawn()?;
+        wait::until("it says why it is no member", START, || async {
+            let log = node.log_tail(50);
+            if log.contains("does not let this node register") { Ok(()) } else { Err(log) }
+        })
+        .await;
+        gone(&zk, node).await.map_err(anyhow::Error::msg)?;
+        assert!(!node.log_tail(1000).contains("s3cret"), "the password is in the log");
+    }
+    zk.log_in(LOGIN).await.map_err(anyhow::Error::msg)?;
+    zk.pose_as_member("10.0.0.1:1").await.map_err(anyhow::Error::msg)?;
     zk.close().await;
     Ok(())
 }

@@ -5,21 +5,51 @@
 //! looks at this node's znodes and at the list of members ([`zookeeper::follow`]). So it does not matter which event was lost: a new session,
 //! an expired one, a znode that a dying session left or took away all mend themselves by the same few steps.
 
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bitacora_protocol::zookeeper::{self, ConnectString, Follower, SERVERS, SOCKETS, TRIMMER};
+use bitacora_protocol::zookeeper::{self, ConnectString, Follower, ROOT, SERVERS, SOCKETS, TRIMMER};
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use zookeeper_async::{Acl, CreateMode, ZkError, ZkResult, ZooKeeper};
+use zookeeper_async::{Acl, CreateMode, Permission, ZkError, ZkResult, ZooKeeper};
 
 use super::{Address, Membership, MembershipState};
 
 /// How long [`Membership::leave`] waits for ZooKeeper.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A user and a password, which ZooKeeper's scheme *digest* knows a client by.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Login(String);
+
+impl FromStr for Login {
+    /// Does not tell the text, which may be a secret of another kind.
+    type Err = String;
+
+    /// Of `USER:PASSWORD`, with or without a line's end.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let line = text.strip_suffix('\n').unwrap_or(text);
+        let line = line.strip_suffix('\r').unwrap_or(line);
+        let is_login =
+            line.split_once(':').is_some_and(|(user, password)| !user.is_empty() && !password.is_empty());
+        if is_login && !line.contains(char::is_control) {
+            return Ok(Self(line.to_owned()));
+        }
+        Err("it is to have one line, USER:PASSWORD".to_owned())
+    }
+}
+
+/// Without the password.
+impl fmt::Debug for Login {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Login")
+    }
+}
 
 /// Membership by ZooKeeper.
 pub struct ZooKeeperMembership {
@@ -56,9 +86,15 @@ enum Intent {
 }
 
 impl ZooKeeperMembership {
-    /// Starts to follow the cluster; `session_timeout` is what ZooKeeper is asked for, which it may raise.
+    /// Starts to follow the cluster; `session_timeout` is what ZooKeeper is asked for, which it may raise. With a `login`, nobody without it
+    /// may change what this registers.
     #[must_use]
-    pub fn start(connect: &ConnectString, session_timeout: Duration, address: Address) -> Self {
+    pub fn start(
+        connect: &ConnectString,
+        session_timeout: Duration,
+        login: Option<Login>,
+        address: Address,
+    ) -> Self {
         let known = Known {
             members: Arc::new([]),
             state: MembershipState::Disconnected { reason: "not reached yet".into() },
@@ -73,8 +109,10 @@ impl ZooKeeperMembership {
             shared: Arc::clone(&shared),
             chroot: connect.chroot().to_owned(),
             address: address.clone(),
+            login,
             owner: None,
             sessions: 0,
+            refusal_logged: false,
         };
         let task = tokio::spawn(run(registration, connect.clone(), session_timeout));
         Self { shared, address, task: Mutex::new(Some(task)) }
@@ -155,23 +193,27 @@ struct Registration {
     shared: Arc<Shared>,
     chroot: String,
     address: Address,
+    login: Option<Login>,
     /// The session that created the two znodes.
     owner: Option<i64>,
     /// How many sessions have.
     sessions: u64,
+    /// Whether a log line has said that ZooKeeper refuses what this node registers.
+    refusal_logged: bool,
 }
 
 impl Follower for Registration {
     async fn look(&mut self, zookeeper: &ZooKeeper) -> ZkResult<()> {
-        let mut trims = false;
-        let intent = *self.shared.intent.borrow();
-        if intent == Intent::BeMember {
-            self.register(zookeeper).await?;
-            trims = self.elect(zookeeper).await?;
+        let looked = self.look_at(zookeeper).await;
+        if looked == Err(ZkError::NoAuth) && !self.refusal_logged {
+            self.refusal_logged = true;
+            tracing::error!(
+                "ZooKeeper does not let this node register: what is below {}{ROOT} belongs to another user than that of \
+                 ZOOKEEPER_AUTH_FILE; give all nodes the same file, or have an administrator of ZooKeeper set the ACLs",
+                self.chroot
+            );
         }
-        let members = zookeeper::members(zookeeper, &format!("{}{SERVERS}", self.chroot), true).await?;
-        self.connected(members, trims);
-        Ok(())
+        looked
     }
 
     fn disconnected(&mut self, reason: String) {
@@ -191,6 +233,49 @@ impl Follower for Registration {
 }
 
 impl Registration {
+    async fn look_at(&mut self, zookeeper: &ZooKeeper) -> ZkResult<()> {
+        if let Some(Login(login)) = &self.login {
+            // Of each connection, and nothing tells which one this is. To say it again changes nothing.
+            zookeeper.add_auth("digest", login.clone().into_bytes()).await?;
+        }
+        let mut trims = false;
+        let intent = *self.shared.intent.borrow();
+        if intent == Intent::BeMember {
+            self.register(zookeeper).await?;
+            trims = self.elect(zookeeper).await?;
+        }
+        let members = zookeeper::members(zookeeper, &format!("{}{SERVERS}", self.chroot), true).await?;
+        self.connected(members, trims);
+        Ok(())
+    }
+
+    /// Of what this node makes: others may read it, and with a login nothing else.
+    fn acl(&self) -> Vec<Acl> {
+        match self.login {
+            None => Acl::open_unsafe().clone(),
+            Some(_) => [&Acl::creator_all()[..], Acl::read_unsafe()].concat(),
+        }
+    }
+
+    /// Takes the folders from everybody else, if they were made by a node without a login.
+    async fn close_folders(&self, zookeeper: &ZooKeeper) -> ZkResult<()> {
+        if self.login.is_none() {
+            return Ok(());
+        }
+        for folder in [ROOT, SERVERS, SOCKETS] {
+            let path = format!("{}{folder}", self.chroot);
+            let (acl, stat) = match zookeeper.get_acl(&path).await {
+                Err(ZkError::NoNode) => continue,
+                acl => acl?,
+            };
+            if acl.iter().any(|acl| acl.scheme == "world" && acl.perms != Permission::READ) {
+                zookeeper.set_acl(&path, self.acl(), Some(stat.aversion)).await?;
+                tracing::info!(path, "only nodes may change it from now on");
+            }
+        }
+        Ok(())
+    }
+
     fn connected(&self, members: Vec<String>, trims: bool) {
         let mut known = self.shared.known.lock();
         known.registered = self.owner.is_some();
@@ -226,10 +311,9 @@ impl Registration {
                 },
                 None => {}
             }
-            create_parents(zookeeper, &folder).await?;
+            self.create_folders(zookeeper, &folder).await?;
             let data = name.clone().into_bytes();
-            let (_, stat) =
-                zookeeper.create2(&path, data, Acl::open_unsafe().clone(), CreateMode::Ephemeral).await?;
+            let (_, stat) = zookeeper.create2(&path, data, self.acl(), CreateMode::Ephemeral).await?;
             if self.owner.replace(stat.ephemeral_owner) != Some(stat.ephemeral_owner) {
                 self.sessions += 1;
             }
@@ -245,24 +329,45 @@ impl Registration {
             return Ok(Some(stat.ephemeral_owner) == self.owner);
         }
         let data = self.address.api().into_bytes();
-        match zookeeper.create(&path, data, Acl::open_unsafe().clone(), CreateMode::Ephemeral).await {
+        match zookeeper.create(&path, data, self.acl(), CreateMode::Ephemeral).await {
             Ok(_) => Ok(true),
             // Another was faster.
             Err(ZkError::NodeExists) => Ok(false),
             Err(error) => Err(error),
         }
     }
+
+    /// Makes a folder and those that it is in, as far as they are missing.
+    async fn create_folders(&self, zookeeper: &ZooKeeper, folder: &str) -> ZkResult<()> {
+        let ends = folder.char_indices().filter(|(at, c)| *c == '/' && *at > 0).map(|(at, _)| at);
+        for end in ends.chain([folder.len()]) {
+            // The chroot may be others' as well.
+            let is_ours = end > self.chroot.len();
+            let acl = if is_ours { self.acl() } else { Acl::open_unsafe().clone() };
+            match zookeeper.create(&folder[..end], Vec::new(), acl, CreateMode::Persistent).await {
+                Ok(_) | Err(ZkError::NodeExists) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.close_folders(zookeeper).await
+    }
 }
 
-async fn create_parents(zookeeper: &ZooKeeper, folder: &str) -> ZkResult<()> {
-    let ends =
-        folder.char_indices().filter(|(at, c)| *c == '/' && *at > 0).map(|(at, _)| at).chain([folder.len()]);
-    for end in ends {
-        let path = &folder[..end];
-        match zookeeper.create(path, Vec::new(), Acl::open_unsafe().clone(), CreateMode::Persistent).await {
-            Ok(_) | Err(ZkError::NodeExists) => {}
-            Err(error) => return Err(error),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_is_a_user_and_a_password_and_is_never_told() {
+        for text in ["nodes:s3cret", "nodes:s3cret\n", "nodes:s3cret\r\n"] {
+            assert_eq!(text.parse(), Ok(Login("nodes:s3cret".to_owned())));
         }
+        // A password may have what parts it from the user.
+        assert_eq!("nodes:s3:cret".parse(), Ok(Login("nodes:s3:cret".to_owned())));
+        for wrong in ["", "s3cret", ":s3cret", "nodes:", "nodes:s3cret\n\n", "a:s3cret\nb:s3cret\n"] {
+            let error = wrong.parse::<Login>().expect_err("no login");
+            assert!(!error.contains("s3cret") && error.contains("USER:PASSWORD"), "{error}");
+        }
+        assert!(!format!("{:?}", Login("nodes:s3cret".to_owned())).contains("s3cret"));
     }
-    Ok(())
 }

@@ -8,6 +8,8 @@ use bitacora_protocol::units::positive_duration_or_ms as positive_duration;
 use bitacora_protocol::zookeeper::ConnectString;
 use clap::{Args, ValueEnum};
 
+use crate::cluster::zookeeper::Login;
+
 use super::values::{hosts, node_address, replication_factor, session_timeout, topic};
 use super::{LogSettings, NodeSettings, kafka_properties};
 
@@ -60,6 +62,9 @@ pub struct ServeSettings {
     /// How long ZooKeeper keeps a silent node a member (its servers allow no less than two of their ticks)
     #[arg(long, env, value_name = "TIME", default_value = "2500ms", value_parser = session_timeout, help_heading = "Cluster")]
     pub zookeeper_session_timeout: Duration,
+    /// A file with `USER:PASSWORD`: only who shows that to ZooKeeper may change what nodes register there (digest)
+    #[arg(long, env, value_name = "FILE", help_heading = "Cluster")]
+    pub zookeeper_auth_file: Option<PathBuf>,
     /// Name or address that the others reach this node by [default: as `ADDRESS_SOURCE` says]
     #[arg(long, env, value_name = "HOST", value_parser = node_address, help_heading = "Cluster")]
     pub node_address: Option<String>,
@@ -102,5 +107,16 @@ impl ServeSettings {
     /// What is wrong in which file and line.
     pub fn properties(&self) -> Result<Vec<(String, String)>, String> {
         kafka_properties::read(self.kafka_properties_file.as_deref(), &self.kafka_properties)
+    }
+
+    /// What the node shows to ZooKeeper.
+    ///
+    /// # Errors
+    /// When there is something else than a user and a password in the file. It is not told what, which may be a secret of another kind.
+    pub fn zookeeper_login(&self) -> Result<Option<Login>, String> {
+        let Some(path) = &self.zookeeper_auth_file else { return Ok(None) };
+        let text = std::fs::read_to_string(path).map_err(|error| format!("it can't be read: {error}"));
+        let login = text.and_then(|text| text.parse());
+        login.map(Some).map_err(|error| format!("ZOOKEEPER_AUTH_FILE {}: {error}", path.display()))
     }
 }

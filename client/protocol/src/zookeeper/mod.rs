@@ -10,6 +10,8 @@ use std::str::FromStr;
 
 pub use session::{Follower, follow, list_members, members};
 
+/// Folder of all that nodes make.
+pub const ROOT: &str = "/bitacora";
 /// Folder of an ephemeral znode for each node, named `host:API_PORT`.
 pub const SERVERS: &str = "/bitacora/servers";
 /// Folder of an ephemeral znode for each node, named `host:AVRO_PORT`.
