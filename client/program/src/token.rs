@@ -4,6 +4,8 @@ use std::path::Path;
 
 use bitacora_protocol::token::Token;
 
+use crate::secret_file;
+
 /// The variable that may have the token itself.
 pub const VARIABLE: &str = "BITACORA_TOKEN";
 
@@ -21,9 +23,7 @@ fn read_from(file: Option<&Path>, variable: Option<String>) -> Result<Option<Tok
         let token = text.map(|text| text.parse().map_err(|error| format!("{VARIABLE}: {error}")));
         return token.transpose();
     };
-    let text = std::fs::read_to_string(path).map_err(|error| format!("it can't be read: {error}"));
-    let token = text.and_then(|text| text.parse());
-    token.map(Some).map_err(|error| format!("--token-file {}: {error}", path.display()))
+    secret_file::read("--token-file", path).map(Some)
 }
 
 #[cfg(test)]

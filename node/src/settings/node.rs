@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bitacora_program::secret_file;
 use bitacora_protocol::token::Token;
 use bitacora_protocol::units::{
     bytes, duration_or_ms as duration, positive_duration_or_ms as positive_duration,
@@ -134,12 +135,9 @@ impl NodeSettings {
     /// # Errors
     /// When a file can't be read or makes no sense, or other members would not answer to this one.
     pub fn access(&self, metrics: Arc<Metrics>) -> Result<(Access, Option<Token>), String> {
-        let token = self.member_token_file.as_deref().map(|path| {
-            let text = std::fs::read_to_string(path).map_err(|error| format!("it can't be read: {error}"));
-            let token = text.and_then(|text| text.parse::<Token>());
-            token.map_err(|error| format!("MEMBER_TOKEN_FILE {}: {error}", path.display()))
-        });
-        let token = token.transpose()?;
+        let file = self.member_token_file.as_deref();
+        let token: Option<Token> =
+            file.map(|path| secret_file::read("MEMBER_TOKEN_FILE", path)).transpose()?;
         let access = match &self.tokens_file {
             None if !self.anonymous.is_empty() => {
                 return Err(

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bitacora_program::secret_file;
 use bitacora_protocol::units::positive_duration_or_ms as positive_duration;
 use bitacora_protocol::zookeeper::ConnectString;
 use clap::{Args, ValueEnum};
@@ -114,9 +115,7 @@ impl ServeSettings {
     /// # Errors
     /// When there is something else than a user and a password in the file. It is not told what, which may be a secret of another kind.
     pub fn zookeeper_login(&self) -> Result<Option<Login>, String> {
-        let Some(path) = &self.zookeeper_auth_file else { return Ok(None) };
-        let text = std::fs::read_to_string(path).map_err(|error| format!("it can't be read: {error}"));
-        let login = text.and_then(|text| text.parse());
-        login.map(Some).map_err(|error| format!("ZOOKEEPER_AUTH_FILE {}: {error}", path.display()))
+        let file = self.zookeeper_auth_file.as_deref();
+        file.map(|path| secret_file::read("ZOOKEEPER_AUTH_FILE", path)).transpose()
     }
 }
