@@ -87,19 +87,19 @@ pub(super) fn digest_of(entry: &Entry) -> Digest {
     Digest(xxh3_128(entry.key_and_stored()))
 }
 
-/// As [`digest_of`], of an entry on disk, with its partition; `None` if it is no entry.
-pub(super) fn digest_of_stored(key: &[u8], stored: &[u8]) -> Option<(i32, Digest)> {
+/// As [`digest_of`], of an entry on disk, with its position; `None` if it is no entry.
+pub(super) fn digest_of_stored(key: &[u8], stored: &[u8]) -> Option<(Position, Digest)> {
     let head = EntryHead::of(stored)?;
-    let partition = head.position.partition;
+    let position = head.position;
     if !counts(&head) {
-        return Some((partition, Digest::default()));
+        return Some((position, Digest::default()));
     }
     if head.ttl > 0 {
-        return Some((partition, digest_without_record(key, head)));
+        return Some((position, digest_without_record(key, head)));
     }
     let mut bytes = super::entry::begin(key, stored.len());
     bytes.extend_from_slice(stored);
-    Some((partition, Digest(xxh3_128(&bytes))))
+    Some((position, Digest(xxh3_128(&bytes))))
 }
 
 /// Whether every replica holds the entry: other writers' tombstones and provisional entries go in each node's own time.
@@ -121,8 +121,8 @@ pub(super) struct DigestSums(BTreeMap<i32, Digest>);
 impl DigestSums {
     /// Adds an entry on disk; `None` if it is no entry.
     pub fn add(&mut self, key: &[u8], stored: &[u8]) -> Option<()> {
-        let (partition, digest) = digest_of_stored(key, stored)?;
-        *self.0.entry(partition).or_default() += digest;
+        let (position, digest) = digest_of_stored(key, stored)?;
+        *self.0.entry(position.partition).or_default() += digest;
         Some(())
     }
 

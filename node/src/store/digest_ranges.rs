@@ -12,7 +12,7 @@ use super::digest::{digest_of, digest_of_stored};
 use super::environment::Environment;
 use super::error::undecoded;
 use super::trimming::parse_older_entries;
-use super::{Digest, EntryHead, Store, StoreError};
+use super::{Digest, Store, StoreError};
 use crate::log::LogTag;
 
 /// What is to be found out about a range of keys.
@@ -190,9 +190,9 @@ fn in_pairs(parts: Vec<Part>) -> Vec<Part> {
 
 /// An entry on disk: where it is in the log, and its digest. Bytes that are no entry have one of their own.
 fn look_at(key: &[u8], stored: &[u8]) -> (Option<Position>, Digest) {
-    match (EntryHead::of(stored), digest_of_stored(key, stored)) {
-        (Some(head), Some((_, digest))) if head.position.partition >= 0 && head.position.offset >= 0 => {
-            (Some(head.position), digest)
+    match digest_of_stored(key, stored) {
+        Some((position, digest)) if position.partition >= 0 && position.offset >= 0 => {
+            (Some(position), digest)
         }
         _ => (None, Digest(xxh3_128(&[key, stored].concat()))),
     }
