@@ -97,9 +97,7 @@ pub async fn serve(
             return Ok(Ended::Other(input));
         }
         let (mut used, mut last) = (0, false);
-        while let Some(get) = plain_get(&input[used..])
-            && !last
-        {
+        while !last && let Some(get) = plain_get(&input[used..]) {
             used += get.length;
             let reply = answer(api, caller, &get).await;
             last = reply.headers().contains_key(CONNECTION);
