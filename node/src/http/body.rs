@@ -1,10 +1,13 @@
 //! A request's body, taken in as it arrives: no longer than it may be, no larger than it may be, and counted against the
 //! node's memory as it grows.
 
+use std::fmt::Display;
 use std::time::Duration;
 
-use bytes::Buf;
+use bytes::{Buf, Bytes};
 use futures_util::{Stream, StreamExt as _};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
 
 use super::error::HttpError;
 use crate::service::memory::{Memory, Permit};
@@ -15,12 +18,17 @@ pub struct Body {
     pub memory: Permit,
 }
 
+/// A body of the HTTP library's, chunk by chunk.
+pub fn chunks(body: Incoming) -> impl Stream<Item = hyper::Result<Bytes>> {
+    body.into_data_stream()
+}
+
 /// Reads a body of at most `limit` bytes within `timeout`. `max_value_bytes` is what the sentence names.
 ///
 /// # Errors
 /// When it is too large, too slow or broken off, or when the node's memory for requests is spent.
-pub async fn read(
-    body: impl Stream<Item = Result<impl Buf, warp::Error>>,
+pub async fn read<B: Buf, E: Display>(
+    body: impl Stream<Item = Result<B, E>>,
     limit: usize,
     max_value_bytes: usize,
     timeout: Duration,

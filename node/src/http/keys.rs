@@ -1,5 +1,6 @@
 //! One key: `/rpc` and `/rpc/cluster`.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use bitacora_protocol::WriteOptions;
@@ -9,6 +10,7 @@ use warp::http::HeaderMap;
 
 use super::conditions::{idempotency_key, no_write_condition, write_condition};
 use super::error::HttpError;
+use super::etag::Tags;
 use super::media::{BodyType, body_type};
 use super::options::read_options;
 use super::params::{Params, has_field, parse_ttl, query_params};
@@ -16,17 +18,19 @@ use super::{Limits, Notes, Outcome, answers, body, etag, options};
 use crate::service::Service;
 use crate::service::access::Grant;
 use crate::service::error::OperationError;
+use crate::service::memory::OutOfMemory;
 use crate::service::reads::{Answer, LookupResult};
 use crate::service::writes::check_key;
 
-/// `GET /rpc?key=`
-pub(super) async fn get(
+/// `GET /rpc?key=`. `make` makes the answer about a key, for a reader who has the records of these tags.
+pub(super) async fn get<T>(
     service: &Service,
     grant: &Grant,
     query: &str,
     headers: &HeaderMap,
     notes: &mut Notes,
-) -> Outcome {
+    make: impl FnOnce(&str, &Answer, Option<&Tags>) -> Result<T, OutOfMemory>,
+) -> Result<(T, &'static str), HttpError> {
     let params = query_params(query, READ_FIELDS)?;
     let key = params.get("key").unwrap_or_default();
     check_key(key).map_err(OperationError::from)?;
@@ -42,7 +46,7 @@ pub(super) async fn get(
         _ => notes.waits.peers = notes.started.elapsed(),
     }
     let answer = answer?;
-    Ok((answers::read(key, &answer, known.as_ref(), service.memory())?, answer.outcome()))
+    Ok((make(key, &answer, known.as_ref())?, answer.outcome()))
 }
 
 /// `GET /rpc/cluster?key=`: what another member asks.
@@ -63,12 +67,12 @@ pub(super) struct Set<'a> {
 }
 
 /// `POST /rpc`, with the value in the query, in a form, or as the body.
-pub(super) async fn set(
+pub(super) async fn set<B: Buf, E: Display>(
     service: &Service,
     grant: &Grant,
     request: Set<'_>,
     notes: &mut Notes,
-    body: impl Stream<Item = Result<impl Buf, warp::Error>>,
+    body: impl Stream<Item = Result<B, E>>,
 ) -> Outcome {
     let Set { limits, query, headers } = request;
     let query = query_params(query, FIELDS)?;

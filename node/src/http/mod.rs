@@ -17,7 +17,7 @@ mod openapi;
 mod options;
 mod origins;
 mod params;
-mod plain_reads;
+mod plain_calls;
 mod refusals;
 mod routes;
 mod scan;
@@ -126,9 +126,19 @@ impl Notes {
 
 /// Counts a request, and makes its answer.
 fn counted(metrics: &Metrics, slow: &SlowRequests, notes: Notes, outcome: Outcome) -> Reply {
+    counted_as(metrics, slow, notes, outcome)
+}
+
+/// As [`counted`], with an answer of another kind.
+fn counted_as<T: From<Reply>>(
+    metrics: &Metrics,
+    slow: &SlowRequests,
+    notes: Notes,
+    outcome: Result<(T, &'static str), HttpError>,
+) -> T {
     let (reply, outcome) = outcome.unwrap_or_else(|error| {
         let write = matches!(notes.operation, "set" | "delete" | "batch");
-        (error.reply(write), error.kind().outcome())
+        (error.reply(write).into(), error.kind().outcome())
     });
     notes.finish(metrics, slow, outcome);
     reply

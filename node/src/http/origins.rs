@@ -133,6 +133,12 @@ impl Origins {
         headers.get(ORIGIN).filter(|origin| self.allows(origin.as_bytes())).cloned()
     }
 
+    /// Whether answers say nothing of origins to who names none.
+    #[must_use]
+    pub fn are_none(&self) -> bool {
+        self.allowed.is_empty()
+    }
+
     /// Says in an answer who may read it.
     pub fn describe(&self, readable_by: Option<HeaderValue>, answer: &mut HeaderMap) {
         if !self.allowed.is_empty() {

@@ -1,6 +1,7 @@
 //! The table of the API's paths, and the one filter that looks a request up in it.
 
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,14 +12,17 @@ use warp::Filter;
 use warp::http::{HeaderMap, Method};
 use warp::reply::{Reply as _, Response};
 
-use super::answers::Reply;
+use super::answers::{self, Reply};
 use super::error::HttpError;
+use super::etag::Tags;
 use super::{
-    Api, Notes, batch, changes, console, counted, digest_ranges, health, keys, openapi, scan, snapshot,
-    status, watch,
+    Api, Notes, batch, changes, console, counted, counted_as, digest_ranges, health, keys, openapi, scan,
+    snapshot, status, watch,
 };
 pub use crate::server::access::needs::Call;
 use crate::service::access::Grant;
+use crate::service::memory::OutOfMemory;
+use crate::service::reads::Answer;
 use crate::service::slow;
 use crate::telemetry::TraceParent;
 
@@ -83,12 +87,6 @@ pub fn methods(path: &str) -> Result<String, HttpError> {
     }
 }
 
-/// Whether a request reads a key of the API. Such a one has no body, and needs no filters to be looked up ([`get`]).
-#[must_use]
-pub fn is_get(path: &str, method: &Method) -> bool {
-    path == "/rpc" && GET.contains(method)
-}
-
 /// A call whose caller may make it. Every request has it among its extensions when it comes to [`routes`].
 #[derive(Clone)]
 pub struct Admitted {
@@ -99,13 +97,50 @@ pub struct Admitted {
 
 /// Answers a read of a key: what most calls are.
 pub async fn get(api: &Api, grant: &Grant, method: &Method, query: &str, headers: &HeaderMap) -> Reply {
+    let memory = api.service.memory();
+    get_with(api, grant, method, query, headers, |key, answer, known| {
+        answers::read(key, answer, known, memory)
+    })
+    .await
+}
+
+/// As [`get`]; `make` makes the answer about a key, for a reader who has the records of these tags.
+pub async fn get_with<T: From<Reply>>(
+    api: &Api,
+    grant: &Grant,
+    method: &Method,
+    query: &str,
+    headers: &HeaderMap,
+    make: impl FnOnce(&str, &Answer, Option<&Tags>) -> Result<T, OutOfMemory>,
+) -> T {
     let (id, started) = (slow::next_id(), Instant::now());
     let span = tracing::debug_span!("request", id, interface = "http", %method);
     let Api { service, metrics, slow, telemetry, .. } = api;
     let answer = async {
         let span = telemetry.request("http", "get", || parent(headers));
         let mut notes = Notes::new(id, "get", started, span);
-        let outcome = keys::get(service, grant, query, headers, &mut notes).await;
+        let outcome = keys::get(service, grant, query, headers, &mut notes, make).await;
+        counted_as(metrics, slow, notes, outcome)
+    };
+    answer.instrument(span).await
+}
+
+/// Answers a write of a key: what most of the other calls are.
+pub async fn set<B: Buf, E: Display>(
+    api: &Api,
+    grant: &Grant,
+    query: &str,
+    headers: &HeaderMap,
+    body: impl Stream<Item = Result<B, E>>,
+) -> Reply {
+    let (id, started) = (slow::next_id(), Instant::now());
+    let span = tracing::debug_span!("request", id, interface = "http", method = %Method::POST);
+    let Api { service, metrics, slow, telemetry, limits, .. } = api;
+    let answer = async {
+        let span = telemetry.request("http", "set", || parent(headers));
+        let mut notes = Notes::new(id, "set", started, span);
+        let request = keys::Set { limits: *limits, query, headers };
+        let outcome = keys::set(service, grant, request, &mut notes, body).await;
         counted(metrics, slow, notes, outcome)
     };
     answer.instrument(span).await
@@ -151,10 +186,10 @@ async fn answer<B: Buf + Send + 'static>(
 ) -> Response {
     let started = Instant::now();
     let Request { id, admitted: Admitted { call, grant }, method, query, headers } = request;
-    let Api { service, status: node, members, snapshots, metrics, slow, telemetry, limits, .. } = api;
+    let Api { service, status: node, members, snapshots, metrics, slow, telemetry, .. } = api;
     let operation = match call {
-        Call::Get => "get",
-        Call::Set => "set",
+        Call::Get => return get(api, &grant, &method, &query, &headers).await.into_response(),
+        Call::Set => return set(api, &grant, &query, &headers, body).await.into_response(),
         Call::Delete => "delete",
         Call::GetForMember => "cluster",
         Call::Scan => "scan",
@@ -180,11 +215,6 @@ async fn answer<B: Buf + Send + 'static>(
     let span = telemetry.request("http", operation, || parent(&headers));
     let mut notes = Notes::new(id, operation, started, span);
     let outcome = match call {
-        Call::Get => keys::get(service, &grant, &query, &headers, &mut notes).await,
-        Call::Set => {
-            let request = keys::Set { limits: *limits, query: &query, headers: &headers };
-            keys::set(service, &grant, request, &mut notes, body).await
-        }
         Call::Delete => keys::delete(service, &grant, &query, &headers, &mut notes).await,
         Call::Scan => scan::scan(service, &grant, &query, &headers, &mut notes).await,
         Call::Batch => return batch::run(api, grant, &query, &headers, notes, body),

@@ -1,4 +1,4 @@
-//! Connections: accepted one by one within a limit, and given to warp once they bring more than plain reads; at the end those that are
+//! Connections: accepted one by one within a limit, and given to warp once they bring more than plain calls; at the end those that are
 //! busy may finish until a deadline, and are aborted then.
 
 use std::convert::Infallible;
@@ -24,10 +24,10 @@ use warp::http::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use warp::reply::{Reply as _, Response};
 
 use super::error::HttpError;
-use super::plain_reads::{self, Ended};
+use super::plain_calls::{self, Ended};
 use super::refusals::{JsonRefusals, Verbatim, VerbatimAnswer};
 use super::routes::Admitted;
-use super::{Api, gate, routes};
+use super::{Api, body, gate, routes};
 use crate::metrics::Counted;
 use crate::server::access::needs::Call;
 use crate::server::access::{Access, Caller};
@@ -123,7 +123,7 @@ async fn run(
             };
             let Some(stream) = stream else { return };
             let mut socket = Socket::new(stream, write_timeout).with_max_read(MAX_READ_BYTES);
-            let read = match plain_reads::serve(&api, &caller, &mut socket, idle, closed).await {
+            let read = match plain_calls::serve(&api, &caller, &mut socket, idle, closed).await {
                 Ok(Ended::Other(read)) => read,
                 Ok(Ended::Closed) => return drop((socket.shutdown().await, watcher)),
                 Err(error) => return tracing::debug!(%error, "a connection ended badly"),
@@ -134,7 +134,7 @@ async fn run(
             let service = service_fn(move |request| {
                 answer(Arc::clone(&api), Arc::clone(&caller), calls.clone(), Arc::clone(&verbatim), request)
             });
-            // In memory of its own, which a connection of plain reads does not need.
+            // In memory of its own, which a connection of plain calls does not need.
             let connection = Box::pin(watcher.watch(http.serve_connection(TokioIo::new(socket), service)));
             // A client that goes away or speaks no HTTP is its own affair.
             if let Err(error) = connection.await {
@@ -168,7 +168,7 @@ fn settings_of_connections(idle: Duration) -> http1::Builder {
 
 /// Which call a request is, if its caller may make it.
 fn admit(caller: &Caller, method: &Method, path: &str, headers: &HeaderMap) -> Result<Admitted, HttpError> {
-    let call = if routes::is_get(path, method) { Call::Get } else { routes::find(path, method)? };
+    let call = routes::find(path, method)?;
     let shown = || headers.get_all(AUTHORIZATION).iter().map(HeaderValue::as_bytes);
     let grant = caller.admit(call.name(), call.needs(), shown)?;
     if call.is_audited() {
@@ -195,9 +195,16 @@ where
         Err(answered) => Err(answered),
     };
     let mut answer = match admitted {
+        // Most calls need no filters to be looked up.
         Ok(Admitted { call: Call::Get, grant }) => {
             let query = request.uri().query().unwrap_or_default();
             routes::get(&api, &grant, request.method(), query, request.headers()).await.into_response()
+        }
+        Ok(Admitted { call: Call::Set, grant }) => {
+            let (head, body) = request.into_parts();
+            let query = head.uri.query().unwrap_or_default();
+            let set = routes::set(&api, &grant, query, &head.headers, body::chunks(body));
+            Box::pin(set).await.into_response()
         }
         Ok(admitted) => {
             request.extensions_mut().insert(admitted);

@@ -11,7 +11,7 @@ mod half_close;
 mod heads;
 mod origins;
 mod paths;
-mod plain_reads;
+mod plain_calls;
 #[path = "../support/mod.rs"]
 mod support;
 mod tls;

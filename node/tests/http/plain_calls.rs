@@ -1,4 +1,4 @@
-//! Reads that are answered ahead of the HTTP library: as the library would have it, byte by byte but for the order of the headers.
+//! Calls that are answered ahead of the HTTP library: as the library would have it, byte by byte but for the order of the headers.
 
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,12 @@ const FOR_THE_LIBRARY: &str = "X-Nobody-Knows-This: 1";
 fn get(query: &str, headers: &[&str]) -> String {
     let headers: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
     format!("GET /rpc?{query} HTTP/1.1\r\nHost: node\r\n{headers}\r\n")
+}
+
+fn post(query: &str, headers: &[&str], body: &str) -> String {
+    let headers: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
+    let length = body.len();
+    format!("POST /rpc?{query} HTTP/1.1\r\nHost: node\r\nContent-Length: {length}\r\n{headers}\r\n{body}")
 }
 
 /// Sends requests in one write, closes the sending half, and reads all answers.
@@ -57,7 +63,12 @@ async fn same(running: &Running, query: &str, headers: &[&str]) -> Answer {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_are_those_of_the_library() {
-    let running = Running::start(&["--allowed-origins", "https://a.example"]).await;
+    are_those_of_the_library(&[]).await;
+    are_those_of_the_library(&["--allowed-origins", "https://a.example"]).await;
+}
+
+async fn are_those_of_the_library(settings: &[&str]) {
+    let running = Running::start(settings).await;
     let large = "v".repeat(200_000);
     for (query, body) in [
         ("key=k&value=v", ""),
@@ -98,6 +109,104 @@ async fn answers_are_those_of_the_library() {
     let long = format!("key={}", "k".repeat(2_000));
     assert_eq!(same(&running, &long, &[]).await.status, 400);
     running.stop().await;
+}
+
+/// What an answer to a write has, but for what each write has of its own.
+fn of_any_write(answer: &Answer) -> (String, Vec<String>, serde_json::Value) {
+    let (status, mut headers, body) = compared(answer);
+    for header in &mut headers {
+        let (name, value) = header.split_once(": ").expect("a header");
+        if ["bitacora-position", "bitacora-timestamp", "etag"].contains(&name) {
+            assert!(!value.is_empty());
+            *header = name.to_owned();
+        }
+    }
+    let mut body: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+    for field in ["timestamp", "uuid"] {
+        if let Some(value) = body.get_mut(field) {
+            *value = serde_json::Value::Null;
+        }
+    }
+    // Until when it lives.
+    if let Some(ttl) = body.get_mut("ttl").filter(|ttl| ttl.as_i64() > Some(0)) {
+        *ttl = serde_json::Value::Null;
+    }
+    (status, headers, body)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_to_writes_are_those_of_the_library() {
+    let running =
+        Running::start(&["--allowed-origins", "https://a.example", "--max-value-bytes", "2000"]).await;
+    let (form, text) = ("Content-Type: application/x-www-form-urlencoded", "Content-Type: text/plain");
+    let (long, very_long) = ("v".repeat(2_000), "v".repeat(2_001));
+    for (query, headers, body, status) in [
+        ("key=k&value=v", vec![], "", 200),
+        ("key=k&value=v", vec![text], "", 200),
+        ("key=k", vec![], "raw", 200),
+        ("key=k", vec![text], "", 200),
+        ("key=a%20b&ttl=5s", vec![text], "\u{e9}\n", 200),
+        ("key=k", vec![form], "value=a%26b&ttl=1h", 200),
+        ("key=k", vec![form], "{\"a\":1}", 200),
+        ("key=k&visible=here", vec![text], "v", 200),
+        ("key=k&visible=nowhere", vec![text], "v", 400),
+        ("key=k&value=v", vec![form], "value=w", 400),
+        ("key=k", vec![], "", 400),
+        ("key=", vec![text], "v", 400),
+        ("other=1", vec![text], "v", 400),
+        ("key=k&ttl=soon", vec![text], "v", 400),
+        ("key=k", vec!["Content-Type: multipart/form-data"], "v", 415),
+        ("key=k", vec![text], &long, 200),
+        ("key=k", vec![text], &very_long, 413),
+    ] {
+        let all = [headers.clone(), vec![FOR_THE_LIBRARY]].concat();
+        let plain = answers(&running, &[post(query, &headers, body)]).await;
+        let others = answers(&running, &[post(query, &all, body)]).await;
+        assert_eq!((plain.len(), others.len()), (1, 1), "{query}: {plain:?}, {others:?}");
+        assert_eq!(plain[0].status, status, "{query} {headers:?}: {plain:?}");
+        assert_eq!(of_any_write(&plain[0]), of_any_write(&others[0]), "{query} {headers:?}");
+    }
+    running.stop().await;
+}
+
+/// In one write, each call finds what those before it wrote, whoever answers it.
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_and_reads_of_one_connection_take_effect_in_turn() {
+    let running = Running::start(&[]).await;
+    let mut requests = Vec::new();
+    for number in 0..40 {
+        let library: &[&str] = if number < 20 { &[] } else { &[FOR_THE_LIBRARY] };
+        requests.push(post("key=k&visible=here", library, &format!("v{number}")));
+        requests.push(get("key=k", library));
+    }
+    let all = answers(&running, &requests).await;
+    assert_eq!(all.len(), requests.len());
+    for (number, pair) in all.chunks(2).enumerate() {
+        let value = format!("\"value\":\"v{number}\"");
+        assert!(pair.iter().all(|answer| answer.body.contains(&value)), "{number}: {pair:?}");
+    }
+    running.stop().await;
+}
+
+/// A call that is under way when the node is told to stop is answered, and its connection ends with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_waits_for_a_call_under_way() {
+    let running = Running::start(&[]).await;
+    let mut stream = TcpStream::connect(running.address.api()).await.expect("a connection");
+    // No node shows so late a position, so this one waits until its time is over.
+    let waiting = get("key=k&consistency=session&position=0:1000000&timeout=1s", &[]);
+    stream.write_all((get("key=k", &[]) + &waiting).as_bytes()).await.expect("sent");
+    let mut text = String::new();
+    while !text.ends_with("not found\"}") {
+        let mut part = [0; 1024];
+        let read = timeout(PATIENCE, stream.read(&mut part)).await.expect("in time").expect("an answer");
+        assert!(read > 0, "closed after {text}");
+        text.push_str(&String::from_utf8_lossy(&part[..read]));
+    }
+    let (end, ()) = tokio::join!(read_to_end(&mut stream), running.stop());
+    let answer = Answer::parse(&end);
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert!(answer.body.contains("stopping"), "{answer:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
