@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use bitacora_node::process::logging::Output;
 use bitacora_node::process::signals::stop_signal;
-use bitacora_node::replication::snapshot::backup;
+use bitacora_node::replication::snapshot::{backup, export};
 use bitacora_node::settings::{Cli, Command, HealthSettings};
 use bitacora_node::{dev, serve};
 use bitacora_program::{console, token};
@@ -70,6 +70,7 @@ async fn run(cli: Cli, output: &Output) -> Result<()> {
             backup::write(&source, &settings.clients(&source, token.as_ref())?, &settings.file).await
         }
         Command::Restore(settings) => backup::restore(&settings.file, &settings.data_dir),
+        Command::Export(settings) => export::export(&settings.data_dir),
     }
 }
 

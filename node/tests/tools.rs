@@ -1,4 +1,4 @@
-//! `backup`, `restore`, `health` and `dev` as programs: files, pipes, and streams that can't be written.
+//! `backup`, `restore`, `export`, `health` and `dev` as programs: files, pipes, and streams that can't be written.
 
 mod support;
 
@@ -238,6 +238,21 @@ mod files {
         fs::copy(source.path("data/today"), &inside).expect("copied");
         fails(&run(restore(&source.path("other")).arg(&inside)), "move it to another folder first");
         assert!(inside.exists());
+    }
+
+    #[test]
+    fn an_export_is_of_a_whole_store_that_no_node_uses() {
+        let source = Source::start();
+        let export = |name: &str| run(program(&["export", "--data-dir"]).arg(source.path(name)));
+        fails(&export("missing"), "holds no store of a node");
+        assert!(!source.path("missing").exists());
+        fails(&export("data"), "in use by another process");
+        ok(&run(&mut source.backup(source.path("today"))));
+        ok(&run(restore(&source.path("restored")).arg(source.path("today"))));
+        let exported = export("restored");
+        ok(&exported);
+        assert_eq!(String::from_utf8_lossy(&exported.stdout), "{\"key\":\"k\",\"value\":\"v\"}\n");
+        assert!(stderr(&exported).contains("1 records of "), "{}", stderr(&exported));
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod full_disk;
 mod grown_topic;
 mod import_export;
 mod kubernetes;
+mod lost_topic;
 mod machine;
 mod membership;
 mod metrics;
@@ -76,6 +77,7 @@ pub fn all() -> Vec<Test> {
         machine::tests(),
         real_data::tests(),
         resync::tests(),
+        lost_topic::tests(),
         grown_topic::tests(),
         request_memory::tests(),
         snapshot::tests(),

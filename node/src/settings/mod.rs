@@ -16,7 +16,7 @@ pub use self::dev::DevSettings;
 pub use self::logging::{LogFormat, LogSettings};
 pub use self::node::{ClientCertificates, NodeSettings};
 pub use self::serve::{AddressSource, ServeSettings};
-pub use self::tools::{BackupSettings, HealthSettings, OwnNode, RestoreSettings};
+pub use self::tools::{BackupSettings, ExportSettings, HealthSettings, OwnNode, RestoreSettings};
 
 /// A node of Bitacora: a replicated in-memory key-value store whose write-ahead log is a compacted Kafka topic.
 #[derive(Debug, Parser)]
@@ -48,6 +48,8 @@ pub enum Command {
     Backup(BackupSettings),
     /// Fill an empty data folder from such a file, for a node to start from
     Restore(RestoreSettings),
+    /// Print the records of a data folder that no node uses, as lines for 'bitacora import'
+    Export(ExportSettings),
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The settings of the commands beside a node: `health`, `backup` and `restore`.
+//! The settings of the commands beside a node: `health`, `backup`, `restore` and `export`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -55,6 +55,22 @@ Examples:
 
 The node then reads on where the backup stands. A backup of another topic or cluster, or one that is older than
 DELETE_RETENTION, is not used: the node empties the store and fills it from its peers or the log, as it always may.";
+
+#[derive(Debug, Clone, Args)]
+#[command(after_help = EXPORT_EXAMPLES)]
+pub struct ExportSettings {
+    /// Folder of a node that is stopped, or one that 'restore' filled
+    #[arg(long, env, value_name = "DIR", default_value = "bitacora-data")]
+    pub data_dir: PathBuf,
+}
+
+const EXPORT_EXAMPLES: &str = "\
+Examples:
+  bitacora-node export --data-dir /var/lib/bitacora > all.ndjson
+  bitacora-node restore --data-dir unpacked bitacora.backup && bitacora-node export --data-dir unpacked | bitacora import -
+
+It needs neither Kafka nor ZooKeeper: with it the records come into a new topic when the one that they are of is lost.
+What is deleted or has expired is left out.";
 
 #[derive(Debug, Clone, Args)]
 pub struct HealthSettings {

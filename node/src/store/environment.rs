@@ -139,6 +139,30 @@ impl Environment {
         Ok(environment)
     }
 
+    /// Fails where [`Environment::open`] would begin anew, or make an empty one; changes nothing.
+    pub fn check_is_kept(store: &Path, number: u64) -> Result<(), StoreError> {
+        let dir = store.join(number.to_string());
+        let missing = |why: &str| StoreError::Missing(format!("{} {why}", store.display()));
+        if !dir.join(DATA_FILE).is_file() {
+            return Err(missing("holds no store"));
+        }
+        if fs::read(dir.join(UNSYNCED)).is_ok_and(|of| Some(of) != boot().map(String::into_bytes)) {
+            return Err(missing("holds a store that was being filled when the machine went down: it is not whole"));
+        }
+        File::open(dir.join(DATA_FILE))
+            .map(pages::check_metadata)?
+            .map_err(|why| StoreError::Damaged { path: dir.display().to_string(), why })?;
+        let env = lmdb::open(&dir, DATABASES, EnvFlags::empty())?;
+        let has_other = has_other_format(&env);
+        env.prepare_for_closing().wait();
+        if has_other.map_err(undecoded("meta"))? {
+            return Err(missing(&format!(
+                "holds a store of another format than {FORMAT}: use the bitacora-node of the version that wrote it"
+            )));
+        }
+        Ok(())
+    }
+
     fn databases(env: &Env, dir: PathBuf, number: u64) -> heed::Result<Self> {
         let mut txn = env.write_txn()?;
         let environment = Self {

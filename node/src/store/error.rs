@@ -26,6 +26,8 @@ pub enum StoreError {
     Damaged { path: String, why: String },
     #[error("the copy is not that of a store: {0}")]
     Copy(String),
+    #[error("{0}")]
+    Missing(String),
 }
 
 impl StoreError {
@@ -37,7 +39,7 @@ impl StoreError {
             Self::Open { .. } | Self::Io(_) => true,
             // After a failure of the meta page LMDB refuses everything until the environment is opened anew.
             Self::Lmdb(error) => !matches!(error, Error::Mdb(MdbError::Panic)),
-            Self::Corrupt(_) | Self::Damaged { .. } | Self::Copy(_) => false,
+            Self::Corrupt(_) | Self::Damaged { .. } | Self::Copy(_) | Self::Missing(_) => false,
         }
     }
 }

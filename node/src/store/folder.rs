@@ -27,20 +27,25 @@ impl StoreFolder {
         &self.0
     }
 
-    /// The number of the environment that is the store. Removes every other one, the traces of a build that was cut short.
-    pub fn current(&self) -> io::Result<u64> {
-        fs::create_dir_all(&self.0)?;
-        let current = match fs::read(self.0.join(CURRENT)) {
+    /// The number of the environment that is the store. Changes nothing.
+    pub fn named(&self) -> io::Result<u64> {
+        match fs::read(self.0.join(CURRENT)) {
             Ok(text) => number(String::from_utf8_lossy(&text).trim()).ok_or_else(|| {
                 io::Error::other(format!(
                     "{} holds '{}', which is no number of a store; remove the folder, it is rebuilt from the log",
                     self.0.join(CURRENT).display(),
                     String::from_utf8_lossy(&text).trim().chars().take(40).collect::<String>()
                 ))
-            })?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => 1,
-            Err(error) => return Err(error),
-        };
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(1),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// As [`StoreFolder::named`]. Removes every other one, the traces of a build that was cut short.
+    pub fn current(&self) -> io::Result<u64> {
+        fs::create_dir_all(&self.0)?;
+        let current = self.named()?;
         for number in self.numbers()? {
             if number != current {
                 self.remove(number);

@@ -127,6 +127,16 @@ impl UseOfStore {
 }
 
 impl Store {
+    /// Opens the store that is in a folder, for its content: as [`Store::open`], but of a folder without one, or whose store would be begun
+    /// anew, it changes nothing.
+    ///
+    /// # Errors
+    /// As [`Store::open`], and when there is no store of this format, or no whole one; the text says which.
+    pub fn open_existing(dir: &Path, cache_bytes: u64) -> Result<Self, StoreError> {
+        Environment::check_is_kept(dir, StoreFolder::new(dir).named()?)?;
+        Self::open(dir, cache_bytes)
+    }
+
     /// Opens the store in a folder of its own, or makes an empty one. `cache_bytes` bounds the cache.
     ///
     /// # Errors

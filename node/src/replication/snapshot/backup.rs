@@ -13,7 +13,7 @@ use futures_util::StreamExt as _;
 
 use super::copy_file::CopyFile;
 use super::fetch::{Chain, REASON_BYTES, room_for};
-use super::{Header, Receiver};
+use super::{Header, Receiver, STORE};
 use crate::data_dir::DataDir;
 use crate::http_client::MemberClients;
 use crate::store::{Checkpoint, Store};
@@ -146,9 +146,6 @@ fn data_dir_around(file: &Path) -> Option<PathBuf> {
         is_own.then(|| parent.map(Path::to_owned))?
     })
 }
-
-/// The folder of the store in a data folder.
-const STORE: &str = "store";
 
 /// Makes the store of a data folder from a backup, which is stdin if `file` is `-`.
 ///

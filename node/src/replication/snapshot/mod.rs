@@ -1,5 +1,5 @@
 //! A node's store as a stream of bytes: what one member sends another ([`serve`], [`fetch`]), and what a backup's file
-//! holds ([`backup`]).
+//! holds ([`backup`]). [`export`] prints a store's records instead, with no node.
 //!
 //! The stream: [`MAGIC`]; the length of a [`Header`] (u32) and the header as JSON; frames, each a length (u32, not 0) and
 //! so many bytes of a compacted copy of LMDB's file; 0 (u32) as the end; the number of the file's bytes (u64) and their
@@ -8,6 +8,7 @@
 
 pub mod backup;
 mod copy_file;
+pub mod export;
 pub mod fetch;
 pub mod serve;
 
@@ -29,6 +30,9 @@ pub enum SnapshotUse {
     Auto,
     Never,
 }
+
+/// The folder of the store in a data folder.
+const STORE: &str = "store";
 
 pub const MAGIC: &[u8; 8] = b"BTCSNAP2";
 /// A topic of 10,000 partitions has far less.

@@ -139,6 +139,35 @@ fn store_of_another_format_goes_with_all_its_databases() {
 }
 
 #[test]
+fn what_is_read_for_its_content_is_never_begun_anew() {
+    let refused = |dir: &Path| Store::open_existing(dir, 0).err().expect("it is none to read").to_string();
+    let empty = tempfile::tempdir().expect("a temporary folder");
+    assert!(refused(empty.path()).contains("holds no store"));
+    assert_eq!(std::fs::read_dir(empty.path()).expect("a folder").count(), 0);
+
+    let (dir, store) = filled(&["k"]);
+    drop(store);
+    assert_eq!(
+        body(&Store::open_existing(dir.path(), 0).expect("whole"), "k"),
+        Some(("k".into(), Tier::Store))
+    );
+    let environment = dir.path().join("1");
+    std::fs::write(environment.join("UNSYNCED"), "another boot").expect("written");
+    assert!(refused(dir.path()).contains("when the machine went down"));
+    std::fs::remove_file(environment.join("UNSYNCED")).expect("removed");
+    let set_format = |format: &str| {
+        with_databases(&environment, |env, txn| {
+            let meta: heed::Database<Str, Str> = env.create_database(txn, Some("meta")).expect("a database");
+            meta.put(txn, "format", format).expect("written");
+        })
+    };
+    set_format("2");
+    assert!(refused(dir.path()).contains("another format"));
+    set_format(FORMAT);
+    assert_eq!(body(&open(dir.path()), "k"), Some(("k".into(), Tier::Store)), "it is still there");
+}
+
+#[test]
 fn copy_under_way_keeps_the_store_in_use() {
     let (_dir, store) = filled(&["k"]);
     let use_of_store = store.watch_use();
