@@ -9,7 +9,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use bitacora_client::Record;
 use e2e::cluster::{Node, Options, cli_binary, node_binary};
-use e2e::process::Signal;
 use e2e::runner::{Ctx, Test};
 use e2e::{tests, wait};
 
@@ -20,8 +19,7 @@ pub fn tests() -> Vec<Test> {
     tests![Servers: the_cluster_comes_back_from_a_backup]
 }
 
-const PROCEDURES: &str =
-    include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../monitoring/OPERATIONS.md"));
+const PROCEDURES: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../monitoring/OPERATIONS.md"));
 const HEADING: &str = "## Backups, and a topic that is lost\n";
 const SOON: Duration = Duration::from_secs(60);
 const KEYS: usize = 3_000;
@@ -137,8 +135,7 @@ async fn the_cluster_comes_back_from_a_backup(ctx: Ctx) -> Result<()> {
     let newest = content(second).await?;
 
     for node in &cluster.nodes {
-        node.signal(Signal::Terminate);
-        node.ended(SOON).await;
+        node.terminate(SOON).await;
     }
     recreate(&cluster.topic).await?;
     let kept = ctx.dir.join("kept");

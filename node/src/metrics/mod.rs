@@ -148,6 +148,10 @@ declare_metrics! {
             "tls_files_failures_total",
             "Times that a file of TLS had changed and could not be taken: the certificates of before stay.",
         ),
+        pub tls_certificate_expiry: IntGauge = gauge(
+            "tls_certificate_expiry_timestamp_seconds",
+            "When the first of the certificates in TLS_CERTIFICATE_FILE runs out, Unix time; 0 without TLS.",
+        ),
         pub request_memory_refusals: IntCounter =
             counter("request_memory_refusals_total", "Times that a request or an answer found REQUEST_MEMORY spent."),
         pub keys_swept: IntCounter = counter(

@@ -74,6 +74,8 @@ struct Loaded {
     http: ServerConfig,
     rpc: ServerConfig,
     members: MemberTrust,
+    /// When the first of the node's certificates runs out, Unix time in s.
+    expiry: i64,
 }
 
 /// Why a handshake failed: as the metric and as the log have it.
@@ -84,7 +86,9 @@ impl Tls {
     /// # Errors
     /// When a file can't be read or makes no sense: which setting, which file, what is wrong.
     pub fn new(settings: TlsSettings, metrics: Arc<Metrics>) -> Result<Self, String> {
-        let Loaded { http, rpc, members } = settings.read().and_then(|contents| settings.load(&contents))?;
+        let Loaded { http, rpc, members, expiry } =
+            settings.read().and_then(|contents| settings.load(&contents))?;
+        metrics.tls_certificate_expiry.set(expiry);
         let (http, rpc) = (ArcSwap::from_pointee(http), ArcSwap::from_pointee(rpc));
         let members = Arc::new(MemberTls::new(members));
         Ok(Self { settings, metrics, http, rpc, members, last_line: Mutex::default() })
@@ -105,7 +109,8 @@ impl Tls {
 
     fn take_over(&self, read: Result<&Contents, &String>) {
         match read.map_err(String::clone).and_then(|contents| self.settings.load(contents)) {
-            Ok(Loaded { http, rpc, members }) => {
+            Ok(Loaded { http, rpc, members, expiry }) => {
+                self.metrics.tls_certificate_expiry.set(expiry);
                 self.http.store(Arc::new(http));
                 self.rpc.store(Arc::new(rpc));
                 self.members.replace(members);
@@ -174,6 +179,8 @@ impl TlsSettings {
                 wrong("TLS_CERTIFICATE_FILE", &self.certificate_file, &error)
             }
         })?;
+        let expiry = expiry(&identity)
+            .map_err(|error| wrong("TLS_CERTIFICATE_FILE", &self.certificate_file, &error))?;
         let verifier = tls::authorities(&contents.ca).and_then(tls::server_verifier);
         let verifier = verifier.map_err(|error| wrong("TLS_CA_FILE", &self.ca_file, &error))?;
         let clients = match (&contents.client_ca, &self.client_ca_file) {
@@ -192,8 +199,19 @@ impl TlsSettings {
             server_config(&identity, clients).map_err(|error| format!("TLS can't be set up: {error}"))?;
         let mut http = rpc.clone();
         http.alpn_protocols = vec![ALPN_HTTP.to_vec()];
-        Ok(Loaded { http, rpc, members: MemberTrust { verifier, identity } })
+        Ok(Loaded { http, rpc, members: MemberTrust { verifier, identity }, expiry })
     }
+}
+
+/// When the first of the certificates runs out, Unix time in s.
+fn expiry(identity: &CertifiedKey) -> Result<i64, TlsError> {
+    let mut expiry = i64::MAX;
+    for certificate in &identity.cert {
+        let (_, certificate) = x509_parser::parse_x509_certificate(certificate)
+            .map_err(|error| TlsError::Certificate(error.to_string()))?;
+        expiry = expiry.min(certificate.validity().not_after.timestamp());
+    }
+    Ok(expiry)
 }
 
 fn server_config(

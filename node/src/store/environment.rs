@@ -147,7 +147,9 @@ impl Environment {
             return Err(missing("holds no store"));
         }
         if fs::read(dir.join(UNSYNCED)).is_ok_and(|of| Some(of) != boot().map(String::into_bytes)) {
-            return Err(missing("holds a store that was being filled when the machine went down: it is not whole"));
+            return Err(missing(
+                "holds a store that was being filled when the machine went down: it is not whole",
+            ));
         }
         File::open(dir.join(DATA_FILE))
             .map(pages::check_metadata)?

@@ -351,11 +351,16 @@ async fn certificates_change_under_load_and_bad_ones_change_nothing() {
             timeout(PATIENCE, changed).await.expect("the files are followed");
         }
     };
-    for _ in 0..3 {
+    // The year is that of the certificate that is shown, not of the first one.
+    for year in 2091..=2093 {
         let before = shown(&running.address.api(), &tls).await;
-        authority.certify().write(&running.tls_folder());
+        let until =
+            |params: &mut rcgen::CertificateParams| params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        authority.certify_as(HOST, until).write(&running.tls_folder());
         changes(&before).await;
     }
+    let expiry = running.counted(&tls, "bitacora_tls_certificate_expiry_timestamp_seconds").await;
+    assert_eq!(expiry.cast_signed(), rcgen::date_time_ymd(2093, 1, 1).unix_timestamp());
     assert_eq!(running.counted(&tls, "bitacora_tls_files_failures_total").await, 0);
     // A key of another certificate, then no certificate at all.
     let before = shown(&running.address.api(), &tls).await;

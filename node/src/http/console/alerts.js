@@ -134,6 +134,15 @@ const RULES = [
   } },
   { name: "BitacoraLogLinesDropped", severity: "warning", hold: 300,
     why: ({ now }) => grewWithin("bitacora_log_lines_dropped_total", 600, now) > 0 && "This node can't write its log lines." },
+  { name: "BitacoraCertificateRunsOut", severity: "warning", hold: 300, why: () => {
+    const at = metric("bitacora_tls_certificate_expiry_timestamp_seconds");
+    const days = (at - nodeNow() / 1000) / 86400;
+    return at > 0 && days < 7 && `This node's certificate runs out in ${numberText(Math.max(0, Math.floor(days)))} days.`;
+  } },
+  { name: "BitacoraFilesNotTaken", severity: "warning", hold: 0, why: ({ now }) => {
+    const failures = grewWithin("bitacora_tls_files_failures_total", 1800, now) + grewWithin("bitacora_tokens_file_failures_total", 1800, now);
+    return failures > 0 && "A changed file of tokens or certificates can't be used; those of before stay. The node's log says why.";
+  } },
 ];
 // These need what one node can't tell, such as the other nodes' /metrics, or more time than a page looks.
 const NOT_HERE = ["BitacoraLogNotTrimmed", "BitacoraBalancerEmpty", "BitacoraWatchesStalled", "BitacoraWatchesDelayed"];

@@ -42,7 +42,9 @@ pub fn export(data_dir: &Path) -> Result<()> {
     let (records, in_doubt) = print_all(&store).context("the export is not whole")?;
     tell(format_args!("bitacora-node: {records} records of {identity}"));
     if in_doubt {
-        tell("bitacora-node: some keys are in doubt: a conditional write of them could not be judged, and may be missing or printed in vain");
+        tell(
+            "bitacora-node: some keys are in doubt: a conditional write of them could not be judged, and may be missing or printed in vain",
+        );
     }
     Ok(())
 }
