@@ -30,6 +30,7 @@ pub mod proxy;
 pub mod python;
 pub mod rpc;
 pub mod runner;
+pub mod secured_kafka;
 pub mod topic;
 pub mod versions;
 pub mod wait;

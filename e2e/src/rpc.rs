@@ -7,7 +7,7 @@ use bitacora_protocol::rpc::{
     Answer, Failure, FrameLimits, FrameReader, HandshakeMatch, HandshakeRequest, HandshakeResponse, Message,
     PROTOCOL, PROTOCOL_HASH, ProtocolHash, Request, protocol_hash, put_frame,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// A node that does not answer within it is broken.
@@ -166,7 +166,7 @@ impl RpcConnection {
 }
 
 /// Shakes hands with the node's own protocol on a connection that a benchmark drives by itself.
-pub async fn shake_hands(stream: &mut TcpStream) -> Result<()> {
+pub async fn shake_hands(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> Result<()> {
     let mut out = Vec::new();
     put_frame(&mut out, 0, |out| {
         HandshakeRequest { client_hash: *PROTOCOL_HASH, client_protocol: None, server_hash: *PROTOCOL_HASH }

@@ -18,6 +18,7 @@ mod restore;
 mod rpc_get;
 mod set;
 mod size;
+mod tls;
 mod visible;
 
 use std::process::ExitCode;
@@ -32,8 +33,10 @@ use e2e::runner::{self, Ctx, Needs, Outcome, Test};
 use crate::size::size;
 
 /// In the order of the table.
-const PARTS: [&str; 11] =
-    ["http_get", "rpc_get", "set", "bulk", "visible", "restore", "memory", "lmdb", "curve", "idle", "cliffs"];
+const PARTS: [&str; 12] = [
+    "http_get", "rpc_get", "tls", "set", "bulk", "visible", "restore", "memory", "lmdb", "curve", "idle",
+    "cliffs",
+];
 /// A part that takes longer than this hangs.
 const PATIENCE: Duration = Duration::from_secs(2400);
 
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         vec![
             test("http_get", Needs::Nothing, |ctx| Box::pin(http_get::run(ctx))),
             test("rpc_get", Needs::Nothing, |ctx| Box::pin(rpc_get::run(ctx))),
+            test("tls", Needs::Nothing, |ctx| Box::pin(tls::run(ctx))),
             test("set", Needs::Servers, |ctx| Box::pin(set::run(ctx))),
             test("bulk", Needs::Servers, |ctx| Box::pin(bulk::run(ctx))),
             test("visible", Needs::Servers, |ctx| Box::pin(visible::run(ctx))),

@@ -4,10 +4,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use bitacora_protocol::rpc::{FrameLimits, FrameReader, Request, put_frame};
+use bitacora_protocol::tls::ClientTls;
 use futures_util::future::try_join_all;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::child::Figures;
@@ -42,12 +43,25 @@ pub struct Load {
     pub rest_ms: u64,
     /// Every key once, in turn, instead of keys by chance for some seconds.
     pub once: bool,
+    /// The authority of the server's certificate, in PEM, if the calls are made over TLS.
+    pub authority: Option<String>,
 }
 
 impl Load {
     /// Of a call with values of 100 bytes, unpipelined and without rests.
     pub fn new(call: Call, port: u16, connections: usize, keys: u64, seconds: f64) -> Load {
-        Load { call, port, connections, depth: 1, keys, value_bytes: 100, seconds, rest_ms: 0, once: false }
+        Load {
+            call,
+            port,
+            connections,
+            depth: 1,
+            keys,
+            value_bytes: 100,
+            seconds,
+            rest_ms: 0,
+            once: false,
+            authority: None,
+        }
     }
 
     pub(super) async fn run(&self) -> Result<Figures> {
@@ -89,9 +103,14 @@ impl Hold {
     }
 }
 
+/// A connection, over TLS or not.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
 struct Caller<'a> {
     load: &'a Load,
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     random: u64,
     out: Vec<u8>,
     input: Vec<u8>,
@@ -102,8 +121,15 @@ struct Caller<'a> {
 
 impl<'a> Caller<'a> {
     async fn open(load: &'a Load, number: u64) -> Result<Caller<'a>> {
-        let mut stream = TcpStream::connect(("127.0.0.1", load.port)).await.context("connecting")?;
+        let stream = TcpStream::connect(("127.0.0.1", load.port)).await.context("connecting")?;
         stream.set_nodelay(true)?;
+        let mut stream: Box<dyn Stream> = match &load.authority {
+            None => Box::new(stream),
+            Some(authority) => {
+                let tls = ClientTls::new(authority.as_bytes())?;
+                Box::new(tls.connect("127.0.0.1", stream).await.context("shaking hands over TLS")?)
+            }
+        };
         if matches!(load.call, Call::AvroGet | Call::AvroSet) {
             shake_hands(&mut stream).await?;
         }

@@ -3,6 +3,7 @@
 
 pub mod bare;
 pub mod bulk;
+pub mod certificates;
 pub mod charts;
 pub mod child;
 pub mod cpu;

@@ -9,7 +9,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::bare::{Kind, Server};
+use super::certificates::Certified;
 use super::child::{self, Job};
+use super::load::{Call, Load};
 use super::{cpu, key, value};
 use crate::cluster::node_binary;
 use crate::process::Process;
@@ -59,6 +61,21 @@ impl Peer {
     /// # Errors
     /// When a process can't be started.
     pub async fn nginx(body: &str, dir: &Path) -> Result<Option<Peer>> {
+        Peer::nginx_with(body, dir, "").await
+    }
+
+    /// As [`Peer::nginx`], over TLS with this certificate.
+    ///
+    /// # Errors
+    /// As [`Peer::nginx`].
+    pub async fn nginx_over_tls(body: &str, dir: &Path, certified: &Certified) -> Result<Option<Peer>> {
+        let (certificate, key) = (certified.certificate.display(), certified.key.display());
+        let tls = format!("ssl_certificate {certificate};\nssl_certificate_key {key};\n");
+        Peer::nginx_with(body, dir, &tls).await
+    }
+
+    /// `tls`: the directives about it; none for plain text.
+    async fn nginx_with(body: &str, dir: &Path, tls: &str) -> Result<Option<Peer>> {
         let Some(program) = program("nginx") else { return Ok(None) };
         let (port, cores) = (ports::free(), std::thread::available_parallelism()?.get());
         let mut processes = Vec::new();
@@ -66,7 +83,7 @@ impl Peer {
             let folder = dir.join(format!("nginx-{number}"));
             std::fs::create_dir_all(&folder)?;
             let config = folder.join("nginx.conf");
-            std::fs::write(&config, nginx_config(&folder, port, body))?;
+            std::fs::write(&config, nginx_config(&folder, port, body, tls))?;
             let mut command = Command::new(&program);
             command.arg("-p").arg(&folder).arg("-c").arg(&config).arg("-e").arg(folder.join("error.log"));
             processes.push(Process::spawn(command, &dir.join(format!("nginx-{number}.log")))?);
@@ -93,15 +110,15 @@ impl Peer {
     }
 }
 
-fn nginx_config(folder: &Path, port: u16, body: &str) -> String {
-    let at = folder.display();
+fn nginx_config(folder: &Path, port: u16, body: &str, tls: &str) -> String {
+    let (at, ssl) = (folder.display(), if tls.is_empty() { "" } else { " ssl" });
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|name| format!("{name}_temp_path {at}/{name};\n"))
         .concat();
     format!(
         "daemon off;\nmaster_process off;\npid {at}/pid;\nerror_log {at}/error.log;\nevents {{ worker_connections 4096; }}\n\
-         http {{\naccess_log off;\n{temporary}keepalive_requests 1000000000;\ndefault_type application/json;\n\
-         server {{ listen 127.0.0.1:{port} reuseport; location / {{ return 200 '{body}'; }} }}\n}}\n"
+         http {{\naccess_log off;\n{temporary}{tls}keepalive_requests 1000000000;\ndefault_type application/json;\n\
+         server {{ listen 127.0.0.1:{port}{ssl} reuseport; location / {{ return 200 '{body}'; }} }}\n}}\n"
     )
 }
 
@@ -149,19 +166,46 @@ impl DevNode {
     /// # Errors
     /// When it can't be built or started.
     pub async fn start(dir: &Path, flags: &[&str]) -> Result<DevNode> {
-        let (http, rpc) = ports::pair();
-        let mut command = Command::new(node_binary().await?);
-        command.args(["dev", "--nodes", "1", "--port", &http.to_string(), "--data-dir"]).arg(dir.join("dev"));
-        command.args(flags);
-        let process = Process::spawn(command, &dir.join("dev.log"))?;
-        let node = DevNode { http, rpc, process };
-        let api = crate::http::Api::new(http);
+        let node = DevNode::spawn(dir, flags).await?;
+        let api = crate::http::Api::new(node.http);
         wait::until("the node is ready", START, || async {
             let answer = api.health().await.map_err(|error| format!("{error:#}"))?;
             if answer.status == 200 { Ok(()) } else { Err(answer.to_string()) }
         })
         .await;
         Ok(node)
+    }
+
+    /// As [`DevNode::start`], of a node that speaks TLS and nothing else; waits until it reads the first key, which must be there.
+    ///
+    /// # Errors
+    /// As [`DevNode::start`].
+    pub async fn start_over_tls(dir: &Path, certified: &Certified) -> Result<DevNode> {
+        let flags = ["--tls-certificate-file", "--tls-key-file", "--tls-ca-file"];
+        let files = [&certified.certificate, &certified.key, &certified.authority];
+        let flags: Vec<_> = flags
+            .iter()
+            .zip(files)
+            .flat_map(|(flag, file)| [flag.to_string(), file.display().to_string()])
+            .collect();
+        let node = DevNode::spawn(dir, &flags).await?;
+        let authority = Some(certified.authority_pem.clone());
+        let read =
+            Job::Load(Load { once: true, authority, ..Load::new(Call::HttpGet, node.http, 1, 1, 0.0) });
+        wait::until("the node reads over TLS", START, || async {
+            child::run(&read).await.map(drop).map_err(|error| format!("{error:#}"))
+        })
+        .await;
+        Ok(node)
+    }
+
+    async fn spawn(dir: &Path, flags: &[impl AsRef<std::ffi::OsStr>]) -> Result<DevNode> {
+        let (http, rpc) = ports::pair();
+        let mut command = Command::new(node_binary().await?);
+        command.args(["dev", "--nodes", "1", "--port", &http.to_string(), "--data-dir"]).arg(dir.join("dev"));
+        command.args(flags);
+        let process = Process::spawn(command, &dir.join("dev.log"))?;
+        Ok(DevNode { http, rpc, process })
     }
 
     pub fn pid(&self) -> u32 {

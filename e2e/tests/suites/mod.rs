@@ -24,6 +24,7 @@ mod foreign_records;
 mod full_disk;
 mod grown_topic;
 mod import_export;
+mod kafka_logins;
 mod kubernetes;
 mod lost_topic;
 mod machine;
@@ -71,6 +72,7 @@ pub fn all() -> Vec<Test> {
         rolling::tests(),
         console::tests(),
         ecs::tests(),
+        kafka_logins::tests(),
         kubernetes::tests(),
         zookeeper_servers::tests(),
         full_disk::tests(),
