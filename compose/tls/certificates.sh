@@ -59,9 +59,11 @@ certificate() { # FOLDER OWNER NAMES
     echo 'extendedKeyUsage=serverAuth,clientAuth'
     echo 'authorityKeyIdentifier=keyid'
   ) || { cat "$made.log" >&2; exit 1; }
-  # Kafka and HAProxy take both as one file.
-  cat "$made.key" "$made.pem" | put "$folder/keystore.pem" "$owner"
-  put "$folder/key.pem" "$owner" < "$made.key"
+  case $1 in
+    # They take both as one file.
+    kafka | haproxy) cat "$made.key" "$made.pem" | put "$folder/keystore.pem" "$owner" ;;
+    *) put "$folder/key.pem" "$owner" < "$made.key" ;;
+  esac
   put "$folder/certificate.pem" "$owner" 0444 < "$made.pem"
   echo "$1 has a new certificate."
 }

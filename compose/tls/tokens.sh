@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes the tokens of tls.yaml, unless they are there. With arguments, as `bitacora token` takes them, makes one more and prints it.
+# Makes the tokens of tls.yaml, unless they are there. With arguments, as `bitacora token` takes them, makes one more and prints it; another one of that
+# name is good for nothing from then on.
 set -euo pipefail
 umask 077
 
@@ -14,7 +15,11 @@ make() { # FILE OWNER NAME ARGUMENTS…
   [ ! -f "$file" ] || return 0
   # What an earlier run has begun and not ended, neither file nor line, is made anew.
   rm -f "$file.new" "$tokens.new"
-  { [ ! -f "$tokens" ] || cat "$tokens"; bitacora token "$@" --out "$file.new"; } > "$tokens.new"
+  {
+    # Nodes take no file in which a name is twice.
+    if [ -f "$tokens" ]; then grep -vF "{\"name\":\"$1\"," "$tokens" || true; fi
+    bitacora token "$@" --out "$file.new"
+  } > "$tokens.new"
   chown "$owner:$owner" "$file.new"
   chmod 0444 "$tokens.new"
   mv -f "$tokens.new" "$tokens"
@@ -22,6 +27,9 @@ make() { # FILE OWNER NAME ARGUMENTS…
 }
 
 if [ $# -gt 0 ]; then
+  case $1 in
+    members | prometheus | everything) echo "The name $1 is the deployment's own" >&2 && exit 2 ;;
+  esac
   rm -f /tmp/token
   make /tmp/token 0 "$@"
   cat /tmp/token
