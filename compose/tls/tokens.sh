@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the tokens of tls.yaml, unless they are there. With arguments, as `bitacora token` takes them, makes one more and prints it; another one of that
-# name is good for nothing from then on.
+# Makes the tokens of tls.yaml, unless they are there. With arguments, as `bitacora token` takes them, makes one more and prints
+# it; another one of that name is good for nothing from then on.
 set -euo pipefail
 umask 077
 
