@@ -3,6 +3,8 @@
 set -euo pipefail
 : "${BOOTSTRAP:?}" "${TOPIC:?}" "${PARTITIONS:?}" "${REPLICATION_FACTOR:=1}" "${MIN_INSYNC_REPLICAS:=1}"
 bin=/opt/kafka/bin
+# How to log in, where the brokers ask for it.
+login=(${CLIENT_PROPERTIES:+--command-config "$CLIENT_PROPERTIES"})
 
 # compact: the newest record of each key stays for ever, and nothing else has to.
 # LogAppendTime: the broker's clock orders the writes, however the nodes' clocks differ.
@@ -26,7 +28,7 @@ configs=(
 
 # A broker answers a moment before it may host partitions, so early failures are tried again.
 deadline=$((SECONDS + 60))
-until message=$("$bin/kafka-topics.sh" --bootstrap-server "$BOOTSTRAP" --create --if-not-exists --topic "$TOPIC" \
+until message=$("$bin/kafka-topics.sh" --bootstrap-server "$BOOTSTRAP" "${login[@]}" --create --if-not-exists --topic "$TOPIC" \
   --partitions "$PARTITIONS" --replication-factor "$REPLICATION_FACTOR" "${configs[@]/#/--config=}" 2>&1); do
   if ((SECONDS >= deadline)); then
     echo "The topic $TOPIC could not be created: $message" >&2
@@ -35,7 +37,7 @@ until message=$("$bin/kafka-topics.sh" --bootstrap-server "$BOOTSTRAP" --create 
   sleep 1
 done
 
-described=$("$bin/kafka-configs.sh" --bootstrap-server "$BOOTSTRAP" --describe --all --entity-type topics --entity-name "$TOPIC")
+described=$("$bin/kafka-configs.sh" --bootstrap-server "$BOOTSTRAP" "${login[@]}" --describe --all --entity-type topics --entity-name "$TOPIC")
 config() { sed -n "s/^ *${1//./\\.}=\([^ ]*\) .*/\1/p" <<<"$described"; }
 
 policy=$(config cleanup.policy)

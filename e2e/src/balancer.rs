@@ -80,8 +80,10 @@ fn configuration(port: u16, stats: u16, nodes: &[u16]) -> Result<String> {
     let servers = nodes.iter().map(|node| format!("server node-{node} 127.0.0.1:{node} check"));
     let servers = servers.collect::<Vec<_>>().join("\n    ");
     for (old, new) in [
-        ("bind :8080", format!("bind 127.0.0.1:{port}")),
-        ("bind :8404", format!("bind 127.0.0.1:{stats}")),
+        ("bind :8080\n", format!("bind 127.0.0.1:{port}\n")),
+        ("bind :8404\n", format!("bind 127.0.0.1:{stats}\n")),
+        // It has the machine's network, where others may listen there.
+        ("bind 127.0.0.1:8405\n", String::from("\n")),
         ("default-server init-addr none resolvers containers resolve-prefer ipv4", String::new()),
         ("server-template node- 32 nodes:8080", servers),
     ] {

@@ -15,6 +15,20 @@ const PREFIX: &str = "bitacora-e2e-";
 /// The end of the name of one that has three of everything.
 const HA: &str = "-ha";
 const HA_FILE: &str = "compose/ha.yaml";
+/// The end of the name of one that speaks TLS.
+const TLS: &str = "-tls";
+const TLS_FILE: &str = "compose/tls.yaml";
+/// The ports of one that has one of everything, but the nodes.
+const PORTS: [&str; 8] = [
+    "BITACORA_PORT",
+    "NODE_1_PORT",
+    "NODE_2_PORT",
+    "NODE_3_PORT",
+    "KAFKA_PORT",
+    "ZOOKEEPER_PORT",
+    "PROMETHEUS_PORT",
+    "HAPROXY_STATS_PORT",
+];
 
 /// The nodes' image: built from this checkout, unless `E2E_IMAGE` names one.
 static GIVEN: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("E2E_IMAGE").ok());
@@ -96,17 +110,12 @@ pub struct Deployment {
 
 impl Deployment {
     pub fn new() -> Deployment {
-        let names = [
-            "BITACORA_PORT",
-            "NODE_1_PORT",
-            "NODE_2_PORT",
-            "NODE_3_PORT",
-            "KAFKA_PORT",
-            "ZOOKEEPER_PORT",
-            "PROMETHEUS_PORT",
-            "HAPROXY_STATS_PORT",
-        ];
-        Deployment::of(None, "", &names)
+        Deployment::of("", &PORTS)
+    }
+
+    /// The one that speaks TLS.
+    pub fn tls() -> Deployment {
+        Deployment::of(TLS, &PORTS)
     }
 
     /// The one that has three of everything.
@@ -125,11 +134,12 @@ impl Deployment {
             "PROMETHEUS_PORT",
             "HAPROXY_STATS_PORT",
         ];
-        Deployment::of(Some(HA_FILE), HA, &names)
+        Deployment::of(HA, &names)
     }
 
-    fn of(file: Option<&'static str>, suffix: &str, ports: &[&'static str]) -> Deployment {
+    fn of(suffix: &str, ports: &[&'static str]) -> Deployment {
         let project = format!("{PREFIX}{}-{}{suffix}", std::process::id(), ports::free());
+        let file = file(&project);
         let ports = ports.iter().map(|name| (*name, ports::free())).collect();
         Deployment { project, file, ports, settings: Vec::new() }
     }
@@ -210,12 +220,16 @@ impl Drop for Deployment {
     }
 }
 
+/// The file of a project; `None` for the one that `.env` names.
+fn file(project: &str) -> Option<&'static str> {
+    let files = [(HA, HA_FILE), (TLS, TLS_FILE)];
+    files.into_iter().find(|(suffix, _)| project.ends_with(suffix)).map(|(_, file)| file)
+}
+
 fn remove(project: &str) {
     let mut command = Command::new("docker");
     command.args(["compose", "--project-name", project]);
-    if project.ends_with(HA) {
-        command.args(["--file", HA_FILE]);
-    }
+    command.args(file(project).iter().flat_map(|file| ["--file", file]));
     command.args(["down", "--volumes", "--remove-orphans", "--timeout", "1"]);
     if let Err(error) = run(command) {
         eprintln!("e2e: {error:#}");

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use bitacora_protocol::tls::ClientTls;
+use bitacora_protocol::token::{AUTHORIZATION, Token};
 use reqwest::Method;
+use reqwest::header::{HeaderMap, HeaderValue};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -108,18 +111,34 @@ pub async fn get(url: impl reqwest::IntoUrl) -> reqwest::Result<reqwest::Respons
 #[derive(Clone)]
 pub struct Api {
     pub port: u16,
+    scheme: &'static str,
     http: reqwest::Client,
 }
 
 impl Api {
     pub fn new(port: u16) -> Api {
-        let http = client_builder()
+        Api::of(port, "http", client_builder())
+    }
+
+    /// Speaks TLS, and shows a token if there is one.
+    pub fn over_tls(port: u16, tls: &ClientTls, token: Option<&Token>) -> Api {
+        let mut headers = HeaderMap::new();
+        if let Some(token) = token {
+            let value = HeaderValue::try_from(token.authorization()).expect("a token is ASCII");
+            headers.insert(AUTHORIZATION, value);
+        }
+        let builder = reqwest::Client::builder().no_proxy().tls_backend_preconfigured(tls.http_config());
+        Api::of(port, "https", builder.default_headers(headers))
+    }
+
+    fn of(port: u16, scheme: &'static str, builder: reqwest::ClientBuilder) -> Api {
+        let http = builder
             .timeout(Duration::from_secs(60))
             // Below what the suites set as IDLE_TIMEOUT: a connection that the node closes at this moment is not used.
             .pool_idle_timeout(Duration::from_secs(1))
             .build()
-            .expect("an HTTP client without TLS can be built");
-        Api { port, http }
+            .expect("an HTTP client can be built");
+        Api { port, scheme, http }
     }
 
     pub async fn send(
@@ -129,7 +148,7 @@ impl Api {
         headers: &[(&str, &str)],
         body: Vec<u8>,
     ) -> Result<Answer> {
-        let url = format!("http://127.0.0.1:{}{path_and_query}", self.port);
+        let url = format!("{}://127.0.0.1:{}{path_and_query}", self.scheme, self.port);
         let mut request = self.http.request(method.clone(), &url);
         for (name, value) in headers {
             request = request.header(*name, *value);

@@ -10,6 +10,7 @@ mod client;
 mod client_failover;
 mod command_line;
 mod compose;
+mod compose_tls;
 mod consistency;
 mod consistency_brokers;
 mod consistency_checks;
@@ -68,6 +69,7 @@ pub fn all() -> Vec<Test> {
         consistency::tests(),
         watches_clients::tests(),
         openapi::tests(),
+        compose_tls::tests(),
         compose::tests(),
         rolling::tests(),
         console::tests(),

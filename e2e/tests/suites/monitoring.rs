@@ -49,8 +49,10 @@ pub fn alerts() -> Result<BTreeSet<String>> {
 }
 
 async fn each_alert_has_both_cases_and_a_runbook(ctx: Ctx) -> Result<()> {
-    let config = rules().join("prometheus.yml");
-    ctx.promtool(&["check", "config", "--syntax-only", &config.to_string_lossy()]).await?;
+    for file in ["prometheus.yml", "tls/prometheus.yml"] {
+        let config = rules().join(file);
+        ctx.promtool(&["check", "config", "--syntax-only", &config.to_string_lossy()]).await?;
+    }
     for (file, _) in prometheus_files("rules")? {
         ctx.promtool(&["check", "rules", &file.to_string_lossy()]).await?;
     }
