@@ -216,6 +216,8 @@ impl<'a> Caller<'a> {
     /// Sends what was put, and reads so many answers.
     async fn call_many(&mut self, count: usize) -> Result<()> {
         self.stream.write_all(&self.out).await?;
+        // TLS may hold the end of it back otherwise.
+        self.stream.flush().await?;
         let bytes = self.load.value_bytes;
         match self.load.call {
             Call::HttpGet | Call::HttpSet => self.read_http().await.map(drop),
