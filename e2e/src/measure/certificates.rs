@@ -22,7 +22,9 @@ impl Certified {
     pub fn create(dir: &Path) -> Result<Certified> {
         let authority_key = KeyPair::generate()?;
         let mut params = CertificateParams::new(Vec::new())?;
-        params.distinguished_name.push(DnType::CommonName, "authority");
+        // Two of one name would be taken for each other, until a signature does not fit.
+        let name = format!("authority {:x}", fastrand::u64(..));
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority_pem = params.self_signed(&authority_key)?.pem();
         let issuer = Issuer::new(params, authority_key);
