@@ -1,4 +1,4 @@
-//! A broker that nobody gets into without a login: by password, over SASL with TLS or without.
+//! A broker that nobody gets into without a login: by password over SASL, or by a certificate over TLS.
 
 use std::path::Path;
 use std::time::Duration;
@@ -24,16 +24,18 @@ pub struct SecuredKafka {
     pub sasl: String,
     /// The same over TLS.
     pub sasl_over_tls: String,
+    /// Where a certificate is asked for.
+    pub mutual_tls: String,
     _container: ContainerAsync<GenericImage>,
 }
 
 impl SecuredKafka {
-    /// `own` is the broker's certificate.
+    /// `own` is the broker's certificate; clients show one of `clients`' authority.
     ///
     /// # Errors
     /// When the container can't be started.
-    pub async fn start(own: &Certified) -> Result<SecuredKafka> {
-        let (sasl, sasl_over_tls) = (ports::free(), ports::free());
+    pub async fn start(own: &Certified, clients: &Certified) -> Result<SecuredKafka> {
+        let [sasl, sasl_over_tls, mutual_tls] = [ports::free(), ports::free(), ports::free()];
         let read = |path: &Path| std::fs::read_to_string(path).with_context(|| path.display().to_string());
         // Kafka takes both as one file.
         let keystore = read(&own.key)? + &read(&own.certificate)?;
@@ -43,13 +45,16 @@ impl SecuredKafka {
              controller.quorum.voters=1@127.0.0.1:9095\n\
              controller.listener.names=CONTROLLER\n\
              inter.broker.listener.name=LOCAL\n\
-             listener.security.protocol.map=CONTROLLER:PLAINTEXT,LOCAL:PLAINTEXT,SASL:SASL_PLAINTEXT,SECRET:SASL_SSL\n\
-             listeners=SASL://:9092,SECRET://:9093,LOCAL://127.0.0.1:9096,CONTROLLER://127.0.0.1:9095\n\
-             advertised.listeners=SASL://127.0.0.1:{sasl},SECRET://127.0.0.1:{sasl_over_tls},LOCAL://127.0.0.1:9096\n\
+             listener.security.protocol.map=CONTROLLER:PLAINTEXT,LOCAL:PLAINTEXT,SASL:SASL_PLAINTEXT,SECRET:SASL_SSL,MUTUAL:SSL\n\
+             listeners=SASL://:9092,SECRET://:9093,MUTUAL://:9094,LOCAL://127.0.0.1:9096,CONTROLLER://127.0.0.1:9095\n\
+             advertised.listeners=SASL://127.0.0.1:{sasl},SECRET://127.0.0.1:{sasl_over_tls},MUTUAL://127.0.0.1:{mutual_tls},LOCAL://127.0.0.1:9096\n\
              sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512\n\
              {logins}\
              ssl.keystore.type=PEM\n\
              ssl.keystore.location=/tmp/keystore.pem\n\
+             ssl.truststore.type=PEM\n\
+             ssl.truststore.location=/tmp/clients.pem\n\
+             listener.name.mutual.ssl.client.auth=required\n\
              log.dirs=/tmp/data\n\
              auto.create.topics.enable=false\n\
              offsets.topic.replication.factor=1\n\
@@ -66,8 +71,10 @@ impl SecuredKafka {
         let container = GenericImage::new("apache/kafka", KAFKA_VERSION)
             .with_mapped_port(sasl, 9092.tcp())
             .with_mapped_port(sasl_over_tls, 9093.tcp())
+            .with_mapped_port(mutual_tls, 9094.tcp())
             .with_copy_to("/tmp/server.properties", config.into_bytes())
             .with_copy_to("/tmp/keystore.pem", keystore.into_bytes())
+            .with_copy_to("/tmp/clients.pem", clients.authority_pem.clone().into_bytes())
             .with_env_var("KAFKA_HEAP_OPTS", "-Xms256m -Xmx512m -XX:TieredStopAtLevel=1")
             .with_cmd(["bash", "-c", &start])
             .with_label(CONTAINER_LABEL, std::process::id().to_string())
@@ -75,8 +82,9 @@ impl SecuredKafka {
             .start()
             .await
             .context("starting the broker's container")?;
-        let [sasl, sasl_over_tls] = [sasl, sasl_over_tls].map(|port| format!("127.0.0.1:{port}"));
-        Ok(SecuredKafka { sasl, sasl_over_tls, _container: container })
+        let [sasl, sasl_over_tls, mutual_tls] =
+            [sasl, sasl_over_tls, mutual_tls].map(|port| format!("127.0.0.1:{port}"));
+        Ok(SecuredKafka { sasl, sasl_over_tls, mutual_tls, _container: container })
     }
 }
 

@@ -1,4 +1,4 @@
-//! Nodes log in to Kafka by password, with each mechanism that librdkafka has for that, and say why where they are not let in.
+//! Nodes log in to Kafka, by each way that librdkafka has here, and say why where they are not let in.
 
 use std::time::Duration;
 
@@ -10,20 +10,20 @@ use e2e::secured_kafka::{PASSWORD, SecuredKafka, USER};
 use e2e::{tests, wait};
 
 pub fn tests() -> Vec<Test> {
-    tests![Deployment: nodes_log_in_by_each_mechanism]
+    tests![Deployment: nodes_log_in_by_password_and_by_certificate]
 }
 
 const SOON: Duration = Duration::from_secs(60);
 const WRONG_PASSWORD: &str = "not-that-password";
 
-async fn nodes_log_in_by_each_mechanism(ctx: Ctx) -> Result<()> {
+async fn nodes_log_in_by_password_and_by_certificate(ctx: Ctx) -> Result<()> {
     let folder = |name: &str| {
         let folder = ctx.dir.join(name);
         std::fs::create_dir_all(&folder)?;
         Certified::create(&folder)
     };
-    let (broker, stranger) = (folder("broker")?, folder("stranger")?);
-    let kafka = SecuredKafka::start(&broker).await?;
+    let (broker, node, stranger) = (folder("broker")?, folder("node")?, folder("stranger")?);
+    let kafka = SecuredKafka::start(&broker, &node).await?;
     let password = ctx.dir.join("password");
     std::fs::write(&password, PASSWORD)?;
     let wrong_password = ctx.dir.join("wrong-password");
@@ -35,6 +35,13 @@ async fn nodes_log_in_by_each_mechanism(ctx: Ctx) -> Result<()> {
             password.display()
         )
     };
+    let certificate = |of: &Certified| {
+        format!(
+            "security.protocol=SSL;{authority};ssl.certificate.location={};ssl.key.location={}",
+            of.certificate.display(),
+            of.key.display()
+        )
+    };
     for (brokers, properties) in [
         (&kafka.sasl, sasl("SASL_PLAINTEXT", "PLAIN", &password)),
         (&kafka.sasl, sasl("SASL_PLAINTEXT", "SCRAM-SHA-256", &password)),
@@ -42,6 +49,7 @@ async fn nodes_log_in_by_each_mechanism(ctx: Ctx) -> Result<()> {
         (&kafka.sasl_over_tls, sasl("SASL_SSL", "PLAIN", &password)),
         (&kafka.sasl_over_tls, sasl("SASL_SSL", "SCRAM-SHA-256", &password)),
         (&kafka.sasl_over_tls, sasl("SASL_SSL", "SCRAM-SHA-512", &password)),
+        (&kafka.mutual_tls, certificate(&node)),
     ] {
         let options = Options::new().brokers(brokers).env("KAFKA_PROPERTIES", &properties);
         let cluster = ctx.cluster_with(1, options).await?;
@@ -55,10 +63,12 @@ async fn nodes_log_in_by_each_mechanism(ctx: Ctx) -> Result<()> {
     for (brokers, properties, says) in [
         (&kafka.sasl, sasl("SASL_PLAINTEXT", "PLAIN", &wrong_password), "Authentication failed"),
         (&kafka.sasl_over_tls, sasl("SASL_SSL", "SCRAM-SHA-512", &wrong_password), "Authentication failed"),
+        (&kafka.mutual_tls, certificate(&stranger), "No matching issuer"),
+        (&kafka.mutual_tls, format!("security.protocol=SSL;{authority}"), "SSL"),
         // The broker is of another authority.
         (
-            &kafka.sasl_over_tls,
-            sasl("SASL_SSL", "PLAIN", &password)
+            &kafka.mutual_tls,
+            certificate(&node)
                 .replace(&authority, &format!("ssl.ca.location={}", stranger.authority.display())),
             "certificate",
         ),
