@@ -5,10 +5,10 @@ use std::error::Error;
 use std::io;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use bitacora_protocol::tls::{self, ALPN_HTTP, TlsError};
 use bitacora_protocol::token::Token;
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use reqwest::header::{AUTHORIZATION, HeaderValue};
 use reqwest::{ClientBuilder, RequestBuilder, Url};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ResolvesClientCert, Resumption, WebPkiServerVerifier};
@@ -30,7 +30,8 @@ pub fn blocking_builder() -> reqwest::blocking::ClientBuilder {
 /// Makes the clients by which members are asked: each request shows a token.
 #[derive(Clone, Default)]
 pub struct MemberClients {
-    headers: HeaderMap,
+    /// For `Authorization`; clients that were made before see a change, too.
+    shown: Arc<ArcSwapOption<HeaderValue>>,
     /// If members speak TLS.
     tls: Option<ClientConfig>,
 }
@@ -39,12 +40,19 @@ impl MemberClients {
     /// `token` is what `MEMBER_TOKEN_FILE` has, or who makes a backup; `tls` is for members that speak it.
     #[must_use]
     pub fn new(token: Option<&Token>, tls: Option<ClientConfig>) -> Self {
-        let authorization = token.and_then(|token| HeaderValue::try_from(token.authorization()).ok());
-        let headers = authorization.map(|mut authorization| {
-            authorization.set_sensitive(true);
-            (AUTHORIZATION, authorization)
-        });
-        Self { headers: headers.into_iter().collect(), tls }
+        let clients = Self { shown: Arc::default(), tls };
+        if let Some(token) = token {
+            clients.show(token);
+        }
+        clients
+    }
+
+    /// Shows this token from now on. Returns whether it is another one.
+    pub fn show(&self, token: &Token) -> bool {
+        let Ok(mut authorization) = HeaderValue::try_from(token.authorization()) else { return false };
+        authorization.set_sensitive(true);
+        let before = self.shown.swap(Some(Arc::new(authorization.clone())));
+        before.as_deref() != Some(&authorization)
     }
 
     /// A client with what `settings` adds, such as timeouts. It follows no redirect: a member has no reason to send one, and what it
@@ -61,10 +69,9 @@ impl MemberClients {
             // Not the plain scheme, which would show the token to whoever listens.
             Some(tls) => builder().tls_backend_preconfigured(tls.clone()).https_only(true),
         };
-        let builder =
-            builder.default_headers(self.headers.clone()).redirect(reqwest::redirect::Policy::none());
+        let builder = builder.redirect(reqwest::redirect::Policy::none());
         let scheme = if self.tls.is_some() { "https" } else { "http" };
-        Ok(MemberClient { http: settings(builder).build()?, scheme })
+        Ok(MemberClient { http: settings(builder).build()?, shown: Arc::clone(&self.shown), scheme })
     }
 }
 
@@ -72,6 +79,7 @@ impl MemberClients {
 #[derive(Clone)]
 pub struct MemberClient {
     http: reqwest::Client,
+    shown: Arc<ArcSwapOption<HeaderValue>>,
     scheme: &'static str,
 }
 
@@ -83,11 +91,18 @@ impl MemberClient {
     }
 
     pub fn get(&self, url: Url) -> RequestBuilder {
-        self.http.get(url)
+        self.showing(self.http.get(url))
     }
 
     pub fn head(&self, url: Url) -> RequestBuilder {
-        self.http.head(url)
+        self.showing(self.http.head(url))
+    }
+
+    fn showing(&self, request: RequestBuilder) -> RequestBuilder {
+        match self.shown.load_full() {
+            Some(authorization) => request.header(AUTHORIZATION, (*authorization).clone()),
+            None => request,
+        }
     }
 }
 

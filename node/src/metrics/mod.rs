@@ -137,7 +137,7 @@ declare_metrics! {
         pub tokens: IntGauge = gauge("tokens", "Tokens that this node knows, of TOKENS_FILE."),
         pub tokens_file_failures: IntCounter = counter(
             "tokens_file_failures_total",
-            "Times that TOKENS_FILE had changed and could not be taken: the tokens of before stay.",
+            "Times that TOKENS_FILE or MEMBER_TOKEN_FILE had changed and could not be taken: the tokens of before stay.",
         ),
         pub tls_handshake_failures: IntCounterVec = counters(
             "tls_handshake_failures_total",

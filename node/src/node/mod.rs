@@ -2,10 +2,13 @@
 
 mod stop;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use bitacora_program::secret_file;
+use bitacora_protocol::token::Token;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -24,8 +27,10 @@ use crate::replication::snapshot::{Fetcher, SnapshotSource, SnapshotUse, Snapsho
 use crate::replication::{self, Replica};
 use crate::rpc;
 use crate::server::access::Access;
+use crate::server::files;
 use crate::server::tls::Tls;
 use crate::service::Service;
+use crate::service::access::AUDIT;
 use crate::service::changes::{self, Changes};
 use crate::service::conditional::{self, ConditionalWrites, NodeAccess, WritesWithOptions};
 use crate::service::consistency::ConsistentReads;
@@ -77,7 +82,7 @@ pub struct Node {
     rpc: rpc::Server,
     announcer: JoinHandle<()>,
     comparer: JoinHandle<()>,
-    /// Follows `TOKENS_FILE`.
+    /// Follows `TOKENS_FILE` and `MEMBER_TOKEN_FILE`.
     tokens: JoinHandle<()>,
     /// Follows the files of TLS.
     certificates: JoinHandle<()>,
@@ -149,11 +154,27 @@ impl Node {
             &readiness,
             shared.rpc_limits()?,
         );
-        let Shared { log, membership, store, feed, progress, telemetry, access, tls, settings, .. } = shared;
+        let Shared {
+            log,
+            membership,
+            store,
+            feed,
+            progress,
+            telemetry,
+            access,
+            tls,
+            clients,
+            metrics,
+            settings,
+            ..
+        } = shared;
         let announcing = announce(Arc::clone(&progress), Arc::clone(&membership));
         let announcer = readiness.run_task("announcer", announcing);
         let comparer = readiness.run_task("digests", digests.run());
-        let tokens = readiness.run_task("tokens", Access::follow_file(access));
+        let member_token = follow_member_token(settings.member_token_file.clone(), clients, metrics);
+        let tokens = readiness.run_task("tokens", async {
+            tokio::join!(Access::follow_file(access), member_token);
+        });
         let certificates = readiness.run_task("certificates", Tls::follow_files(tls));
         let NodeSettings { drain_delay, shutdown_grace, .. } = settings;
         Ok(Self {
@@ -216,6 +237,22 @@ impl Node {
             .or_else(|| self.comparer.is_finished().then_some("digests"))
             .or_else(|| self.certificates.is_finished().then_some("certificates"))
     }
+}
+
+/// Shows other members the token of `MEMBER_TOKEN_FILE`, for ever. While the file makes no sense, the one of before.
+async fn follow_member_token(file: Option<PathBuf>, clients: MemberClients, metrics: Arc<Metrics>) {
+    let Some(path) = file else { return std::future::pending().await };
+    let take = |read: &Result<Token, String>| match read {
+        Ok(token) if clients.show(token) => {
+            tracing::info!(target: AUDIT, "shows other members the new token of MEMBER_TOKEN_FILE");
+        }
+        Ok(_) => {}
+        Err(error) => {
+            metrics.tokens_file_failures.inc();
+            tracing::error!("{error}; the token of before is shown");
+        }
+    };
+    files::follow(move || secret_file::read("MEMBER_TOKEN_FILE", &path), take).await;
 }
 
 impl Shared {

@@ -1,6 +1,6 @@
 //! What the HTTP and the RPC server share.
 
 pub mod access;
-mod files;
+pub(crate) mod files;
 pub mod socket;
 pub mod tls;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bitacora_client::{Client, Error, Operation, Outcome, Refusal, Scan};
+use bitacora_node::node::Node;
 use bitacora_protocol::token::{Scope, Token, TokenLine};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -389,8 +390,8 @@ async fn calls_of_the_rpc_show_a_token_too() {
     running.stop().await;
 }
 
-/// What the second of two nodes is told by the first, which has these flags: of its status, and of whether it shows a write.
-async fn told_by(flags_of_first: impl FnOnce(&Path) -> Vec<String>) -> (Value, Option<String>) {
+/// Two nodes, of which the first has these flags; the second's files are in the folder.
+async fn two_nodes(flags_of_first: impl FnOnce(&Path) -> Vec<String>) -> (Node, Running, TempDir) {
     let folder = TempDir::new().expect("a folder");
     let log = Arc::new(embedded_log(folder.path()));
     let flags = flags_of_first(folder.path());
@@ -403,7 +404,12 @@ async fn told_by(flags_of_first: impl FnOnce(&Path) -> Vec<String>) -> (Value, O
     let other = Some(address.api());
     let (node, address) = support::start(&folder.path().join("second"), log.clone(), &flags, other).await;
     ready(&node).await;
-    let running = Running { node, address, folder };
+    (first, Running { node, address, folder }, own)
+}
+
+/// What the second of two nodes is told by the first, which has these flags: of its status, and of whether it shows a write.
+async fn told_by(flags_of_first: impl FnOnce(&Path) -> Vec<String>) -> (Value, Option<String>) {
+    let (first, running, _own) = two_nodes(flags_of_first).await;
     let told = running.ask("GET /status/members", &[&bearer(READER)], "").await.json();
     let line = "POST /rpc?key=k&value=v&visible=all&timeout=5s";
     let written = running.ask(line, &[&bearer(BOTH)], "").await;
@@ -418,6 +424,43 @@ async fn members_show_their_token_to_one_another() {
     let (told, not_visible) = told_by(|folder| files(folder, &ALL)).await;
     assert_eq!(told["status"]["ready"], true, "{told}");
     assert_eq!(not_visible, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_was_changed_is_shown_without_a_restart() {
+    let (first, running, own) = two_nodes(|folder| files(folder, &ALL)).await;
+    let member = own.path().join("member");
+    let told = async |is_so: &dyn Fn(&Value) -> bool| {
+        let asked = async {
+            loop {
+                let told = running.ask("GET /status/members", &[&bearer(READER)], "").await.json();
+                if is_so(&told["members"][1]) {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(PATIENCE, asked).await.expect("the file is followed");
+    };
+    let is_ready = |told: &Value| told["status"]["ready"] == true;
+    let is_refused = |told: &Value| told["error"] == "it answers 401 to GET /status";
+    told(&is_ready).await;
+    std::fs::write(&member, token(STRANGER).secret()).expect("written");
+    told(&is_refused).await;
+    std::fs::write(&member, token(MEMBER).secret()).expect("written");
+    told(&is_ready).await;
+    // What makes no sense changes nothing.
+    std::fs::write(&member, "no token").expect("written");
+    let noticed = async {
+        let failures = "bitacora_tokens_file_failures_total 1\n";
+        while !running.ask("GET /metrics", &[&bearer(READER)], "").await.body.contains(failures) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, noticed).await.expect("it is counted");
+    told(&is_ready).await;
+    running.stop().await;
+    first.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
