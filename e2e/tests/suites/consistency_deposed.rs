@@ -66,7 +66,7 @@ async fn scenes(deployment: &Deployment) -> Result<()> {
             is_well(api).await.with_context(|| format!("node {node} has not recovered"))?;
         }
         for level in [Level::Strong, Level::Latest] {
-            let read = client.read(CUT_OFF, &key(scene), level).await?;
+            let read = read_when_answered(&mut client, &key(scene), level).await?;
             ensure!(shows(&read, "new"), "a {} read when all is well again: {read:?}", level.name());
         }
     }
@@ -152,6 +152,18 @@ async fn read_behind(client: &mut Client<'_>, key: &str) -> Result<()> {
     let eventual = client.read(CUT_OFF, key, Level::Eventual).await?;
     ensure!(shows(&eventual, "old"), "{eventual:?}");
     Ok(())
+}
+
+/// Reads at the node that was cut off. It may refuse until its clients of Kafka have connected again, but never answer falsely.
+async fn read_when_answered(client: &mut Client<'_>, key: &str, level: Level) -> Result<Outcome> {
+    let end = Instant::now() + RECOVERY;
+    loop {
+        let read = client.read(CUT_OFF, key, level).await?;
+        if !matches!(read, Outcome::Refused(_)) || Instant::now() >= end {
+            return Ok(read);
+        }
+        tokio::time::sleep(BETWEEN_TRIES).await;
+    }
 }
 
 /// Writes until that is acknowledged; each time another value.
