@@ -87,12 +87,29 @@ pub(super) struct Environment {
     dir: PathBuf,
 }
 
+/// What is done where there is no whole environment of this format.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Otherwise {
+    /// An empty one takes its place.
+    BeginAnew,
+    /// Nothing is changed, and the error says what there is.
+    Refuse,
+}
+
 impl Environment {
     /// Opens an environment of this format, or makes an empty one.
     pub fn open(store: &Path, number: u64) -> Result<Self, StoreError> {
+        Self::open_or(store, number, Otherwise::BeginAnew)
+    }
+
+    /// Opens an environment of this format, and does what is said where there is none that is whole.
+    pub fn open_or(store: &Path, number: u64, otherwise: Otherwise) -> Result<Self, StoreError> {
         let dir = store.join(number.to_string());
         let is_new = !dir.exists();
-        let opened = Self::open_in(&dir, number);
+        if otherwise == Otherwise::Refuse && !dir.join(DATA_FILE).is_file() {
+            return Err(refused(&dir, "holds no store"));
+        }
+        let opened = Self::open_in(&dir, number, otherwise);
         if is_new && opened.is_err() {
             // A full disk is tried again and again.
             let _ = fs::remove_dir_all(&dir);
@@ -100,7 +117,7 @@ impl Environment {
         opened
     }
 
-    fn open_in(dir: &Path, number: u64) -> Result<Self, StoreError> {
+    fn open_in(dir: &Path, number: u64, otherwise: Otherwise) -> Result<Self, StoreError> {
         let wrap = |source| StoreError::Open { why: explain(dir, &source), source };
         let undecodable = |error| match error {
             heed::Error::Decoding(_) => StoreError::Corrupt("meta"),
@@ -112,6 +129,9 @@ impl Environment {
             Err(error) => return Err(wrap(error.into())),
         };
         if unsynced.is_some() && unsynced != boot().map(String::into_bytes) {
+            if otherwise == Otherwise::Refuse {
+                return Err(refused(dir, "was being filled when the machine went down: it is not whole"));
+            }
             tracing::warn!("{} was being filled when the machine went down; beginning anew", dir.display());
             fs::remove_dir_all(dir).map_err(|error| wrap(error.into()))?;
         }
@@ -124,6 +144,12 @@ impl Environment {
         }
         let mut env = lmdb::open(dir, DATABASES, EnvFlags::NO_META_SYNC).map_err(wrap)?;
         if has_other_format(&env).map_err(undecodable)? {
+            if otherwise == Otherwise::Refuse {
+                let why = format!(
+                    "has another format than {FORMAT}: use the bitacora-node of the version that wrote it"
+                );
+                return Err(refused(dir, &why));
+            }
             tracing::info!("{} has another format than {FORMAT}; beginning anew", dir.display());
             // Emptied, the file would keep the databases that only the other format has, and so would every copy of it.
             env.prepare_for_closing().wait();
@@ -137,32 +163,6 @@ impl Environment {
             environment.leave_unsynced()?;
         }
         Ok(environment)
-    }
-
-    /// Fails where [`Environment::open`] would begin anew, or make an empty one; changes nothing.
-    pub fn check_is_kept(store: &Path, number: u64) -> Result<(), StoreError> {
-        let dir = store.join(number.to_string());
-        let missing = |why: &str| StoreError::Missing(format!("{} {why}", store.display()));
-        if !dir.join(DATA_FILE).is_file() {
-            return Err(missing("holds no store"));
-        }
-        if fs::read(dir.join(UNSYNCED)).is_ok_and(|of| Some(of) != boot().map(String::into_bytes)) {
-            return Err(missing(
-                "holds a store that was being filled when the machine went down: it is not whole",
-            ));
-        }
-        File::open(dir.join(DATA_FILE))
-            .map(pages::check_metadata)?
-            .map_err(|why| StoreError::Damaged { path: dir.display().to_string(), why })?;
-        let env = lmdb::open(&dir, DATABASES, EnvFlags::empty())?;
-        let has_other = has_other_format(&env);
-        env.prepare_for_closing().wait();
-        if has_other.map_err(undecoded("meta"))? {
-            return Err(missing(&format!(
-                "holds a store of another format than {FORMAT}: use the bitacora-node of the version that wrote it"
-            )));
-        }
-        Ok(())
     }
 
     fn databases(env: &Env, dir: PathBuf, number: u64) -> heed::Result<Self> {
@@ -404,6 +404,10 @@ impl Environment {
         }
         Ok(pages as u64)
     }
+}
+
+fn refused(dir: &Path, why: &str) -> StoreError {
+    StoreError::Missing(format!("{} {why}", dir.display()))
 }
 
 /// Whether something was written to it by a node that gives the bytes another meaning.

@@ -49,7 +49,7 @@ pub use self::stats::{Disk, StoreStats};
 pub use self::trimming::{Change, Judgement, NeededRepair, PendingRepair, TrimQuery, Trimmable, Writer};
 
 use self::cache::CacheCounters;
-use self::environment::Environment;
+use self::environment::{Environment, Otherwise};
 use self::error::explain;
 use self::folder::StoreFolder;
 use self::generation::Generation;
@@ -127,27 +127,32 @@ impl UseOfStore {
 }
 
 impl Store {
-    /// Opens the store that is in a folder, for its content: as [`Store::open`], but of a folder without one, or whose store would be begun
-    /// anew, it changes nothing.
-    ///
-    /// # Errors
-    /// As [`Store::open`], and when there is no store of this format, or no whole one; the text says which.
-    pub fn open_existing(dir: &Path, cache_bytes: u64) -> Result<Self, StoreError> {
-        Environment::check_is_kept(dir, StoreFolder::new(dir).named()?)?;
-        Self::open(dir, cache_bytes)
-    }
-
     /// Opens the store in a folder of its own, or makes an empty one. `cache_bytes` bounds the cache.
     ///
     /// # Errors
     /// When LMDB can't open it, with the folder's name.
     pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self, StoreError> {
+        Self::open_or(dir, cache_bytes, Otherwise::BeginAnew)
+    }
+
+    /// Opens the store that is in a folder, for its content. Where there is none of this format, or no whole one, nothing is changed.
+    ///
+    /// # Errors
+    /// As [`Store::open`], and when there is no such store; the text says why.
+    pub fn open_existing(dir: &Path, cache_bytes: u64) -> Result<Self, StoreError> {
+        Self::open_or(dir, cache_bytes, Otherwise::Refuse)
+    }
+
+    fn open_or(dir: &Path, cache_bytes: u64, otherwise: Otherwise) -> Result<Self, StoreError> {
         let folder = StoreFolder::new(dir);
-        let number = folder
-            .current()
+        let number = match otherwise {
+            Otherwise::BeginAnew => folder.current(),
+            Otherwise::Refuse => folder.named(),
+        };
+        let number = number
             .map_err(heed::Error::from)
             .map_err(|source| StoreError::Open { why: explain(dir, &source), source })?;
-        let environment = Environment::open(folder.path(), number)?;
+        let environment = Environment::open_or(folder.path(), number, otherwise)?;
         // Whoever reads the store is told the error then.
         let log = environment.log().unwrap_or_default();
         // Also behind a time, in `sweep_times`.

@@ -27,7 +27,7 @@ struct Line<'a> {
 /// Prints every record that has neither been deleted nor expired, in key order.
 ///
 /// # Errors
-/// When there is no whole store in the folder, a node uses it, or stdout can't be written. Nothing in the folder is changed.
+/// When there is no whole store in the folder, a node uses it, or stdout can't be written. Nothing of the store is changed.
 pub fn export(data_dir: &Path) -> Result<()> {
     let root = data_dir.join(STORE);
     if !root.is_dir() {

@@ -151,6 +151,10 @@ fn what_is_read_for_its_content_is_never_begun_anew() {
         body(&Store::open_existing(dir.path(), 0).expect("whole"), "k"),
         Some(("k".into(), Tier::Store))
     );
+    // What a node has begun to build beside it stays for the node.
+    std::fs::create_dir(dir.path().join("2")).expect("created");
+    drop(Store::open_existing(dir.path(), 0).expect("whole"));
+    assert_eq!(folders(dir.path()).0, ["1", "2"]);
     let environment = dir.path().join("1");
     std::fs::write(environment.join("UNSYNCED"), "another boot").expect("written");
     assert!(refused(dir.path()).contains("when the machine went down"));
