@@ -1,4 +1,4 @@
-//! An authority and a certificate of its own for a benchmark's servers.
+//! An authority and a certificate of its own, for servers of tests and benchmarks.
 
 use std::path::{Path, PathBuf};
 

@@ -6,6 +6,7 @@ pub mod backends;
 pub mod balancer;
 pub mod bare_kafka;
 pub mod browser;
+pub mod certificates;
 pub mod cluster;
 pub mod command_line;
 pub mod consistency;

@@ -9,7 +9,7 @@ use testcontainers::runners::AsyncRunner;
 use testcontainers::{ContainerAsync, GenericImage, ImageExt};
 
 use crate::backends::{CONTAINER_LABEL, KAFKA_VERSION};
-use crate::measure::certificates::Certified;
+use crate::certificates::Certified;
 use crate::ports;
 
 /// The only user.

@@ -1,8 +1,8 @@
 //! What TLS costs: GETs over HTTP and over the Avro RPC with it and without, and nginx with it.
 
 use anyhow::Result;
+use e2e::certificates::Certified;
 use e2e::http::Api;
-use e2e::measure::certificates::Certified;
 use e2e::measure::child::{Job, Measured, against};
 use e2e::measure::load::{Call, Load};
 use e2e::measure::peers::{DevNode, Peer};

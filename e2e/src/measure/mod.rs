@@ -3,7 +3,6 @@
 
 pub mod bare;
 pub mod bulk;
-pub mod certificates;
 pub mod charts;
 pub mod child;
 pub mod cpu;

@@ -9,10 +9,10 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::bare::{Kind, Server};
-use super::certificates::Certified;
 use super::child::{self, Job};
 use super::load::{Call, Load};
 use super::{cpu, key, value};
+use crate::certificates::Certified;
 use crate::cluster::node_binary;
 use crate::process::Process;
 use crate::{ports, wait};

@@ -29,6 +29,7 @@ async fn it_serves_and_goes_on_without_a_node(_: Ctx) -> Result<()> {
 async fn scenario(deployment: &Deployment) -> Result<()> {
     deployment.compose(&["up", "--wait", "--no-build"]).await?;
     let balancer = Api::new(deployment.port("BITACORA_PORT"));
+    let prometheus = Api::new(deployment.port("PROMETHEUS_PORT"));
     let nodes = ["NODE_1_PORT", "NODE_2_PORT", "NODE_3_PORT"].map(|name| Api::new(deployment.port(name)));
 
     balancer.set("one", "through the balancer").await?.expect(200);
@@ -52,10 +53,10 @@ async fn scenario(deployment: &Deployment) -> Result<()> {
     let topic = deployment.topic().describe().await?;
     assert_eq!(topic["cleanup.policy"], "compact");
     assert_eq!(topic["message.timestamp.type"], "LogAppendTime");
-    scraped(deployment, "sum(up{job=\"bitacora\"})", "3").await?;
-    scraped(deployment, "sum(bitacora_ready)", "3").await?;
+    scraped(&prometheus, "sum(up{job=\"bitacora\"})", "3").await?;
+    scraped(&prometheus, "sum(bitacora_ready)", "3").await?;
     // What the alert about the balancer looks at.
-    scraped(deployment, "haproxy_backend_active_servers{proxy=\"nodes\"}", "3").await?;
+    scraped(&prometheus, "haproxy_backend_active_servers{proxy=\"nodes\"}", "3").await?;
 
     let started = Instant::now();
     deployment.compose(&["stop", "node-2"]).await?;
@@ -77,11 +78,11 @@ async fn scenario(deployment: &Deployment) -> Result<()> {
     for node in &nodes {
         sees_members(node, 4).await?;
     }
-    scraped(deployment, "sum(up{job=\"bitacora\"})", "4").await
+    scraped(&prometheus, "sum(up{job=\"bitacora\"})", "4").await
 }
 
 /// Waits until `api` answers with `value`; `None`: with a 404.
-async fn reads(api: &Api, key: &str, value: Option<&str>) -> Result<()> {
+pub(super) async fn reads(api: &Api, key: &str, value: Option<&str>) -> Result<()> {
     let read = wait::try_until(SOON, || async {
         let answer = api.get(key).await.map_err(|error| format!("{error:#}"))?;
         if is(&answer, value) { Ok(()) } else { Err(answer.to_string()) }
@@ -91,7 +92,7 @@ async fn reads(api: &Api, key: &str, value: Option<&str>) -> Result<()> {
         .with_context(|| format!("{key:?} at port {} is {value:?}", api.port))
 }
 
-async fn sees_members(api: &Api, count: usize) -> Result<()> {
+pub(super) async fn sees_members(api: &Api, count: usize) -> Result<()> {
     let seen = wait::try_until(SOON, || async {
         let status = api.status().await.map_err(|error| format!("{error:#}"))?;
         let members = status["members"].as_array().map_or(0, Vec::len);
@@ -101,8 +102,7 @@ async fn sees_members(api: &Api, count: usize) -> Result<()> {
 }
 
 /// Waits until Prometheus answers a query with `value`.
-async fn scraped(deployment: &Deployment, query: &str, value: &str) -> Result<()> {
-    let prometheus = Api::new(deployment.port("PROMETHEUS_PORT"));
+pub(super) async fn scraped(prometheus: &Api, query: &str, value: &str) -> Result<()> {
     let path = format!("/api/v1/query?query={}", e2e::http::encode(query));
     let seen = wait::try_until(SOON, || async {
         let answer =

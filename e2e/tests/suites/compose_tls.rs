@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use bitacora_protocol::tls::ClientTls;
 use bitacora_protocol::token::Token;
 use e2e::cluster::is;
@@ -17,6 +17,8 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use reqwest::Method;
 use tokio::net::TcpStream;
+
+use super::compose::{reads, scraped, sees_members};
 
 pub fn tests() -> Vec<Test> {
     let tests = tests![Deployment: it_serves_nobody_without_tls_and_a_token];
@@ -128,10 +130,10 @@ async fn it_serves(deployment: &Deployment, client: &Client) -> Result<()> {
     let asked = nodes[0].call(Method::GET, "/status/members").await?.expect(200);
     ensure!(asked.text().matches("\"ready\":true").count() >= 3, "{asked}");
 
-    scraped(client, "sum(up{job=\"bitacora\"})", "3").await?;
-    scraped(client, "sum(bitacora_ready)", "3").await?;
-    scraped(client, "sum(up{job=~\"haproxy|prometheus\"})", "2").await?;
-    scraped(client, "haproxy_backend_active_servers{proxy=\"nodes\"}", "3").await
+    scraped(&client.prometheus, "sum(up{job=\"bitacora\"})", "3").await?;
+    scraped(&client.prometheus, "sum(bitacora_ready)", "3").await?;
+    scraped(&client.prometheus, "sum(up{job=~\"haproxy|prometheus\"})", "2").await?;
+    scraped(&client.prometheus, "haproxy_backend_active_servers{proxy=\"nodes\"}", "3").await
 }
 
 async fn refuses_strangers(deployment: &Deployment, client: &Client) -> Result<()> {
@@ -253,10 +255,11 @@ async fn trusts_no_impostor(deployment: &Deployment, client: &Client) -> Result<
         if status.trim() == "healthy" { Ok(()) } else { Err(status) }
     });
     healthy.await.map_err(anyhow::Error::msg).context("the impostor serves")?;
-    scraped(client, "count(up{job=\"bitacora\"} == 0)", "1").await?;
+    scraped(&client.prometheus, "count(up{job=\"bitacora\"} == 0)", "1").await?;
     // The balancer's check fails in the handshake, and not as that of a node that is being restarted does.
-    scraped(client, "sum(haproxy_server_check_status{proxy=\"nodes\",state=\"L6RSP\"})", "1").await?;
-    scraped(client, "haproxy_backend_active_servers{proxy=\"nodes\"}", "2").await?;
+    scraped(&client.prometheus, "sum(haproxy_server_check_status{proxy=\"nodes\",state=\"L6RSP\"})", "1")
+        .await?;
+    scraped(&client.prometheus, "haproxy_backend_active_servers{proxy=\"nodes\"}", "2").await?;
     let error =
         client.certificate(client.nodes[1].port).await.err().context("a client trusts the impostor")?;
     ensure!(format!("{error:#}").contains("UnknownIssuer"), "{error:#}");
@@ -270,8 +273,8 @@ async fn trusts_no_impostor(deployment: &Deployment, client: &Client) -> Result<
 
     // What is not of the authority is replaced without being asked to.
     deployment.compose(&["run", "--rm", "-T", "certificates"]).await?;
-    scraped(client, "haproxy_backend_active_servers{proxy=\"nodes\"}", "3").await?;
-    scraped(client, "sum(up{job=\"bitacora\"})", "3").await
+    scraped(&client.prometheus, "haproxy_backend_active_servers{proxy=\"nodes\"}", "3").await?;
+    scraped(&client.prometheus, "sum(up{job=\"bitacora\"})", "3").await
 }
 
 /// New certificates are shown by the nodes that run, and no call of a load through the balancer fails meanwhile.
@@ -306,7 +309,7 @@ async fn serves_new_certificates(deployment: &Deployment, client: &Client) -> Re
     for node in &client.nodes {
         sees_members(node, 3).await?;
     }
-    scraped(client, "haproxy_backend_active_servers{proxy=\"nodes\"}", "3").await
+    scraped(&client.prometheus, "haproxy_backend_active_servers{proxy=\"nodes\"}", "3").await
 }
 
 /// Writes and reads one after the other until it is told to stop. None may fail.
@@ -376,40 +379,11 @@ async fn goes_on_with_what_is_there(deployment: &Deployment, client: Client, dir
     now.balancer.set("after it all", "value").await?.expect(200);
     // The nodes have other addresses now, and Prometheus goes on to tell of those from before.
     let scraped_now = "count(timestamp(up{job=\"bitacora\"}) > time() - 15 and up{job=\"bitacora\"} == 1)";
-    scraped(&now, scraped_now, "3").await
+    scraped(&now.prometheus, scraped_now, "3").await
 }
 
 /// What a node has in one of its files.
 async fn secret(deployment: &Deployment, file: &str) -> Result<String> {
     let text = deployment.compose(&["exec", "-T", "node-1", "cat", &format!("/secrets/{file}")]).await?;
     Ok(text.trim().to_owned())
-}
-
-/// Waits until `api` answers with `value`; `None`: with a 404.
-async fn reads(api: &Api, key: &str, value: Option<&str>) -> Result<()> {
-    let read = wait::try_until(SOON, || async {
-        let answer = api.get(key).await.map_err(|error| format!("{error:#}"))?;
-        if is(&answer, value) { Ok(()) } else { Err(answer.to_string()) }
-    });
-    read.await.map_err(|seen| anyhow!("{key:?} at port {} is not {value:?}: {seen}", api.port))
-}
-
-async fn sees_members(api: &Api, count: usize) -> Result<()> {
-    let seen = wait::try_until(SOON, || async {
-        let status = api.status().await.map_err(|error| format!("{error:#}"))?;
-        let members = status["members"].as_array().map_or(0, Vec::len);
-        if members == count { Ok(()) } else { Err(status.to_string()) }
-    });
-    seen.await.map_err(|seen| anyhow!("port {} has not {count} members: {seen}", api.port))
-}
-
-/// Waits until Prometheus answers a query with `value`.
-async fn scraped(client: &Client, query: &str, value: &str) -> Result<()> {
-    let path = format!("/api/v1/query?query={}", e2e::http::encode(query));
-    let seen = wait::try_until(SOON, || async {
-        let answer =
-            client.prometheus.call(Method::GET, &path).await.map_err(|error| format!("{error:#}"))?;
-        if answer.json()["data"]["result"][0]["value"][1] == value { Ok(()) } else { Err(answer.to_string()) }
-    });
-    seen.await.map_err(|seen| anyhow!("Prometheus does not say that {query} is {value}: {seen}"))
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use e2e::certificates::Certified;
 use e2e::cluster::Options;
-use e2e::measure::certificates::Certified;
 use e2e::runner::{Ctx, Test};
 use e2e::secured_kafka::{PASSWORD, SecuredKafka, USER};
 use e2e::{tests, wait};
