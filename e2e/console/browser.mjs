@@ -63,8 +63,9 @@ export async function visit(page, place) {
   await page.evaluate((hash) => (location.hash = hash), place);
 }
 
+/** Writes a key, and returns once what the node answers at once shows it. */
 export async function set(base, key, value, query = "") {
-  const answer = await fetch(`${base}/rpc?key=${encodeURIComponent(key)}${query}`, { method: "POST", headers: { "Content-Type": "text/plain" }, body: value });
+  const answer = await fetch(`${base}/rpc?key=${encodeURIComponent(key)}&visible=here${query}`, { method: "POST", headers: { "Content-Type": "text/plain" }, body: value });
   assert.equal(answer.status, 200, await answer.text());
   return answer.headers.get("bitacora-position");
 }

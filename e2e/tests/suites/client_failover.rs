@@ -173,10 +173,11 @@ async fn no_read_fails_when_a_node_is_killed(ctx: Ctx) -> Result<()> {
         // It dies with calls under way for certain: those that it gets while it is frozen.
         cluster.nodes[1].pause();
         let address = cluster.nodes[1].rpc_address();
-        wait::until("half of the callers wait for it", START, || async {
+        // The less loaded node gets a call, so of three nodes a frozen one gets no more than about a third of the callers.
+        wait::until("a quarter of the callers wait for it", START, || async {
             let nodes = client.nodes();
             let waiting = nodes.iter().find(|node| node.address == address).map(|node| node.under_way);
-            if waiting >= Some(CALLERS / 2) { Ok(()) } else { Err(format!("{waiting:?}")) }
+            if waiting >= Some(CALLERS / 4) { Ok(()) } else { Err(format!("{waiting:?}")) }
         })
         .await;
         cluster.nodes[1].kill();

@@ -118,7 +118,8 @@ class Editor {
     if (condition === "version") headers["If-Match"] = this.version;
     if (condition === "absent") headers["If-None-Match"] = "*";
     if (condition !== "always") headers["Idempotency-Key"] = this.attempt;
-    const params = { key, ttl: this.ttl.value.trim() };
+    // What is read next from this node shows it.
+    const params = { key, ttl: this.ttl.value.trim(), visible: "here" };
     const answer = await call("POST", "/rpc", { params, headers, body: this.valueField.text(), timeout: 20_000 });
     if (answer.ok) {
       setUnsaved(false);
