@@ -71,6 +71,23 @@ pub async fn build() -> Result<()> {
     built.await.clone().map_err(|error| anyhow::anyhow!("building the image failed: {error}"))
 }
 
+/// The nodes' image with another program in it.
+///
+/// # Errors
+/// When it can't be built.
+pub async fn image_with(node: &Path, tag: &str) -> Result<String> {
+    let name = format!("bitacora-e2e-older:{tag}");
+    let folder = node.with_extension("image");
+    std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    let copied = folder.join("bitacora-node");
+    std::fs::copy(node, &copied).with_context(|| copied.display().to_string())?;
+    let recipe = format!("FROM {}\nCOPY bitacora-node /usr/local/bin/\n", image());
+    std::fs::write(folder.join("Dockerfile"), recipe).context("writing a Dockerfile")?;
+    docker(&["build", "--quiet", "--tag", &name, &folder.display().to_string()]).await?;
+    std::fs::remove_dir_all(&folder).context("removing what the image was built from")?;
+    Ok(name)
+}
+
 fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
@@ -184,7 +201,13 @@ impl Deployment {
 
     /// `docker compose …` on this deployment; an error has all that it printed.
     pub async fn compose(&self, arguments: &[&str]) -> Result<String> {
-        let command = self.command(arguments);
+        self.compose_of(image(), arguments).await
+    }
+
+    /// The same, with nodes of another image where it makes any.
+    pub async fn compose_of(&self, image: &str, arguments: &[&str]) -> Result<String> {
+        let mut command = self.command(arguments);
+        command.env("BITACORA_IMAGE", image);
         let output = tokio::task::spawn_blocking(move || run(command)).await.context("docker panicked")??;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }

@@ -1,6 +1,7 @@
 //! Faults on the deployment that has three of everything, under clients that write down what they did and saw.
 //!
-//! `FAULTS_SECONDS` (180) says for how long, `FAULTS_SEED` repeats a sequence of faults.
+//! `FAULTS_SECONDS` (180) says for how long, `FAULTS_SEED` repeats a sequence of faults. `FAULTS_MIXED=1` makes the first node one of an
+//! earlier version, which is built then.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -13,12 +14,13 @@ use e2e::http::{Answer, Api, encode};
 use e2e::nemesis::{self, Nemesis};
 use e2e::runner::{Ctx, Test};
 use e2e::topic::{KeyValue, now_ms};
-use e2e::{digests, tests, wait};
+use e2e::{deployment, digests, tests, versions, wait};
 use futures_util::future::join_all;
 use reqwest::Method;
 
 pub fn tests() -> Vec<Test> {
-    let deadline = duration() + Duration::from_secs(420);
+    let build = if is_mixed() { Duration::from_secs(1_200) } else { Duration::ZERO };
+    let deadline = duration() + build + Duration::from_secs(420);
     tests![Deployment: no_acknowledged_write_is_lost_whatever_fails]
         .into_iter()
         .map(|test| test.within(deadline))
@@ -45,6 +47,10 @@ fn duration() -> Duration {
     Duration::from_secs(seconds.map_or(180, |text| text.parse().expect("FAULTS_SECONDS is a number")))
 }
 
+fn is_mixed() -> bool {
+    std::env::var_os("FAULTS_MIXED").is_some()
+}
+
 async fn no_acknowledged_write_is_lost_whatever_fails(_: Ctx) -> Result<()> {
     let seed = match std::env::var("FAULTS_SEED") {
         Ok(text) => text.parse().context("FAULTS_SEED is a number")?,
@@ -62,7 +68,15 @@ async fn no_acknowledged_write_is_lost_whatever_fails(_: Ctx) -> Result<()> {
 }
 
 async fn scenario(deployment: &Deployment, seed: u64) -> Result<()> {
-    deployment.compose(&["up", "--wait", "--no-build", "node-1", "node-2", "node-3"]).await?;
+    let mut of_this_version = &["node-1", "node-2", "node-3"][..];
+    if is_mixed() {
+        let older = versions::node_of(super::rolling::EARLIER).await?;
+        let image = deployment::image_with(&older, super::rolling::EARLIER).await?;
+        deployment.compose_of(&image, &["up", "--wait", "--no-build", "node-1"]).await?;
+        of_this_version = &of_this_version[1..];
+    }
+    let up = ["up", "--wait", "--no-build", "--no-recreate"];
+    deployment.compose(&[&up[..], of_this_version].concat()).await?;
     let run = Run {
         nodes: ["NODE_1_PORT", "NODE_2_PORT", "NODE_3_PORT"].map(|name| Api::new(deployment.port(name))),
         keys: (0..KEYS).map(|i| format!("key-{i}")).collect(),
@@ -83,7 +97,10 @@ async fn scenario(deployment: &Deployment, seed: u64) -> Result<()> {
     injected?;
     let keys: Vec<_> = run.keys.iter().cloned().chain(run.short.borrow().iter().cloned()).collect();
     let finals = run.settled(&keys).await?;
-    digests::agree(&run.nodes).await?;
+    // Those of an earlier version have none.
+    let compared = &run.nodes[3 - of_this_version.len()..];
+    digests::agree(compared).await?;
+    digests::no_alarm(&deployment.compose(&["logs", "--no-color", "--no-log-prefix"]).await?)?;
     let (log, tidied) = run.logged(deployment).await?;
     let history = run.history.into_inner();
     let again = history::check(&history, &log, &finals, &keys)?;

@@ -23,7 +23,7 @@ use hdrhistogram::Histogram;
 use super::client::{by_zookeeper, knows};
 
 /// The last version with the store format 5, before digests and tokens. `E2E_UPGRADE_FROM` names another commit.
-const EARLIER: &str = "0d08341d4ba7126971255b8151b0838c63c2b2f8";
+pub const EARLIER: &str = "0d08341d4ba7126971255b8151b0838c63c2b2f8";
 /// The first use builds a node.
 const UPGRADE_DEADLINE: Duration = Duration::from_secs(1_800);
 
