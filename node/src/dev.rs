@@ -15,7 +15,7 @@ use crate::log::Log;
 use crate::log::embedded::EmbeddedLog;
 use crate::node::{Node, Parts};
 use crate::serve::listen;
-use crate::settings::DevSettings;
+use crate::settings::{DevSettings, LiveUpdates};
 
 const HOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const TOPIC: &str = "bitacora";
@@ -25,7 +25,7 @@ const PARTITIONS: usize = 4;
 ///
 /// # Errors
 /// When the cluster can't start, or a node's replica has failed for good; the text is for the terminal.
-pub async fn run(settings: DevSettings, stop: impl Future<Output = ()>) -> Result<()> {
+pub async fn run(settings: DevSettings, live: LiveUpdates, stop: impl Future<Output = ()>) -> Result<()> {
     let addresses: Vec<_> = (0..settings.nodes).map(|i| address(settings.port, i)).collect::<Result<_>>()?;
     // Every port and folder before the first node, so that what is wrong is told before anything runs.
     let mut listeners = Vec::new();
@@ -52,6 +52,7 @@ pub async fn run(settings: DevSettings, stop: impl Future<Output = ()>) -> Resul
             address,
             original_nodes: false,
             settings: settings.node.clone(),
+            hangups: live.hangups.clone(),
         })?);
     }
     let progress: Vec<_> = nodes.iter().map(Node::progress).collect();
@@ -65,6 +66,7 @@ pub async fn run(settings: DevSettings, stop: impl Future<Output = ()>) -> Resul
             std::future::pending::<()>().await;
         } => Ok(()),
         (reason, _, _) = failed => Err(anyhow!(reason)),
+        () = live.follow(&nodes) => Ok(()),
     };
     join_all(nodes.into_iter().map(Node::stop)).await;
     outcome

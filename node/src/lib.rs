@@ -15,6 +15,7 @@ pub mod log;
 pub mod log_lines;
 pub mod metrics;
 pub mod node;
+pub mod permits;
 pub mod process;
 pub mod replication;
 pub mod rpc;

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use bitacora_node::process::logging::Output;
-use bitacora_node::process::signals::stop_signal;
+use bitacora_node::process::signals::{Signals, handle_signals};
 use bitacora_node::replication::snapshot::{backup, export};
-use bitacora_node::settings::{Cli, Command, HealthSettings};
+use bitacora_node::settings::{
+    Cli, Command, HealthSettings, LiveSource, LiveUpdates, LogSettings, NodeSettings,
+};
 use bitacora_node::{dev, serve};
 use bitacora_program::{console, token};
 use tikv_jemallocator::Jemalloc;
@@ -54,14 +56,14 @@ fn start_runtime(cli: Cli, output: &Output) -> Result<()> {
 
 async fn run(cli: Cli, output: &Output) -> Result<()> {
     match cli.command {
-        Command::Serve(settings) => {
-            output.start_logging(&settings.logging, "info")?;
-            serve::run(settings, stop_signal(output.clone())?).await
+        Command::Serve(mut settings) => {
+            let (stop, live) = begin(output, &mut settings.node, &settings.logging, "info")?;
+            serve::run(settings, live, stop).await
         }
-        Command::Dev(settings) => {
+        Command::Dev(mut settings) => {
             // Its screen says what a developer needs to know.
-            output.start_logging(&settings.logging, "warn")?;
-            dev::run(settings, stop_signal(output.clone())?).await
+            let (stop, live) = begin(output, &mut settings.node, &settings.logging, "warn")?;
+            dev::run(settings, live, stop).await
         }
         Command::Health(settings) => health(&settings).await,
         Command::Backup(settings) => {
@@ -72,6 +74,22 @@ async fn run(cli: Cli, output: &Output) -> Result<()> {
         Command::Restore(settings) => backup::restore(&settings.file, &settings.data_dir),
         Command::Export(settings) => export::export(&settings.data_dir),
     }
+}
+
+/// Starts log lines and the handling of signals, by the settings as `LIVE_SETTINGS_FILE` has them now. `log_level` is the default of
+/// `LOG_LEVEL`.
+fn begin(
+    output: &Output,
+    node: &mut NodeSettings,
+    logging: &LogSettings,
+    log_level: &str,
+) -> Result<(impl Future<Output = ()> + use<>, LiveUpdates)> {
+    let source = LiveSource::new(node, logging, log_level);
+    let live = source.read().map_err(|error| anyhow!(error))?;
+    node.take(&live);
+    let set_log_level = Box::new(output.start_logging(logging.log_format, &live.log_level)?);
+    let Signals { stop, hangups } = handle_signals(output.clone())?;
+    Ok((stop, LiveUpdates { source, set_log_level, hangups }))
 }
 
 async fn health(settings: &HealthSettings) -> Result<()> {

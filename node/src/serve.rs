@@ -15,13 +15,13 @@ use crate::data_dir::DataDir;
 use crate::log::kafka::{KafkaLog, KafkaSettings};
 use crate::node::{Node, Parts};
 use crate::service::writes::{MAX_KEY_BYTES, RECORD_OVERHEAD_BYTES};
-use crate::settings::{AddressSource, ServeSettings};
+use crate::settings::{AddressSource, LiveUpdates, ServeSettings};
 
 /// Runs a node until `stop` completes.
 ///
 /// # Errors
 /// When the node can't start, or its replica has failed for good; the text is for the terminal.
-pub async fn run(settings: ServeSettings, stop: impl Future<Output = ()>) -> Result<()> {
+pub async fn run(settings: ServeSettings, live: LiveUpdates, stop: impl Future<Output = ()>) -> Result<()> {
     let avro_port = match settings.avro_port {
         Some(port) => port,
         None => settings.api_port.checked_add(1).context("API_PORT + 1 is no port; set AVRO_PORT")?,
@@ -70,10 +70,12 @@ pub async fn run(settings: ServeSettings, stop: impl Future<Output = ()>) -> Res
         address,
         original_nodes: settings.original_nodes,
         settings: settings.node,
+        hangups: live.hangups.clone(),
     })?;
     let outcome = tokio::select! {
         () = &mut stop => Ok(()),
         reason = node.failed() => Err(anyhow!(reason)),
+        () = live.follow(std::slice::from_ref(&node)) => Ok(()),
     };
     node.stop().await;
     outcome

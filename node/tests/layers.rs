@@ -14,7 +14,7 @@ const LAYERS: [&[&str]; 10] = [
     &["replication"],
     &["cluster", "store"],
     &["log"],
-    &["answer_text", "clock", "data_dir", "lmdb", "metrics", "telemetry", "worker"],
+    &["answer_text", "clock", "data_dir", "lmdb", "metrics", "permits", "telemetry", "worker"],
     &["http_client", "log_lines"],
 ];
 

@@ -62,6 +62,7 @@ async fn start_with(flags: &[&str], other: Option<String>) -> Running {
         address,
         original_nodes: false,
         settings: settings.node,
+        hangups: tokio::sync::watch::channel(()).1,
     })
     .expect("it starts");
     let progress = node.progress();

@@ -15,7 +15,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout_at;
 use tracing::Instrument as _;
@@ -29,6 +29,7 @@ use super::refusals::{JsonRefusals, Verbatim, VerbatimAnswer};
 use super::routes::Admitted;
 use super::{Api, body, gate, routes};
 use crate::metrics::Counted;
+use crate::permits::Permits;
 use crate::server::access::needs::Call;
 use crate::server::access::{Access, Caller};
 use crate::server::socket::{Socket, accept};
@@ -53,11 +54,11 @@ impl Server {
         listener: TcpListener,
         api: Api,
         readiness: &Readiness,
-        max_connections: u32,
+        connections: Permits,
         idle: Duration,
     ) -> Self {
         let (stop, stopped) = oneshot::channel();
-        let task = readiness.run_task("HTTP", run(listener, api, max_connections, idle, stopped));
+        let task = readiness.run_task("HTTP", run(listener, api, connections, idle, stopped));
         Self { stop, task }
     }
 
@@ -78,12 +79,11 @@ impl Server {
 async fn run(
     listener: TcpListener,
     api: Api,
-    max_connections: u32,
+    permits: Permits,
     idle: Duration,
     stopped: oneshot::Receiver<Instant>,
 ) {
     let open = api.metrics.connections.with_label_values(&["http"]);
-    let permits = Arc::new(Semaphore::new(max_connections as usize));
     let mut connections = JoinSet::new();
     let graceful = GracefulShutdown::new();
     let http = settings_of_connections(idle);
@@ -96,8 +96,7 @@ async fn run(
     let mut stopped = std::pin::pin!(stopped);
     let deadline = loop {
         let accept = async {
-            // Never closed.
-            let permit = Arc::clone(&permits).acquire_owned().await.ok();
+            let permit = permits.acquire().await;
             (accept(&listener).await, permit)
         };
         let (stream, permit) = tokio::select! {

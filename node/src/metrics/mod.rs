@@ -139,6 +139,10 @@ declare_metrics! {
             "tokens_file_failures_total",
             "Times that TOKENS_FILE or MEMBER_TOKEN_FILE had changed and could not be taken: the tokens of before stay.",
         ),
+        pub live_settings_failures: IntCounter = counter(
+            "live_settings_failures_total",
+            "Times that LIVE_SETTINGS_FILE had changed and could not be taken: the settings of before stay.",
+        ),
         pub tls_handshake_failures: IntCounterVec = counters(
             "tls_handshake_failures_total",
             "Connections that ended before TLS was agreed on, by what was wrong.",

@@ -1,5 +1,6 @@
 //! A node: its parts, and how they are put together. How they are taken apart again is in [`stop`].
 
+mod adjustable;
 mod stop;
 
 use std::path::PathBuf;
@@ -10,9 +11,11 @@ use anyhow::{Context, Result, anyhow};
 use bitacora_program::secret_file;
 use bitacora_protocol::token::Token;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
+use self::adjustable::Adjustable;
 pub use self::stop::StopTimes;
 use crate::cluster::{Address, Membership};
 use crate::data_dir::DataDir;
@@ -43,11 +46,10 @@ use crate::service::readiness::Readiness;
 use crate::service::reads::Reads;
 use crate::service::scans::Scans;
 use crate::service::scrape::Scrape;
-use crate::service::slow::SlowRequests;
 use crate::service::status::NodeStatus;
 use crate::service::visibility::Visibility;
 use crate::service::writes::Writes;
-use crate::settings::NodeSettings;
+use crate::settings::{LiveSettings, NodeSettings};
 use crate::store::Store;
 use crate::telemetry::Telemetry;
 use crate::trimming::{self, Trimming};
@@ -68,6 +70,8 @@ pub struct Parts {
     /// Whether nodes of the original system read the topic, too: they stop at tombstones, and don't know conditional records.
     pub original_nodes: bool,
     pub settings: NodeSettings,
+    /// Tells of each SIGHUP, at which files are read again.
+    pub hangups: watch::Receiver<()>,
 }
 
 /// A running node.
@@ -90,6 +94,8 @@ pub struct Node {
     readiness: Arc<Readiness>,
     progress: Arc<Progress>,
     telemetry: Telemetry,
+    metrics: Arc<Metrics>,
+    adjustable: Adjustable,
     drain_delay: Duration,
     shutdown_grace: Duration,
     // Last, so that the folder stays locked until the store is closed.
@@ -116,6 +122,7 @@ struct Shared {
     address: String,
     max_value_bytes: usize,
     original_nodes: bool,
+    adjustable: Adjustable,
     settings: NodeSettings,
 }
 
@@ -125,20 +132,28 @@ impl Node {
     /// # Errors
     /// When the store can't be opened; the text names the folder.
     pub fn start(parts: Parts) -> Result<Self> {
-        let Parts { log, membership, data_dir, listener, rpc_listener, address, original_nodes, settings } =
-            parts;
+        let Parts {
+            log,
+            membership,
+            data_dir,
+            listener,
+            rpc_listener,
+            address,
+            original_nodes,
+            settings,
+            hangups,
+        } = parts;
         let shared = Shared::new(log, membership, &data_dir, address.api(), original_nodes, settings)?;
         let service = Arc::new(shared.service()?);
         let readiness = Arc::new(Readiness::new(Arc::clone(&shared.progress)));
-        let slow = SlowRequests::new(shared.settings.slow_request);
         let digests = Arc::new(shared.digests()?);
         let replica = shared.replica()?;
         let trimming = shared.trimming()?;
         let http = http::Server::start(
             listener,
-            shared.api(&service, &readiness, &digests, slow)?,
+            shared.api(&service, &readiness, &digests)?,
             &readiness,
-            shared.settings.max_connections,
+            shared.adjustable.http_connections.clone(),
             shared.settings.idle_timeout,
         );
         let rpc = rpc::Server::start(
@@ -146,7 +161,7 @@ impl Node {
             rpc::Api {
                 service: Arc::clone(&service),
                 metrics: Arc::clone(&shared.metrics),
-                slow,
+                slow: shared.adjustable.slow.clone(),
                 telemetry: shared.telemetry.clone(),
                 access: Arc::clone(&shared.access),
                 tls: shared.tls.clone(),
@@ -165,17 +180,24 @@ impl Node {
             tls,
             clients,
             metrics,
+            adjustable,
             settings,
             ..
         } = shared;
         let announcing = announce(Arc::clone(&progress), Arc::clone(&membership));
         let announcer = readiness.run_task("announcer", announcing);
         let comparer = readiness.run_task("digests", digests.run());
-        let member_token = follow_member_token(settings.member_token_file.clone(), clients, metrics);
+        let member_token = follow_member_token(
+            settings.member_token_file.clone(),
+            clients,
+            Arc::clone(&metrics),
+            hangups.clone(),
+        );
+        let callers_tokens = Access::follow_file(access, hangups.clone());
         let tokens = readiness.run_task("tokens", async {
-            tokio::join!(Access::follow_file(access), member_token);
+            tokio::join!(callers_tokens, member_token);
         });
-        let certificates = readiness.run_task("certificates", Tls::follow_files(tls));
+        let certificates = readiness.run_task("certificates", Tls::follow_files(tls, hangups));
         let NodeSettings { drain_delay, shutdown_grace, .. } = settings;
         Ok(Self {
             log,
@@ -194,10 +216,22 @@ impl Node {
             readiness,
             progress,
             telemetry,
+            metrics,
+            adjustable,
             drain_delay,
             shutdown_grace,
             data_dir,
         })
+    }
+
+    /// Takes other values for what may change. To be called on the runtime.
+    pub fn adjust(&self, live: &LiveSettings) {
+        self.adjustable.adjust(live);
+    }
+
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     #[must_use]
@@ -240,7 +274,12 @@ impl Node {
 }
 
 /// Shows other members the token of `MEMBER_TOKEN_FILE`, for ever. While the file makes no sense, the one of before.
-async fn follow_member_token(file: Option<PathBuf>, clients: MemberClients, metrics: Arc<Metrics>) {
+async fn follow_member_token(
+    file: Option<PathBuf>,
+    clients: MemberClients,
+    metrics: Arc<Metrics>,
+    hangups: watch::Receiver<()>,
+) {
     let Some(path) = file else { return std::future::pending().await };
     let take = |read: &Result<Token, String>| match read {
         Ok(token) if clients.show(token) => {
@@ -252,7 +291,7 @@ async fn follow_member_token(file: Option<PathBuf>, clients: MemberClients, metr
             tracing::error!("{error}; the token of before is shown");
         }
     };
-    files::follow(move || secret_file::read("MEMBER_TOKEN_FILE", &path), take).await;
+    files::follow(move || secret_file::read("MEMBER_TOKEN_FILE", &path), take, hangups).await;
 }
 
 impl Shared {
@@ -265,11 +304,11 @@ impl Shared {
         settings: NodeSettings,
     ) -> Result<Self> {
         let metrics = Arc::new(Metrics::new()?);
-        metrics.connections_limit.set(settings.max_connections.into());
         let (access, token) = settings.access(Arc::clone(&metrics)).map_err(|error| anyhow!(error))?;
         let tls = settings.tls(Arc::clone(&metrics)).map_err(|error| anyhow!(error))?.map(Arc::new);
         let of_members = tls.as_ref().map(|tls| tls.members().client_config()).transpose()?;
         let clients = MemberClients::new(token.as_ref(), of_members);
+        let adjustable = Adjustable::new(&settings, Arc::clone(&metrics));
         let telemetry = match &settings.otlp_endpoint {
             Some(endpoint) => Telemetry::export_to(endpoint, &address)?,
             None => Telemetry::off(),
@@ -297,6 +336,7 @@ impl Shared {
             address,
             max_value_bytes,
             original_nodes,
+            adjustable,
             settings,
         })
     }
@@ -340,7 +380,7 @@ impl Shared {
             consistent: Arc::clone(&consistent),
             memory: memory.clone(),
             metrics: Arc::clone(&self.metrics),
-            max_watchers: self.settings.max_watchers as usize,
+            watchers: self.adjustable.watchers.clone(),
             retention: self.log.delete_retention(),
         });
         let parts = WritesWithOptions { reads, writes, consistent, conditional };
@@ -381,7 +421,6 @@ impl Shared {
         service: &Arc<Service>,
         readiness: &Arc<Readiness>,
         digests: &Arc<Digests>,
-        slow: SlowRequests,
     ) -> Result<http::Api> {
         Ok(http::Api {
             service: Arc::clone(service),
@@ -401,10 +440,10 @@ impl Shared {
                 Arc::clone(&self.store),
                 Arc::clone(&self.progress),
                 Arc::clone(&self.metrics),
-                self.settings.snapshot_rate,
+                Arc::clone(&self.adjustable.snapshot_rate),
             ),
             metrics: Arc::clone(&self.metrics),
-            slow,
+            slow: self.adjustable.slow.clone(),
             telemetry: self.telemetry.clone(),
             access: Arc::clone(&self.access),
             tls: self.tls.clone(),
@@ -429,7 +468,7 @@ impl Shared {
 
     fn rpc_limits(&self) -> Result<rpc::Limits> {
         Ok(rpc::Limits {
-            connections: self.settings.max_connections as usize,
+            connections: self.adjustable.rpc_connections.clone(),
             frame_bytes: usize::try_from(self.settings.frame_bytes()).context("MAX_FRAME_BYTES")?,
             idle: self.settings.idle_timeout,
             request_timeout: self.settings.request_timeout,

@@ -6,10 +6,12 @@ use std::panic::PanicHookInfo;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, reload};
 
 use crate::log_lines::LogLines;
-use crate::settings::{LogFormat, LogSettings};
+use crate::settings::LogFormat;
 
 /// How long the lines of a process that ends may take: a reader that reads nothing must not keep it.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
@@ -30,30 +32,34 @@ impl Output {
         Ok(Self(lines))
     }
 
-    /// Sends log lines from now on, those about panics too; `level` is the default of `LOG_LEVEL`.
+    /// Sends log lines from now on, those about panics too. Returns what sets another level, which is a filter such as that of
+    /// `LOG_LEVEL`, later on.
     ///
     /// # Errors
-    /// When `LOG_LEVEL` is no filter.
-    pub fn start_logging(&self, settings: &LogSettings, level: &str) -> Result<()> {
-        let level = settings.log_level.as_deref().unwrap_or(level);
-        // ZooKeeper's client logs every try to reach a server as an error; the node says what matters of it by itself.
-        let quiet = "zookeeper_async=off,hyper=warn";
-        let filter = EnvFilter::try_new(format!("{quiet},{level}"))
-            .with_context(|| format!("LOG_LEVEL '{level}' is not a filter"))?;
+    /// When `level` is no filter.
+    pub fn start_logging(
+        &self,
+        format: LogFormat,
+        level: &str,
+    ) -> Result<impl Fn(&str) -> Result<()> + use<>> {
         let lines = self.0.clone();
+        let (changeable, handle) = reload::Layer::new(filter(level)?);
         // Its own words about a line that failed would be printed, and a print that fails is a panic.
-        let logging = tracing_subscriber::fmt().log_internal_errors(false).with_env_filter(filter);
+        let logging = tracing_subscriber::fmt::layer().log_internal_errors(false);
         let logging = logging.with_writer(move || lines.clone()).with_ansi(std::io::stderr().is_terminal());
-        match settings.log_format {
-            LogFormat::Human => logging.with_target(false).init(),
-            LogFormat::Json => logging.json().flatten_event(true).init(),
+        let filtered = tracing_subscriber::registry().with(changeable);
+        match format {
+            LogFormat::Human => filtered.with(logging.with_target(false)).init(),
+            LogFormat::Json => filtered.with(logging.json().flatten_event(true)).init(),
         }
         let lines = self.0.clone();
         std::panic::set_hook(Box::new(move |panic| {
             log_panic(panic);
             lines.flush(PANIC_TIMEOUT);
         }));
-        Ok(())
+        Ok(move |level: &str| {
+            handle.reload(filter(level)?).context("the level of log lines can't be changed")
+        })
     }
 
     /// Says a sentence that is no log line.
@@ -65,6 +71,13 @@ impl Output {
     pub fn finish(&self) {
         self.0.flush(LAST_LINES_TIMEOUT);
     }
+}
+
+fn filter(level: &str) -> Result<EnvFilter> {
+    // ZooKeeper's client logs every try to reach a server as an error; the node says what matters of it by itself.
+    let quiet = "zookeeper_async=off,hyper=warn";
+    EnvFilter::try_new(format!("{quiet},{level}"))
+        .with_context(|| format!("LOG_LEVEL '{level}' is not a filter"))
 }
 
 fn log_panic(panic: &PanicHookInfo<'_>) {

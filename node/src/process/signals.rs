@@ -1,27 +1,48 @@
-//! What signals do. A stop in order: SIGTERM, SIGINT, SIGQUIT; a second one of these ends the process at once. SIGHUP is a
-//! stop in order too, as of Kafka and ZooKeeper: the terminal was closed, and a node that nobody sees should not go on. Under
-//! `nohup`, which starts a program with SIGHUP ignored, it stays ignored.
+//! What signals do. A stop in order: SIGTERM, SIGINT, SIGQUIT; a second one of these ends the process at once. SIGHUP means that files
+//! are to be read again; but when the process' terminal was closed, it is a stop in order too: a node that nobody sees should not go
+//! on. Under `nohup`, which starts a program with SIGHUP ignored, it stays ignored.
 
 use anyhow::{Context as _, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 
 use super::logging::Output;
 
-/// Completes when a signal says to stop. To be called on the runtime.
+/// What signals say.
+pub struct Signals<F> {
+    /// Completes when one says to stop.
+    pub stop: F,
+    /// Changes when one says that files are to be read again.
+    pub hangups: watch::Receiver<()>,
+}
+
+/// Handles signals. To be called on the runtime.
 ///
 /// # Errors
 /// When a signal can't be handled.
-pub fn stop_signal(output: Output) -> Result<impl Future<Output = ()>> {
+pub fn handle_signals(output: Output) -> Result<Signals<impl Future<Output = ()>>> {
     ignore_meaningless()?;
     let mut stop = StopSignals::new()?;
     let mut hangup = if hangup_is_ignored() { None } else { Some(handle("SIGHUP", SignalKind::hangup())?) };
-    Ok(async move {
+    let had_terminal = has_terminal();
+    let (read_again, hangups) = watch::channel(());
+    let stop = async move {
+        let closed = async {
+            loop {
+                next(hangup.as_mut()).await;
+                if had_terminal && !has_terminal() {
+                    break;
+                }
+                tracing::info!("SIGHUP: the files of settings, tokens and TLS are read again");
+                read_again.send_replace(());
+            }
+        };
         let name = tokio::select! {
             name = stop.next() => name,
-            () = next(hangup.as_mut()) => "SIGHUP",
+            () = closed => "SIGHUP, and the terminal was closed",
         };
         tracing::info!("{name}: stopping");
-        let hung_up = name == "SIGHUP";
+        let hung_up = name.starts_with("SIGHUP");
         tokio::spawn(async move {
             // A closed terminal sends SIGHUP twice, and a system that shuts down adds SIGTERM: neither means "at once".
             if hung_up {
@@ -33,7 +54,13 @@ pub fn stop_signal(output: Output) -> Result<impl Future<Output = ()>> {
             output.finish();
             std::process::exit(1);
         });
-    })
+    };
+    Ok(Signals { stop, hangups })
+}
+
+/// Whether the process has a terminal that controls it; one that was closed does so no more.
+fn has_terminal() -> bool {
+    std::fs::File::open("/dev/tty").is_ok()
 }
 
 struct StopSignals {

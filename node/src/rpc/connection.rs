@@ -297,7 +297,7 @@ impl Connection {
         self.bulk_permits.clear();
         self.answer_memory.clear();
         self.out_memory.set(0);
-        self.answered.report(&self.shared.metrics, self.shared.slow);
+        self.answered.report(&self.shared.metrics, &self.shared.slow);
     }
 
     /// Makes room for what the frame at the front still needs. Returns whether there is any; if there is no memory for it,

@@ -19,6 +19,7 @@ use tracing::Instrument as _;
 use self::connection::Connection;
 use self::handshake::Protocols;
 use crate::metrics::{Counted, Metrics};
+use crate::permits::Permits;
 use crate::server::access::Access;
 use crate::server::socket::{Socket, accept};
 use crate::server::tls::{Opening, Tls};
@@ -33,9 +34,9 @@ const MAX_BUFFERS: usize = 16_384;
 const MAX_BULK_CALLS: usize = 32;
 
 /// What a connection may cost.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 pub struct Limits {
-    pub connections: usize,
+    pub connections: Permits,
     /// The largest frame.
     pub frame_bytes: usize,
     /// How long a connection may lie idle.
@@ -120,11 +121,11 @@ async fn run(listener: TcpListener, shared: Arc<Shared>, mut closed: watch::Rece
             Some(_) = connections.join_next() => continue,
             _ = closed.changed() => break,
         };
-        if connections.len() >= shared.limits.connections {
+        let Some(permit) = shared.limits.connections.try_acquire() else {
             // A client that waits for an answer would wait for long; one whose connection is closed goes elsewhere.
             metrics.rpc_connections_refused.inc();
             continue;
-        }
+        };
         // One that has gone already has none.
         let Ok(address) = stream.peer_addr() else { continue };
         let caller = Access::caller(&shared.access, "rpc", address.ip());
@@ -132,7 +133,7 @@ async fn run(listener: TcpListener, shared: Arc<Shared>, mut closed: watch::Rece
         let open = Counted::one(&metrics.connections.with_label_values(&["rpc"]));
         let span = tracing::debug_span!("connection", id = slow::next_id(), interface = "rpc");
         let serve = async move {
-            let _open = open;
+            let _until_the_end = (open, permit);
             let stream = tokio::select! {
                 biased;
                 stream = shared.opening.open(stream, address.ip()) => stream,

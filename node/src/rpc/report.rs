@@ -74,7 +74,7 @@ impl AnsweredCalls {
     }
 
     /// Moves the metrics on, logs calls that were slow, and begins anew.
-    pub fn report(&mut self, metrics: &Metrics, slow: SlowRequests) {
+    pub fn report(&mut self, metrics: &Metrics, slow: &SlowRequests) {
         let interface = "rpc";
         for AtOnce { message, outcome, count, series } in &mut self.at_once {
             if *count == 0 {

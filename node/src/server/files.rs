@@ -4,6 +4,8 @@ use std::io::Read as _;
 use std::path::Path;
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 /// The longest file that is read: it is read again every second.
 pub const MAX_FILE_BYTES: u64 = 512 << 10;
 /// Between two looks at files.
@@ -28,17 +30,24 @@ pub fn read_file(path: &Path) -> Result<Vec<u8>, String> {
 /// Gives `take` what `read` reads, once at the beginning and then whenever it has become something else, for ever.
 ///
 /// What has changed is only taken once it is the same at two looks: a file may be half written, and of several that belong together
-/// not all be there yet.
+/// not all be there yet. At a SIGHUP, which `hangups` tells, it is taken at once.
 pub async fn follow<T: PartialEq + Send + 'static>(
     read: impl Fn() -> Result<T, String> + Clone + Send + 'static,
     mut take: impl FnMut(&Result<T, String>),
+    mut hangups: watch::Receiver<()>,
 ) {
     let (mut taken, mut last) = (None, None);
     loop {
-        tokio::time::sleep(CHECK_INTERVAL).await;
+        let is_told = async {
+            if hangups.changed().await.is_err() {
+                // Nobody will tell any more.
+                std::future::pending::<()>().await;
+            }
+        };
+        let told = tokio::time::timeout(CHECK_INTERVAL, is_told).await.is_ok();
         let now = tokio::task::spawn_blocking(read.clone()).await;
         let now = now.unwrap_or_else(|error| Err(error.to_string()));
-        if taken.as_ref() != Some(&now) && last.as_ref() == Some(&now) {
+        if taken.as_ref() != Some(&now) && (told || last.as_ref() == Some(&now)) {
             take(&now);
             taken = Some(now);
         } else {

@@ -17,6 +17,7 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -101,10 +102,10 @@ impl Tls {
     }
 
     /// Takes over the files whenever they have changed, for ever. While they make no sense, what was there before stays.
-    pub async fn follow_files(tls: Option<Arc<Self>>) {
+    pub async fn follow_files(tls: Option<Arc<Self>>, hangups: watch::Receiver<()>) {
         let Some(tls) = tls else { return std::future::pending().await };
         let settings = tls.settings.clone();
-        files::follow(move || settings.read(), |read| tls.take_over(read.as_ref())).await;
+        files::follow(move || settings.read(), |read| tls.take_over(read.as_ref()), hangups).await;
     }
 
     fn take_over(&self, read: Result<&Contents, &String>) {

@@ -1,6 +1,7 @@
 //! Requests that took long are logged once, with what they waited for.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -15,10 +16,11 @@ pub fn next_id() -> u64 {
     NEXT_ID.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Decides which requests are slow.
-#[derive(Clone, Copy, Debug)]
+/// Decides which requests are slow. Clones share the threshold, which may change.
+#[derive(Clone, Debug)]
 pub struct SlowRequests {
-    threshold: Option<Duration>,
+    /// The largest there is for none.
+    threshold_ns: Arc<AtomicU64>,
 }
 
 /// How long a request waited for others.
@@ -74,13 +76,21 @@ impl SlowRequests {
     /// Requests that take longer are slow; none is if the threshold is zero.
     #[must_use]
     pub fn new(threshold: Duration) -> Self {
-        Self { threshold: Some(threshold).filter(|threshold| !threshold.is_zero()) }
+        let slow = Self { threshold_ns: Arc::default() };
+        slow.set(threshold);
+        slow
+    }
+
+    /// Changes the threshold.
+    pub fn set(&self, threshold: Duration) {
+        let ns = u64::try_from(threshold.as_nanos()).unwrap_or(u64::MAX);
+        self.threshold_ns.store(if ns == 0 { u64::MAX } else { ns }, Ordering::Relaxed);
     }
 
     /// Whether a request that took so long is slow.
     #[must_use]
     pub fn is_slow(&self, took: Duration) -> bool {
-        self.threshold.is_some_and(|threshold| took > threshold)
+        took.as_nanos() > u128::from(self.threshold_ns.load(Ordering::Relaxed))
     }
 
     /// Logs a request if it was slow.

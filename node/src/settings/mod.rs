@@ -3,6 +3,7 @@
 
 mod dev;
 mod kafka_properties;
+mod live;
 mod logging;
 mod node;
 mod read;
@@ -13,6 +14,7 @@ mod values;
 use clap::{Parser, Subcommand};
 
 pub use self::dev::DevSettings;
+pub use self::live::{LiveSettings, LiveSource, LiveUpdates};
 pub use self::logging::{LogFormat, LogSettings};
 pub use self::node::{ClientCertificates, NodeSettings};
 pub use self::serve::{AddressSource, ServeSettings};

@@ -11,6 +11,7 @@ use bitacora_protocol::units::{
 };
 use clap::{Args, ValueEnum};
 
+use super::LiveSettings;
 use super::values::{anonymous, otlp_endpoint, rate, request_memory, value_bytes};
 use crate::http::AllowedOrigin;
 use crate::metrics::Metrics;
@@ -107,6 +108,9 @@ pub struct NodeSettings {
     /// Requests that take longer are logged, with what they waited for; 0 for none
     #[arg(long, env, value_name = "TIME", default_value = "1s", value_parser = duration, help_heading = "Logging")]
     pub slow_request: Duration,
+    /// A file of settings that may change while the node runs, a line `NAME=value` each, of `LOG_LEVEL`, `SLOW_REQUEST`, `MAX_CONNECTIONS`, `MAX_WATCHERS` and `SNAPSHOT_RATE`; they go before flags and variables; read again when it changes, and at SIGHUP
+    #[arg(long, env, value_name = "FILE", help_heading = "Logging")]
+    pub live_settings_file: Option<PathBuf>,
     /// Base URL of an OpenTelemetry collector that takes traces by OTLP over HTTP, such as `http://collector:4318` [default: no traces]
     #[arg(long, env, value_name = "URL", value_parser = otlp_endpoint, help_heading = "Logging")]
     pub otlp_endpoint: Option<String>,
@@ -124,6 +128,14 @@ pub enum ClientCertificates {
 }
 
 impl NodeSettings {
+    /// With the values of the settings that may change, as they are at the start.
+    pub fn take(&mut self, live: &LiveSettings) {
+        self.slow_request = live.slow_request;
+        self.max_connections = live.max_connections;
+        self.max_watchers = live.max_watchers;
+        self.snapshot_rate = live.snapshot_rate;
+    }
+
     /// The largest frame of the RPC, in bytes.
     #[must_use]
     pub fn frame_bytes(&self) -> u64 {

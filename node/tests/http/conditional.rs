@@ -332,6 +332,7 @@ async fn beside_the_originals_nodes_there_are_none() {
         address: address.clone(),
         original_nodes: true,
         settings: settings(&[]),
+        hangups: tokio::sync::watch::channel(()).1,
     });
     let node = node.expect("it starts");
     ready(&node).await;

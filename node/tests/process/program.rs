@@ -56,6 +56,15 @@ pub fn ports(count: u16) -> u16 {
 
 pub const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
+/// Waits until `is_so` has no objection any more.
+pub fn wait_until(what: &str, is_so: impl Fn() -> Result<(), String>) {
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(why) = is_so() {
+        assert!(Instant::now() < deadline, "still not: {what}; last seen: {why}");
+        std::thread::sleep(POLL);
+    }
+}
+
 /// A node that runs, or several of `dev`.
 pub struct Program {
     pub child: Child,

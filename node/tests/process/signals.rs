@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 
-use super::program::{Program, command};
+use super::program::{Program, command, output, stderr};
 
 fn dev(data: &std::path::Path, more: impl FnOnce(&mut Command)) -> Program {
     let mut node = Program::dev(1, data, |it| {
@@ -25,7 +25,7 @@ fn stopped_in_order(mut node: Program) {
 
 #[test]
 fn a_stop_signal_is_an_orderly_stop() {
-    for signal in [Signal::TERM, Signal::INT, Signal::QUIT, Signal::HUP] {
+    for signal in [Signal::TERM, Signal::INT, Signal::QUIT] {
         let data = tempfile::tempdir().expect("a folder");
         let node = dev(data.path(), |_| ());
         node.signal(signal);
@@ -33,19 +33,101 @@ fn a_stop_signal_is_an_orderly_stop() {
     }
 }
 
-/// A closed terminal sends SIGHUP twice, and an init system may send it along with SIGTERM.
+/// An init system may send it along with SIGTERM.
 #[test]
 fn a_hangup_during_a_stop_does_not_cut_it_short() {
-    for first in [Signal::HUP, Signal::TERM] {
-        let data = tempfile::tempdir().expect("a folder");
-        let mut node = dev(data.path(), |it| {
-            it.env("DRAIN_DELAY", "1s");
-        });
-        node.signal(first);
-        node.answers("/health/ready", 503);
-        node.signal(Signal::HUP);
-        stopped_in_order(node);
-    }
+    let data = tempfile::tempdir().expect("a folder");
+    let mut node = dev(data.path(), |it| {
+        it.env("DRAIN_DELAY", "1s");
+    });
+    node.signal(Signal::TERM);
+    node.answers("/health/ready", 503);
+    node.signal(Signal::HUP);
+    stopped_in_order(node);
+}
+
+/// Such as that of a window that is closed. The system then sends SIGHUP.
+#[test]
+fn a_closed_terminal_is_an_orderly_stop() {
+    let data = tempfile::tempdir().expect("a folder");
+    let log = data.path().join("node.log");
+    let port = super::program::ports(2);
+    // `script` gives a terminal to what it runs; with its end the terminal is closed.
+    let mut terminal = Command::new("script");
+    let node = r#"exec "$NODE" dev --nodes 1 --port "$FIRST_PORT" --data-dir "$DATA" 2>>"$LOG""#;
+    terminal.args(["--quiet", "--command", node, "/dev/null"]);
+    terminal.env("NODE", env!("CARGO_BIN_EXE_bitacora-node")).env("FIRST_PORT", port.to_string());
+    terminal.env("DATA", data.path().join("data")).env("LOG", &log).env("LOG_LEVEL", "info");
+    terminal.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut terminal = Program::run(terminal, port);
+    terminal.answers("/health/ready", 200);
+    terminal.signal(Signal::KILL);
+    terminal.ended();
+    super::program::wait_until("the node has stopped in order", || {
+        let said = std::fs::read_to_string(&log).unwrap_or_default();
+        if said.contains("the terminal was closed") && said.contains("stopping: done") {
+            Ok(())
+        } else {
+            Err(said)
+        }
+    });
+}
+
+#[test]
+fn a_hangup_takes_over_changed_settings() {
+    let data = tempfile::tempdir().expect("a folder");
+    let (file, log) = (data.path().join("live"), data.path().join("node.log"));
+    std::fs::write(&file, "MAX_CONNECTIONS=11\nLOG_LEVEL=error\n").expect("written");
+    let errors = std::fs::File::create(&log).expect("a file");
+    let mut node = Program::dev(1, &data.path().join("data"), |it| {
+        it.env("LIVE_SETTINGS_FILE", &file).env("LOG_LEVEL", "warn").env("MAX_WATCHERS", "5").stderr(errors);
+    });
+    node.answers("/health/ready", 200);
+    let limits = |node: &Program| {
+        ["bitacora_connections_limit", "bitacora_watchers_limit"]
+            .map(|name| node.metric(name).unwrap_or_default() as u32)
+    };
+    assert_eq!(limits(&node), [11, 5]);
+    std::fs::write(&file, "LOG_LEVEL=info\nMAX_WATCHERS=7\nMAX_CONNECTIONS=9\n").expect("written");
+    node.signal(Signal::HUP);
+    super::program::wait_until("the limits have changed", || {
+        let limits = limits(&node);
+        if limits == [9, 7] { Ok(()) } else { Err(format!("{limits:?}")) }
+    });
+    let said = || std::fs::read_to_string(&log).unwrap_or_default();
+    assert!(said().contains("took over LIVE_SETTINGS_FILE"), "at the new level: {}", said());
+    // What makes no sense changes nothing, and is told.
+    std::fs::write(&file, "MAX_CONNECTIONS=1\nAPI_PORT=80\n").expect("written");
+    node.signal(Signal::HUP);
+    super::program::wait_until("it is refused", || {
+        if node.metric("bitacora_live_settings_failures_total") == Some(1.0) { Ok(()) } else { Err(said()) }
+    });
+    assert!(said().contains("line 2: API_PORT can't change while a node runs"), "{}", said());
+    assert_eq!(limits(&node), [9, 7]);
+    // Without a line the value is that of the variable, or the default.
+    std::fs::write(&file, "").expect("written");
+    super::program::wait_until("it is read without a signal, too", || {
+        let limits = limits(&node);
+        if limits == [4096, 5] { Ok(()) } else { Err(format!("{limits:?}")) }
+    });
+    node.signal(Signal::TERM);
+    assert_eq!(node.ended().code(), Some(0));
+}
+
+#[test]
+fn wrong_live_settings_are_told_at_the_start() {
+    let data = tempfile::tempdir().expect("a folder");
+    let file = data.path().join("live");
+    std::fs::write(&file, "LOG_LEVEL=loud\n").expect("written");
+    let mut node = command(&["dev", "--nodes", "1", "--data-dir"]);
+    node.arg(data.path().join("data")).arg("--live-settings-file").arg(&file);
+    let ended = output(&mut node);
+    assert_eq!(ended.status.code(), Some(1));
+    let said = stderr(&ended);
+    assert!(
+        said.contains("LIVE_SETTINGS_FILE") && said.contains("line 1: LOG_LEVEL: 'loud' is no level"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -33,6 +33,7 @@ pub async fn start(dir: &Path, log: Arc<dyn Log>, flags: &[&str], other: Option<
         address: address.clone(),
         original_nodes: false,
         settings: settings(flags),
+        hangups: tokio::sync::watch::channel(()).1,
     });
     (node.expect("it starts"), address)
 }

@@ -83,7 +83,7 @@ pub(super) fn run<B: Buf + Send + 'static>(
         service: Arc::clone(service),
         grant,
         metrics: Arc::clone(metrics),
-        slow: *slow,
+        slow: slow.clone(),
         limits: *limits,
         body: Box::pin(body),
         under_way: UnderWay::default(),

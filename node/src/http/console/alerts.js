@@ -140,8 +140,9 @@ const RULES = [
     return at > 0 && days < 7 && `This node's certificate runs out in ${numberText(Math.max(0, Math.floor(days)))} days.`;
   } },
   { name: "BitacoraFilesNotTaken", severity: "warning", hold: 0, why: ({ now }) => {
-    const failures = grewWithin("bitacora_tls_files_failures_total", 1800, now) + grewWithin("bitacora_tokens_file_failures_total", 1800, now);
-    return failures > 0 && "A changed file of tokens or certificates can't be used; those of before stay. The node's log says why.";
+    const failures = grewWithin("bitacora_tls_files_failures_total", 1800, now) + grewWithin("bitacora_tokens_file_failures_total", 1800, now)
+      + grewWithin("bitacora_live_settings_failures_total", 1800, now);
+    return failures > 0 && "A changed file of tokens, certificates or settings can't be used; those of before stay. The node's log says why.";
   } },
 ];
 // These need what one node can't tell, such as the other nodes' /metrics, or more time than a page looks.

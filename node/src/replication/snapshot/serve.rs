@@ -3,6 +3,7 @@
 use std::io::PipeReader;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -31,8 +32,8 @@ pub struct Snapshots {
     store: Arc<Store>,
     progress: Arc<Progress>,
     metrics: Arc<Metrics>,
-    /// Bytes a second.
-    rate: u64,
+    /// Bytes a second; what is under way goes on at its own.
+    rate: Arc<AtomicU64>,
     permits: Arc<Semaphore>,
 }
 
@@ -48,7 +49,12 @@ pub enum Refused {
 
 impl Snapshots {
     #[must_use]
-    pub fn new(store: Arc<Store>, progress: Arc<Progress>, metrics: Arc<Metrics>, rate: u64) -> Self {
+    pub fn new(
+        store: Arc<Store>,
+        progress: Arc<Progress>,
+        metrics: Arc<Metrics>,
+        rate: Arc<AtomicU64>,
+    ) -> Self {
         Self { store, progress, metrics, rate, permits: Arc::new(Semaphore::new(MAX_CONCURRENT_COPIES)) }
     }
 
@@ -70,7 +76,7 @@ impl Snapshots {
         let sending = Sending {
             sender,
             runtime: Handle::current(),
-            rate: self.rate.max(1),
+            rate: self.rate.load(Ordering::Relaxed).max(1),
             began: Instant::now(),
             sent: 0,
             _permit: permit,

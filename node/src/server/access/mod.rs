@@ -16,6 +16,7 @@ use arc_swap::ArcSwap;
 use bitacora_protocol::token::{Scope, Token};
 use parking_lot::Mutex;
 use subtle::ConstantTimeEq as _;
+use tokio::sync::watch;
 
 use self::failures::Failures;
 use self::needs::Need;
@@ -103,10 +104,10 @@ impl Access {
     }
 
     /// Takes over the file's tokens whenever it has changed, for ever. While it makes no sense, those of before stay.
-    pub async fn follow_file(access: Arc<Self>) {
+    pub async fn follow_file(access: Arc<Self>, hangups: watch::Receiver<()>) {
         let Some(asking) = &access.0 else { return std::future::pending().await };
         let path = asking.settings.tokens_file.clone();
-        files::follow(move || read_file(&path), |read| asking.take_over(read)).await;
+        files::follow(move || read_file(&path), |read| asking.take_over(read), hangups).await;
     }
 
     /// For a connection from this address.

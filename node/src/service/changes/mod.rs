@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bitacora_protocol::Position;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 
 pub use self::call::ChangesAnswer;
 pub use self::ends::LogEnds;
@@ -23,6 +23,7 @@ pub use self::token::{NoToken, Token};
 use crate::clock::{LogTime, WallTime};
 use crate::log::LogTag;
 use crate::metrics::{Counted, Metrics};
+use crate::permits::Permits;
 use crate::replication::feed::{Feed, Kind};
 use crate::replication::progress::Progress;
 use crate::service::consistency::ConsistentReads;
@@ -47,8 +48,7 @@ pub struct Changes {
     memory: Memory,
     metrics: Arc<Metrics>,
     pages: Pages,
-    watchers: Arc<Semaphore>,
-    max_watchers: usize,
+    watchers: Permits,
     /// A token that is older may lack deletes that have left the log; `None` if none ever do.
     retention: Option<Duration>,
 }
@@ -62,7 +62,7 @@ pub struct Parts {
     pub memory: Memory,
     pub metrics: Arc<Metrics>,
     /// `MAX_WATCHERS`
-    pub max_watchers: usize,
+    pub watchers: Permits,
     pub retention: Option<Duration>,
 }
 
@@ -97,7 +97,7 @@ pub enum ChangesError {
     #[error("this node is stopping; go on at another node")]
     Stopping,
     #[error("{0} follow changes at this node already (MAX_WATCHERS); try again, or ask another node")]
-    TooMany(usize),
+    TooMany(u32),
     #[error(transparent)]
     Memory(#[from] OutOfMemory),
     #[error(transparent)]
@@ -132,11 +132,9 @@ pub struct Place {
 impl Changes {
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { store, progress, feed, consistent, memory, metrics, max_watchers, retention } = parts;
-        metrics.watchers_limit.set(i64::try_from(max_watchers).unwrap_or(i64::MAX));
+        let Parts { store, progress, feed, consistent, memory, metrics, watchers, retention } = parts;
         let pages = Pages::new(Arc::clone(&store), memory.clone(), metrics.watch_pages_waiting.clone());
-        let watchers = Arc::new(Semaphore::new(max_watchers));
-        Self { store, progress, feed, consistent, memory, metrics, pages, watchers, max_watchers, retention }
+        Self { store, progress, feed, consistent, memory, metrics, pages, watchers, retention }
     }
 
     /// The budget that what is sent is counted against.
@@ -165,8 +163,8 @@ impl Changes {
         }
         let view = self.feed.begin().filter(|_| self.progress.restored());
         let view = view.ok_or(ChangesError::NotRestored)?;
-        let permit = Arc::clone(&self.watchers).try_acquire_owned();
-        let permit = permit.map_err(|_| ChangesError::TooMany(self.max_watchers))?;
+        let permit = self.watchers.try_acquire();
+        let permit = permit.ok_or_else(|| ChangesError::TooMany(self.watchers.limit()))?;
         let memory = self.memory.take(WATCHER_BYTES)?;
         let counted = Counted::one(&self.metrics.watchers);
         let place = Place { _permit: permit, _memory: memory, _counted: counted };

@@ -21,6 +21,7 @@ use crate::clock::{Clock as _, LogTime};
 use crate::data_dir::DataDir;
 use crate::log::embedded::EmbeddedLog;
 use crate::log::{Log, PartitionRead};
+use crate::permits::Permits;
 use crate::replication::feed::Change;
 use crate::replication::state::Event;
 use crate::store::Entry;
@@ -77,7 +78,7 @@ struct Node {
 }
 
 impl Node {
-    fn new(clock: &ManualClock, max_watchers: usize, retention: Option<Duration>) -> Self {
+    fn new(clock: &ManualClock, max_watchers: u32, retention: Option<Duration>) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let store = Arc::new(Store::open(&dir.path().join("store"), 1 << 20).expect("a store"));
         let folder = DataDir::open(&dir.path().join("log")).expect("a folder");
@@ -100,7 +101,7 @@ impl Node {
             consistent,
             memory,
             metrics,
-            max_watchers,
+            watchers: Permits::new(max_watchers),
             retention,
         });
         let mut node = Self { changes: Arc::new(changes), clock: clock.clone(), applied: 0, _dir: dir };
