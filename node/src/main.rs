@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use bitacora_node::process::logging::Output;
+use bitacora_node::process::memory::keep_private;
 use bitacora_node::process::signals::{Signals, handle_signals};
 use bitacora_node::replication::snapshot::{backup, export};
 use bitacora_node::settings::{
@@ -57,6 +58,7 @@ fn start_runtime(cli: Cli, output: &Output) -> Result<()> {
 async fn run(cli: Cli, output: &Output) -> Result<()> {
     match cli.command {
         Command::Serve(mut settings) => {
+            keep_private()?;
             let (stop, live) = begin(output, &mut settings.node, &settings.logging, "info")?;
             serve::run(settings, live, stop).await
         }

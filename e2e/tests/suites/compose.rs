@@ -58,6 +58,8 @@ async fn scenario(deployment: &Deployment) -> Result<()> {
     // What the alert about the balancer looks at.
     scraped(&prometheus, "haproxy_backend_active_servers{proxy=\"nodes\"}", "3").await?;
 
+    is_confined(deployment).await?;
+
     let started = Instant::now();
     deployment.compose(&["stop", "node-2"]).await?;
     let took = started.elapsed();
@@ -79,6 +81,22 @@ async fn scenario(deployment: &Deployment) -> Result<()> {
         sees_members(node, 4).await?;
     }
     scraped(&prometheus, "sum(up{job=\"bitacora\"})", "4").await
+}
+
+/// A node that has served has no more rights than it needs: no root, no capabilities, no way to get any, the engine's filter of system
+/// calls, nothing to write to but its volume.
+async fn is_confined(deployment: &Deployment) -> Result<()> {
+    let status = deployment.compose(&["exec", "-T", "node-1", "cat", "/proc/1/status"]).await?;
+    for (field, expected) in
+        [("Uid", "10001"), ("CapEff", "0000000000000000"), ("NoNewPrivs", "1"), ("Seccomp", "2")]
+    {
+        let found = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        let found = found.and_then(|value| value.split_whitespace().next());
+        ensure!(found == Some(expected), "{field} of the node is not {expected}:\n{status}");
+    }
+    let written = deployment.compose(&["exec", "-T", "node-1", "touch", "/usr/local/bin/more"]).await;
+    ensure!(format!("{written:?}").contains("Read-only file system"), "{written:?}");
+    Ok(())
 }
 
 /// Waits until `api` answers with `value`; `None`: with a 404.

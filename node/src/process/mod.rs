@@ -1,4 +1,5 @@
 //! The process around the nodes: its words and its signals.
 
 pub mod logging;
+pub mod memory;
 pub mod signals;

@@ -176,6 +176,31 @@ fn a_signal_that_means_nothing_is_told_and_ignored() {
     assert!(said.contains("SIGUSR1") && said.contains("SIGUSR2"), "{said}");
 }
 
+/// Its memory has secrets in it.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_fault_leaves_no_core_dump() {
+    use std::os::unix::process::ExitStatusExt as _;
+    let data = tempfile::tempdir().expect("a folder");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", r#"ulimit -c unlimited; exec "$0" serve"#, env!("CARGO_BIN_EXE_bitacora-node")]);
+    let port = super::program::ports(2);
+    shell.env_clear().env("PATH", "/usr/bin:/bin").current_dir(data.path());
+    shell.envs([
+        ("BROKER_LIST", "127.0.0.1:1"),
+        ("ZOOKEEPER_HOSTS", "127.0.0.1:1"),
+        ("BIND_ADDRESS", "127.0.0.1"),
+    ]);
+    shell.env("API_PORT", port.to_string()).env("DATA_DIR", data.path().join("data"));
+    shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut node = Program::run(shell, port);
+    node.answers("/health/live", 200);
+    node.signal(Signal::ABORT);
+    let status = node.ended();
+    assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()), "{status}");
+    assert!(!status.core_dumped(), "{status}");
+}
+
 /// A limit of the size of files ends a program that does not handle its signal.
 #[test]
 fn a_limit_of_file_sizes_does_not_end_it() {
