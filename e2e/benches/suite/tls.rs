@@ -1,6 +1,7 @@
-//! What TLS costs: GETs over HTTP and over the Avro RPC with it and without, and nginx with it.
+//! What TLS and tokens cost: GETs over HTTP and over the Avro RPC with TLS and without, nginx with it, and GETs that show a token.
 
 use anyhow::Result;
+use bitacora_protocol::token::{Scope, Token, TokenLine};
 use e2e::certificates::Certified;
 use e2e::http::Api;
 use e2e::measure::child::{Job, Measured, against};
@@ -15,6 +16,7 @@ use crate::size::{VALUE_BYTES, size};
 const CONNECTIONS: usize = 64;
 const DEPTH: usize = 16;
 const HTTP: &str = "HTTP GET of one key over TLS, 64 connections";
+const TOKEN: &str = "HTTP GET of one key with a token, 64 connections";
 const RPC: &str = "RPC GET over TLS, 64 connections, pipelined by 16";
 
 pub async fn run(ctx: Ctx) -> Result<()> {
@@ -32,9 +34,16 @@ pub async fn run(ctx: Ctx) -> Result<()> {
     let rpc = |port, authority| load(Call::AvroGet, port, DEPTH, authority);
     let (mut http, mut http_plain, mut of_nginx) = (Vec::new(), Vec::new(), Vec::new());
     let (mut avro, mut avro_plain) = (Vec::new(), Vec::new());
+    let (guarded, token) = with_token(&ctx.dir).await?;
+    let with_token = Job::Load(Load {
+        token: Some(token.secret().to_owned()),
+        ..Load::new(Call::HttpGet, guarded.http, CONNECTIONS, 1, size().round)
+    });
+    let mut shown = Vec::new();
     for _ in 0..size().rounds {
         http.push(against(&[node.pid()], &get(node.http, authority.clone())).await?);
         http_plain.push(against(&[plain.pid()], &get(plain.http, None)).await?);
+        shown.push(against(&[guarded.pid()], &with_token).await?);
         if let Some(nginx) = &nginx {
             of_nginx.push(against(&nginx.pids()?, &get(nginx.port, authority.clone())).await?);
         }
@@ -50,11 +59,24 @@ pub async fn run(ctx: Ctx) -> Result<()> {
         [
             rows(HTTP, "the same without TLS", &http, Some(&http_plain)),
             rows(HTTP, "nginx return 200 over TLS", &http, of_nginx),
+            rows(TOKEN, "the same without tokens", &shown, Some(&http_plain)),
             rows(RPC, "the same without TLS", &avro, Some(&avro_plain)),
         ]
         .concat(),
     );
     Ok(())
+}
+
+/// A node with keys that asks for tokens, and one that may read.
+async fn with_token(dir: &std::path::Path) -> Result<(DevNode, Token)> {
+    let folder = dir.join("tokens");
+    drop(filled(&folder).await?);
+    let token = Token::of([7; 32]);
+    let line = TokenLine::of(&token, "reader".to_owned(), vec![Scope::Read], None);
+    let file = dir.join("tokens.jsonl");
+    std::fs::write(&file, serde_json::to_string(&line)?)?;
+    let file = file.display().to_string();
+    Ok((DevNode::start(&folder, &["--tokens-file", &file, "--anonymous", "member"]).await?, token))
 }
 
 /// A node with keys, in a folder of its own.

@@ -45,6 +45,8 @@ pub struct Load {
     pub once: bool,
     /// The authority of the server's certificate, in PEM, if the calls are made over TLS.
     pub authority: Option<String>,
+    /// What calls over HTTP show, if the server asks for a token.
+    pub token: Option<String>,
 }
 
 impl Load {
@@ -61,6 +63,7 @@ impl Load {
             rest_ms: 0,
             once: false,
             authority: None,
+            token: None,
         }
     }
 
@@ -179,7 +182,13 @@ impl<'a> Caller<'a> {
             Call::HttpGet => {
                 out.extend_from_slice(b"GET /rpc?key=");
                 out.extend_from_slice(key.as_bytes());
-                out.extend_from_slice(b" HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n");
+                out.extend_from_slice(b" HTTP/1.1\r\nhost: 127.0.0.1\r\n");
+                if let Some(token) = &self.load.token {
+                    out.extend_from_slice(b"authorization: Bearer ");
+                    out.extend_from_slice(token.as_bytes());
+                    out.extend_from_slice(b"\r\n");
+                }
+                out.extend_from_slice(b"\r\n");
             }
             Call::HttpSet => {
                 let bytes = value.len();
