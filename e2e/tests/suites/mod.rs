@@ -1,3 +1,4 @@
+mod attacks;
 mod avro_files;
 mod back_ends;
 mod bad_input;
@@ -77,6 +78,7 @@ pub fn all() -> Vec<Test> {
         kafka_logins::tests(),
         kubernetes::tests(),
         zookeeper_servers::tests(),
+        attacks::tests(),
         full_disk::tests(),
         machine::tests(),
         real_data::tests(),
