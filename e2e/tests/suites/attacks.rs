@@ -99,7 +99,7 @@ impl Tokens {
         node.spawn()?;
         node.ready().await;
         let mut connection = RawConnection::open(node.api_port).await?;
-        let line = format!("POST /rpc?key=canary&value={SECRET}&visible=local");
+        let line = format!("POST /rpc?key=canary&value={SECRET}&visible=here");
         let written = ask(&mut connection, &line, Some(&self.all)).await?;
         anyhow::ensure!(written.status == 200, "{written}");
         Ok(cluster)

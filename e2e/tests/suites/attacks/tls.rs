@@ -243,8 +243,7 @@ async fn refusals(
         let command = CommandLine::new(ctx, &way);
         let command = flags.iter().fold(command, |command, (flag, value)| command.with(flag, value));
         let said = command.with("--timeout", "2s").run(&["get", "nothing"]).await?;
-        // 1: there is no such key.
-        all.push((said.code != 1).then_some(said.stderr));
+        all.push((!said.stderr.contains("not found")).then_some(said.stderr));
     }
     Ok(all)
 }
@@ -271,10 +270,10 @@ pub async fn certificates_that_are_not_good_are_refused(ctx: Ctx) -> Result<()> 
     let good = &cluster.nodes[0];
     serves(good, &authority.trusted()).await;
     for (node, (what, _, why)) in cluster.nodes.iter().zip(&nodes) {
-        // It is up, by its own word, whoever believes it.
+        // It is a member, by its own word, whoever believes it.
         wait::until(&format!("{what} is up"), PATIENCE, || async {
             let log = node.log_tail(1000);
-            if log.contains("ready") { Ok(()) } else { Err(log) }
+            if log.contains("registered path=") { Ok(()) } else { Err(log) }
         })
         .await;
         for refusal in refusals(&ctx, node, authority.trusted(), &[trust.clone()]).await? {
