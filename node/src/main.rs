@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use bitacora_node::process::logging::Output;
 use bitacora_node::process::memory::keep_private;
+use bitacora_node::process::open_files;
 use bitacora_node::process::signals::{Signals, handle_signals};
 use bitacora_node::replication::snapshot::{backup, export};
 use bitacora_node::settings::{
@@ -60,11 +61,13 @@ async fn run(cli: Cli, output: &Output) -> Result<()> {
         Command::Serve(mut settings) => {
             keep_private()?;
             let (stop, live) = begin(output, &mut settings.node, &settings.logging, "info")?;
+            open_files::warn_if_few(open_files::raise_limit(), settings.node.max_connections);
             serve::run(settings, live, stop).await
         }
         Command::Dev(mut settings) => {
             // Its screen says what a developer needs to know.
             let (stop, live) = begin(output, &mut settings.node, &settings.logging, "warn")?;
+            open_files::raise_limit();
             dev::run(settings, live, stop).await
         }
         Command::Health(settings) => health(&settings).await,
