@@ -21,8 +21,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use self::connections::{
-    idle_connections_shut_others_out_until_they_are_given_up, slow_heads_and_frames_are_given_up,
-    ten_thousand_connections_are_bounded,
+    a_low_limit_of_open_files_is_raised, idle_connections_shut_others_out_until_they_are_given_up,
+    slow_heads_and_frames_are_given_up, ten_thousand_connections_are_bounded,
 };
 use self::members::{
     a_rogue_znode_gets_the_questions_of_members_and_no_more, over_tls_a_rogue_znode_gets_nothing,
@@ -37,8 +37,8 @@ use self::tokens::{
 
 pub fn tests() -> Vec<Test> {
     tests![
-        Servers: ten_thousand_connections_are_bounded, idle_connections_shut_others_out_until_they_are_given_up,
-            slow_heads_and_frames_are_given_up, old_and_weak_tls_is_refused, plain_text_and_tls_get_no_answer,
+        Servers: ten_thousand_connections_are_bounded, a_low_limit_of_open_files_is_raised,
+            idle_connections_shut_others_out_until_they_are_given_up, slow_heads_and_frames_are_given_up, old_and_weak_tls_is_refused, plain_text_and_tls_get_no_answer,
             certificates_that_are_not_good_are_refused, who_guesses_tokens_is_slowed_down_and_others_are_not,
             no_path_leads_round_a_scope, ambiguous_requests_smuggle_nothing,
             a_rogue_znode_gets_the_questions_of_members_and_no_more, over_tls_a_rogue_znode_gets_nothing;
