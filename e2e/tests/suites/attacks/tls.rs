@@ -276,7 +276,7 @@ pub async fn certificates_that_are_not_good_are_refused(ctx: Ctx) -> Result<()> 
             if log.contains("registered path=") { Ok(()) } else { Err(log) }
         })
         .await;
-        for refusal in refusals(&ctx, node, authority.trusted(), &[trust.clone()]).await? {
+        for refusal in refusals(&ctx, node, authority.trusted(), std::slice::from_ref(&trust)).await? {
             let refusal = refusal.unwrap_or_default();
             ensure!(refusal.is_empty() == why.is_empty() && refusal.contains(why), "{what}: {refusal:?}");
         }
