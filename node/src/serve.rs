@@ -12,7 +12,7 @@ use crate::cluster::aws;
 use crate::cluster::own_address::own_address;
 use crate::cluster::zookeeper::ZooKeeperMembership;
 use crate::data_dir::DataDir;
-use crate::log::kafka::{KafkaLog, KafkaSettings};
+use crate::log::kafka::{KafkaLog, KafkaSettings, TokenEndpoint};
 use crate::node::{Node, Parts};
 use crate::service::writes::{MAX_KEY_BYTES, RECORD_OVERHEAD_BYTES};
 use crate::settings::{AddressSource, LiveUpdates, ServeSettings};
@@ -34,7 +34,9 @@ pub async fn run(settings: ServeSettings, live: LiveUpdates, stop: impl Future<O
     if let Some(tls) = settings.node.tls_settings().map_err(|error| anyhow!(error))? {
         tls.check().map_err(|error| anyhow!(error))?;
     }
-    let properties = settings.properties().map_err(|error| anyhow!(error))?;
+    let mut properties = settings.properties().map_err(|error| anyhow!(error))?;
+    let token_endpoint = TokenEndpoint::take_from(&mut properties);
+    let token_endpoint = token_endpoint.map_err(|error| anyhow!("KAFKA_PROPERTIES: {error}"))?;
     let login = settings.zookeeper_login().map_err(|error| anyhow!(error))?;
     let data_dir = DataDir::open(&settings.data_dir)?;
     let listener = listen(settings.bind_address, settings.api_port, "API_PORT").await?;
@@ -44,7 +46,8 @@ pub async fn run(settings: ServeSettings, live: LiveUpdates, stop: impl Future<O
         address = address(&settings, avro_port) => address?,
         () = &mut stop => return Ok(()),
     };
-    let log = KafkaLog::new(kafka_settings(&settings, &address, properties)?)
+    let kafka = KafkaSettings { token_endpoint, ..kafka_settings(&settings, &address, properties)? };
+    let log = KafkaLog::new(kafka)
         .map_err(|error| anyhow!("KAFKA_PROPERTIES: librdkafka refuses its configuration: {error}"))?;
     let membership = ZooKeeperMembership::start(
         &settings.zookeeper_hosts,
@@ -113,6 +116,7 @@ fn kafka_settings(
             + 2 * MAX_KEY_BYTES
             + RECORD_OVERHEAD_BYTES,
         properties,
+        token_endpoint: None,
     })
 }
 

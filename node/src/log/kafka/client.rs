@@ -9,6 +9,7 @@ use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError;
 
 use super::KafkaSettings;
+use super::login::Tokens;
 
 /// Properties that the node's correctness rests on; they can't be passed through.
 pub const RESERVED_PROPERTIES: [&str; 11] = [
@@ -57,12 +58,36 @@ pub(super) fn set_default_of(config: &mut ClientConfig, names: &[&str], value: &
 #[derive(Clone, Default)]
 pub(super) struct LastProblem {
     text: Arc<Mutex<String>>,
+    /// If clients log in by tokens.
+    tokens: Option<Tokens>,
 }
 
 impl LastProblem {
-    pub fn text(&self) -> String {
-        self.text.lock().clone()
+    pub fn new(tokens: Option<Tokens>) -> Self {
+        Self { text: Arc::default(), tokens }
     }
+
+    pub fn tokens(&self) -> Option<&Tokens> {
+        self.tokens.as_ref()
+    }
+
+    /// Empty if nothing is known.
+    pub fn text(&self) -> String {
+        // Without a token no client even tries to connect.
+        if let Some(problem) = self.tokens.as_ref().and_then(Tokens::problem) {
+            return problem;
+        }
+        let text = self.text.lock().clone();
+        match &self.tokens {
+            Some(tokens) if is_refused_login(&text) => format!("{}: {text}", tokens.refusal()),
+            _ => text,
+        }
+    }
+}
+
+/// Whether it is a complaint of librdkafka's that a broker did not let it in.
+fn is_refused_login(line: &str) -> bool {
+    line.contains("SASL authentication error") || line.contains("authentication failed")
 }
 
 impl ClientContext for LastProblem {
@@ -71,6 +96,11 @@ impl ClientContext for LastProblem {
         // `[thrd:…]: the problem`
         let problem = line.split_once("]: ").map_or(line, |(_, problem)| problem);
         problem.clone_into(&mut self.text.lock());
+        if let Some(tokens) = &self.tokens
+            && is_refused_login(problem)
+        {
+            tokens.note_refusal();
+        }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

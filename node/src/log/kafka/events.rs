@@ -5,10 +5,12 @@
 use std::ffi::{CStr, CString};
 use std::ptr::NonNull;
 use std::slice;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::TopicPartitionList;
 use rdkafka::bindings as sys;
+use rdkafka::client::{Client, ClientContext};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::BorrowedMessage;
 use sys::rd_kafka_resp_err_t as Code;
@@ -45,7 +47,7 @@ pub(super) enum Event {
 pub(super) struct ConsumerQueue {
     // Before the consumer, so that it is dropped first.
     queue: Queue,
-    consumer: BaseConsumer<LastProblem>,
+    consumer: Arc<BaseConsumer<LastProblem>>,
 }
 
 struct Queue(NonNull<sys::rd_kafka_queue_t>);
@@ -80,7 +82,7 @@ impl Drop for MessagePtr {
 
 impl ConsumerQueue {
     /// `None` if librdkafka has no queue for it, which takes a consumer without a group.
-    pub(super) fn new(consumer: BaseConsumer<LastProblem>) -> Option<Self> {
+    pub(super) fn new(consumer: Arc<BaseConsumer<LastProblem>>) -> Option<Self> {
         // SAFETY: the client lives as long as `consumer`, which is dropped after the queue.
         let queue = unsafe { sys::rd_kafka_queue_get_consumer(consumer.client().native_ptr()) };
         NonNull::new(queue).map(|queue| Self { queue: Queue(queue), consumer })
@@ -367,6 +369,41 @@ pub(super) fn describe(
         let id = sys::rd_kafka_Uuid_base64str(sys::rd_kafka_TopicDescription_topic_id(found));
         let id = (!id.is_null()).then(|| CStr::from_ptr(id).to_string_lossy().into_owned());
         Ok(Described { topic_id: id.filter(|id| id != NO_ID), partitions })
+    }
+}
+
+/// Gives a client the token that it shows to brokers from now on, where it connects and where it is asked again who it is.
+/// `principal` is for librdkafka's log lines; `extensions` are names and values, one after the other.
+///
+/// # Errors
+/// When librdkafka refuses it, in its words.
+pub(super) fn set_token<C: ClientContext>(
+    client: &Client<C>,
+    token: &CStr,
+    principal: &CStr,
+    extensions: &[CString],
+) -> Result<(), String> {
+    // Far away: librdkafka does nothing with it but ask for the next token, by an event that waits where nobody polls the client.
+    const LAST_MS_OF_THE_YEAR_9999: i64 = 253_402_300_799_999;
+    let mut extensions: Vec<_> = extensions.iter().map(|text| text.as_ptr()).collect();
+    let mut reason = [0; 512];
+    // SAFETY: the client and all texts outlive the call, and librdkafka copies what it keeps. Pointers and lengths belong together.
+    unsafe {
+        let code = sys::rd_kafka_oauthbearer_set_token(
+            client.native_ptr(),
+            token.as_ptr(),
+            LAST_MS_OF_THE_YEAR_9999,
+            principal.as_ptr(),
+            extensions.as_mut_ptr(),
+            extensions.len(),
+            reason.as_mut_ptr(),
+            reason.len(),
+        );
+        if code == Code::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return Ok(());
+        }
+        // librdkafka ends it with a zero.
+        Err(CStr::from_ptr(reason.as_ptr()).to_string_lossy().into_owned())
     }
 }
 

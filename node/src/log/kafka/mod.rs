@@ -2,6 +2,7 @@
 
 mod client;
 mod events;
+mod login;
 mod producer;
 mod reader;
 mod sent;
@@ -21,6 +22,8 @@ use rdkafka::producer::Producer;
 
 pub use self::client::RESERVED_PROPERTIES;
 use self::client::{LastProblem, client_config};
+pub use self::login::TokenEndpoint;
+use self::login::{Login, Supplied};
 use self::producer::{PolledProducer, is_too_large, producer};
 use self::reader::Reader;
 use self::statistics::Collected;
@@ -58,6 +61,8 @@ pub struct KafkaSettings {
     pub max_record_bytes: usize,
     /// Passed to librdkafka as they are.
     pub properties: Vec<(String, String)>,
+    /// If the node logs in by tokens.
+    pub token_endpoint: Option<TokenEndpoint>,
 }
 
 pub struct KafkaLog {
@@ -66,11 +71,13 @@ pub struct KafkaLog {
     /// numbers to others, and would acknowledge its records as duplicates of theirs.
     producer: RwLock<PolledProducer>,
     /// Asks for metadata and high watermarks; reads nothing.
-    queries: BaseConsumer<LastProblem>,
+    queries: Arc<BaseConsumer<LastProblem>>,
     statistics: Arc<Collected>,
     /// 0 until known; another topic of the same name may have another number.
     partitions: AtomicUsize,
     opened: Mutex<Option<LogIdentity>>,
+    /// If clients log in by tokens; what gets them, and that `queries` has them.
+    login: Option<(Login, Supplied)>,
 }
 
 impl KafkaLog {
@@ -79,14 +86,22 @@ impl KafkaLog {
     /// # Errors
     /// When librdkafka refuses a property, in its words.
     pub fn new(settings: KafkaSettings) -> Result<Self, KafkaError> {
-        let (problem, statistics) = (LastProblem::default(), Arc::<Collected>::default());
+        let login = settings.token_endpoint.clone().map(Login::start).transpose();
+        let login = login.map_err(|error| KafkaError::ClientCreation(error.to_string()))?;
+        let problem = LastProblem::new(login.as_ref().map(Login::tokens));
+        let statistics = Arc::<Collected>::default();
         let producer = RwLock::new(producer(&settings, problem.clone(), &statistics)?);
         let mut queries = client_config(&settings);
         // Nobody polls this client, so that they would pile up.
         queries.set("statistics.interval.ms", "0");
-        let queries = BaseConsumer::from_config_and_context(&queries, problem)?;
+        let queries: Arc<BaseConsumer<_>> =
+            Arc::new(BaseConsumer::from_config_and_context(&queries, problem)?);
+        let login = login.map(|login| {
+            let supplied = login.tokens().supply(Arc::clone(&queries) as _);
+            (login, supplied)
+        });
         let (partitions, opened) = Default::default();
-        Ok(Self { settings, producer, queries, statistics, partitions, opened })
+        Ok(Self { settings, producer, queries, statistics, partitions, opened, login })
     }
 
     fn producer(&self) -> RwLockReadGuard<'_, PolledProducer> {
@@ -193,7 +208,9 @@ impl Log for KafkaLog {
     }
 
     fn reader(&self, from: &[NextOffset], epochs: &[Option<i32>]) -> Result<Box<dyn LogReader>, ReadError> {
-        Ok(Box::new(Reader::start(&self.settings, Arc::clone(&self.statistics), from, epochs)?))
+        let tokens = self.queries.context().tokens();
+        let statistics = Arc::clone(&self.statistics);
+        Ok(Box::new(Reader::start(&self.settings, tokens, statistics, from, epochs)?))
     }
 
     fn high_watermarks(&self) -> Result<Vec<HighWatermark>, ReadError> {
@@ -224,7 +241,8 @@ impl Log for KafkaLog {
     }
 
     fn ended_thread(&self) -> Option<&'static str> {
-        self.producer().ended_thread()
+        let login = self.login.as_ref().and_then(|(login, _)| login.ended_thread());
+        self.producer().ended_thread().or(login)
     }
 
     fn statistics(&self) -> LogStatistics {
@@ -282,6 +300,7 @@ pub(super) mod tests {
             min_compaction_lag: Duration::from_secs(3600),
             max_record_bytes: 1_000,
             properties: Vec::new(),
+            token_endpoint: None,
         }
     }
 

@@ -15,6 +15,7 @@ use rdkafka::statistics::Statistics;
 use slab::Slab;
 
 use super::client::{LastProblem, client_config, set_default, set_default_of};
+use super::login::Supplied;
 use super::sent::{Failed, Sent, Verdict};
 use super::statistics::Collected;
 use super::{KafkaSettings, QUERY_TIMEOUT, events};
@@ -80,11 +81,15 @@ pub(super) struct PolledProducer {
     producer: Arc<BaseProducer<Acknowledgements>>,
     stop: Arc<AtomicBool>,
     thread: Mutex<Option<Worker>>,
+    /// If clients log in by tokens.
+    _tokens: Option<Supplied>,
 }
 
 impl PolledProducer {
     fn start(producer: BaseProducer<Acknowledgements>) -> Result<Self, KafkaError> {
         let (producer, stop) = (Arc::new(producer), Arc::new(AtomicBool::new(false)));
+        let tokens = producer.context().problem.tokens();
+        let tokens = tokens.map(|tokens| tokens.supply(Arc::clone(&producer) as _));
         let (polled, stopped) = (Arc::clone(&producer), Arc::clone(&stop));
         let thread = Worker::spawn("kafka-producer", move || {
             while !stopped.load(Ordering::Relaxed) {
@@ -92,7 +97,7 @@ impl PolledProducer {
             }
         });
         let thread = thread.map_err(|error| KafkaError::ClientCreation(error.to_string()))?;
-        Ok(Self { producer, stop, thread: Mutex::new(Some(thread)) })
+        Ok(Self { producer, stop, thread: Mutex::new(Some(thread)), _tokens: tokens })
     }
 
     /// The name of the thread if it has ended.

@@ -11,6 +11,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::KafkaSettings;
 use super::client::{LastProblem, client_config, set_default};
 use super::events::{self, Event};
+use super::login::{Supplied, Tokens};
 use super::statistics::Collected;
 use crate::log::{Batch, LogReader, ReadError};
 use bitacora_protocol::NextOffset;
@@ -25,6 +26,8 @@ const STATISTICS_INTERVAL_MS: &str = "5000";
 
 pub(super) struct Reader {
     queue: events::ConsumerQueue,
+    /// If clients log in by tokens.
+    _tokens: Option<Supplied>,
     topic: String,
     statistics: Arc<Collected>,
     /// The last offsets committed to the group.
@@ -84,6 +87,7 @@ impl Reader {
     /// Begins to read every partition at its next offset; see [`crate::log::Log::reader`].
     pub fn start(
         settings: &KafkaSettings,
+        tokens: Option<&Tokens>,
         statistics: Arc<Collected>,
         from: &[NextOffset],
         epochs: &[Option<i32>],
@@ -101,8 +105,11 @@ impl Reader {
         set_default(&mut config, "statistics.interval.ms", STATISTICS_INTERVAL_MS);
         set_default(&mut config, "fetch.queue.backoff.ms", "10");
         set_default(&mut config, "fetch.error.backoff.ms", "100");
+        let problem = LastProblem::new(tokens.cloned());
         let consumer: BaseConsumer<LastProblem> =
-            BaseConsumer::from_config_and_context(&config, LastProblem::default()).map_err(unavailable)?;
+            BaseConsumer::from_config_and_context(&config, problem).map_err(unavailable)?;
+        let consumer = Arc::new(consumer);
+        let supplied = tokens.map(|tokens| tokens.supply(Arc::clone(&consumer) as _));
         let mut assignment = TopicPartitionList::new();
         for (partition, next) in (0..).zip(from) {
             assignment
@@ -118,7 +125,8 @@ impl Reader {
         let queue = events::ConsumerQueue::new(consumer)
             .ok_or_else(|| ReadError::Unavailable("librdkafka gave the consumer no queue".to_owned()))?;
         let topic = settings.topic.clone();
-        Ok(Self { queue, topic, statistics, committed: None, last_commit: Instant::now() })
+        let (committed, last_commit) = (None, Instant::now());
+        Ok(Self { queue, _tokens: supplied, topic, statistics, committed, last_commit })
     }
 
     fn commit(&mut self, next: &[NextOffset], mode: CommitMode) {

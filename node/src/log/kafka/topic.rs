@@ -45,7 +45,7 @@ pub(super) fn open(
         }
     };
     answered();
-    let compaction_lag = check(settings)?;
+    let compaction_lag = check(queries, settings)?;
     answered();
     let Described { topic_id, .. } = events::describe(queries, &settings.topic, QUERY_TIMEOUT)
         .map_err(|error| unavailable("did not describe the topic", &error))?;
@@ -103,13 +103,13 @@ fn create(
     settings: &KafkaSettings,
     answered: &dyn Fn(),
 ) -> Result<usize, OpenError> {
-    request_creation(settings)?;
+    request_creation(queries, settings)?;
     answered();
     wait_until_known(queries, &settings.topic)
 }
 
 /// Asks Kafka to create the topic.
-fn request_creation(settings: &KafkaSettings) -> Result<(), OpenError> {
+fn request_creation(queries: &BaseConsumer<LastProblem>, settings: &KafkaSettings) -> Result<(), OpenError> {
     let topic = &settings.topic;
     let max_message_bytes = (settings.max_record_bytes + HEADROOM_BYTES).to_string();
     let delete_retention = settings.delete_retention.as_millis().to_string();
@@ -121,7 +121,7 @@ fn request_creation(settings: &KafkaSettings) -> Result<(), OpenError> {
         .set("delete.retention.ms", &delete_retention)
         .set("min.compaction.lag.ms", &min_compaction_lag)
         .set("max.message.bytes", &max_message_bytes);
-    let admin = admin(settings)?;
+    let admin = admin(queries, settings)?;
     let answer =
         block_on(admin.create_topics([&new], &AdminOptions::new().operation_timeout(Some(QUERY_TIMEOUT))));
     match answer.map(|mut results| results.pop()) {
@@ -189,9 +189,9 @@ fn create_command(settings: &KafkaSettings) -> String {
 type Config = HashMap<String, String>;
 
 /// The topic's settings, defaults included.
-fn config(settings: &KafkaSettings) -> Result<Config, OpenError> {
+fn config(queries: &BaseConsumer<LastProblem>, settings: &KafkaSettings) -> Result<Config, OpenError> {
     let topic = &settings.topic;
-    let admin = admin(settings)?;
+    let admin = admin(queries, settings)?;
     let resource = ResourceSpecifier::Topic(topic);
     let answer = block_on(
         admin.describe_configs([&resource], &AdminOptions::new().request_timeout(Some(QUERY_TIMEOUT))),
@@ -255,7 +255,7 @@ fn config_if_all_is_read(
         Ok(None) => return Err(format!("the topic '{topic}' is missing")),
         Err(error) => return Err(format!("the topic '{topic}' can't be checked yet: {error}")),
     }
-    config(settings).map_err(|error| error.to_string())
+    config(queries, settings).map_err(|error| error.to_string())
 }
 
 /// What something needs of a setting of the topic.
@@ -321,9 +321,9 @@ fn meets(config: &Config, settings: &KafkaSettings, needs: &[Need]) -> Result<()
 }
 
 /// Refuses a topic that would lose keys. Returns how long its records are safe from compaction.
-fn check(settings: &KafkaSettings) -> Result<Duration, OpenError> {
+fn check(queries: &BaseConsumer<LastProblem>, settings: &KafkaSettings) -> Result<Duration, OpenError> {
     let KafkaSettings { topic, brokers, .. } = settings;
-    let config = config(settings)?;
+    let config = config(queries, settings)?;
     let value = |name: &str| config.get(name).cloned().unwrap_or_default();
     let policy = value("cleanup.policy");
     if policy != "compact" {
@@ -360,9 +360,19 @@ fn check(settings: &KafkaSettings) -> Result<Duration, OpenError> {
     Ok(Duration::from_millis(value("min.compaction.lag.ms").parse().unwrap_or_default()))
 }
 
-fn admin(settings: &KafkaSettings) -> Result<AdminClient<LastProblem>, OpenError> {
-    AdminClient::from_config_and_context(&client_config(settings), LastProblem::default())
-        .map_err(|error| OpenError::Refused(error.to_string()))
+/// A client for one question, with the token that `queries` has now.
+fn admin(
+    queries: &BaseConsumer<LastProblem>,
+    settings: &KafkaSettings,
+) -> Result<AdminClient<LastProblem>, OpenError> {
+    let tokens = queries.context().tokens();
+    let problem = LastProblem::new(tokens.cloned());
+    let admin = AdminClient::from_config_and_context(&client_config(settings), problem)
+        .map_err(|error| OpenError::Refused(error.to_string()))?;
+    if let Some(tokens) = tokens {
+        tokens.supply_once(admin.inner());
+    }
+    Ok(admin)
 }
 
 /// The first (`Offset::Beginning`) or next (`Offset::End`) offset of each of these partitions, in one request a broker; those of others may be away.
