@@ -32,6 +32,7 @@ pub mod python;
 pub mod rpc;
 pub mod runner;
 pub mod secured_kafka;
+pub mod token_server;
 pub mod topic;
 pub mod versions;
 pub mod wait;

@@ -1,5 +1,6 @@
-//! A broker that nobody gets into without a login: by password over SASL, or by a certificate over TLS.
+//! A broker that nobody gets into without a login: by password or by token over SASL, or by a certificate over TLS.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -11,11 +12,33 @@ use testcontainers::{ContainerAsync, GenericImage, ImageExt};
 use crate::backends::{CONTAINER_LABEL, KAFKA_VERSION};
 use crate::certificates::Certified;
 use crate::ports;
+use crate::token_server::{AUDIENCE, ISSUER};
 
 /// The only user.
 pub const USER: &str = "bitacora";
 /// Its password. It is no secret: the broker lives as long as a test.
 pub const PASSWORD: &str = "a-password-of-a-test";
+/// Where the broker finds the keys that sign tokens.
+const TOKEN_KEYS: &str = "file:///tmp/token-keys.json";
+/// How long a login by token is good, in ms, if the token is good for longer.
+const LOGIN_AGAIN_MS: u64 = 2_000;
+/// The broker's words, with a line for each login.
+const LOGGING: &str = "
+Configuration:
+  Appenders:
+    Console:
+      name: STDOUT
+      PatternLayout:
+        pattern: \"[%d] %p %m (%c)%n\"
+  Loggers:
+    Root:
+      level: INFO
+      AppenderRef:
+        - ref: STDOUT
+    Logger:
+      - name: org.apache.kafka.common.network.Selector
+        level: DEBUG
+";
 const CLUSTER: &str = "Yml0YWNvcmEtbG9naW4tLQ";
 
 /// The broker, until it is dropped.
@@ -26,15 +49,15 @@ pub struct SecuredKafka {
     pub sasl_over_tls: String,
     /// Where a certificate is asked for.
     pub mutual_tls: String,
-    _container: ContainerAsync<GenericImage>,
+    container: ContainerAsync<GenericImage>,
 }
 
 impl SecuredKafka {
-    /// `own` is the broker's certificate; clients show one of `clients`' authority.
+    /// `own` is the broker's certificate; clients show one of `clients`' authority, or a token that was signed by a key of `token_keys`.
     ///
     /// # Errors
     /// When the container can't be started.
-    pub async fn start(own: &Certified, clients: &Certified) -> Result<SecuredKafka> {
+    pub async fn start(own: &Certified, clients: &Certified, token_keys: &str) -> Result<SecuredKafka> {
         let [sasl, sasl_over_tls, mutual_tls] = [ports::free(), ports::free(), ports::free()];
         let read = |path: &Path| std::fs::read_to_string(path).with_context(|| path.display().to_string());
         // Kafka takes both as one file.
@@ -48,7 +71,11 @@ impl SecuredKafka {
              listener.security.protocol.map=CONTROLLER:PLAINTEXT,LOCAL:PLAINTEXT,SASL:SASL_PLAINTEXT,SECRET:SASL_SSL,MUTUAL:SSL\n\
              listeners=SASL://:9092,SECRET://:9093,MUTUAL://:9094,LOCAL://127.0.0.1:9096,CONTROLLER://127.0.0.1:9095\n\
              advertised.listeners=SASL://127.0.0.1:{sasl},SECRET://127.0.0.1:{sasl_over_tls},MUTUAL://127.0.0.1:{mutual_tls},LOCAL://127.0.0.1:9096\n\
-             sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512\n\
+             sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER\n\
+             sasl.oauthbearer.jwks.endpoint.url={TOKEN_KEYS}\n\
+             sasl.oauthbearer.expected.audience={AUDIENCE}\n\
+             sasl.oauthbearer.expected.issuer={ISSUER}\n\
+             sasl.oauthbearer.clock.skew.seconds=0\n\
              {logins}\
              ssl.keystore.type=PEM\n\
              ssl.keystore.location=/tmp/keystore.pem\n\
@@ -74,8 +101,15 @@ impl SecuredKafka {
             .with_mapped_port(mutual_tls, 9094.tcp())
             .with_copy_to("/tmp/server.properties", config.into_bytes())
             .with_copy_to("/tmp/keystore.pem", keystore.into_bytes())
+            .with_copy_to("/tmp/log4j2.yaml", LOGGING.as_bytes().to_vec())
+            .with_copy_to(TOKEN_KEYS.trim_start_matches("file://"), token_keys.as_bytes().to_vec())
             .with_copy_to("/tmp/clients.pem", clients.authority_pem.clone().into_bytes())
             .with_env_var("KAFKA_HEAP_OPTS", "-Xms256m -Xmx512m -XX:TieredStopAtLevel=1")
+            .with_env_var(
+                "KAFKA_OPTS",
+                format!("-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls={TOKEN_KEYS}"),
+            )
+            .with_env_var("KAFKA_LOG4J_OPTS", "-Dlog4j2.configurationFile=/tmp/log4j2.yaml")
             .with_cmd(["bash", "-c", &start])
             .with_label(CONTAINER_LABEL, std::process::id().to_string())
             .with_startup_timeout(Duration::from_secs(300))
@@ -84,7 +118,22 @@ impl SecuredKafka {
             .context("starting the broker's container")?;
         let [sasl, sasl_over_tls, mutual_tls] =
             [sasl, sasl_over_tls, mutual_tls].map(|port| format!("127.0.0.1:{port}"));
-        Ok(SecuredKafka { sasl, sasl_over_tls, mutual_tls, _container: container })
+        Ok(SecuredKafka { sasl, sasl_over_tls, mutual_tls, container })
+    }
+
+    /// The connections whose clients have shown more than once who they are, each as often as they have after the first time.
+    ///
+    /// # Errors
+    /// When the container's output can't be read.
+    pub async fn logins_again(&self) -> Result<HashMap<String, usize>> {
+        let output = String::from_utf8_lossy(&self.container.stdout_to_vec().await?).into_owned();
+        let mut counts = HashMap::new();
+        for line in output.lines() {
+            if let Some((_, connection)) = line.split_once("Successfully re-authenticated with ") {
+                *counts.entry(connection.to_owned()).or_default() += 1;
+            }
+        }
+        Ok(counts)
     }
 }
 
@@ -92,6 +141,7 @@ impl SecuredKafka {
 fn logins() -> String {
     let plain = "org.apache.kafka.common.security.plain.PlainLoginModule";
     let scram = "org.apache.kafka.common.security.scram.ScramLoginModule";
+    let oauth = "org.apache.kafka.common.security.oauthbearer";
     let mut lines = String::new();
     for listener in ["sasl", "secret"] {
         lines += &format!(
@@ -100,6 +150,12 @@ fn logins() -> String {
         for mechanism in ["scram-sha-256", "scram-sha-512"] {
             lines += &format!("listener.name.{listener}.{mechanism}.sasl.jaas.config={scram} required;\n");
         }
+        let tokens = format!("listener.name.{listener}.oauthbearer");
+        lines += &format!(
+            "{tokens}.sasl.jaas.config={oauth}.OAuthBearerLoginModule required;\n\
+             {tokens}.sasl.server.callback.handler.class={oauth}.OAuthBearerValidatorCallbackHandler\n\
+             {tokens}.connections.max.reauth.ms={LOGIN_AGAIN_MS}\n"
+        );
     }
     lines
 }
