@@ -1,6 +1,5 @@
 //! A broker that nobody gets into without a login: by password or by token over SASL, or by a certificate over TLS.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -121,20 +120,32 @@ impl SecuredKafka {
         Ok(SecuredKafka { sasl, sasl_over_tls, mutual_tls, container })
     }
 
-    /// The connections whose clients have shown more than once who they are, each as often as they have after the first time.
+    /// How many connections have logged in so far, how often some did so again, and the lines about those that were not let in.
     ///
     /// # Errors
     /// When the container's output can't be read.
-    pub async fn logins_again(&self) -> Result<HashMap<String, usize>> {
+    pub async fn logins(&self) -> Result<Logins> {
         let output = String::from_utf8_lossy(&self.container.stdout_to_vec().await?).into_owned();
-        let mut counts = HashMap::new();
-        for line in output.lines() {
-            if let Some((_, connection)) = line.split_once("Successfully re-authenticated with ") {
-                *counts.entry(connection.to_owned()).or_default() += 1;
-            }
-        }
-        Ok(counts)
+        // Those of the broker itself come from 127.0.0.1.
+        let lines = || output.lines().filter(|line| !line.contains("with /127.0.0.1"));
+        let count = |words: &str| lines().filter(|line| line.contains(words)).count();
+        let failed = lines().filter(|line| {
+            line.contains("Failed authentication") || line.contains("Failed re-authentication")
+        });
+        Ok(Logins {
+            first: count("Successfully authenticated with "),
+            again: count("Successfully re-authenticated with "),
+            failed: failed.map(str::to_owned).collect(),
+        })
     }
+}
+
+/// What a broker tells of logins.
+#[derive(Debug)]
+pub struct Logins {
+    pub first: usize,
+    pub again: usize,
+    pub failed: Vec<String>,
 }
 
 /// The users of each listener and mechanism.

@@ -52,6 +52,7 @@ async fn a_wrong_setting_stops_the_node_and_is_named(ctx: Ctx) -> Result<()> {
         ("ZOOKEEPER_HOSTS", "zk"),
         ("ZOOKEEPER_HOSTS", "zk:70000"),
         ("KAFKA_TOPIC", "a b"),
+        ("KAFKA_PROPERTIES", "sasl.mechanism=OAUTHBEARER"),
         ("API_PORT", "0"),
         ("API_PORT", "http"),
         ("AVRO_PORT", "65536"),
