@@ -126,11 +126,14 @@ impl TokenEndpoint {
 
     /// Both parts encoded, as RFC 6749 wants it (section 2.3.1), so that a ':' in the name does no harm.
     fn authorization(&self) -> Result<HeaderValue, String> {
-        let credentials = format!("{}:{}", encoded(&self.client_id), encoded(&self.client_secret.0));
-        let mut value = HeaderValue::try_from(format!("Basic {}", STANDARD.encode(credentials)))
+        let mut value = HeaderValue::try_from(format!("Basic {}", self.credentials()))
             .map_err(|_| "can't be asked: the client's name and secret are no header".to_owned())?;
         value.set_sensitive(true);
         Ok(value)
+    }
+
+    fn credentials(&self) -> String {
+        STANDARD.encode(format!("{}:{}", encoded(&self.client_id), encoded(&self.client_secret.0)))
     }
 
     fn form(&self) -> String {
@@ -172,25 +175,30 @@ impl TokenEndpoint {
         }
         // RFC 6749, section 5.2.
         let answer: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
-        let text = |name: &str| answer.get(name).and_then(serde_json::Value::as_str).map(token::shown);
+        // Who wrote it may have put in what it was sent.
+        let is_harmless =
+            |text: &&str| !self.secret_forms().iter().any(|secret| text.contains(secret.as_str()));
+        let text = |name: &str| answer.get(name).and_then(serde_json::Value::as_str).filter(is_harmless);
         let Some(code) = text("error") else {
             return format!(
                 "answers {status} instead of a token; its own log says why, or the address is another's"
             );
         };
-        let mend = match code.as_str() {
+        let mend = match code {
             "invalid_scope" => "look at sasl.oauthbearer.scope",
             "invalid_client" | "unauthorized_client" | "access_denied" => {
                 "look at sasl.oauthbearer.client.id and sasl.oauthbearer.client.secret, and at what it lets this client do"
             }
             _ => "look at its log, and at the properties sasl.oauthbearer.…",
         };
-        let description = text("error_description").map(|text| format!(", '{text}'")).unwrap_or_default();
-        let reason = format!("gives no token: {status}, {code}{description}");
-        // Who wrote it may have put in what it was sent.
-        let reason =
-            if reason.contains(&self.client_secret.0) { format!("gives no token: {status}") } else { reason };
-        format!("{reason}; {mend}")
+        let description = text("error_description").map(|text| format!(", '{}'", token::shown(text)));
+        let description = description.unwrap_or_default();
+        format!("gives no token: {status}, {}{description}; {mend}", token::shown(code))
+    }
+
+    /// The secret as it may come back: itself, and as it is sent.
+    fn secret_forms(&self) -> [String; 3] {
+        [self.client_secret.0.clone(), encoded(&self.client_secret.0), self.credentials()]
     }
 }
 
@@ -329,8 +337,14 @@ pub(super) mod tests {
             (
                 "400 Bad Request",
                 r#"{"error":"odd","error_description":"you sent s3cret +~"}"#,
-                "400 Bad Request; look at its log",
+                "400 Bad Request, odd; look at its log",
             ),
+            (
+                "400 Bad Request",
+                r#"{"error":"odd","error_description":"you sent bm9kZXMlM0ExOnMzY3JldCUyMCUyQn4="}"#,
+                "400 Bad Request, odd; look at its log",
+            ),
+            ("400 Bad Request", r#"{"error":"s3cret%20%2B~"}"#, "answers 400 Bad Request instead of a token"),
             ("404 Not Found", "<html>s3cret +~</html>", "answers 404 Not Found instead of a token"),
             ("302 Found", "", "leads elsewhere"),
             ("200 OK", "s3cret +~", "no JSON"),
