@@ -17,11 +17,20 @@ use crate::node::{Node, Parts};
 use crate::service::writes::{MAX_KEY_BYTES, RECORD_OVERHEAD_BYTES};
 use crate::settings::{AddressSource, LiveUpdates, ServeSettings};
 
+/// Nodes of the original system fetch 100,000 bytes at a time, and stop for ever at a record, or a batch of them, that has more.
+const ORIGINAL_VALUE_BYTES: u64 = 97_000;
+/// The same, for the batches that a node sends to Kafka.
+const ORIGINAL_BATCH_BYTES: &str = "90000";
+
 /// Runs a node until `stop` completes.
 ///
 /// # Errors
 /// When the node can't start, or its replica has failed for good; the text is for the terminal.
-pub async fn run(settings: ServeSettings, live: LiveUpdates, stop: impl Future<Output = ()>) -> Result<()> {
+pub async fn run(
+    mut settings: ServeSettings,
+    live: LiveUpdates,
+    stop: impl Future<Output = ()>,
+) -> Result<()> {
     let avro_port = match settings.avro_port {
         Some(port) => port,
         None => settings.api_port.checked_add(1).context("API_PORT + 1 is no port; set AVRO_PORT")?,
@@ -34,7 +43,17 @@ pub async fn run(settings: ServeSettings, live: LiveUpdates, stop: impl Future<O
     if let Some(tls) = settings.node.tls_settings().map_err(|error| anyhow!(error))? {
         tls.check().map_err(|error| anyhow!(error))?;
     }
+    if settings.original_nodes && settings.node.max_value_bytes > ORIGINAL_VALUE_BYTES {
+        settings.node.max_value_bytes = ORIGINAL_VALUE_BYTES;
+        tracing::info!(
+            "ORIGINAL_NODES: larger values than {ORIGINAL_VALUE_BYTES} bytes are refused, at which the original's nodes would stop"
+        );
+    }
     let mut properties = settings.properties().map_err(|error| anyhow!(error))?;
+    if settings.original_nodes {
+        // What the user has set comes behind it, and counts.
+        properties.insert(0, ("batch.size".to_owned(), ORIGINAL_BATCH_BYTES.to_owned()));
+    }
     let token_endpoint = TokenEndpoint::take_from(&mut properties);
     let token_endpoint = token_endpoint.map_err(|error| anyhow!("KAFKA_PROPERTIES: {error}"))?;
     let login = settings.zookeeper_login().map_err(|error| anyhow!(error))?;

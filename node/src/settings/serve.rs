@@ -34,7 +34,7 @@ pub struct ServeSettings {
     /// Start on a topic that is not compacted, although Kafka will delete keys from it
     #[arg(long, env, value_name = "BOOL", default_value_t = false, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, help_heading = "Kafka")]
     pub allow_uncompacted_topic: bool,
-    /// Nodes of the original system read the topic, too: it is not trimmed, and conditional writes are refused
+    /// Nodes of the original system read the topic, too: it is not trimmed, and conditional writes and values of more than 97,000 bytes are refused
     #[arg(long, env, value_name = "BOOL", default_value_t = false, default_missing_value = "true", num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set, help_heading = "Kafka")]
     pub original_nodes: bool,
     /// Consumer group that the node commits its offsets to, for Kafka's tools to see [default: bitacora-ADDRESS]
