@@ -79,7 +79,11 @@ impl LastProblem {
         }
         let text = self.text.lock().clone();
         match &self.tokens {
-            Some(tokens) if is_refused_login(&text) => format!("{}: {text}", tokens.refusal()),
+            Some(tokens) if is_refused_login(&text) => {
+                // What follows is how long it took and how often it was told, so that the same reason looked like another one.
+                let reason = text.split_once(" (after ").map_or(text.as_str(), |(reason, _)| reason);
+                format!("{}: {reason}", tokens.refusal())
+            }
             _ => text,
         }
     }
