@@ -1,5 +1,6 @@
 //! The few things that librdkafka tells and its Rust binding drops: the offset at which a partition ended, a topic's id,
-//! and whether a failed record may have reached a broker. All unsafe code of the Kafka log is here.
+//! and whether a failed record may have reached a broker; and how a client is given a token without being asked for it.
+//! All unsafe code of the Kafka log is here.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString};

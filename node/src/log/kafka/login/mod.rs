@@ -314,8 +314,6 @@ mod tests {
         drop(supplied);
         assert_eq!(taken_first.try_recv(), Err(mpsc::TryRecvError::Disconnected));
         assert_eq!(login.ended_thread(), None);
-        login.thread.lock().as_ref().expect("a thread").unpark();
-        assert_eq!(login.ended_thread(), None);
         login.tokens.0.stop.store(true, Ordering::Relaxed);
         while login.ended_thread().is_none() {
             login.thread.lock().as_ref().expect("a thread").unpark();
