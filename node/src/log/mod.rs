@@ -232,6 +232,9 @@ impl AppendError {
 pub enum ReadError {
     #[error("the log can't be read: {0}")]
     Unavailable(String),
+    /// There is something in the log that this node can't read, and that it must not pass over.
+    #[error("{0}")]
+    Unreadable(String),
     /// The log no longer holds, or never held, an offset that was asked for; or it ends below it, as far as the leader
     /// appended under whom the offset was read: what is there now is another's.
     #[error("partition {partition} does not hold the offset that the store stands at")]

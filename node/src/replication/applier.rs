@@ -172,6 +172,7 @@ impl Applier {
     fn interrupted(&mut self, interrupted: Interrupted) -> Next {
         match interrupted {
             Interrupted::Stopped => Next::Done,
+            Interrupted::Log(ReadError::Unreadable(reason)) => self.give_up(reason),
             Interrupted::Log(error) => {
                 if let ReadError::OutOfRange { partition } = error {
                     self.possible_incompatibility = Some(PossibleIncompatibility::OutOfRange { partition });
@@ -190,10 +191,7 @@ impl Applier {
                     self.parts.log.topic(),
                     Level::HIGHEST_KNOWN
                 );
-                tracing::error!("{reason}");
-                self.parts.progress.fail(reason);
-                self.shared.stop.store(true, Ordering::Relaxed);
-                Next::Done
+                self.give_up(reason)
             }
             // Until it is done, nothing is read from it.
             Interrupted::StoreUntrusted(why) => {
@@ -207,6 +205,14 @@ impl Applier {
                 }
             }
         }
+    }
+
+    /// Nothing more is read: what comes next can't be.
+    fn give_up(&self, reason: String) -> Next {
+        tracing::error!("{reason}");
+        self.parts.progress.fail(reason);
+        self.shared.stop.store(true, Ordering::Relaxed);
+        Next::Done
     }
 
     pub(super) fn discard(&self, why: &str) -> Result<(), StoreError> {

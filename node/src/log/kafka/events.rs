@@ -41,6 +41,8 @@ pub(super) enum Event {
     Statistics(Vec<u8>),
     /// Nothing that the log's order depends on: a commit's result, a connection that comes back by itself.
     Other,
+    /// A record that can't be read here, and must not be passed over.
+    Unreadable(String),
     Fatal(String),
 }
 
@@ -110,7 +112,9 @@ impl ConsumerQueue {
             // SAFETY: the message lives until `MessagePtr` is dropped, and everything read from it is copied before.
             match unsafe { take(message.0.as_ref(), batch) } {
                 Event::End { partition, next } if partition >= 0 => batch.reached(partition, next),
-                error @ (Event::OutOfRange { .. } | Event::Fatal(_)) => return Some(error),
+                error @ (Event::OutOfRange { .. } | Event::Unreadable(_) | Event::Fatal(_)) => {
+                    return Some(error);
+                }
                 _ => {}
             }
         }
@@ -177,7 +181,7 @@ unsafe fn take(message: &sys::rd_kafka_message_t, batch: &mut Batch) -> Event {
         let (key, value) = (bytes(message.key, message.key_len), bytes(message.payload, message.len));
         let epoch = Some(sys::rd_kafka_message_leader_epoch(message)).filter(|epoch| *epoch >= 0);
         if is_lost_by_client(key, value, epoch) {
-            return Event::Fatal(format!(
+            return Event::Unreadable(format!(
                 "partition {} has at offset {} a record in the format of Kafka before 0.11, which the Kafka client of this node can't \
                  read; copy the topic to a new one, as docs/migration.md says",
                 position.partition, position.offset
@@ -445,4 +449,18 @@ pub(super) fn may_be_persisted(message: &BorrowedMessage<'_>) -> bool {
     // SAFETY: the message is alive.
     let status = unsafe { sys::rd_kafka_message_status(message.ptr()) };
     status != sys::rd_kafka_msg_status_t::RD_KAFKA_MSG_STATUS_NOT_PERSISTED
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_that_the_client_has_lost_are_known() {
+        assert!(is_lost_by_client(None, None, None));
+        // Other programs' records without a key, in the format of today.
+        assert!(!is_lost_by_client(None, None, Some(0)));
+        assert!(!is_lost_by_client(None, Some(b"v"), None));
+        assert!(!is_lost_by_client(Some(b"k"), None, None));
+    }
 }

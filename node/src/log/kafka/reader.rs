@@ -77,6 +77,7 @@ impl Reader {
         match event {
             Event::End { partition, next } if partition >= 0 => batch.reached(partition, next),
             Event::OutOfRange { partition } => return Err(ReadError::OutOfRange { partition }),
+            Event::Unreadable(reason) => return Err(ReadError::Unreadable(reason)),
             Event::Fatal(reason) => return Err(ReadError::Unavailable(reason)),
             Event::Statistics(json) => self.statistics.reader(&json),
             Event::Nothing | Event::Records | Event::End { .. } | Event::Other => {}

@@ -64,6 +64,20 @@ fn a_reader_that_fails_is_replaced_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_record_that_must_not_be_passed_over_ends_the_node() {
+    let dir = folder();
+    let mut bench = Bench::start(dir.path(), 0..3);
+    bench.set(0, "a", "1");
+    bench.feed(Step::Fails(ReadError::Unreadable("the format of the record at offset 1".to_owned())));
+    bench.until("failed", |bench| bench.progress.unready().is_some_and(|why| why.contains("offset 1")));
+    assert!(matches!(bench.progress.phase(), Phase::Failed(_)));
+    // What was read before it stays, and nobody reads on behind it.
+    assert_eq!(bench.value("a").as_deref(), Some("1"));
+    bench.round();
+    assert_eq!(bench.started().len(), 1);
+}
+
+#[test]
 fn a_log_that_refuses_makes_the_node_unready() {
     let dir = folder();
     let mut bench = Setup { refuses: Some("not compacted"), ..Setup::new(0..0) }.open(dir.path());
