@@ -3,16 +3,16 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use e2e::cluster::{Cluster, Options};
+use e2e::cluster::{Cluster, Options, START};
 use e2e::runner::{Ctx, Test};
-use e2e::tests;
+use e2e::{tests, wait};
 use futures_util::future::try_join_all;
 
 pub fn tests() -> Vec<Test> {
     tests![
         Servers: a_killed_node_comes_back_with_all_data, a_stopped_node_comes_back_with_all_data,
             a_lost_data_folder_comes_back_with_all_data, a_node_killed_while_it_applies_loses_nothing,
-            all_nodes_killed_at_once_come_back_with_all_data
+            all_nodes_killed_at_once_come_back_with_all_data, a_write_to_a_node_that_has_just_started_is_done
     ]
 }
 
@@ -128,5 +128,20 @@ async fn all_nodes_killed_at_once_come_back_with_all_data(ctx: Ctx) -> Result<()
     for i in 0..KEYS {
         cluster.all_have(&format!("key-{i}"), Some(&format!("value {i}"))).await;
     }
+    Ok(())
+}
+
+/// A balancer may send one as soon as the port is open. The node knows its topic some tenths of a second later.
+async fn a_write_to_a_node_that_has_just_started_is_done(ctx: Ctx) -> Result<()> {
+    let mut cluster = ctx.no_nodes(Options::new()).await?;
+    let node = cluster.add().await?;
+    node.spawn()?;
+    let answer = wait::try_until(START, || async {
+        // Until the port is open there is no answer at all.
+        node.api().set("key", "value").await.map_err(|error| format!("{error:#}"))
+    });
+    answer.await.map_err(anyhow::Error::msg)?.expect(200);
+    node.ready().await;
+    node.has("key", Some("value")).await;
     Ok(())
 }

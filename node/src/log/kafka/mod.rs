@@ -1,6 +1,7 @@
 //! The log on Kafka: one compacted topic, through librdkafka.
 
 mod client;
+mod early;
 mod events;
 mod login;
 mod producer;
@@ -22,6 +23,7 @@ use rdkafka::producer::Producer;
 
 pub use self::client::RESERVED_PROPERTIES;
 use self::client::{LastProblem, client_config};
+use self::early::Early;
 pub use self::login::TokenEndpoint;
 use self::login::{Login, Supplied};
 use self::producer::{PolledProducer, is_too_large, producer};
@@ -76,6 +78,8 @@ pub struct KafkaLog {
     /// 0 until known; another topic of the same name may have another number.
     partitions: AtomicUsize,
     opened: Mutex<Option<LogIdentity>>,
+    /// Writes that came before the topic was known.
+    early: Mutex<Early>,
     /// If clients log in by tokens; what gets them, and that `queries` has them.
     login: Option<(Login, Supplied)>,
 }
@@ -100,8 +104,8 @@ impl KafkaLog {
             let supplied = login.tokens().supply(Arc::clone(&queries) as _);
             (login, supplied)
         });
-        let (partitions, opened) = Default::default();
-        Ok(Self { settings, producer, queries, statistics, partitions, opened, login })
+        let (partitions, opened, early) = Default::default();
+        Ok(Self { settings, producer, queries, statistics, partitions, opened, early, login })
     }
 
     fn producer(&self) -> RwLockReadGuard<'_, PolledProducer> {
@@ -109,10 +113,55 @@ impl KafkaLog {
     }
 
     fn send(&self, record: &NewRecord, append: Unsettled) {
-        if self.partitions.load(Ordering::Relaxed) == 0 {
-            // A broker may create a topic that is written to, and not compacted at that.
-            return append.settle(Err(AppendError::NotTaken("the topic is not known yet".to_owned())));
+        if self.partitions.load(Ordering::Acquire) == 0 {
+            let mut early = self.early.lock();
+            // It may be known by now, and then all that came before are with the producer.
+            if self.partitions.load(Ordering::Acquire) == 0 {
+                return early.wait(record, append);
+            }
         }
+        self.send_to_known_topic(record, append);
+    }
+
+    /// Asks what the topic is, and takes it as it is found.
+    fn open_topic(&self, answered: &dyn Fn()) -> Result<LogInfo, OpenError> {
+        let info = topic::open(&self.queries, &self.settings, answered)?;
+        let mut opened = self.opened.lock();
+        let (before, found) = (self.partitions.load(Ordering::Relaxed), info.partitions.len());
+        match &*opened {
+            Some(identity) if !identity.fits(&info.identity) => {
+                let mut current = self.producer.write();
+                self.renew(&mut current, "the log was replaced");
+            }
+            // A topic never shrinks.
+            Some(identity) if identity.topic_id.is_some() && found < before => {
+                return Err(OpenError::Unavailable(format!(
+                    "the broker that answered knows {found} of the topic's {before} partitions"
+                )));
+            }
+            Some(_) if found > before => {
+                tracing::info!(before, partitions = found, "the topic has more partitions");
+                // The producer would go on with the old ones for minutes.
+                if let Err(error) =
+                    self.producer().client().fetch_metadata(Some(&self.settings.topic), QUERY_TIMEOUT)
+                {
+                    return Err(OpenError::Unavailable(format!("Kafka did not describe the topic: {error}")));
+                }
+            }
+            _ => {}
+        }
+        *opened = Some(info.identity.clone());
+        // Whoever finds it unknown waits for the lock, and so comes behind those that were there before.
+        let mut early = self.early.lock();
+        for (record, append) in early.take() {
+            self.send_to_known_topic(&record, append);
+        }
+        self.partitions.store(found, Ordering::Release);
+        drop(early);
+        Ok(info)
+    }
+
+    fn send_to_known_topic(&self, record: &NewRecord, append: Unsettled) {
         let topic = &self.settings.topic;
         let sent = match self.producer().send(topic, record, append) {
             Err((KafkaError::MessageProduction(RDKafkaErrorCode::Fatal), append)) => {
@@ -161,34 +210,11 @@ impl Log for KafkaLog {
     }
 
     fn open(&self, answered: &dyn Fn()) -> Result<LogInfo, OpenError> {
-        let info = topic::open(&self.queries, &self.settings, answered)?;
-        let mut opened = self.opened.lock();
-        let (before, found) = (self.partitions.load(Ordering::Relaxed), info.partitions.len());
-        match &*opened {
-            Some(identity) if !identity.fits(&info.identity) => {
-                let mut current = self.producer.write();
-                self.renew(&mut current, "the log was replaced");
-            }
-            // A topic never shrinks.
-            Some(identity) if identity.topic_id.is_some() && found < before => {
-                return Err(OpenError::Unavailable(format!(
-                    "the broker that answered knows {found} of the topic's {before} partitions"
-                )));
-            }
-            Some(_) if found > before => {
-                tracing::info!(before, partitions = found, "the topic has more partitions");
-                // The producer would go on with the old ones for minutes.
-                if let Err(error) =
-                    self.producer().client().fetch_metadata(Some(&self.settings.topic), QUERY_TIMEOUT)
-                {
-                    return Err(OpenError::Unavailable(format!("Kafka did not describe the topic: {error}")));
-                }
-            }
-            _ => {}
+        let opened = self.open_topic(answered);
+        if let Err(error) = &opened {
+            self.early.lock().refuse(&error.to_string());
         }
-        *opened = Some(info.identity.clone());
-        self.partitions.store(found, Ordering::Relaxed);
-        Ok(info)
+        opened
     }
 
     fn hand_over(&self, record: &NewRecord, append: Unsettled) {
@@ -272,6 +298,7 @@ impl Log for KafkaLog {
     }
 
     fn flush(&self, deadline: Duration) {
+        self.early.lock().refuse("this node is stopping");
         if let Err(error) = self.producer().flush(deadline) {
             tracing::warn!(%error, "not every write was acknowledged before the producer was closed");
         }
