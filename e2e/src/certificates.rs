@@ -1,9 +1,14 @@
 //! An authority and a certificate of its own, for servers of tests and benchmarks.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use bitacora_protocol::tls;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::sign::SingleCertAndKey;
 
 /// Files in PEM.
 pub struct Certified {
@@ -42,4 +47,23 @@ impl Certified {
             authority_pem,
         })
     }
+
+    /// What a server with this certificate accepts connections by.
+    ///
+    /// # Errors
+    /// When a file can't be read, or as [`acceptor`].
+    pub fn acceptor(&self) -> Result<TlsAcceptor> {
+        acceptor(&std::fs::read(&self.certificate)?, &std::fs::read(&self.key)?)
+    }
+}
+
+/// What a server accepts connections by that has this certificate and key, in PEM, and asks for none.
+///
+/// # Errors
+/// When they can't be used.
+pub fn acceptor(certificate_pem: &[u8], key_pem: &[u8]) -> Result<TlsAcceptor> {
+    let identity = SingleCertAndKey::from(tls::identity(certificate_pem, key_pem)?);
+    let builder =
+        ServerConfig::builder_with_provider(tls::provider()).with_protocol_versions(tls::VERSIONS)?;
+    Ok(TlsAcceptor::from(Arc::new(builder.with_no_client_auth().with_cert_resolver(Arc::new(identity)))))
 }

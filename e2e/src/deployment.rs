@@ -188,12 +188,12 @@ impl Deployment {
         format!("{}-{name}", self.project)
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    fn command(&self, image: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new("docker");
         command.args(["compose", "--project-name", &self.project]);
         command.args(self.file.iter().flat_map(|file| ["--file", file]));
         command.args(arguments);
-        command.env("BITACORA_IMAGE", image());
+        command.env("BITACORA_IMAGE", image);
         command.envs(self.settings.iter().copied());
         command.envs(self.ports.iter().map(|(name, port)| (name, port.to_string())));
         command
@@ -206,8 +206,7 @@ impl Deployment {
 
     /// The same, with nodes of another image where it makes any.
     pub async fn compose_of(&self, image: &str, arguments: &[&str]) -> Result<String> {
-        let mut command = self.command(arguments);
-        command.env("BITACORA_IMAGE", image);
+        let command = self.command(image, arguments);
         let output = tokio::task::spawn_blocking(move || run(command)).await.context("docker panicked")??;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }

@@ -7,7 +7,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, anyhow};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use bitacora_protocol::tls;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::AUTHORIZATION;
@@ -22,8 +21,6 @@ use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::ServerConfig;
-use tokio_rustls::rustls::sign::SingleCertAndKey;
 
 use crate::certificates::Certified;
 
@@ -106,7 +103,7 @@ impl TokenServer {
         life: u64,
         certified: Option<&Certified>,
     ) -> Result<TokenServer> {
-        let acceptor = certified.map(acceptor).transpose()?;
+        let acceptor = certified.map(Certified::acceptor).transpose()?;
         let listener = TcpListener::bind(("127.0.0.1", port)).await.context("listening")?;
         let scheme = if acceptor.is_some() { "https" } else { "http" };
         let audience = Mutex::new(AUDIENCE.to_owned());
@@ -131,14 +128,6 @@ impl Drop for TokenServer {
     fn drop(&mut self) {
         self.task.abort();
     }
-}
-
-fn acceptor(certified: &Certified) -> Result<TlsAcceptor> {
-    let identity = tls::identity(&std::fs::read(&certified.certificate)?, &std::fs::read(&certified.key)?)?;
-    let builder =
-        ServerConfig::builder_with_provider(tls::provider()).with_protocol_versions(tls::VERSIONS)?;
-    let config = builder.with_no_client_auth().with_cert_resolver(Arc::new(SingleCertAndKey::from(identity)));
-    Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
 async fn serve(listener: TcpListener, acceptor: Option<TlsAcceptor>, state: Arc<State>) {

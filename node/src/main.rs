@@ -90,11 +90,11 @@ fn begin(
     log_level: &str,
 ) -> Result<(impl Future<Output = ()> + use<>, LiveUpdates)> {
     let source = LiveSource::new(node, logging, log_level);
-    let live = source.read().map_err(|error| anyhow!(error))?;
-    node.take(&live);
-    let set_log_level = Box::new(output.start_logging(logging.log_format, &live.log_level)?);
+    let current = source.read().map_err(|error| anyhow!(error))?;
+    node.take(&current);
+    let set_log_level = Box::new(output.start_logging(logging.log_format, &current.log_level)?);
     let Signals { stop, hangups } = handle_signals(output.clone())?;
-    Ok((stop, LiveUpdates { source, set_log_level, hangups }))
+    Ok((stop, LiveUpdates { source, current, set_log_level, hangups }))
 }
 
 async fn health(settings: &HealthSettings) -> Result<()> {

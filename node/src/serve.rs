@@ -20,7 +20,7 @@ use crate::settings::{AddressSource, LiveUpdates, ServeSettings};
 /// Nodes of the original system fetch 100,000 bytes at a time, and stop for ever at a record, or a batch of them, that has more.
 const ORIGINAL_VALUE_BYTES: u64 = 97_000;
 /// The same, for the batches that a node sends to Kafka.
-const ORIGINAL_BATCH_BYTES: &str = "90000";
+const ORIGINAL_BATCH_BYTES: usize = 90_000;
 
 /// Runs a node until `stop` completes.
 ///
@@ -50,10 +50,6 @@ pub async fn run(
         );
     }
     let mut properties = settings.properties().map_err(|error| anyhow!(error))?;
-    if settings.original_nodes {
-        // What the user has set comes behind it, and counts.
-        properties.insert(0, ("batch.size".to_owned(), ORIGINAL_BATCH_BYTES.to_owned()));
-    }
     let token_endpoint = TokenEndpoint::take_from(&mut properties);
     let token_endpoint = token_endpoint.map_err(|error| anyhow!("KAFKA_PROPERTIES: {error}"))?;
     let login = settings.zookeeper_login().map_err(|error| anyhow!(error))?;
@@ -65,8 +61,7 @@ pub async fn run(
         address = address(&settings, avro_port) => address?,
         () = &mut stop => return Ok(()),
     };
-    let kafka = KafkaSettings { token_endpoint, ..kafka_settings(&settings, &address, properties)? };
-    let log = KafkaLog::new(kafka)
+    let log = KafkaLog::new(kafka_settings(&settings, &address, properties, token_endpoint)?)
         .map_err(|error| anyhow!("KAFKA_PROPERTIES: librdkafka refuses its configuration: {error}"))?;
     let membership = ZooKeeperMembership::start(
         &settings.zookeeper_hosts,
@@ -119,6 +114,7 @@ fn kafka_settings(
     settings: &ServeSettings,
     address: &Address,
     properties: Vec<(String, String)>,
+    token_endpoint: Option<TokenEndpoint>,
 ) -> Result<KafkaSettings> {
     Ok(KafkaSettings {
         brokers: settings.broker_list.clone(),
@@ -134,8 +130,9 @@ fn kafka_settings(
         max_record_bytes: usize::try_from(settings.node.max_value_bytes)?
             + 2 * MAX_KEY_BYTES
             + RECORD_OVERHEAD_BYTES,
+        batch_bytes: settings.original_nodes.then_some(ORIGINAL_BATCH_BYTES),
         properties,
-        token_endpoint: None,
+        token_endpoint,
     })
 }
 

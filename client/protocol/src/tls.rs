@@ -137,7 +137,14 @@ impl ClientTls {
     /// # Errors
     /// When there are none, or one can't be used.
     pub fn new(authorities_pem: &[u8]) -> Result<Self, TlsError> {
-        let authorities = authorities(authorities_pem)?;
+        Self::trusting(authorities(authorities_pem)?)
+    }
+
+    /// As [`ClientTls::new`], of authorities that were read already.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub fn trusting(authorities: Arc<RootCertStore>) -> Result<Self, TlsError> {
         let verifier = server_verifier(Arc::clone(&authorities))?;
         let config = client_builder()?.with_webpki_verifier(verifier).with_no_client_auth();
         Ok(Self { authorities, config: Arc::new(config) })

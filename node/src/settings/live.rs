@@ -110,6 +110,8 @@ impl LiveSource {
 /// What changes settings while nodes run.
 pub struct LiveUpdates {
     pub source: LiveSource,
+    /// What the nodes begin with.
+    pub current: LiveSettings,
     /// Takes a filter of log lines.
     pub set_log_level: Box<dyn Fn(&str) -> Result<()>>,
     /// Tells of each SIGHUP.
@@ -119,13 +121,12 @@ pub struct LiveUpdates {
 impl LiveUpdates {
     /// Gives nodes, and the process' log, the values of the file whenever it has changed, for ever. While it makes no sense, those of
     /// before stay.
-    pub async fn follow(&self, nodes: &[Node]) {
-        let Self { source, set_log_level, hangups } = self;
-        let Some(path) = &source.file else { return std::future::pending().await };
-        let mut current = source.read().ok();
+    pub async fn follow(self, nodes: &[Node]) {
+        let Self { source, mut current, set_log_level, hangups } = self;
+        let Some(path) = source.file.clone() else { return std::future::pending().await };
         let take = |read: &Result<LiveSettings, String>| {
             let adjusted = read.as_ref().map_err(String::clone).and_then(|live| {
-                if current.as_ref() == Some(live) {
+                if current == *live {
                     return Ok(());
                 }
                 set_log_level(&live.log_level).map_err(|error| format!("{error:#}"))?;
@@ -133,7 +134,7 @@ impl LiveUpdates {
                     node.adjust(live);
                 }
                 tracing::info!("took over {SETTING} {}: {live:?}", path.display());
-                current = Some(live.clone());
+                current.clone_from(live);
                 Ok(())
             });
             if let Err(error) = adjusted {
@@ -143,8 +144,7 @@ impl LiveUpdates {
                 tracing::error!("{error}; the settings of before stay");
             }
         };
-        let source = source.clone();
-        files::follow(move || source.read(), take, hangups.clone()).await;
+        files::follow(move || source.read(), take, hangups).await;
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use bitacora_node::process::open_files;
 use e2e::cluster::{Cluster, Node, Options};
 use e2e::http::RawConnection;
 use e2e::rpc::RpcConnection;
@@ -27,11 +28,7 @@ const BYTES_OF_ONE: u64 = 48 << 10;
 
 /// Raises the limit of open files as far as it goes, for this process and those that it starts; returns how many there may be.
 fn allow_open_files() -> usize {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    setrlimit(Resource::Nofile, limit).expect("a soft limit may be raised to the hard one");
-    limit.maximum.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX))
+    open_files::raise_limit().map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX))
 }
 
 /// Connections that say next to nothing and stay.

@@ -4,7 +4,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use bitacora_protocol::tls;
 use e2e::cluster::Cluster;
 use e2e::http::{Api, RawConnection};
 use e2e::runner::Ctx;
@@ -213,11 +212,7 @@ pub async fn a_rogue_znode_gets_the_questions_of_members_and_no_more(ctx: Ctx) -
 /// Accepts TLS with a certificate of this authority.
 fn acceptor(authority: &Authority) -> Result<TlsAcceptor> {
     let own = authority.certify();
-    let identity = tls::identity(own.certificate.as_bytes(), own.key.as_bytes())?;
-    let config =
-        rustls::ServerConfig::builder_with_provider(tls::provider()).with_protocol_versions(tls::VERSIONS)?;
-    let resolver = rustls::sign::SingleCertAndKey::from(identity);
-    Ok(TlsAcceptor::from(Arc::new(config.with_no_client_auth().with_cert_resolver(Arc::new(resolver)))))
+    e2e::certificates::acceptor(own.certificate.as_bytes(), own.key.as_bytes())
 }
 
 pub async fn over_tls_a_rogue_znode_gets_nothing(ctx: Ctx) -> Result<()> {

@@ -61,6 +61,8 @@ pub struct KafkaSettings {
     pub min_compaction_lag: Duration,
     /// The largest record that the node sends, in bytes.
     pub max_record_bytes: usize,
+    /// The largest batch that the node sends, in bytes, where librdkafka's own default is too large.
+    pub batch_bytes: Option<usize>,
     /// Passed to librdkafka as they are.
     pub properties: Vec<(String, String)>,
     /// If the node logs in by tokens.
@@ -113,6 +115,7 @@ impl KafkaLog {
     }
 
     fn send(&self, record: &NewRecord, append: Unsettled) {
+        // A broker may create a topic that is written to, and not compacted at that.
         if self.partitions.load(Ordering::Acquire) == 0 {
             let mut early = self.early.lock();
             // It may be known by now, and then all that came before are with the producer.
@@ -326,6 +329,7 @@ pub(super) mod tests {
             delete_retention: Duration::from_secs(3600),
             min_compaction_lag: Duration::from_secs(3600),
             max_record_bytes: 1_000,
+            batch_bytes: None,
             properties: Vec::new(),
             token_endpoint: None,
         }

@@ -71,6 +71,9 @@ fn producer_config(settings: &KafkaSettings) -> ClientConfig {
         REQUESTS_UNDER_WAY,
     );
     set_default(&mut config, "queue.buffering.max.kbytes", "131072");
+    if let Some(bytes) = settings.batch_bytes {
+        set_default(&mut config, "batch.size", &bytes.to_string());
+    }
     set_default(&mut config, "statistics.interval.ms", STATISTICS_INTERVAL_MS);
     config
 }
@@ -372,5 +375,10 @@ mod tests {
                 assert_eq!((config.get(set), config.get(unset)), (Some("3"), None));
             }
         }
+        let bounded = KafkaSettings { batch_bytes: Some(7), ..settings("localhost:1") };
+        assert_eq!(producer_config(&bounded).get("batch.size"), Some("7"));
+        let properties = vec![("batch.size".to_owned(), "3".to_owned())];
+        let config = producer_config(&KafkaSettings { properties, ..bounded });
+        assert_eq!(config.get("batch.size"), Some("3"));
     }
 }

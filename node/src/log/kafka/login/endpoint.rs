@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use bitacora_protocol::tls::{self, ALPN_HTTP, TlsError};
+use bitacora_protocol::tls::{self, ClientTls, TlsError};
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use reqwest::{StatusCode, Url};
 use rustls::{ClientConfig, RootCertStore};
@@ -157,8 +157,8 @@ impl TokenEndpoint {
                 (name, tls::authorities(&pem))
             }
         };
-        let config = roots.and_then(client_config);
-        config.map(Some).map_err(|error| match (&self.authorities, error) {
+        let tls = roots.and_then(ClientTls::trusting);
+        tls.map(|tls| Some(tls.http_config())).map_err(|error| match (&self.authorities, error) {
             (Authorities::System, TlsError::NoCertificate) => {
                 "this system knows no authorities, so the token endpoint can't be trusted: name a file of them in https.ca.location"
                     .to_owned()
@@ -213,13 +213,6 @@ fn system_authorities() -> Result<Arc<RootCertStore>, TlsError> {
     // One that is of no use here does not make the others worse.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() { Err(TlsError::NoCertificate) } else { Ok(Arc::new(roots)) }
-}
-
-fn client_config(roots: Arc<RootCertStore>) -> Result<ClientConfig, TlsError> {
-    let verifier = tls::server_verifier(roots)?;
-    let mut config = tls::client_builder()?.with_webpki_verifier(verifier).with_no_client_auth();
-    config.alpn_protocols = vec![ALPN_HTTP.to_vec()];
-    Ok(config)
 }
 
 fn not_answered(error: &reqwest::Error) -> String {
