@@ -190,9 +190,7 @@ impl Store {
         if let Written::Current(generation) = &written
             && generation.was_looked_into()
         {
-            for key in keys {
-                generation.cache.remove(key);
-            }
+            generation.cache.remove_all(keys);
         }
         Ok(applied)
     }
@@ -239,8 +237,9 @@ fn commit<'a>(
             && let Change::Write(entry) = &first
             && changes.peek().is_none_or(|(next, _)| *next != key)
         {
-            put_newest(environment, &mut txn, key, entry, sweep_time(entry), is_behind_all)?;
-            digests.note(entry.position(), None, Some(entry));
+            let head = entry.head();
+            put_newest(environment, &mut txn, key, entry, sweep_time(&head), is_behind_all)?;
+            digests.note_first(entry, head);
             applied.changed += 1;
             applied.appended += usize::from(is_behind_all && changed.is_none());
             if let Some(changed) = &mut changed {
@@ -376,7 +375,7 @@ fn write_key(
     if newest == before.newest.as_ref() {
         return Ok(false);
     }
-    if let Some(at) = before.newest.as_ref().and_then(sweep_time) {
+    if let Some(at) = before.newest.as_ref().map(Entry::head).as_ref().and_then(sweep_time) {
         environment.sweep_times.delete(txn, &sweep_key(at, key))?;
     }
     let Some(newest) = newest else {
@@ -386,7 +385,7 @@ fn write_key(
     let sweep_at = if newest.is_provisional() {
         Some(state.last_trimmed_at.max(LogTime::default()))
     } else {
-        sweep_time(newest)
+        sweep_time(&newest.head())
     };
     put_newest(environment, txn, key, newest, sweep_at, is_behind_all)?;
     Ok(true)

@@ -77,7 +77,11 @@ impl PartitionDigests {
 
 /// Of an entry: nothing for what each node forgets in its own time.
 pub(super) fn digest_of(entry: &Entry) -> Digest {
-    let head = entry.head();
+    digest_beside_head(entry, entry.head())
+}
+
+/// As [`digest_of`], where the entry's head is known.
+fn digest_beside_head(entry: &Entry, head: EntryHead) -> Digest {
     if !counts(&head) {
         return Digest::default();
     }
@@ -188,6 +192,15 @@ impl DigestChanges {
         if let Some(before) = before {
             change -= digest_of(before);
         }
+        self.add(at, change);
+    }
+
+    /// A key of which nothing was known has this entry now, with this head.
+    pub fn note_first(&mut self, entry: &Entry, head: EntryHead) {
+        self.add(head.position, digest_beside_head(entry, head));
+    }
+
+    fn add(&mut self, at: Position, change: Digest) {
         let found = self.partitions.binary_search_by_key(&at.partition, |change| change.partition);
         let index = found.unwrap_or_else(|index| {
             let unread = PartitionChange { partition: at.partition, ..PartitionChange::default() };

@@ -235,6 +235,22 @@ impl RecordCache {
         self.update(key, None);
     }
 
+    /// As [`RecordCache::remove`] of each of them. Where they are many, everything goes: that takes less time than to look for each.
+    pub fn remove_all(&self, keys: &[&[u8]]) {
+        if keys.len() <= self.parts.len() {
+            keys.iter().for_each(|key| self.remove(key));
+            return;
+        }
+        for part in &self.parts {
+            let mut part = part.write();
+            for changes in &mut part.changes {
+                *changes = changes.wrapping_add(1);
+            }
+            let table = std::mem::take(&mut part.table);
+            self.count(0, table.entries().map(weight).sum());
+        }
+    }
+
     /// Evicts entries of a part while there is too much in all parts together.
     fn make_room(&self, part: &mut Part) {
         while self.bytes() > self.capacity_bytes {

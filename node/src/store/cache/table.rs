@@ -55,7 +55,6 @@ impl Table {
         self.len
     }
 
-    #[cfg(test)]
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.slots.iter().flatten()
     }

@@ -53,6 +53,27 @@ fn what_is_looked_up_together_is_what_would_be_found_one_by_one() {
     drop(parts);
 }
 
+#[test]
+fn many_keys_are_removed_with_all_that_is_being_read() {
+    // Fewer keys than the cache has parts, and more.
+    for removed in [2, 200_u64] {
+        let (cache, _) = cache(16 << 20);
+        for key in 0..1_000 {
+            read(&cache, key, 10);
+        }
+        let unknown = || cache.get(b"1000").expect_err("nobody has read it");
+        let (under_way, keys) =
+            (unknown(), (0..removed).map(|key| key.to_string()).chain(["1000".to_owned()]));
+        let keys: Vec<_> = keys.collect();
+        cache.remove_all(&keys.iter().map(String::as_bytes).collect::<Vec<_>>());
+        assert!(!cache.keep(under_way, &entry(1_000, 10)), "it may be what the store had before");
+        assert!(keys.iter().all(|key| cache.get(key.as_bytes()).is_err()), "{removed}");
+        assert_eq!(cache.bytes(), weights(&cache), "{removed}");
+        assert!(cache.keep(unknown(), &entry(1_000, 10)));
+        assert!(read(&cache, 1_000, 10), "{removed}");
+    }
+}
+
 mod table {
     use super::*;
 
