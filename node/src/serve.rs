@@ -12,7 +12,7 @@ use crate::cluster::aws;
 use crate::cluster::own_address::own_address;
 use crate::cluster::zookeeper::ZooKeeperMembership;
 use crate::data_dir::DataDir;
-use crate::log::kafka::{KafkaLog, KafkaSettings, TokenEndpoint};
+use crate::log::kafka::{KafkaLog, KafkaSettings, TokenEndpoint, without_values};
 use crate::node::{Node, Parts};
 use crate::service::writes::{MAX_KEY_BYTES, RECORD_OVERHEAD_BYTES};
 use crate::settings::{AddressSource, LiveUpdates, ServeSettings};
@@ -61,8 +61,11 @@ pub async fn run(
         address = address(&settings, avro_port) => address?,
         () = &mut stop => return Ok(()),
     };
-    let log = KafkaLog::new(kafka_settings(&settings, &address, properties, token_endpoint)?)
-        .map_err(|error| anyhow!("KAFKA_PROPERTIES: librdkafka refuses its configuration: {error}"))?;
+    let log =
+        KafkaLog::new(kafka_settings(&settings, &address, properties, token_endpoint)?).map_err(|error| {
+            let error = without_values(&error);
+            anyhow!("KAFKA_PROPERTIES: librdkafka refuses its configuration: {error}")
+        })?;
     let membership = ZooKeeperMembership::start(
         &settings.zookeeper_hosts,
         settings.zookeeper_session_timeout,

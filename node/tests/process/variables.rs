@@ -53,6 +53,25 @@ fn an_empty_one_that_a_property_names_counts_as_unset() {
 }
 
 /// A Service named `api` gives every pod of its namespace `API_PORT=tcp://…`.
+/// The value of a property that librdkafka does not know may be a secret all the same.
+#[test]
+fn the_value_of_a_property_that_is_refused_is_not_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("password");
+    std::fs::write(&file, "s3cret").expect("written");
+    for value in ["s3cret".to_owned(), "$PASSWORD".to_owned(), format!("@{}", file.display())] {
+        let mut serve = command(&["serve"]);
+        serve.env("KAFKA_PROPERTIES", format!("sasl.passwd={value}")).env("PASSWORD", "s3cret");
+        serve.env("DATA_DIR", folder.path().join("data")).env("NODE_ADDRESS", "127.0.0.1");
+        let ended = output(serve.env("API_PORT", ports(2).to_string()).env("BIND_ADDRESS", "127.0.0.1"));
+        let told = stderr(&ended);
+        assert!(
+            !ended.status.success() && told.contains("sasl.passwd") && !told.contains("s3cret"),
+            "{told}"
+        );
+    }
+}
+
 #[test]
 fn a_service_link_of_kubernetes_is_refused_with_its_origin() {
     for (name, commands) in [

@@ -86,6 +86,15 @@ pub struct KafkaLog {
     login: Option<(Login, Supplied)>,
 }
 
+/// What is wrong, without the value of the property that librdkafka refuses: it may be a secret, whatever the property's name.
+#[must_use]
+pub fn without_values(error: &KafkaError) -> String {
+    match error {
+        KafkaError::ClientConfig(_, why, name, _) => format!("{name}: {why}"),
+        error => error.to_string(),
+    }
+}
+
 impl KafkaLog {
     /// Prepares to talk to Kafka; does not connect yet.
     ///

@@ -8,11 +8,11 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::KafkaSettings;
 use super::client::{LastProblem, client_config, set_default};
 use super::events::{self, Event};
 use super::login::{Supplied, Tokens};
 use super::statistics::Collected;
+use super::{KafkaSettings, without_values};
 use crate::log::{Batch, LogReader, ReadError};
 use bitacora_protocol::NextOffset;
 
@@ -93,7 +93,7 @@ impl Reader {
         from: &[NextOffset],
         epochs: &[Option<i32>],
     ) -> Result<Self, ReadError> {
-        let unavailable = |error: KafkaError| ReadError::Unavailable(error.to_string());
+        let unavailable = |error: KafkaError| ReadError::Unavailable(without_values(&error));
         let mut config = client_config(settings);
         config
             .set("group.id", &settings.group)
