@@ -40,7 +40,7 @@ impl Output {
     }
 
     /// As [`create`](Self::create), but a regular file that is there already is an error, also if it comes to be there until
-    /// [`finish`](Self::finish).
+    /// [`finish`](Self::finish). A new one is its owner's alone, as the files of a store are.
     ///
     /// # Errors
     /// The system's; of a file that is there, of the kind `AlreadyExists`.

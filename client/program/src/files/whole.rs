@@ -14,7 +14,7 @@ use tempfile::{NamedTempFile, TempPath};
 const NAME_BYTES: usize = 200;
 /// What a new file may be, before the umask.
 const NEW_MODE: u32 = 0o666;
-/// While it is not known yet who may read it.
+/// While it is not known yet who may read it, and of what nobody else is to read.
 const PRIVATE_MODE: u32 = 0o600;
 
 /// A regular file under a temporary name, beside the one that it gets when it is whole. Dropped before that, it is removed, unless
@@ -55,7 +55,7 @@ impl WholeFile {
     }
 
     pub(super) fn create_new(target: PathBuf) -> io::Result<Self> {
-        let (file, temporary) = temporary(&target, NEW_MODE)?;
+        let (file, temporary) = temporary(&target, PRIVATE_MODE)?;
         Ok(Self { file, temporary: Temporary::IsNew(temporary), target })
     }
 

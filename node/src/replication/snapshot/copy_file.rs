@@ -1,8 +1,9 @@
 //! The file of another store's copy while it is written: it goes to disk, and its pages are looked at, on two threads beside the one that
 //! writes, so that little is left to be waited for when the last bytes have come.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -38,7 +39,8 @@ impl CopyFile {
     /// # Errors
     /// When the file is there already, or can't be made.
     pub fn create(path: &Path) -> io::Result<Self> {
-        let file = Arc::new(File::create_new(path)?);
+        // As LMDB makes its own files: what is in it is the owner's alone.
+        let file = Arc::new(OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?);
         let (sync, asked) = mpsc::sync_channel(1);
         let syncing = Arc::clone(&file);
         let synced =
