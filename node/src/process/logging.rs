@@ -6,11 +6,15 @@ use std::panic::PanicHookInfo;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::fmt::Layer;
+use tracing_subscriber::fmt::format::{DefaultFields, Format};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, reload};
+use tracing_subscriber::{EnvFilter, Layer as _, reload};
 
 use crate::log_lines::LogLines;
+use crate::service::access::AUDIT;
 use crate::settings::LogFormat;
 
 /// How long the lines of a process that ends may take: a reader that reads nothing must not keep it.
@@ -44,13 +48,16 @@ impl Output {
     ) -> Result<impl Fn(&str) -> Result<()> + use<>> {
         let lines = self.0.clone();
         let (changeable, handle) = reload::Layer::new(filter(level)?);
-        // Its own words about a line that failed would be printed, and a print that fails is a panic.
-        let logging = tracing_subscriber::fmt::layer().log_internal_errors(false);
-        let logging = logging.with_writer(move || lines.clone()).with_ansi(std::io::stderr().is_terminal());
         let filtered = tracing_subscriber::registry().with(changeable);
         match format {
-            LogFormat::Human => filtered.with(logging.with_target(false)).init(),
-            LogFormat::Json => filtered.with(logging.json().flatten_event(true)).init(),
+            LogFormat::Human => {
+                // Lines for who audits have their target, so that they can be told from others.
+                let others =
+                    layer(&lines).with_target(false).with_filter(filter_fn(|of| of.target() != AUDIT));
+                let audit = layer(&lines).with_filter(filter_fn(|of| of.target() == AUDIT));
+                filtered.with(others).with(audit).init();
+            }
+            LogFormat::Json => filtered.with(layer(&lines).json().flatten_event(true)).init(),
         }
         let lines = self.0.clone();
         std::panic::set_hook(Box::new(move |panic| {
@@ -73,9 +80,18 @@ impl Output {
     }
 }
 
+/// What writes log lines.
+fn layer<S>(lines: &LogLines) -> Layer<S, DefaultFields, Format, impl Fn() -> LogLines + use<S>> {
+    let lines = lines.clone();
+    // Its own words about a line that failed would be printed, and a print that fails is a panic.
+    let layer = tracing_subscriber::fmt::layer().log_internal_errors(false);
+    layer.with_ansi(std::io::stderr().is_terminal()).with_writer(move || lines.clone())
+}
+
 fn filter(level: &str) -> Result<EnvFilter> {
-    // ZooKeeper's client logs every try to reach a server as an error; the node says what matters of it by itself.
-    let quiet = "zookeeper_async=off,hyper=warn";
+    // ZooKeeper's client logs every try to reach a server as an error; the node says what matters of it by itself. Who audits is to find
+    // every line, whatever the level of the others is.
+    let quiet = "zookeeper_async=off,hyper=warn,audit=info";
     EnvFilter::try_new(format!("{quiet},{level}"))
         .with_context(|| format!("LOG_LEVEL '{level}' is not a filter"))
 }
