@@ -3,6 +3,7 @@
 //! on. Under `nohup`, which starts a program with SIGHUP ignored, it stays ignored.
 
 use anyhow::{Context as _, Result};
+use rustix::io::Errno;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
@@ -60,7 +61,14 @@ pub fn handle_signals(output: Output) -> Result<Signals<impl Future<Output = ()>
 
 /// Whether the process has a terminal that controls it; one that was closed does so no more.
 fn has_terminal() -> bool {
-    std::fs::File::open("/dev/tty").is_ok()
+    match std::fs::File::open("/dev/tty") {
+        Ok(_) => true,
+        // Of the errors these alone say that there is none: no more open files are allowed, for example, says nothing of it.
+        Err(error) => !matches!(
+            error.raw_os_error().map(Errno::from_raw_os_error),
+            Some(Errno::NXIO | Errno::IO | Errno::NOENT | Errno::ACCESS)
+        ),
+    }
 }
 
 struct StopSignals {
