@@ -13,6 +13,8 @@ use bitacora_protocol::http::Message;
 use bitacora_protocol::tls::{self, ALPN_HTTP, TlsError};
 use parking_lot::Mutex;
 use rustls::ServerConfig;
+use rustls::client::danger::ServerCertVerifier as _;
+use rustls::pki_types::{ServerName, UnixTime};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio::io::AsyncWriteExt as _;
@@ -57,12 +59,16 @@ pub struct Tls {
     http: ArcSwap<ServerConfig>,
     rpc: ArcSwap<ServerConfig>,
     members: Arc<MemberTls>,
+    /// The host by which members and clients know this node.
+    own_host: String,
+    /// What is in use.
+    taken: Mutex<Contents>,
     /// When a failed handshake was last written about, and how many there were since.
     last_line: Mutex<(Option<Instant>, u64)>,
 }
 
 /// What the files hold.
-#[derive(PartialEq)]
+#[derive(Clone, PartialEq)]
 struct Contents {
     certificate: Vec<u8>,
     key: Vec<u8>,
@@ -86,13 +92,16 @@ struct Failed(&'static str, String);
 impl Tls {
     /// # Errors
     /// When a file can't be read or makes no sense: which setting, which file, what is wrong.
-    pub fn new(settings: TlsSettings, metrics: Arc<Metrics>) -> Result<Self, String> {
-        let Loaded { http, rpc, members, expiry } =
-            settings.read().and_then(|contents| settings.load(&contents))?;
+    pub fn new(settings: TlsSettings, own_host: &str, metrics: Arc<Metrics>) -> Result<Self, String> {
+        let contents = settings.read()?;
+        let loaded = settings.load(&contents)?;
+        settings.warn_if_refused(&loaded, own_host);
+        let Loaded { http, rpc, members, expiry } = loaded;
         metrics.tls_certificate_expiry.set(expiry);
         let (http, rpc) = (ArcSwap::from_pointee(http), ArcSwap::from_pointee(rpc));
         let members = Arc::new(MemberTls::new(members));
-        Ok(Self { settings, metrics, http, rpc, members, last_line: Mutex::default() })
+        let (own_host, taken) = (own_host.to_owned(), Mutex::new(contents));
+        Ok(Self { settings, metrics, http, rpc, members, own_host, taken, last_line: Mutex::default() })
     }
 
     /// What this node's own questions to members go by.
@@ -109,8 +118,19 @@ impl Tls {
     }
 
     fn take_over(&self, read: Result<&Contents, &String>) {
-        match read.map_err(String::clone).and_then(|contents| self.settings.load(contents)) {
-            Ok(Loaded { http, rpc, members, expiry }) => {
+        let mut taken = self.taken.lock();
+        let loaded = match read {
+            // As when the node began, or before files that could not be taken.
+            Ok(contents) if *contents == *taken => return self.metrics.file_taken("tls", true),
+            Ok(contents) => self.settings.load(contents).map(|loaded| (contents, loaded)),
+            Err(error) => Err(error.clone()),
+        };
+        self.metrics.file_taken("tls", loaded.is_ok());
+        match loaded {
+            Ok((contents, loaded)) => {
+                self.settings.warn_if_refused(&loaded, &self.own_host);
+                let Loaded { http, rpc, members, expiry } = loaded;
+                taken.clone_from(contents);
                 self.metrics.tls_certificate_expiry.set(expiry);
                 self.http.store(Arc::new(http));
                 self.rpc.store(Arc::new(rpc));
@@ -201,6 +221,24 @@ impl TlsSettings {
         let mut http = rpc.clone();
         http.alpn_protocols = vec![ALPN_HTTP.to_vec()];
         Ok(Loaded { http, rpc, members: MemberTrust { verifier, identity }, expiry })
+    }
+}
+
+impl TlsSettings {
+    /// Says so if others, who trust as this node does, would not take its certificate for that of its address. It still serves those who
+    /// know it by another name.
+    fn warn_if_refused(&self, loaded: &Loaded, own_host: &str) {
+        let MemberTrust { verifier, identity } = &loaded.members;
+        let Some((own, others)) = identity.cert.split_first() else { return };
+        // Under an address that is no name nobody finds it.
+        let Ok(name) = ServerName::try_from(own_host) else { return };
+        if let Err(error) = verifier.verify_server_cert(own, others, &name, &[], UnixTime::now()) {
+            let path = self.certificate_file.display();
+            tracing::error!(
+                "TLS_CERTIFICATE_FILE {path}: other members refuse this node, which they know as {own_host} (NODE_ADDRESS): {error}; \
+                 the certificate has to name it, and to be of an authority in TLS_CA_FILE"
+            );
+        }
     }
 }
 
@@ -324,7 +362,9 @@ impl Failed {
         };
         let why = match (reason, tls) {
             ("refused_by_client", Some(tls)) => {
-                format!("the client does not go on, {tls}; does it trust this node's certificate?")
+                format!(
+                    "the client does not go on, {tls}; does it trust this node's certificate, and does that name the host that it asked for?"
+                )
             }
             ("certificate", Some(tls)) => format!("the client's certificate is not good: {tls}"),
             _ => error.to_string(),

@@ -438,7 +438,7 @@ fn settings_and_files_that_make_no_sense_are_refused() {
     let all = files(folder.path(), &own, &authority, Some(&authority));
     let error = |flags: &[&str]| {
         let metrics = Arc::new(bitacora_node::metrics::Metrics::new().expect("metrics"));
-        let tls = support::settings(flags).tls(metrics);
+        let tls = support::settings(flags).tls("127.0.0.1", metrics);
         tls.err().unwrap_or_else(|| panic!("{flags:?} was accepted"))
     };
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
@@ -482,7 +482,7 @@ fn settings_and_files_that_make_no_sense_are_refused() {
     own.write(folder.path());
     assert!(
         support::settings(&all)
-            .tls(Arc::new(bitacora_node::metrics::Metrics::new().expect("metrics")))
+            .tls("127.0.0.1", Arc::new(bitacora_node::metrics::Metrics::new().expect("metrics")))
             .is_ok()
     );
 }
