@@ -129,6 +129,10 @@ fn screen(addresses: &[Address], settings: &DevSettings) -> String {
         env!("CARGO_PKG_VERSION"),
         addresses.len()
     );
+    let token = match &settings.node.tokens_file {
+        None => "",
+        Some(_) => " -H \"Authorization: Bearer $(cat TOKEN_FILE)\"",
+    };
     let (scheme, curl) = match &settings.node.tls_ca_file {
         None => ("http", "curl".to_owned()),
         Some(ca) => ("https", format!("curl --cacert {}", ca.display())),
@@ -139,9 +143,9 @@ fn screen(addresses: &[Address], settings: &DevSettings) -> String {
     let _ = write!(
         screen,
         "\nData is kept in {} and survives a restart. Paste these into another terminal:\n\n  \
-         {curl} -X POST '{scheme}://{first}/rpc?key=one&value=abc'\n  \
-         {curl} '{scheme}://{second}/rpc?key=one'\n  \
-         {curl} '{scheme}://{last}/status'\n\nCtrl-C stops it.\n\n",
+         {curl}{token} -X POST '{scheme}://{first}/rpc?key=one&value=abc'\n  \
+         {curl}{token} '{scheme}://{second}/rpc?key=one'\n  \
+         {curl}{token} '{scheme}://{last}/status'\n\nCtrl-C stops it.\n\n",
         std::path::absolute(&settings.data_dir).unwrap_or_else(|_| settings.data_dir.clone()).display()
     );
     screen

@@ -103,6 +103,12 @@ async fn health(settings: &HealthSettings) -> Result<()> {
     let client = settings.node.health_client()?.timeout(Duration::from_secs(2)).build()?;
     let answer = client.get(&url).send().await.with_context(|| format!("no answer from {url}"))?;
     let (status, body) = (answer.status(), answer.text().await.unwrap_or_default());
+    if status == reqwest::StatusCode::BAD_REQUEST {
+        // No node answers this question so: it was asked without TLS, or it is something else.
+        bail!(
+            "{url} answers 400: {body}; health takes the settings of the node that it asks, those of TLS too"
+        );
+    }
     // What the exit code tells is enough for who can't read it.
     let _ = console::print(body);
     if !status.is_success() {

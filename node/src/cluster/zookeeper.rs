@@ -207,9 +207,13 @@ impl Follower for Registration {
         let looked = self.look_at(zookeeper).await;
         if looked == Err(ZkError::NoAuth) && !self.refusal_logged {
             self.refusal_logged = true;
+            let belongs = match self.login {
+                None => "a user, and this node has no ZOOKEEPER_AUTH_FILE",
+                Some(_) => "another user than that of ZOOKEEPER_AUTH_FILE",
+            };
             tracing::error!(
-                "ZooKeeper does not let this node register: what is below {}{ROOT} belongs to another user than that of \
-                 ZOOKEEPER_AUTH_FILE; give all nodes the same file, or have an administrator of ZooKeeper set the ACLs",
+                "ZooKeeper does not let this node register: what is below {}{ROOT} belongs to {belongs}; give all nodes the same \
+                 file, or have an administrator of ZooKeeper set the ACLs",
                 self.chroot
             );
         }
@@ -219,9 +223,10 @@ impl Follower for Registration {
     fn disconnected(&mut self, reason: String) {
         let mut known = self.shared.known.lock();
         if known.state == MembershipState::Connected || !known.outage_logged {
+            let what = if self.refusal_logged { "refuses this node" } else { "does not answer" };
             tracing::warn!(
                 reason,
-                "ZooKeeper (ZOOKEEPER_HOSTS) does not answer; going on with the members last known"
+                "ZooKeeper (ZOOKEEPER_HOSTS) {what}; going on with the members last known"
             );
         }
         known.outage_logged = true;

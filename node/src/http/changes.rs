@@ -35,6 +35,7 @@ pub(super) async fn changes(service: &Service, grant: &Grant, query: &str, notes
     let wait = wait(params.get("wait"))?;
     grant.read_all("changes", wanted.prefix, wanted.key).map_err(OperationError::from)?;
     let answer = service.changes().call(&wanted, limit, wait).await;
+    grant.still("changes").map_err(OperationError::from)?;
     let answered = Instant::now();
     let ChangesAnswer { events, next, current, positions, memory } = answer.map_err(OperationError::from)?;
     service.changes().count(&events);

@@ -16,7 +16,7 @@ pub enum HttpError {
     #[error("{0}")]
     BadRequest(String),
     #[error(
-        "{0} is not a path of this API; see GET /status, GET /health, GET /metrics and /rpc?key=, and GET /openapi.json for all"
+        "{0} is not a path of this API; see GET / for a page in a browser, GET /status, GET /health, GET /metrics and /rpc?key=, and GET /openapi.json for all"
     )]
     NoSuchPath(String),
     #[error("{method} is not possible here; possible: {allow}")]

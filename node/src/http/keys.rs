@@ -46,6 +46,7 @@ pub(super) async fn get<T>(
         _ => notes.waits.peers = notes.started.elapsed(),
     }
     let answer = answer?;
+    grant.still("get").map_err(OperationError::from)?;
     Ok((make(key, &answer, known.as_ref())?, answer.outcome()))
 }
 

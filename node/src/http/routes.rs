@@ -204,8 +204,8 @@ async fn answer<B: Buf + Send + 'static>(
         Call::Watch => "watch",
         Call::Ready => return health::ready(node).into_response(),
         Call::Live => return health::live(node).into_response(),
-        Call::Status => return status::status(node).into_response(),
-        Call::Members => return status::members(node, members).await.into_response(),
+        Call::Status => return status::status(node, &grant).into_response(),
+        Call::Members => return status::members(node, members, &grant).await.into_response(),
         Call::Digests => return status::digests(node).into_response(),
         Call::DigestRanges => {
             let answer = digest_ranges::ranges(node, &query).await;

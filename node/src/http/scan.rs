@@ -47,6 +47,7 @@ pub(super) async fn scan(
     let asked = Instant::now();
     let page = service.scan(&ScanRequest { prefix, start, end, limit, cursor }, &read).await;
     notes.waits.store = asked.elapsed();
+    grant.still("scan").map_err(OperationError::from)?;
     let answered = page?.answer(reply).await;
     Ok((answered.map_err(OperationError::from)?, "ok"))
 }

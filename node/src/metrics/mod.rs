@@ -26,6 +26,7 @@ const READ_WAIT_OUTCOMES: [&str; 5] = ["reached", "timed_out", "unavailable", "r
 const CONDITIONAL_OUTCOMES: [&str; 5] = ["in_effect", "not_met", "lost", "unclear", "refused"];
 const WATCH_EVENTS: [&str; 3] = ["set", "delete", "gap"];
 const ACCESS_REFUSALS: [&str; 5] = ["no_token", "unknown_token", "too_many", "scope", "prefix"];
+const FILES: [&str; 4] = ["tokens", "member_token", "tls", "live_settings"];
 const TLS_FAILURES: [&str; 6] =
     ["not_tls", "protocol", "certificate", "refused_by_client", "closed", "timeout"];
 const PEER_OUTCOMES: [&str; 6] = ["found", "gone", "no_memory", "missing", "timeout", "no_answer"];
@@ -139,6 +140,11 @@ declare_metrics! {
             "tokens_file_failures_total",
             "Times that TOKENS_FILE or MEMBER_TOKEN_FILE had changed and could not be taken: the tokens of before stay.",
         ),
+        pub files_not_taken: IntGaugeVec = gauges(
+            "files_not_taken",
+            "1 while a file that had changed could not be taken, so that what it had before is in use.",
+            &["file"],
+        ),
         pub live_settings_failures: IntCounter = counter(
             "live_settings_failures_total",
             "Times that LIVE_SETTINGS_FILE had changed and could not be taken: the settings of before stay.",
@@ -251,6 +257,9 @@ impl Metrics {
         for event in WATCH_EVENTS {
             self.watch_events.with_label_values(&[event]);
         }
+        for file in FILES {
+            self.files_not_taken.with_label_values(&[file]);
+        }
         for reason in ACCESS_REFUSALS {
             self.access_refusals.with_label_values(&[reason]);
         }
@@ -270,6 +279,12 @@ impl Metrics {
     #[must_use]
     pub fn registry(&self) -> &Registry {
         &self.registry
+    }
+
+    /// Notes whether a file that is read again when it changes could be taken; `file` is one of `tokens`, `member_token`, `tls` and
+    /// `live_settings`.
+    pub fn file_taken(&self, file: &str, is_taken: bool) {
+        self.files_not_taken.with_label_values(&[file]).set(i64::from(!is_taken));
     }
 
     /// Counts appends that the log has settled together; `outcome` is one of `acknowledged`, `not_taken`, `unknown` and

@@ -3,13 +3,10 @@
 mod adjustable;
 mod stop;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use bitacora_program::secret_file;
-use bitacora_protocol::token::Token;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -30,10 +27,8 @@ use crate::replication::snapshot::{Fetcher, SnapshotSource, SnapshotUse, Snapsho
 use crate::replication::{self, Replica};
 use crate::rpc;
 use crate::server::access::Access;
-use crate::server::files;
 use crate::server::tls::Tls;
 use crate::service::Service;
-use crate::service::access::AUDIT;
 use crate::service::changes::{self, Changes};
 use crate::service::conditional::{self, ConditionalWrites, NodeAccess, WritesWithOptions};
 use crate::service::consistency::ConsistentReads;
@@ -187,16 +182,10 @@ impl Node {
         let announcing = announce(Arc::clone(&progress), Arc::clone(&membership));
         let announcer = readiness.run_task("announcer", announcing);
         let comparer = readiness.run_task("digests", digests.run());
-        let member_token = follow_member_token(
-            settings.member_token_file.clone(),
-            clients,
-            Arc::clone(&metrics),
-            hangups.clone(),
-        );
-        let callers_tokens = Access::follow_file(access, hangups.clone());
-        let tokens = readiness.run_task("tokens", async {
-            tokio::join!(callers_tokens, member_token);
-        });
+        let member_token_file = settings.member_token_file.clone();
+        let tokens =
+            Access::follow_files(access, member_token_file, clients, Arc::clone(&metrics), hangups.clone());
+        let tokens = readiness.run_task("tokens", tokens);
         let certificates = readiness.run_task("certificates", Tls::follow_files(tls, hangups));
         let NodeSettings { drain_delay, shutdown_grace, .. } = settings;
         Ok(Self {
@@ -273,27 +262,6 @@ impl Node {
     }
 }
 
-/// Shows other members the token of `MEMBER_TOKEN_FILE`, for ever. While the file makes no sense, the one of before.
-async fn follow_member_token(
-    file: Option<PathBuf>,
-    clients: MemberClients,
-    metrics: Arc<Metrics>,
-    hangups: watch::Receiver<()>,
-) {
-    let Some(path) = file else { return std::future::pending().await };
-    let take = |read: &Result<Token, String>| match read {
-        Ok(token) if clients.show(token) => {
-            tracing::info!(target: AUDIT, "shows other members the new token of MEMBER_TOKEN_FILE");
-        }
-        Ok(_) => {}
-        Err(error) => {
-            metrics.tokens_file_failures.inc();
-            tracing::error!("{error}; the token of before is shown");
-        }
-    };
-    files::follow(move || secret_file::read("MEMBER_TOKEN_FILE", &path), take, hangups).await;
-}
-
 impl Shared {
     fn new(
         log: Arc<dyn Log>,
@@ -305,7 +273,9 @@ impl Shared {
     ) -> Result<Self> {
         let metrics = Arc::new(Metrics::new()?);
         let (access, token) = settings.access(Arc::clone(&metrics)).map_err(|error| anyhow!(error))?;
-        let tls = settings.tls(Arc::clone(&metrics)).map_err(|error| anyhow!(error))?.map(Arc::new);
+        let own_host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
+        let own_host = own_host.trim_start_matches('[').trim_end_matches(']');
+        let tls = settings.tls(own_host, Arc::clone(&metrics)).map_err(|error| anyhow!(error))?.map(Arc::new);
         let of_members = tls.as_ref().map(|tls| tls.members().client_config()).transpose()?;
         let clients = MemberClients::new(token.as_ref(), of_members);
         let adjustable = Adjustable::new(&settings, Arc::clone(&metrics));

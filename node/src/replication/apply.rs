@@ -127,7 +127,7 @@ impl Decoder {
         if self.foreign > 0 {
             tracing::warn!(
                 records = self.foreign,
-                "nodes sent to another topic what has no effect here; who copies a topic leaves their headers out, see OPERATIONS.md"
+                "nodes of another topic sent what has no effect here; who copies a topic leaves their headers out, see OPERATIONS.md"
             );
         }
     }

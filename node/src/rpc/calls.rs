@@ -227,7 +227,7 @@ fn begin(
         return Begin::Answered(answers::put_error(message, &denied.into(), out));
     }
     if let Request::ReadChanges(changes) = request {
-        return Begin::Waits(Work::Changes(read_changes(shared, changes)));
+        return Begin::Waits(Work::Changes(read_changes(shared, grant, changes)));
     }
     let Some(operation) = operation else {
         return match BulkCall::new(shared, grant, call, foreign) {
@@ -235,7 +235,7 @@ fn begin(
             Err(error) => Begin::Answered(answers::put_error(message, &error, out)),
         };
     };
-    match shared.service.begin(operation, cached, trace) {
+    match grant.over(operation_name(message), shared.service.begin(operation, cached, trace)) {
         Begun::Done(outcome) => {
             let outcome = with_memory(outcome, out_memory);
             Begin::Answered(answers::put_outcome(message, &outcome, out))
@@ -274,6 +274,7 @@ fn put_refused(
 /// Reads changes, and waits for them if it is told to.
 fn read_changes(
     shared: &Arc<Shared>,
+    grant: Grant,
     changes: &ChangesRequest<'_>,
 ) -> BoxFuture<'static, (Result<ChangesAnswer, OperationError>, bool)> {
     let ChangesRequest { since, prefix, key, limit, wait, values, initial } = *changes;
@@ -282,10 +283,12 @@ fn read_changes(
     async move {
         let wanted = Wanted { since: &since, prefix: &prefix, key: key.as_deref(), initial };
         let answer = shared.service.changes().call(&wanted, limit, wait).await;
+        let answer = answer.map_err(OperationError::from);
+        let answer = answer.and_then(|answer| grant.still("changes").map(|()| answer).map_err(Into::into));
         if let Ok(answer) = &answer {
             shared.service.changes().count(&answer.events);
         }
-        (answer.map_err(OperationError::from), values)
+        (answer, values)
     }
     .boxed()
 }
@@ -449,6 +452,9 @@ impl BulkCall {
             Ok(page) => page,
             Err(error) => return answers::put_error(message, &error, content),
         };
+        if let Err(denied) = self.grant.still("scan") {
+            return answers::put_error(message, &denied.into(), content);
+        }
         let before = content.clone();
         let answered = page.answer(move |page| {
             let mut content = before;
@@ -498,7 +504,9 @@ impl BegunBatch {
                 begun.push(InBatch::Done(Err(denied.into())));
                 continue;
             }
-            begun.push(match service.begin_in_batch(*operation, &mut plain, trace) {
+            let operation =
+                grant.over_in_batch("batch", service.begin_in_batch(*operation, &mut plain, trace));
+            begun.push(match operation {
                 BegunInBatch::Plain => InBatch::Plain,
                 BegunInBatch::Other(Begun::Done(outcome)) => {
                     InBatch::Done(counted(outcome, 2, &mut bytes, memory))

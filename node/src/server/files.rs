@@ -1,9 +1,12 @@
 //! Files that are read again when they change: tokens, certificates.
 
+use std::fs::OpenOptions;
 use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::fs::OFlags;
 use tokio::sync::watch;
 
 /// The longest file that is read: it is read again every second.
@@ -17,13 +20,19 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// When it can't be read, or is too long.
 pub fn read_file(path: &Path) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
-    let file = std::fs::File::open(path).map_err(|error| format!("it can't be read: {error}"))?;
+    let unreadable = |error| format!("it can't be read: {error}");
+    // A FIFO would make who opens it wait for a writer, and every later look at the file wait for this one.
+    let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path).map_err(unreadable)?;
+    if !file.metadata().map_err(unreadable)?.is_file() {
+        return Err("it is no regular file".to_owned());
+    }
     match file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes) {
         Ok(read) if read as u64 > MAX_FILE_BYTES => {
             Err(format!("it has more than {} KiB", MAX_FILE_BYTES >> 10))
         }
         Ok(_) => Ok(bytes),
-        Err(error) => Err(format!("it can't be read: {error}")),
+        Err(error) => Err(unreadable(error)),
     }
 }
 
@@ -53,5 +62,26 @@ pub async fn follow<T: PartialEq + Send + 'static>(
         } else {
             last = Some(now);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_regular_file_holds_nobody_up() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let fifo = folder.path().join("fifo");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).expect("a FIFO");
+        for path in [&fifo, folder.path()] {
+            assert_eq!(read_file(path), Err("it is no regular file".to_owned()), "{}", path.display());
+        }
+        let file = folder.path().join("file");
+        std::fs::write(&file, "text").expect("written");
+        // As mounted secrets are: links that lead to other ones when the secret changes.
+        std::os::unix::fs::symlink("file", folder.path().join("link")).expect("a link");
+        assert_eq!(read_file(&folder.path().join("link")), Ok(b"text".to_vec()));
     }
 }

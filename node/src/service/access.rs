@@ -3,12 +3,16 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use bitacora_protocol::token::Scope;
 use bitacora_protocol::{Operation, WriteOptions};
+use futures_util::FutureExt as _;
+use parking_lot::Mutex;
 
-use super::error::ErrorKind;
-use super::is_unconditional;
+use super::batch::BegunInBatch;
+use super::error::{ErrorKind, OperationError};
+use super::{Begun, Done, is_unconditional};
 use crate::metrics::Metrics;
 
 /// A set of scopes.
@@ -42,12 +46,48 @@ pub struct KnownToken {
     pub prefix: String,
     /// Set once the file no longer has the line.
     pub withdrawn: AtomicBool,
+    /// Of the calls that were refused to it.
+    pub lines: LineLimit,
 }
 
 impl KnownToken {
     #[must_use]
     pub fn is_withdrawn(&self) -> bool {
         self.withdrawn.load(Ordering::Acquire)
+    }
+}
+
+/// Bounds the log lines about refusals: a caller can have as many calls refused as it likes, and the lines of others must not be lost for
+/// that.
+#[derive(Debug, Default)]
+pub struct LineLimit(Mutex<Option<LinesOfWindow>>);
+
+#[derive(Debug)]
+struct LinesOfWindow {
+    since: Instant,
+    written: u32,
+    left_out: u64,
+}
+
+impl LineLimit {
+    /// Lines in [`LineLimit::WINDOW`].
+    const MOST: u32 = 100;
+    const WINDOW: Duration = Duration::from_mins(1);
+
+    /// Whether one more may be written now; with how many were left out since the last that was.
+    fn take(&self, now: Instant) -> Option<u64> {
+        let mut window = self.0.lock();
+        let begun = LinesOfWindow { since: now, written: 0, left_out: 0 };
+        let window = window.get_or_insert(begun);
+        if now.saturating_duration_since(window.since) >= Self::WINDOW {
+            (window.since, window.written) = (now, 0);
+        }
+        if window.written == Self::MOST {
+            window.left_out += 1;
+            return None;
+        }
+        window.written += 1;
+        Some(std::mem::take(&mut window.left_out))
     }
 }
 
@@ -67,7 +107,14 @@ pub struct Limited {
     scopes: Scopes,
     interface: &'static str,
     address: IpAddr,
-    metrics: Arc<Metrics>,
+    refusals: Arc<Refusals>,
+}
+
+/// What is noted of refused calls.
+pub struct Refusals {
+    pub metrics: Arc<Metrics>,
+    /// Of those who show no token.
+    pub lines_without_token: LineLimit,
 }
 
 /// Why a caller may not do something.
@@ -117,10 +164,10 @@ impl Limited {
         anonymous: Scopes,
         interface: &'static str,
         address: IpAddr,
-        metrics: Arc<Metrics>,
+        refusals: Arc<Refusals>,
     ) -> Self {
         let scopes = token.as_ref().map_or(anonymous, |token| token.scopes);
-        Self { token, scopes, interface, address, metrics }
+        Self { token, scopes, interface, address, refusals }
     }
 
     /// Whether its token is known no more.
@@ -168,11 +215,14 @@ impl Limited {
         Err(Denied::Prefix { token: self.name().to_owned(), prefix: self.prefix().to_owned() })
     }
 
-    /// Counts a refusal and notes it for who audits.
+    /// Counts a refusal and notes it for who audits; of many in a minute, the first.
     pub fn note(&self, call: &str, denied: Denied) -> Denied {
         let (interface, address, token) = (self.interface, self.address, self.name());
-        self.metrics.access_refusals.with_label_values(&[denied.reason()]).inc();
-        tracing::warn!(target: AUDIT, %address, interface, call, token, "refused: {denied}");
+        self.refusals.metrics.access_refusals.with_label_values(&[denied.reason()]).inc();
+        let lines = self.token.as_ref().map_or(&self.refusals.lines_without_token, |token| &token.lines);
+        if let Some(left_out) = lines.take(Instant::now()) {
+            tracing::warn!(target: AUDIT, %address, interface, call, token, left_out, "refused: {denied}");
+        }
         denied
     }
 }
@@ -230,6 +280,59 @@ impl Grant {
         checked.map_err(|denied| limited.note(call, denied))
     }
 
+    /// Whether it may see digests, as who may see all keys does.
+    #[must_use]
+    pub fn may_see_digests(&self) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::Limited(limited) => limited.has_any(&[Scope::Member, Scope::Admin]),
+        }
+    }
+
+    /// That it still is good for a read that has waited.
+    ///
+    /// # Errors
+    /// When its token was withdrawn meanwhile; that is noted.
+    pub fn still(&self, call: &str) -> Result<(), Denied> {
+        match self {
+            Self::Limited(limited) if limited.is_withdrawn() => {
+                Err(limited.note(call, Denied::Withdrawn(limited.name().to_owned())))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// An operation that has begun: if it waits, and the token is withdrawn meanwhile, its answer shows no record.
+    #[must_use]
+    pub fn over(&self, call: &'static str, begun: Begun) -> Begun {
+        let outcome = match (self, begun) {
+            (Self::Limited(_), Begun::Later(outcome)) => outcome,
+            (_, begun) => return begun,
+        };
+        let grant = self.clone();
+        let outcome = outcome.map(move |outcome| {
+            let shows = match &outcome {
+                Ok(Done::Read(_)) => true,
+                Ok(Done::Written(_)) => false,
+                Err(error) => error.not_met().is_some(),
+            };
+            if shows {
+                grant.still(call).map_err(OperationError::from)?;
+            }
+            outcome
+        });
+        Begun::Later(outcome.boxed())
+    }
+
+    /// As [`Grant::over`], of an operation of a batch.
+    #[must_use]
+    pub fn over_in_batch(&self, call: &'static str, begun: BegunInBatch) -> BegunInBatch {
+        match begun {
+            BegunInBatch::Other(begun) => BegunInBatch::Other(self.over(call, begun)),
+            BegunInBatch::Plain => BegunInBatch::Plain,
+        }
+    }
+
     /// Whether what it stands for is withdrawn, so that what lasts has to end.
     #[must_use]
     pub fn is_withdrawn(&self) -> bool {
@@ -239,9 +342,11 @@ impl Grant {
 
 #[cfg(test)]
 mod tests {
-    use bitacora_protocol::WriteCondition;
+    use bitacora_protocol::rpc::ServedFrom;
+    use bitacora_protocol::{Position, WriteCondition};
 
     use super::*;
+    use crate::service::reads::{Answer, LookupResult};
 
     fn grant(scopes: &[Scope], prefix: &str) -> Grant {
         let token = KnownToken {
@@ -249,10 +354,49 @@ mod tests {
             scopes: scopes.iter().copied().collect(),
             prefix: prefix.to_owned(),
             withdrawn: false.into(),
+            lines: LineLimit::default(),
         };
-        let (address, metrics) = ([127, 0, 0, 1].into(), Arc::new(Metrics::new().expect("metrics")));
-        let limited = Limited::new(Some(Arc::new(token)), Scopes::default(), "http", address, metrics);
+        let metrics = Arc::new(Metrics::new().expect("metrics"));
+        let refusals = Arc::new(Refusals { metrics, lines_without_token: LineLimit::default() });
+        let address = [127, 0, 0, 1].into();
+        let limited = Limited::new(Some(Arc::new(token)), Scopes::default(), "http", address, refusals);
         Grant::Limited(Arc::new(limited))
+    }
+
+    #[test]
+    fn so_many_lines_are_written_in_a_window() {
+        let (limit, start) = (LineLimit::default(), Instant::now());
+        let written = (0..1_000).filter(|_| limit.take(start).is_some()).count();
+        assert_eq!(written, LineLimit::MOST as usize);
+        assert_eq!(limit.take(start + LineLimit::WINDOW / 2), None);
+        // The first of the next window tells of them.
+        let left_out = 1_000 - u64::from(LineLimit::MOST) + 1;
+        assert_eq!(limit.take(start + LineLimit::WINDOW), Some(left_out));
+        assert_eq!(limit.take(start + LineLimit::WINDOW), Some(0));
+    }
+
+    #[tokio::test]
+    async fn who_waits_with_a_token_that_is_withdrawn_is_shown_nothing() {
+        let grant = grant(&[Scope::Read], "");
+        let waits = || {
+            let at = Position { partition: 0, offset: 1 };
+            let answer = Answer::new(LookupResult::Missing, at, ServedFrom::Store);
+            let Begun::Later(outcome) =
+                grant.over("get", Begun::Later(async { Ok(Done::Read(answer)) }.boxed()))
+            else {
+                panic!("it waits")
+            };
+            outcome
+        };
+        let (before, outcome) = (waits(), waits());
+        assert!(before.await.is_ok() && grant.still("get").is_ok());
+        let Grant::Limited(limited) = &grant else { panic!("it is limited") };
+        limited.token.as_ref().expect("a token").withdrawn.store(true, Ordering::Release);
+        let Err(OperationError::Denied(Denied::Withdrawn(name))) = outcome.await else {
+            panic!("it is shown")
+        };
+        assert_eq!(name, "t");
+        assert!(grant.still("get").is_err());
     }
 
     #[test]

@@ -37,6 +37,9 @@ const DIGESTS: Question = Question {
 /// records differs for a moment.
 const CONFIRMATIONS: u32 = 2;
 
+/// A member that has not answered so often one after the other is named in the log: half a minute.
+const FAILURES_BEFORE_LINE: u32 = 6;
+
 /// Compares what this node holds with what the others do.
 pub struct Digests {
     http: MemberClient,
@@ -47,6 +50,8 @@ pub struct Digests {
     metrics: Arc<Metrics>,
     /// By member and partition.
     differences: Mutex<BTreeMap<(String, i32), Difference>>,
+    /// How often one after the other each member has not answered.
+    failed: Mutex<BTreeMap<String, u32>>,
     /// For those who look at ranges.
     scans: Arc<Semaphore>,
 }
@@ -75,9 +80,9 @@ impl Digests {
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
         let http = clients.build(|http| http.timeout(DIGESTS.timeout))?;
-        let differences = Mutex::default();
+        let (differences, failed) = Default::default();
         let scans = Arc::new(Semaphore::new(ranges::MAX_CONCURRENT_SCANS));
-        Ok(Self { http, membership, own_address, store, progress, metrics, differences, scans })
+        Ok(Self { http, membership, own_address, store, progress, metrics, differences, failed, scans })
     }
 
     /// What this node answers who asks for its digests: those of a store that may be read, and none of any other.
@@ -129,13 +134,26 @@ impl Digests {
         let answers = join_all(others.iter().map(|member| DIGESTS.ask(&self.http, member))).await;
         for (member, answer) in others.iter().zip(&answers) {
             match answer {
-                Ok(answer) => self.compare(member, answer),
-                // An older node knows no such path.
-                Err(why) => tracing::debug!(member, "no digests: {why}"),
+                Ok(answer) => {
+                    self.failed.lock().remove(member.as_str());
+                    self.compare(member, answer);
+                }
+                Err(why) => self.note_failed(member, why),
             }
         }
+        self.failed.lock().retain(|member, _| others.contains(&member));
         self.differences.lock().retain(|(member, _), _| others.contains(&member));
         self.count_differences();
+    }
+
+    /// Says once of a member that it has not answered for a while. An older node, which knows no such path, does not.
+    fn note_failed(&self, member: &str, why: &str) {
+        let mut failed = self.failed.lock();
+        let count = failed.entry(member.to_owned()).or_default();
+        *count = count.saturating_add(1);
+        if *count == FAILURES_BEFORE_LINE {
+            tracing::warn!(member, "what this node holds is not compared with what this member does: {why}");
+        }
     }
 
     /// Those of a store that may be read, and the log that they are of.

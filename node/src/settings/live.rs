@@ -1,5 +1,7 @@
 //! The settings that may change while a node runs, and the file that changes them.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -47,15 +49,20 @@ impl LiveSettings {
     /// # Errors
     /// Which line is wrong, and what would be right.
     fn with(mut self, text: &str) -> Result<Self, String> {
+        let mut lines = BTreeMap::new();
         for (number, line) in (1..).zip(text.lines().map(str::trim)) {
             if !line.is_empty() && !line.starts_with('#') {
-                self.take(line).map_err(|error| format!("line {number}: {error}"))?;
+                let name = self.take(line).map_err(|error| format!("line {number}: {error}"))?;
+                if let Some(first) = lines.insert(name, number) {
+                    return Err(format!("line {number}: {name} is in line {first}, too"));
+                }
             }
         }
         Ok(self)
     }
 
-    fn take(&mut self, line: &str) -> Result<(), String> {
+    /// Returns the name of the setting.
+    fn take<'a>(&mut self, line: &'a str) -> Result<&'a str, String> {
         let (name, value) = line.split_once('=').ok_or_else(|| format!("'{line}' is not NAME=value"))?;
         let (name, value) = (name.trim(), value.trim());
         let wrong = |error| format!("{name}: {error}");
@@ -71,7 +78,19 @@ impl LiveSettings {
                 ));
             }
         }
-        Ok(())
+        Ok(name)
+    }
+}
+
+/// As a file has them, in one line.
+impl fmt::Display for LiveSettings {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { log_level, slow_request, max_connections, max_watchers, snapshot_rate } = self;
+        write!(
+            out,
+            "LOG_LEVEL={log_level} SLOW_REQUEST={slow_request:?} MAX_CONNECTIONS={max_connections} MAX_WATCHERS={max_watchers} \
+             SNAPSHOT_RATE={snapshot_rate}"
+        )
     }
 }
 
@@ -129,14 +148,18 @@ impl LiveUpdates {
                 if current == *live {
                     return Ok(());
                 }
-                set_log_level(&live.log_level).map_err(|error| format!("{error:#}"))?;
+                let in_file = |error| format!("{SETTING} {}: {error:#}", path.display());
+                set_log_level(&live.log_level).map_err(in_file)?;
                 for node in nodes {
                     node.adjust(live);
                 }
-                tracing::info!("took over {SETTING} {}: {live:?}", path.display());
+                tracing::info!("took over {SETTING} {}: {live}", path.display());
                 current.clone_from(live);
                 Ok(())
             });
+            for node in nodes {
+                node.metrics().file_taken("live_settings", adjusted.is_ok());
+            }
             if let Err(error) = adjusted {
                 for node in nodes {
                     node.metrics().live_settings_failures.inc();
@@ -189,6 +212,7 @@ mod tests {
             ("LOG_LEVEL", "line 1: 'LOG_LEVEL' is not NAME=value"),
             ("\nLOG_LEVEL=loud", "line 2: LOG_LEVEL: 'loud' is no level"),
             ("API_PORT=1", "line 1: API_PORT can't change while a node runs; LOG_LEVEL"),
+            ("LOG_LEVEL=info\n#\nLOG_LEVEL=warn", "line 3: LOG_LEVEL is in line 1, too"),
             ("MAX_CONNECTIONS=0", "MAX_CONNECTIONS: '0' is no number of 1 or more"),
             ("MAX_WATCHERS=many", "MAX_WATCHERS: 'many' is no number"),
             ("SNAPSHOT_RATE=1", "SNAPSHOT_RATE: it must be 1KiB or more"),

@@ -161,19 +161,9 @@ impl NodeSettings {
             Some(tokens_file) => {
                 let (tokens_file, anonymous, open_metrics) =
                     (tokens_file.clone(), self.anonymous, self.open_metrics);
-                Access::new(AccessSettings { tokens_file, anonymous, open_metrics }, metrics)?
+                Access::new(AccessSettings { tokens_file, anonymous, open_metrics }, token.as_ref(), metrics)?
             }
         };
-        if !access.is_member(token.as_ref()) {
-            return Err(match token {
-                None => "TOKENS_FILE is set without MEMBER_TOKEN_FILE, so that other members would refuse this one; make a token \
-                         with the scope member, or give that scope to ANONYMOUS"
-                    .to_owned(),
-                Some(_) => "the token of MEMBER_TOKEN_FILE is not in TOKENS_FILE with the scope member, so that other members would \
-                            refuse this one"
-                    .to_owned(),
-            });
-        }
         Ok((access, token))
     }
 
@@ -181,8 +171,8 @@ impl NodeSettings {
     ///
     /// # Errors
     /// When a file is missing, can't be read or makes no sense: which one, and what is wrong.
-    pub fn tls(&self, metrics: Arc<Metrics>) -> Result<Option<Tls>, String> {
-        self.tls_settings()?.map(|settings| Tls::new(settings, metrics)).transpose()
+    pub fn tls(&self, own_host: &str, metrics: Arc<Metrics>) -> Result<Option<Tls>, String> {
+        self.tls_settings()?.map(|settings| Tls::new(settings, own_host, metrics)).transpose()
     }
 
     /// The files of TLS, if there is any.

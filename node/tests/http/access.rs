@@ -24,6 +24,8 @@ const ADMIN: u8 = 4;
 const MEMBER: u8 = 5;
 const BOTH: u8 = 6;
 const ALL: [u8; 6] = [READER, WRITER, WEB, ADMIN, MEMBER, BOTH];
+/// A second token of members, which not every node knows.
+const OTHER_MEMBER: u8 = 7;
 /// No node knows it.
 const STRANGER: u8 = 99;
 /// Failures of an address in a minute that are answered one by one.
@@ -44,7 +46,7 @@ fn line(number: u8) -> String {
         WRITER => (vec![Write], None),
         WEB => (vec![Read, Write], Some("web/".to_owned())),
         ADMIN => (vec![Admin], None),
-        MEMBER => (vec![Member], None),
+        MEMBER | OTHER_MEMBER => (vec![Member], None),
         _ => (vec![Read, Write], None),
     };
     let line = TokenLine::of(&token(number), format!("t{number}"), scopes, prefix);
@@ -145,6 +147,7 @@ async fn a_token_is_good_for_its_scopes_alone() {
         ("GET /snapshot/", &[ADMIN, MEMBER]),
         ("GET /status/digests/ranges", &[ADMIN, MEMBER]),
         ("GET /status/digests/ranges?entries=1", &[ADMIN, MEMBER]),
+        ("GET /status/digests", &[ADMIN, MEMBER]),
         ("GET /status", &any),
         ("GET /status/members", &any),
         ("GET /metrics", &any),
@@ -155,6 +158,15 @@ async fn a_token_is_good_for_its_scopes_alone() {
             let is_good = matches!(status, 200 | 404 | 503);
             assert_eq!(is_good, good.contains(&number), "{line} as {number}: {status}");
             assert!(is_good || status == 403, "{line} as {number}: {status}");
+        }
+    }
+    // By two digests, who has guessed a key could find out whether it was written in between.
+    for number in ALL {
+        let status = running.ask("GET /status", &[&bearer(number)], "").await.json();
+        let members = running.ask("GET /status/members", &[&bearer(number)], "").await.json();
+        for status in [&status, &members["members"][0]["status"]] {
+            let digest = &status["partitions"][0]["digest"];
+            assert_eq!(digest.is_object(), [ADMIN, MEMBER].contains(&number), "{status} as {number}");
         }
     }
     running.stop().await;
@@ -306,26 +318,48 @@ async fn the_file_is_read_again_and_a_bad_one_changes_nothing() {
     let failures = async || {
         let metrics = running.ask("GET /metrics", &[&bearer(READER)], "").await;
         assert_eq!(metrics.status, 200, "{metrics:?}");
-        metrics
-            .body
-            .lines()
-            .find_map(|line| line.strip_prefix("bitacora_tokens_file_failures_total ")?.parse().ok())
+        let of =
+            |name: &str| metrics.body.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        (of("bitacora_tokens_file_failures_total"), of(r#"bitacora_files_not_taken{file="tokens"}"#))
     };
     let mut watch = TcpStream::connect(running.address.api()).await.expect("a connection");
     let request = format!("GET /watch HTTP/1.1\r\nHost: node\r\n{}\r\n\r\n", bearer(BOTH));
     watch.write_all(request.as_bytes()).await.expect("sent");
-    std::fs::write(&file, line(READER) + "no line\n").expect("written");
-    let noticed = async {
-        while failures().await != Some(1u64) {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    timeout(PATIENCE, noticed).await.expect("the file is followed");
-    assert_eq!(running.status_as("GET /rpc?key=k", BOTH).await, 404, "the tokens of before stay");
+    assert_eq!(failures().await, (Some(0), Some(0)));
+    // No line; nothing, which would shut everybody out; and what the node would not start with, since no member would answer it.
+    for (number, text) in (1u64..).zip([line(READER) + "no line\n", String::new(), line(READER)]) {
+        std::fs::write(&file, text).expect("written");
+        let noticed = async {
+            while failures().await != (Some(number), Some(1)) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(PATIENCE, noticed).await.expect("the file is followed");
+        assert_eq!(running.status_as("GET /rpc?key=k", BOTH).await, 404, "the tokens of before stay");
+    }
+    let waits = [
+        "GET /rpc/changes?prefix=k&wait=60s",
+        "GET /rpc?key=k&consistency=session&position=0:1000&timeout=60s",
+    ];
+    let mut waiting = Vec::new();
+    for line in waits {
+        let mut waits = TcpStream::connect(running.address.api()).await.expect("a connection");
+        let request = format!("{line} HTTP/1.1\r\nHost: node\r\n{}\r\n\r\n", bearer(BOTH));
+        waits.write_all(request.as_bytes()).await.expect("sent");
+        waiting.push(waits);
+    }
     std::fs::write(&file, [READER, MEMBER, STRANGER].map(line).concat()).expect("written");
     // Not by the new one, whose calls would be failures until then, and soon too many.
     until(BOTH, 401).await;
     assert_eq!(running.status_as("GET /rpc?key=k", STRANGER).await, 404);
+    assert_eq!(failures().await, (Some(3), Some(0)));
+    // Who waited with the token that is no more is shown nothing of what comes.
+    let lines: String = (0..=1_000).map(|_| "{\"op\":\"set\",\"key\":\"k\",\"value\":\"v\"}\n").collect();
+    assert_eq!(running.ask("POST /rpc/batch", &[&bearer(STRANGER)], &lines).await.status, 200);
+    for waits in &mut waiting {
+        let answer = timeout(PATIENCE, read_answer(waits)).await.expect("it is answered");
+        assert_eq!(answer.status, 401, "{answer:?}");
+    }
     // What was begun with a token that is no more ends.
     let (mut told, ended) = (Vec::new(), "the token of this watch is not known here any more");
     while !String::from_utf8_lossy(&told).contains(ended) {
@@ -444,20 +478,29 @@ async fn a_token_that_was_changed_is_shown_without_a_restart() {
     };
     let is_ready = |told: &Value| told["status"]["ready"] == true;
     let is_refused = |told: &Value| told["error"] == "it answers 401 to GET /status";
+    let failures = async |number: u32| {
+        let noticed = async {
+            let failures = format!("bitacora_tokens_file_failures_total {number}\n");
+            while !running.ask("GET /metrics", &[&bearer(READER)], "").await.body.contains(&failures) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(PATIENCE, noticed).await.expect("it is counted");
+    };
     told(&is_ready).await;
-    std::fs::write(&member, token(STRANGER).secret()).expect("written");
+    // A token that this node's own file does not know is not shown to those who have the same file.
+    std::fs::write(&member, token(OTHER_MEMBER).secret()).expect("written");
+    failures(1).await;
+    told(&is_ready).await;
+    let known = ALL.iter().chain([&OTHER_MEMBER]).map(|number| line(*number)).collect::<String>();
+    std::fs::write(own.path().join("tokens"), known).expect("written");
+    // The first node has another one, so that it tells which token it was shown.
     told(&is_refused).await;
     std::fs::write(&member, token(MEMBER).secret()).expect("written");
     told(&is_ready).await;
     // What makes no sense changes nothing.
     std::fs::write(&member, "no token").expect("written");
-    let noticed = async {
-        let failures = "bitacora_tokens_file_failures_total 1\n";
-        while !running.ask("GET /metrics", &[&bearer(READER)], "").await.body.contains(failures) {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    timeout(PATIENCE, noticed).await.expect("it is counted");
+    failures(2).await;
     told(&is_ready).await;
     running.stop().await;
     first.stop().await;
@@ -489,7 +532,7 @@ fn settings_that_contradict_each_other_are_refused() {
     assert!(error(&["--tokens-file", "/nowhere/tokens"]).starts_with("TOKENS_FILE /nowhere/tokens: "));
     std::fs::write(&all[1], line(READER)).expect("written");
     let flags: Vec<&str> = all.iter().map(String::as_str).collect();
-    assert!(error(&flags).contains("not in TOKENS_FILE with the scope member"));
+    assert!(error(&flags).contains("with the scope member, so that other members would refuse this one"));
     std::fs::write(&all[3], "s3cret").expect("written");
     let told = error(&flags);
     assert!(told.starts_with("MEMBER_TOKEN_FILE ") && !told.contains("s3cret"), "{told}");

@@ -322,7 +322,7 @@ impl<B: Buf, S: Stream<Item = Result<B, warp::Error>>> Batch<S> {
             let begun = match self.grant.operation(&operation) {
                 Ok(()) => {
                     let group = self.under_way.group(|| service.write_group(trace));
-                    service.begin_in_batch(operation, group, trace)
+                    self.grant.over_in_batch(name, service.begin_in_batch(operation, group, trace))
                 }
                 Err(denied) => BegunInBatch::Other(Begun::Done(Err(denied.into()))),
             };

@@ -139,14 +139,12 @@ const RULES = [
     const days = (at - nodeNow() / 1000) / 86400;
     return at > 0 && days < 7 && `This node's certificate runs out in ${numberText(Math.max(0, Math.floor(days)))} days.`;
   } },
-  { name: "BitacoraFilesNotTaken", severity: "warning", hold: 0, why: ({ now }) => {
-    const failures = grewWithin("bitacora_tls_files_failures_total", 1800, now) + grewWithin("bitacora_tokens_file_failures_total", 1800, now)
-      + grewWithin("bitacora_live_settings_failures_total", 1800, now);
-    return failures > 0 && "A changed file of tokens, certificates or settings can't be used; those of before stay. The node's log says why.";
-  } },
+  { name: "BitacoraFilesNotTaken", severity: "warning", hold: 0,
+    why: () => metric("bitacora_files_not_taken") > 0
+      && "A changed file of tokens, certificates or settings can't be used; what was there before is. The node's log says why." },
 ];
 // These need what one node can't tell, such as the other nodes' /metrics, or more time than a page looks.
-const NOT_HERE = ["BitacoraLogNotTrimmed", "BitacoraBalancerEmpty", "BitacoraWatchesStalled", "BitacoraWatchesDelayed"];
+const NOT_HERE = ["BitacoraLogNotTrimmed", "BitacoraReplicasNotCompared", "BitacoraBalancerEmpty", "BitacoraWatchesStalled", "BitacoraWatchesDelayed"];
 
 // Of each rule since when its condition holds.
 const holding = new Map();

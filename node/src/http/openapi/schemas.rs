@@ -196,13 +196,14 @@ fn digests() -> Value {
     let offset =
         || json!({ "type": "integer", "format": "int64", "description": "Everything before it is applied" });
     let digest = || json!({ "type": "string", "pattern": "^[0-9a-f]{32}$" });
+    let shown = || json!({ "type": "string", "pattern": "^([0-9a-f]{32})?$", "description": "Empty for who has neither the scope member nor admin" });
     let points = json!({ "type": "array", "items": reference("DigestPoint"), "description": "By offset" });
     let difference = json!({
         "member": { "type": "string", "description": "host:port, as the cluster knows it" },
         "partition": partition(),
         "next": offset(),
-        "own": digest(),
-        "theirs": digest(),
+        "own": shown(),
+        "theirs": shown(),
     });
     let answer = json!({
         "format": { "type": "string", "description": "Of the store; digests of another are other ones" },

@@ -8,7 +8,7 @@ pub mod needs;
 mod tokens;
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -21,9 +21,10 @@ use tokio::sync::watch;
 use self::failures::Failures;
 use self::needs::Need;
 use self::tokens::{Tokens, read_file};
+use crate::http_client::MemberClients;
 use crate::metrics::Metrics;
 use crate::server::files;
-use crate::service::access::{AUDIT, Denied, Grant, KnownToken, Limited, Scopes};
+use crate::service::access::{AUDIT, Denied, Grant, KnownToken, Limited, LineLimit, Refusals, Scopes};
 use crate::service::error::ErrorKind;
 
 /// What callers are asked for.
@@ -43,8 +44,10 @@ pub struct Access(Option<Asking>);
 struct Asking {
     settings: AccessSettings,
     tokens: ArcSwap<Tokens>,
+    /// What this node shows to other members.
+    shown: Mutex<Option<Token>>,
     failures: Mutex<Failures>,
-    metrics: Arc<Metrics>,
+    refusals: Arc<Refusals>,
 }
 
 /// Why a call is not looked at.
@@ -79,35 +82,73 @@ impl Access {
         Self(None)
     }
 
+    /// `member_token` is what this node shows to other members.
+    ///
     /// # Errors
-    /// When the file can't be read or makes no sense: what is wrong, and where.
-    pub fn new(settings: AccessSettings, metrics: Arc<Metrics>) -> Result<Self, String> {
+    /// When the file can't be read or makes no sense, or other members would not answer to this node: what is wrong, and where.
+    pub fn new(
+        settings: AccessSettings,
+        member_token: Option<&Token>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, String> {
         let tokens = read_file(&settings.tokens_file)
             .and_then(|text| Tokens::parse(&text, &Tokens::default()))
             .map_err(|error| format!("TOKENS_FILE {}: {error}", settings.tokens_file.display()))?;
+        settings.check_member(&tokens, member_token)?;
         metrics.tokens.set(tokens.len() as i64);
         let (tokens, failures) = (ArcSwap::from_pointee(tokens), Mutex::default());
-        Ok(Self(Some(Asking { settings, tokens, failures, metrics })))
+        let shown = Mutex::new(member_token.cloned());
+        let refusals = Arc::new(Refusals { metrics, lines_without_token: LineLimit::default() });
+        Ok(Self(Some(Asking { settings, tokens, shown, failures, refusals })))
     }
 
-    /// Whether other members would answer to who shows this, as far as this node's own tokens tell.
-    #[must_use]
-    pub fn is_member(&self, token: Option<&Token>) -> bool {
-        let Some(asking) = &self.0 else { return true };
-        match token {
-            None => asking.settings.anonymous.has(Scope::Member),
-            Some(token) => {
-                let tokens = asking.tokens.load();
-                tokens.find(&token.hash()).is_some_and(|known| known.scopes.has(Scope::Member))
-            }
+    /// Takes over the tokens of `TOKENS_FILE`, and shows other members that of `MEMBER_TOKEN_FILE` through `clients`, whenever one of the
+    /// files has changed, for ever. While a file makes no sense, or other members would not answer to this node, what was there before stays.
+    pub async fn follow_files(
+        access: Arc<Self>,
+        member_token_file: Option<PathBuf>,
+        clients: MemberClients,
+        metrics: Arc<Metrics>,
+        hangups: watch::Receiver<()>,
+    ) {
+        let tokens_file = access.0.as_ref().map(|asking| asking.settings.tokens_file.clone());
+        if tokens_file.is_none() && member_token_file.is_none() {
+            return std::future::pending().await;
         }
-    }
-
-    /// Takes over the file's tokens whenever it has changed, for ever. While it makes no sense, those of before stay.
-    pub async fn follow_file(access: Arc<Self>, hangups: watch::Receiver<()>) {
-        let Some(asking) = &access.0 else { return std::future::pending().await };
-        let path = asking.settings.tokens_file.clone();
-        files::follow(move || read_file(&path), |read| asking.take_over(read), hangups).await;
+        let read = move || {
+            let tokens = tokens_file.as_deref().map(read_file);
+            Ok(Files { tokens, member: member_token_file.as_deref().map(read_member_token) })
+        };
+        let take = |files: &Result<Files, String>| {
+            let Ok(Files { tokens, member }) = files else { return };
+            let readable = member.as_ref().and_then(|member| member.as_ref().ok());
+            let tokens = match (&access.0, tokens) {
+                (Some(asking), Some(read)) => asking.take_over(read, readable),
+                _ => Ok(()),
+            };
+            let member = member.as_ref().map_or(Ok(()), |member| {
+                let member = member.as_ref().map_err(String::clone)?;
+                if let Some(asking) = &access.0 {
+                    asking.settings.check_member(&asking.tokens.load(), Some(member))?;
+                    *asking.shown.lock() = Some(member.clone());
+                }
+                if clients.show(member) {
+                    tracing::info!(target: AUDIT, "shows other members the new token of MEMBER_TOKEN_FILE");
+                }
+                Ok(())
+            });
+            for (file, taken, stays) in [
+                ("tokens", tokens, "the tokens of before stay"),
+                ("member_token", member, "the token of before is shown"),
+            ] {
+                metrics.file_taken(file, taken.is_ok());
+                if let Err(error) = taken {
+                    metrics.tokens_file_failures.inc();
+                    tracing::error!("{error}; {stays}");
+                }
+            }
+        };
+        files::follow(read, take, hangups).await;
     }
 
     /// For a connection from this address.
@@ -117,27 +158,60 @@ impl Access {
     }
 }
 
+/// The files of tokens as they are, or why they can't be read.
+#[derive(PartialEq)]
+struct Files {
+    tokens: Option<Result<String, String>>,
+    member: Option<Result<Token, String>>,
+}
+
+fn read_member_token(path: &Path) -> Result<Token, String> {
+    let token = read_file(path).and_then(|text| text.parse());
+    token.map_err(|error: String| format!("MEMBER_TOKEN_FILE {}: {error}", path.display()))
+}
+
+impl AccessSettings {
+    /// That other members would answer to who shows this, as far as this node's own tokens tell: all nodes have the same.
+    fn check_member(&self, tokens: &Tokens, member: Option<&Token>) -> Result<(), String> {
+        let file = self.tokens_file.display();
+        match member {
+            None if self.anonymous.has(Scope::Member) => Ok(()),
+            None => Err(format!(
+                "TOKENS_FILE {file} is set without MEMBER_TOKEN_FILE, so that other members would refuse this one; make a token \
+                 with the scope member, or give that scope to ANONYMOUS"
+            )),
+            Some(token)
+                if tokens.find(&token.hash()).is_some_and(|known| known.scopes.has(Scope::Member)) =>
+            {
+                Ok(())
+            }
+            Some(_) => Err(format!(
+                "the token of MEMBER_TOKEN_FILE is not in TOKENS_FILE {file} with the scope member, so that other members would \
+                 refuse this one"
+            )),
+        }
+    }
+}
+
 impl Asking {
-    fn take_over(&self, read: &Result<String, String>) {
+    /// Takes over what `TOKENS_FILE` has, if it has the token that `MEMBER_TOKEN_FILE` has, as far as that can be read, or the one that
+    /// other members are shown now.
+    fn take_over(&self, read: &Result<String, String>, member: Option<&Token>) -> Result<(), String> {
         let before = self.tokens.load_full();
         let parsed = read.as_ref().map_err(String::clone).and_then(|text| Tokens::parse(text, &before));
-        match parsed {
-            Ok(tokens) => {
-                let (had, has, tokens) = (before.len(), tokens.len(), Arc::new(tokens));
-                self.tokens.store(Arc::clone(&tokens));
-                // After that, so that whoever finds its token withdrawn finds the new ones.
-                let changed = before.withdraw_all_but(&tokens) || had != has;
-                self.metrics.tokens.set(has as i64);
-                if changed {
-                    tracing::info!(target: AUDIT, tokens = has, "took over the tokens of TOKENS_FILE");
-                }
-            }
-            Err(error) => {
-                self.metrics.tokens_file_failures.inc();
-                let path = self.settings.tokens_file.display();
-                tracing::error!("TOKENS_FILE {path}: {error}; the tokens of before stay");
-            }
+        let tokens = parsed
+            .map_err(|error| format!("TOKENS_FILE {}: {error}", self.settings.tokens_file.display()))?;
+        let of = |member: Option<&Token>| self.settings.check_member(&tokens, member);
+        of(member).or_else(|error| of(self.shown.lock().as_ref()).map_err(|_| error))?;
+        let (had, has, tokens) = (before.len(), tokens.len(), Arc::new(tokens));
+        self.tokens.store(Arc::clone(&tokens));
+        // After that, so that whoever finds its token withdrawn finds the new ones.
+        let changed = before.withdraw_all_but(&tokens) || had != has;
+        self.refusals.metrics.tokens.set(has as i64);
+        if changed {
+            tracing::info!(target: AUDIT, tokens = has, "took over the tokens of TOKENS_FILE");
         }
+        Ok(())
     }
 }
 
@@ -197,8 +271,8 @@ impl Caller {
     }
 
     fn limited(&self, asking: &Asking, token: Option<&Arc<KnownToken>>) -> Arc<Limited> {
-        let (anonymous, metrics) = (asking.settings.anonymous, Arc::clone(&asking.metrics));
-        Arc::new(Limited::new(token.cloned(), anonymous, self.interface, self.address, metrics))
+        let (anonymous, refusals) = (asking.settings.anonymous, Arc::clone(&asking.refusals));
+        Arc::new(Limited::new(token.cloned(), anonymous, self.interface, self.address, refusals))
     }
 
     /// Whoever shows a token that is known.
@@ -219,7 +293,7 @@ impl Caller {
 
     /// A call without a good token. The first of an address are noted one by one.
     fn fail(&self, asking: &Asking, call: &str, refused: Refused) -> Refused {
-        let refusals = &asking.metrics.access_refusals;
+        let refusals = &asking.refusals.metrics.access_refusals;
         if asking.failures.lock().count(self.address, Instant::now()) {
             refusals.with_label_values(&["too_many"]).inc();
             return Refused::TooManyFailures;

@@ -42,6 +42,7 @@ const READ: Need = Need::OneOf(&[Scope::Read]);
 const WRITE: Need = Need::OneOf(&[Scope::Write]);
 /// Its operations are looked at one by one.
 const READ_OR_WRITE: Need = Need::OneOf(&[Scope::Read, Scope::Write]);
+const MEMBER_OR_ADMIN: Need = Need::OneOf(&[Scope::Member, Scope::Admin]);
 const ANY: Need = Need::OneOf(&Scope::ALL);
 
 impl Call {
@@ -54,8 +55,10 @@ impl Call {
             Self::Batch => READ_OR_WRITE,
             Self::GetForMember => Need::OneOf(&[Scope::Member]),
             // Keys, of whatever prefix.
-            Self::Snapshot | Self::DigestRanges => Need::OneOf(&[Scope::Member, Scope::Admin]),
-            Self::Status | Self::Members | Self::Digests => ANY,
+            Self::Snapshot | Self::DigestRanges => MEMBER_OR_ADMIN,
+            // From two of them a guess of a key can be proven.
+            Self::Digests => MEMBER_OR_ADMIN,
+            Self::Status | Self::Members => ANY,
             Self::Metrics => Need::Metrics,
             Self::Ready | Self::Live | Self::OpenApi | Self::Console => Need::Nothing,
         }
@@ -64,7 +67,7 @@ impl Call {
     /// Whether each time that it is made is noted for who audits, also if it is not refused.
     #[must_use]
     pub const fn is_audited(self) -> bool {
-        matches!(self, Self::Snapshot)
+        matches!(self, Self::Snapshot | Self::DigestRanges)
     }
 
     /// As logs have it.

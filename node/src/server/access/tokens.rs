@@ -4,11 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bitacora_protocol::token::{TokenHash, TokenLine};
+use bitacora_protocol::token::{TOKEN_START, TokenHash, TokenLine};
 use subtle::ConstantTimeEq as _;
 
 use crate::server::files;
-use crate::service::access::KnownToken;
+use crate::service::access::{KnownToken, LineLimit};
 
 /// Lines of a file. All are compared with a token that comes.
 const MAX_TOKENS: usize = 1000;
@@ -23,17 +23,26 @@ impl Tokens {
     /// # Errors
     /// What is wrong in which line.
     pub fn parse(text: &str, before: &Self) -> Result<Self, String> {
-        let mut tokens = Vec::new();
+        let (mut tokens, mut lines) = (Vec::new(), Vec::<usize>::new());
         for (number, line) in (1..).zip(text.lines().map(str::trim)) {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
             let (hash, token) = read_line(line).map_err(|error| format!("line {number}: {error}"))?;
-            let is_there =
-                |(known, other): &(TokenHash, Arc<KnownToken>)| *known == hash || other.name == token.name;
-            if tokens.iter().any(is_there) {
-                return Err(format!("line {number}: the name '{}' or its token is there twice", token.name));
+            let other = |is_there: &dyn Fn(&(TokenHash, Arc<KnownToken>)) -> bool| {
+                lines.iter().zip(&tokens).find(|(_, token)| is_there(token)).map(|(line, _)| *line)
+            };
+            if let Some(line) = other(&|(known, _)| *known == hash) {
+                return Err(format!("line {number}: it has the same token as line {line}"));
             }
+            if let Some(line) = other(&|(_, known)| known.name == token.name) {
+                let name = without_tokens(&token.name);
+                return Err(format!(
+                    "line {number}: the name '{name}' is that of line {line}, too; each token has a name of its own, also a new \
+                     one that takes the place of another"
+                ));
+            }
+            lines.push(number);
             let same = before.0.iter().find(|(known, other)| *known == hash && is_same(other, &token));
             tokens.push((hash, same.map_or_else(|| Arc::new(token), |(_, same)| Arc::clone(same))));
             if tokens.len() > MAX_TOKENS {
@@ -78,12 +87,25 @@ fn read_line(line: &str) -> Result<(TokenHash, KnownToken), String> {
     let line: TokenLine = serde_json::from_str(line).map_err(|error| {
         let text = error.to_string();
         let what = text.rsplit_once(" at line ").map_or(text.as_str(), |(what, _)| what);
-        format!("it is no line of a token, as 'bitacora token' prints it: {what} (column {})", error.column())
+        let (what, column) = (without_tokens(what), error.column());
+        format!("it is no line of a token, as 'bitacora token' prints it: {what} (column {column})")
     })?;
-    let hash = line.check()?;
+    let hash = line.check().map_err(|error| without_tokens(&error))?;
     let TokenLine { name, scopes, prefix, .. } = line;
     let (scopes, prefix) = (scopes.into_iter().collect(), prefix.unwrap_or_default());
-    Ok((hash, KnownToken { name, scopes, prefix, withdrawn: false.into() }))
+    Ok((hash, KnownToken { name, scopes, prefix, withdrawn: false.into(), lines: LineLimit::default() }))
+}
+
+/// A text without the tokens in it: one may have been put where its name or its hash belongs.
+fn without_tokens(text: &str) -> String {
+    let mut parts = text.split(TOKEN_START);
+    let mut without = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        without.push_str(TOKEN_START);
+        without.push('…');
+        without.push_str(part.trim_start_matches(|c: char| c.is_ascii_alphanumeric()));
+    }
+    without
 }
 
 fn is_same(known: &KnownToken, other: &KnownToken) -> bool {
@@ -137,11 +159,25 @@ mod tests {
     }
 
     #[test]
+    fn a_token_that_stands_in_the_wrong_place_is_not_told() {
+        let token = Token::of([7; 32]).authorization().replace("Bearer ", "");
+        let named = format!(r#"{{"name":"{token}","scopes":["read"],"sha256":"0"}}"#);
+        let scoped = format!(r#"{{"name":"shop","scopes":["{token}"],"sha256":"0"}}"#);
+        for text in [&named, &scoped, &token] {
+            let error = Tokens::parse(text, &Tokens::default()).expect_err(text);
+            assert!(!error.contains(&token[TOKEN_START.len()..]), "{error}");
+        }
+    }
+
+    #[test]
     fn a_wrong_file_says_where() {
         let twice = line(1, &[Scope::Read]) + &line(1, &[Scope::Write]);
-        for (text, words) in
-            [("\nx", "line 2: it is no line of a token"), (twice.as_str(), "line 2: the name 't1'")]
-        {
+        let renamed = line(1, &[Scope::Read]) + "#\n" + &line(2, &[Scope::Read]).replace("t2", "t1");
+        for (text, words) in [
+            ("\nx", "line 2: it is no line of a token"),
+            (twice.as_str(), "line 2: it has the same token as line 1"),
+            (renamed.as_str(), "line 3: the name 't1' is that of line 1, too"),
+        ] {
             let error = Tokens::parse(text, &Tokens::default()).expect_err(text);
             assert!(error.starts_with(words), "{error}");
         }
