@@ -238,7 +238,9 @@ impl RecordCache {
     /// As [`RecordCache::remove`] of each of them. Where they are many, everything goes: that takes less time than to look for each.
     pub fn remove_all(&self, keys: &[&[u8]]) {
         if keys.len() <= self.parts.len() {
-            keys.iter().for_each(|key| self.remove(key));
+            for key in keys {
+                self.remove(key);
+            }
             return;
         }
         for part in &self.parts {
