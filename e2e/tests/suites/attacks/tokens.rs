@@ -148,14 +148,16 @@ pub async fn how_long_a_wrong_token_is_looked_at(ctx: Ctx) -> Result<()> {
     let lines: String = (0..100u8)
         .map(|number| {
             let token = if number == 50 { right.clone() } else { Token::of([number; 32]) };
-            let line = TokenLine::of(&token, format!("t{number}"), vec![Scope::Read], None);
+            let scope = if number == 0 { Scope::Member } else { Scope::Read };
+            let line = TokenLine::of(&token, format!("t{number}"), vec![scope], None);
             serde_json::to_string(&line).expect("it is JSON") + "\n"
         })
         .collect();
     let tokens_file = ctx.dir.join("tokens");
     std::fs::write(&tokens_file, lines)?;
     let settings = AccessSettings { tokens_file, anonymous: Scopes::default(), open_metrics: false };
-    let access = Access::new(settings, Arc::new(Metrics::new()?)).map_err(anyhow::Error::msg)?;
+    let access = Access::new(settings, Some(&Token::of([0; 32])), Arc::new(Metrics::new()?));
+    let access = access.map_err(anyhow::Error::msg)?;
     // The caller whose connection has shown the right one before: what is compared with it is compared, too.
     let caller = Access::caller(&Arc::new(access), "http", IpAddr::from([127, 0, 0, 1]));
     let admits = |shown: &[u8]| caller.admit("get", Need::OneOf(&[Scope::Read]), || [shown]).is_ok();

@@ -136,3 +136,19 @@ impl WrittenCopy {
         opened.and_then(|checkpoint| synced.map(|()| checkpoint).map_err(StoreError::Io))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    /// As the files are that LMDB makes, whatever the umask leaves.
+    #[test]
+    fn the_file_of_a_copy_is_its_owners_alone() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("data.mdb");
+        drop(CopyFile::create(&path).expect("a file"));
+        assert_eq!(path.metadata().expect("a file").permissions().mode() & 0o777, 0o600);
+    }
+}
