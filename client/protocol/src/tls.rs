@@ -2,15 +2,18 @@
 //!
 //! Versions 1.3 and 1.2, with the ciphers of `ring` that rustls takes by default; nothing of it is to be chosen.
 
-use std::fmt;
+use std::error::Error;
 use std::sync::{Arc, LazyLock};
+use std::{fmt, io};
 
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, InvalidMessage, RootCertStore, SupportedProtocolVersion,
+};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -19,6 +22,9 @@ use tokio_rustls::client::TlsStream;
 pub const VERSIONS: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
 /// The only protocol over HTTP's connections, as ALPN names it.
 pub const ALPN_HTTP: &[u8] = b"http/1.1";
+
+/// What tokio-rustls says, in an error of no type of its own, when a server ends the connection instead of shaking hands.
+const HANDSHAKE_ENDED: &str = "tls handshake eof";
 
 /// Why certificates or a key can't be used. Says nothing of the file that they are from.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -54,6 +60,67 @@ impl TlsError {
     #[must_use]
     pub fn is_of_key(&self) -> bool {
         matches!(self, Self::MalformedKey(_) | Self::NoKey | Self::Key(_) | Self::OtherKey)
+    }
+}
+
+/// What a client can do about TLS that fails. The text calls options as the client library does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsAdvice {
+    /// The server's certificate is of no authority that is trusted.
+    Authority,
+    /// The server's certificate names other hosts.
+    Name,
+    /// What the server sent is not TLS.
+    NoTls,
+    /// The server ended the connection instead of shaking hands, as one does that does not speak TLS.
+    PerhapsNoTls,
+    /// The server wants a certificate, and was shown none.
+    Certificate,
+}
+
+impl TlsAdvice {
+    /// What helps against an error, by its own type or by that of the errors it comes from; `None` if that is not known.
+    #[must_use]
+    pub fn on(error: &(dyn Error + 'static)) -> Option<Self> {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            let advice = Self::on_one(error);
+            if advice.is_some() {
+                return advice;
+            }
+            // An error of io passes over the one that it holds when it is asked for its source.
+            let held = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+            next = held.map(|held| held as &(dyn Error + 'static)).or_else(|| error.source());
+        }
+        None
+    }
+
+    fn on_one(error: &(dyn Error + 'static)) -> Option<Self> {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            let ended = error.kind() == io::ErrorKind::UnexpectedEof && error.to_string() == HANDSHAKE_ENDED;
+            return ended.then_some(Self::PerhapsNoTls);
+        }
+        match error.downcast_ref::<rustls::Error>()? {
+            rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => Some(Self::Authority),
+            rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            ) => Some(Self::Name),
+            rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType) => Some(Self::NoTls),
+            rustls::Error::AlertReceived(AlertDescription::CertificateRequired) => Some(Self::Certificate),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for TlsAdvice {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Authority => "its certificate is of none of the authorities of ClientTls::new",
+            Self::Name => "reach it by a name that its certificate has",
+            Self::NoTls => "this port does not speak TLS: leave ClientBuilder::tls out",
+            Self::PerhapsNoTls => "if this port does not speak TLS, leave ClientBuilder::tls out",
+            Self::Certificate => "it wants a certificate: give one with ClientTls::with_certificate",
+        })
     }
 }
 
@@ -210,6 +277,42 @@ fn host_of(address: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn advice_is_found_however_deep_the_reason_is() {
+        let of_tls = |error: rustls::Error| io::Error::new(io::ErrorKind::InvalidData, error);
+        let unknown = || of_tls(CertificateError::UnknownIssuer.into());
+        assert_eq!(TlsAdvice::on(&unknown()), Some(TlsAdvice::Authority));
+        assert_eq!(TlsAdvice::on(&io::Error::other(unknown())), Some(TlsAdvice::Authority));
+        let required = of_tls(rustls::Error::AlertReceived(AlertDescription::CertificateRequired));
+        assert_eq!(TlsAdvice::on(&io::Error::other(required)), Some(TlsAdvice::Certificate));
+        for other in [of_tls(CertificateError::Expired.into()), io::ErrorKind::UnexpectedEof.into()] {
+            assert_eq!(TlsAdvice::on(&other), None, "{other}");
+        }
+    }
+
+    /// What is known of tokio-rustls by its words only.
+    #[tokio::test]
+    async fn a_server_that_does_not_speak_tls_is_told_by_how_it_ends() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let (authorities, config) = (Arc::new(RootCertStore::empty()), Arc::new(trusting_nobody()));
+        let tls = ClientTls { authorities, config };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("it is bound").to_string();
+        for (answer, advice) in [("", TlsAdvice::PerhapsNoTls), ("HTTP/1.1 400 \r\n", TlsAdvice::NoTls)] {
+            let (client, server) = tokio::join!(TcpStream::connect(&address), listener.accept());
+            let (mut server, _) = server.expect("it is connected");
+            let served = async {
+                let mut hello = [0; 4096];
+                let _ = server.read(&mut hello).await.expect("the client begins");
+                server.write_all(answer.as_bytes()).await.expect("the client reads");
+                server.shutdown().await.expect("it is open");
+            };
+            let (outcome, ()) = tokio::join!(tls.connect(&address, client.expect("it listens")), served);
+            let error = outcome.expect_err("it is no TLS");
+            assert_eq!(TlsAdvice::on(&error), Some(advice), "{error}");
+        }
+    }
 
     #[test]
     fn the_host_is_what_a_certificate_names() {

@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 
-use frames::{Frames, KEPT_BUFFER_BYTES, handshake};
+use frames::{Frames, KEPT_BUFFER_BYTES, handshake, with_advice};
 pub(crate) use reply::{BatchReply, Changed, ChangesReply, Found, Missing, NotMet, Reply, decode_changes};
 
 /// Calls under way on a connection; more wait.
@@ -96,13 +96,14 @@ impl Connection {
         let mut socket = connect(address).await.map_err(|error| error.to_string())?;
         socket.set_nodelay(true).map_err(|error| error.to_string())?;
         let Some(tls) = tls else {
-            let foreign = handshake(&mut socket).await?;
+            let foreign = handshake(&mut socket, false).await?;
             let (read_half, write_half) = socket.into_split();
             return Ok(Self::start(Shared::new(foreign, authorization), read_half, write_half));
         };
         let socket = tls.connect(address, socket).await;
-        let mut socket = socket.map_err(|error| format!("TLS with the node fails: {error}"))?;
-        let foreign = handshake(&mut socket).await?;
+        let mut socket =
+            socket.map_err(|error| format!("TLS with the node fails: {}", with_advice(&error)))?;
+        let foreign = handshake(&mut socket, true).await?;
         let (read_half, write_half) = tokio::io::split(socket);
         Ok(Self::start(Shared::new(foreign, authorization), read_half, write_half))
     }

@@ -1,5 +1,7 @@
 //! One connection: many calls under way, handshakes, what is given up.
 
+use tokio::io::AsyncReadExt as _;
+
 use super::*;
 
 #[tokio::test]
@@ -146,5 +148,29 @@ async fn a_silent_handshake_is_given_up_after_the_connect_timeout() {
     }
     assert!(
         ejected(&client, &silent.address()).is_some_and(|reason| reason.contains("no connection within"))
+    );
+}
+
+#[tokio::test]
+async fn a_node_that_closes_in_silence_may_speak_tls() {
+    // As a node does that speaks TLS: it reads what is no TLS, answers nothing and closes.
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("it is bound").to_string();
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let _ = socket.read(&mut [0; 4096]).await;
+        }
+    });
+    let silent = Client::builder().nodes([address]).deadline(SHORT).build().await;
+    let error = silent.expect("the settings are right").get("k").await.expect_err("it closes");
+    assert!(error.to_string().contains("if it speaks TLS, give ClientBuilder::tls"), "{error}");
+
+    // One that has shaken hands speaks what the client does.
+    let node = FakeNode::start().await;
+    node.script(|_, _| Reaction::Close);
+    let error = client(&[&node]).await.with_deadline(SHORT).get("k").await.expect_err("it closes");
+    assert!(
+        error.to_string().contains("closed the connection") && !error.to_string().contains("TLS"),
+        "{error}"
     );
 }
