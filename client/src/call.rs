@@ -121,9 +121,10 @@ impl<'a> Call<'a> {
 
     /// Tries until there is a reply, or an error that is final, or the deadline is over.
     pub(crate) async fn send(&mut self, request: &Request<'_>) -> Result<Reply, Error> {
-        let mut before = None;
+        let (mut before, mut attempts) = (None, 0);
         self.message = Some(request.message());
         loop {
+            attempts += 1;
             let (error, retry) = match self.attempt(request).await {
                 Ok(reply) => {
                     self.ambiguous = None;
@@ -139,9 +140,20 @@ impl<'a> Call<'a> {
                 // An attempt that was cut short says less than the one before.
                 let cut_short = matches!(error, Error::TimedOut { may_have_taken_effect: false, .. });
                 let error = before.filter(|_| cut_short).unwrap_or(error);
-                return Err(self.ambiguous.take().unwrap_or(error));
+                return Err(self.ambiguous.take().unwrap_or_else(|| self.of_all(attempts, error)));
             }
             before = Some(error);
+        }
+    }
+
+    /// What a node says of the time that it waited is about its last attempt, which may have had little left.
+    fn of_all(&self, attempts: u32, error: Error) -> Error {
+        match error {
+            Error::NotReady { node, reason } if attempts > 1 => {
+                let reason = format!("{reason}; asked {attempts} times within {:?}", self.deadline);
+                Error::NotReady { node, reason }
+            }
+            error => error,
         }
     }
 

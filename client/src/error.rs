@@ -32,7 +32,7 @@ pub enum Error {
     NotReady {
         /// The last node that was asked.
         node: String,
-        /// Why, in the words of the node.
+        /// Why, in the words of the node; with the number of the attempts and the deadline, if there was more than one.
         reason: String,
     },
     /// The deadline is over.

@@ -71,6 +71,12 @@ async fn a_read_that_no_node_can_answer_says_why() {
         assert!(error.is_retryable() && error.to_string().contains(expected), "{error}");
         assert!(node.calls() > 1, "it was tried again");
     }
+    // The words of a node are about one attempt, and the last one may have had no time left.
+    let node = FakeNode::start().await;
+    node.script(|_, _| Reaction::Fail(ErrorCode::NotReady));
+    let error = client(&[&node]).await.with_deadline(SHORT).get("k").await.expect_err("it is never ready");
+    let all = format!("asked {} times within 200ms", node.calls());
+    assert!(error.to_string().contains(&all), "{error}");
     // An attempt that the deadline cuts short does not hide it.
     let node = FakeNode::start().await;
     node.script(|number, _| if number == 0 { Reaction::Fail(ErrorCode::NotReady) } else { Reaction::Never });
