@@ -49,9 +49,19 @@ pub fn shown(text: &str) -> String {
 }
 
 fn printable(c: char) -> impl Iterator<Item = char> {
-    let escaped = c.is_control().then(|| c.escape_default());
-    let plain = (!c.is_control()).then_some(c);
+    let is_escaped = c.is_control() || is_unseen(c);
+    let escaped = is_escaped.then(|| c.escape_default());
+    let plain = (!is_escaped).then_some(c);
     escaped.into_iter().flatten().chain(plain)
+}
+
+/// Whether a character is not seen itself: it has no width, ends a line, or turns the text behind it around. One text could look
+/// like another by it, or a value like the cell beside it.
+fn is_unseen(c: char) -> bool {
+    matches!(
+        c,
+        '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+    )
 }
 
 /// A field of raw output: tabs and ends of lines can't be mistaken.
@@ -139,6 +149,10 @@ mod tests {
         let table = table(Some(["KEY", "VALUE"]), rows);
         assert_eq!(table, "KEY   VALUE\na     x\\ny\\u{1b}[31m\nbcd\n");
         assert_eq!(shown(&"ü".repeat(61)), "ü".repeat(60) + "…");
+        for unseen in ["\u{200b}\u{200f}", "\u{202a}\u{202e}", "\u{2066}\u{2069}", "\u{feff}"] {
+            assert_eq!(shown(unseen), unseen.escape_unicode().to_string());
+        }
+        assert_eq!(shown("שלום \u{202e}a"), "שלום \\u{202e}a", "letters that run from right to left stay");
         assert_eq!(
             [-1, 119_999, 120_000, 7_200_000, 999_999_999].map(rough),
             ["0s", "119s", "2m", "2h", "11d"]
