@@ -23,7 +23,6 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use bitacora_program::console::{nobody_reads, print, tell};
-use clap::CommandFactory as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tracing_subscriber::EnvFilter;
@@ -91,7 +90,7 @@ async fn run(cli: Cli) -> Result<()> {
         Command::Token(arguments) => token::make(arguments),
         Command::Completions(arguments) => {
             let mut script = Vec::new();
-            clap_complete::generate(arguments.shell, &mut Cli::command(), "bitacora", &mut script);
+            clap_complete::generate(arguments.shell, &mut Cli::program(), "bitacora", &mut script);
             Ok(print(script)?)
         }
     }

@@ -135,10 +135,10 @@ Examples:
   printf 'one\\0two\\0' | bitacora del --from-file - --format nul
   bitacora scan --prefix old: --output json | jq -c '.ifMatch = .position' | bitacora del --from-file -    unless changed since
 
-A key may hold newlines, spaces and quotes. Handed on as lines or words it would be taken for other keys, so hand keys on as JSON,
+A key may hold newlines, spaces and quotes. Handed on as lines or words it would be taken for other keys, so hand keys on as JSON, \
 or with a zero byte after each. A line that is no such key ends the command; what was before it is deleted.
 
-With --if-match a key is deleted only if that is still its version ('*': if it is there). A line of --from-file may have a version of
+With --if-match a key is deleted only if that is still its version ('*': if it is there). A line of --from-file may have a version of \
 its own, as a field \"ifMatch\"; the keys whose condition does not hold stay, and the others are deleted.
 
 Exit code 4: not acknowledged in time; the delete may still take effect. 7: the condition does not hold; that key is not deleted.";
@@ -181,7 +181,7 @@ pub enum KeyFormat {
 
 const SCAN: &str = "\
 Raw output is key, tab, value; in both \\t \\n \\r \\\\ stand for tab, newline, carriage return and backslash.
-Pages are printed as they come; keys that are written meanwhile may or may not be among them. To hand keys on to another
+Pages are printed as they come; keys that are written meanwhile may or may not be among them. To hand keys on to another \
 program use JSON: only there they are what they are, whatever they hold.
 
 Examples:
@@ -216,16 +216,16 @@ pub struct Range {
 }
 
 const WATCH: &str = "\
-From now on, until Ctrl-C; then the token to go on from is told on stderr. When its node dies, it goes on at another one; while none answers,
-there is no line, not even progress. It tells states, not history: of a key that changes quickly, states in between may be left out; its last one
+From now on, until Ctrl-C; then the token to go on from is told on stderr. When its node dies, it goes on at another one; while none answers, \
+there is no line, not even progress. It tells states, not history: of a key that changes quickly, states in between may be left out; its last one \
 always comes. Apply events as they come, and don't compare positions: an expired key's delete has the position of its set.
 
-A token does not hold the prefix or key: go on with the same ones, or keys are missed and nothing says so. In a pipe, go on from the token of the
+A token does not hold the prefix or key: go on with the same ones, or keys are missed and nothing says so. In a pipe, go on from the token of the \
 last line that your program has processed, saved together with what it did; several lines may have one token. Of those behind it, none is lost.
 
-JSON output is an object a line: \"event\" is set (with the record), delete (with the reason, deleted or expired), current (all that was there when
+JSON output is an object a line: \"event\" is set (with the record), delete (with the reason, deleted or expired), current (all that was there when \
 it began has been told), progress (nothing matched for 5 s), or gap (forget all keys: those that are live follow); and each has its \"token\".
-Raw output is tab-separated: set, position, key, value; delete, position, key, reason; current, positions; gap, reason. For the eye, on a
+Raw output is tab-separated: set, position, key, value; delete, position, key, reason; current, positions; gap, reason. For the eye, on a \
 terminal, lines have colours (unless NO_COLOR is set), and the last one tells how many events come a second.
 
 Examples:
@@ -260,23 +260,23 @@ pub struct Watch {
 }
 
 const IMPORT: &str = "\
-NDJSON: {\"key\":\"k\",\"value\":\"v\",\"ttl\":\"30s\"} a line; 'ttl' is optional, a time with its unit. 'expires' instead of it is
-a time in ms since 1970, which 'export' writes: a record that has expired is skipped and counted. A line with a 'uuid' is a
+NDJSON: {\"key\":\"k\",\"value\":\"v\",\"ttl\":\"30s\"} a line; 'ttl' is optional, a time with its unit. 'expires' instead of it is \
+a time in ms since 1970, which 'export' writes: a record that has expired is skipped and counted. A line with a 'uuid' is a \
 whole record, as 'scan --output json' and the HTTP API print them: its 'ttl' is such a time too. Other fields are ignored.
-CSV: a header line with key and value, and perhaps ttl, expires or uuid, in any order; fields as RFC 4180 quotes them. Lines
+CSV: a header line with key and value, and perhaps ttl, expires or uuid, in any order; fields as RFC 4180 quotes them. Lines \
 end with LF, CR or both. Text is UTF-8, with or without a byte order mark at its start.
-Avro: an object container file (codec null or deflate) of records with the strings key and value, and perhaps ttl, expires or
+Avro: an object container file (codec null or deflate) of records with the strings key and value, and perhaps ttl, expires or \
 uuid, as above (a ttl that is a number has no unit there: ms); other fields are ignored. Its records are counted as lines.
 
-On a condition: a line, of any format, may have \"ifMatch\", the version that its key must have (partition:offset, or * for any), or
-\"ifAbsent\": true, if there must be no such key. --if-absent and --if-match '*' are for the lines that have neither. What is not written because
-its condition does not hold is counted, and goes to --rejects with the key's version as the reason. After an interruption that may be so
+On a condition: a line, of any format, may have \"ifMatch\", the version that its key must have (partition:offset, or * for any), or \
+\"ifAbsent\": true, if there must be no such key. --if-absent and --if-match '*' are for the lines that have neither. What is not written because \
+its condition does not hold is counted, and goes to --rejects with the key's version as the reason. After an interruption that may be so \
 of a few lines that this import itself had written: the key holds their value.
 
-The last line of a key wins. What a node could not take is sent again; what it refuses is a rejected line: counted and
-written to --rejects as {\"line\",\"reason\",\"text\"}, or the first ten told on stderr. With --checkpoint an import that was
+The last line of a key wins. What a node could not take is sent again; what it refuses is a rejected line: counted and \
+written to --rejects as {\"line\",\"reason\",\"text\"}, or the first ten told on stderr. With --checkpoint an import that was \
 interrupted goes on where all before was acknowledged, and one that is done is not done again.
-A pipe, a FIFO or a socket is read once, from its start to its end. Neither --rejects nor --checkpoint may be the input; both are
+A pipe, a FIFO or a socket is read once, from its start to its end. Neither --rejects nor --checkpoint may be the input; both are \
 tried before the first record is sent.
 
 Examples:
@@ -288,7 +288,7 @@ Examples:
   bitacora import defaults.ndjson --if-absent        only keys that are not there yet
   bitacora scan --prefix user: -o json | jq -c '.ifMatch = .position | .value |= ascii_upcase' | bitacora import -
 
-Exit code 6: done, but lines were rejected; 7: done, but conditions did not hold; 5 or 4: gave up after --retry-for; 1: the input can't be read, or is
+Exit code 6: done, but lines were rejected; 7: done, but conditions did not hold; 5 or 4: gave up after --retry-for; 1: the input can't be read, or is \
 no text of its format.";
 
 #[derive(Debug, Args)]
@@ -340,10 +340,10 @@ impl Import {
 
 const EXPORT: &str = "\
 NDJSON: {\"key\",\"value\"} a line, and \"expires\" in ms since 1970 of a key with a TTL; CSV: key,value,expires.
-Avro: an object container file of records {key, value, expires (null or a long), timestamp, uuid, position}, which Avro's tools
+Avro: an object container file of records {key, value, expires (null or a long), timestamp, uuid, position}, which Avro's tools \
 read. 'import' reads all three.
-A file gets its name when it is whole, so until then it is what it was; its mode stays. A device or a FIFO is written to, and a link's
-target. It is no snapshot: keys that are written meanwhile may or may not be in it. With --checkpoint an export that was
+A file gets its name when it is whole, so until then it is what it was; its mode stays. A device or a FIFO is written to, and a link's \
+target. It is no snapshot: keys that are written meanwhile may or may not be in it. With --checkpoint an export that was \
 interrupted goes on where it was, in FILE.part; the checkpoint is removed at the end.
 
 Examples:
@@ -395,8 +395,8 @@ pub enum AvroCodec {
 }
 
 const BENCH: &str = "\
-A closed loop: --connections times --pipeline requests are under way all the time, so latencies are those at full load. The
-keys are <prefix>0, <prefix>1 and so on, chosen at random; get and mixed write all of them first. They stay in the store:
+A closed loop: --connections times --pipeline requests are under way all the time, so latencies are those at full load. The \
+keys are <prefix>0, <prefix>1 and so on, chosen at random; get and mixed write all of them first. They stay in the store: \
 'bitacora scan --prefix bench:' shows them. Over HTTP a request under way has a connection to itself.
 
 Examples:
@@ -443,7 +443,7 @@ pub enum Operation {
 }
 
 const TOKEN: &str = "\
-The token is a secret, and goes into a file that only you may read. On stdout comes the line by which nodes know it, which is no secret:
+The token is a secret, and goes into a file that only you may read. On stdout comes the line by which nodes know it, which is no secret: \
 append it to the file TOKENS_FILE of every node, and the nodes take it over within seconds. Without its line a token is good for nothing.
 
 Examples:

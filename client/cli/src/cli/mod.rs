@@ -59,13 +59,13 @@ Examples:
   bitacora --http http://node-1:8080 export - | bitacora --rpc node-9:8081 import -
   BITACORA_RPC=node-1:8081,node-2:8081 bitacora members
 
-Where it connects: --rpc, --zookeeper or --http; without any of them the Avro RPC of this machine, 127.0.0.1:8081. A flag wins over
-every BITACORA_… variable of the three. --http may stand beside --rpc or --zookeeper: then 'members' and 'status',
-which always speak HTTP, use it, and all else the RPC. 'diff' speaks HTTP with the two nodes that it names.
+Where it connects: --rpc, --zookeeper or --http; without any of them the Avro RPC of this machine, 127.0.0.1:8081. \
+A flag wins over every BITACORA_… variable of the three. --http may stand beside --rpc or --zookeeper: then 'members' \
+and 'status', which always speak HTTP, use it, and all else the RPC. 'diff' speaks HTTP with the two nodes that it names.
 
-Exit codes: 0 done · 1 failed · 2 wrong usage · 3 no such key (get) · 4 timed out, or a write that may still take
-effect · 5 no node reachable, or none ready or as consistent as asked · 6 lines were rejected (import) · 7 the condition
-of a write does not hold (set, del, import) · 8 nodes differ (diff)";
+Exit codes: 0 done · 1 failed · 2 wrong usage · 3 no such key (get) · 4 timed out, or a write that may still take effect · \
+5 no node reachable, or none ready or as consistent as asked · 6 lines were rejected (import) · 7 the condition of a write \
+does not hold (set, del, import) · 8 nodes differ (diff).";
 
 #[derive(Debug, Args)]
 pub struct Connection {
@@ -121,7 +121,24 @@ impl Connection {
     }
 }
 
+/// Commands that reach no node.
+const WITHOUT_NODES: [&str; 2] = ["token", "completions"];
+
 impl Cli {
+    /// The command line for clap. A command that reaches no node takes the connection's flags as every other one does, and its help
+    /// leaves them out.
+    pub fn program() -> clap::Command {
+        let program = Self::command();
+        let hidden: Vec<_> = program
+            .get_arguments()
+            .filter(|argument| argument.get_help_heading() == Some(CONNECTION))
+            .map(|argument| argument.clone().hide(true))
+            .collect();
+        WITHOUT_NODES
+            .into_iter()
+            .fold(program, |program, name| program.mut_subcommand(name, |command| command.args(&hidden)))
+    }
+
     /// Reads the command line and the environment; ends the process on a wrong one, with exit code 2, and on `--help`.
     #[must_use]
     pub fn read() -> Self {
@@ -141,7 +158,7 @@ impl Cli {
     fn from(
         arguments: impl IntoIterator<Item = impl Into<std::ffi::OsString> + Clone>,
     ) -> Result<Self, clap::Error> {
-        let mut command = without_empty_variables(Self::command());
+        let mut command = without_empty_variables(Self::program());
         let matches = command.try_get_matches_from_mut(arguments)?;
         let mut cli = Self::from_arg_matches(&matches)?;
         let source = |name| Given::of(&matches, name);
@@ -229,12 +246,12 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        Cli::program().debug_assert();
     }
 
     #[test]
     fn every_command_has_examples_and_every_flag_a_word() {
-        for command in Cli::command().get_subcommands() {
+        for command in Cli::program().get_subcommands() {
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             let name = command.get_name();
             assert!(help.contains("Examples:\n  bitacora "), "{name}");
@@ -242,6 +259,33 @@ mod tests {
                 assert!(argument.get_help().is_some(), "{name} {argument}");
             }
         }
+    }
+
+    /// The terminal's width is not known here: a line that ends within a sentence would be cut once more.
+    #[test]
+    fn paragraphs_are_wrapped_by_clap_alone() {
+        let program = Cli::program();
+        for command in std::iter::once(&program).chain(program.get_subcommands()) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            for line in help.lines().filter(|line| !line.is_empty() && !line.starts_with(' ')) {
+                assert!(line == "Examples:" || line.ends_with('.'), "{}: {line}", command.get_name());
+            }
+        }
+    }
+
+    #[test]
+    fn help_has_the_connection_where_nodes_are_reached_only() {
+        let help = |arguments: &str| read(arguments).expect_err("it is asked for help");
+        for command in ["token", "completions"] {
+            let help = help(&format!("{command} --help"));
+            assert!(!help.contains("--rpc") && !help.contains("Connection:"), "{help}");
+        }
+        assert!(help("get --help").contains("--rpc"));
+        for arguments in ["token t --scopes read --out f", "--timeout 3s token t --scopes read --out f"] {
+            assert!(matches!(read(arguments).expect("valid").command, Command::Token(_)));
+        }
+        let cli = read("token t --scopes read --out f --http http://a:1 --timeout 3s").expect("valid");
+        assert_eq!((cli.connection.http.len(), cli.connection.timeout), (1, Duration::from_secs(3)));
     }
 
     #[test]

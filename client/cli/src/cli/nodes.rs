@@ -19,7 +19,7 @@ Examples:
 Exit code 5: no node answered.";
 
 pub(super) const STATUS: &str = "\
-JSON output is a node's own answer to GET /status, one a line; raw output is node, partition, applied, high watermark
+JSON output is a node's own answer to GET /status, one a line; raw output is node, partition, applied, high watermark \
 and lag, tab-separated.
 
 Examples:
@@ -34,12 +34,12 @@ pub struct Status {
 }
 
 pub(super) const DIFF: &str = "\
-Compares what two nodes hold on their disks, without sending the records: digests of ranges of keys, and smaller ranges where they differ. Each node
-looks at all its entries once or twice, a range at a time. A key that is being written is no difference: it must differ where both have applied the
+Compares what two nodes hold on their disks, without sending the records: digests of ranges of keys, and smaller ranges where they differ. Each node \
+looks at all its entries once or twice, a range at a time. A key that is being written is no difference: it must differ where both have applied the \
 same. Of records with a TTL the values are not compared, as each node drops them in its own time. What the digests say, and when: docs/digests.md.
 
-Each key that differs is a line. JSON: {\"partition\",\"key\",\"a\",\"b\"}, where a and b, the first node and the second, are null, or the \"position\" of the
-record and the \"digest\" of all that is stored of it; of a key that is no text \"key_base64\" has the bytes. Raw: partition, key, position at a, position
+Each key that differs is a line. JSON: {\"partition\",\"key\",\"a\",\"b\"}, where a and b, the first node and the second, are null, or the \"position\" of the \
+record and the \"digest\" of all that is stored of it; of a key that is no text \"key_base64\" has the bytes. Raw: partition, key, position at a, position \
 at b, tab-separated, '-' where there is none. Bytes that are no record are 'damaged', and have no partition.
 
 Examples:

@@ -12,10 +12,10 @@ const CONSISTENCY: &str = "Consistency";
 /// What a read may ask for.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ReadFlags {
-    /// eventual: what the node holds; session: at least --position; latest: up to the log's end as its leader says; strong: linearizable [default: eventual]
+    /// eventual: what the node holds; session: at least --position; latest: up to the log's end as its leader says; strong: linearizable [default: eventual, or session if --position is given]
     #[arg(long, value_name = "LEVEL", value_parser = parse::<Consistency>, help_heading = CONSISTENCY)]
     pub consistency: Option<Consistency>,
-    /// What must be seen, partition:offset,… as writes and reads told it; with --consistency session
+    /// What must be seen, partition:offset,… as writes and reads told it; alone it means --consistency session
     #[arg(long, value_name = "POSITIONS", value_parser = session, help_heading = CONSISTENCY)]
     pub position: Option<Session>,
     /// Fail unless the node has everything that was written until so long ago
