@@ -33,8 +33,9 @@ struct Answer {
 #[derive(Serialize)]
 struct Member {
     node: String,
-    ready: bool,
-    caught_up: bool,
+    /// `None`: it does not answer, and others may well reach it.
+    ready: Option<bool>,
+    caught_up: Option<bool>,
     lag: Option<u64>,
     version: String,
     /// Why it is not ready, or does not answer.
@@ -49,7 +50,7 @@ pub async fn members(connection: &Connection, output: Option<Output>) -> Result<
         let Member { node, ready, caught_up, lag, version, reason } = member;
         let lag = lag.map_or_else(|| "-".to_owned(), |lag| lag.to_string());
         let reason = reason.clone().unwrap_or_default();
-        [node.clone(), yes(*ready), yes(*caught_up), lag, version.clone(), reason]
+        [node.clone(), known(*ready), known(*caught_up), lag, version.clone(), reason]
     };
     match Output::of_list(output) {
         Output::Json => {
@@ -235,9 +236,9 @@ fn lag(status: &Status) -> Option<u64> {
 
 /// Number, applied offset, high watermark and lag.
 fn partition_fields(partition: &PartitionStatus) -> [String; 4] {
-    let known = |number: Option<String>| number.unwrap_or_else(|| "-".to_owned());
-    let end = known(partition.high_watermark.map(|end| end.to_string()));
-    let lag = known(partition.lag.map(|lag| lag.to_string()));
+    let shown = |number: Option<String>| number.unwrap_or_else(|| "-".to_owned());
+    let end = shown(partition.high_watermark.map(|end| end.to_string()));
+    let lag = shown(partition.lag.map(|lag| lag.to_string()));
     [partition.partition.to_string(), partition.applied.to_string(), end, lag]
 }
 
@@ -247,12 +248,12 @@ impl Member {
         match &answer.status {
             Ok(status) => {
                 let shown = read_status(status);
-                let (ready, caught_up, lag) = (shown.ready, shown.caught_up, lag(&shown));
+                let (ready, caught_up, lag) = (Some(shown.ready), Some(shown.caught_up), lag(&shown));
                 Self { node, ready, caught_up, lag, version: shown.version, reason: shown.unready }
             }
             Err(failure) => {
                 let reason = Some(failure.sentence.clone());
-                Self { node, ready: false, caught_up: false, lag: None, version: String::new(), reason }
+                Self { node, ready: None, caught_up: None, lag: None, version: String::new(), reason }
             }
         }
     }
@@ -260,6 +261,10 @@ impl Member {
 
 fn yes(yes: bool) -> String {
     if yes { "yes" } else { "no" }.to_owned()
+}
+
+fn known(answer: Option<bool>) -> String {
+    answer.map_or_else(|| "unknown".to_owned(), yes)
 }
 
 /// A node's status for the eye.

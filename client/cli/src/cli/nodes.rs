@@ -11,6 +11,7 @@ use super::values::http_node;
 pub(super) const MEMBERS: &str = "\
 Members come from ZooKeeper, or from the /status of the first node that answers; each is then asked for its own /status.
 With --rpc a node's HTTP port is taken to be one below its RPC port, as it is by default; give --http if it is not.
+Of a member that does not answer READY is 'unknown', in JSON null: it may be that only this machine can't reach it.
 
 Examples:
   bitacora members

@@ -12,19 +12,23 @@ fn members_and_status_are_the_nodes_own_words() {
     node.members(&[&dead]);
     let at = |arguments: &[&str]| run_at(&node, arguments);
     let mut lines = at(&["members"]).code(DONE).lines();
-    lines.sort_by_key(|line| line["ready"] == false);
+    lines.sort_by_key(|line| line["ready"] != true);
     assert_eq!(lines.len(), 2, "{lines:?}");
     assert_eq!(
         (&lines[0]["node"], &lines[0]["lag"], &lines[0]["caught_up"]),
         (&json!(node.name()), &json!(3), &json!(true))
     );
     assert_eq!((&lines[1]["node"], &lines[1]["lag"]), (&json!(dead), &json!(null)));
+    // Who asks may be the only one who can't reach it.
+    assert_eq!((&lines[1]["ready"], &lines[1]["caught_up"]), (&json!(null), &json!(null)));
     assert!(
         lines[1]["reason"].as_str().is_some_and(|reason| reason.contains("can't be reached")),
         "{lines:?}"
     );
     let table = at(&["members", "-o", "table"]).code(DONE).stdout;
     assert!(table.starts_with("MEMBER") && table.contains(&node.name()), "{table}");
+    let of_dead = table.lines().find(|line| line.starts_with(&dead)).unwrap_or_default();
+    assert!(of_dead.contains(" unknown ") && !of_dead.contains(" no "), "{table}");
 
     let own = &at(&["status", &node.name()]).code(DONE).lines()[0];
     assert_eq!(own["anything"], json!({"else": 1}), "JSON is passed on whole");
