@@ -1,5 +1,6 @@
 //! A cluster, over RPC or over HTTP, and the one type of failure that decides the exit code.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use bitacora_protocol::WriteCondition;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use crate::advice;
 use crate::cli::{Connection, ReadFlags, WriteFlags};
 use crate::http::Http;
 
@@ -27,6 +29,8 @@ pub enum Kind {
     NotMet,
     /// Two nodes hold something else.
     Differ,
+    /// The call has no token, or one that is not good for it.
+    Denied,
     /// The command line makes no sense.
     Usage,
     Failed,
@@ -56,7 +60,13 @@ impl Failure {
             Kind::Rejected => 6,
             Kind::NotMet => 7,
             Kind::Differ => 8,
+            Kind::Denied => 9,
         }
+    }
+
+    /// Whether the node will not do it, however often it is asked.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self.kind, Kind::Refused | Kind::Denied)
     }
 }
 
@@ -64,6 +74,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let kind = match &error {
             Error::NotFound { .. } => Kind::NotFound,
+            Error::Refused { reason, .. } if advice::is_denied(reason) => Kind::Denied,
             Error::Refused { .. } => Kind::Refused,
             Error::TimedOut { .. } => Kind::Unclear,
             error if error.may_have_taken_effect() => Kind::Unclear,
@@ -72,33 +83,58 @@ impl From<Error> for Failure {
             Error::Settings(_) => Kind::Usage,
             _ => Kind::Failed,
         };
-        Self::new(kind, error.to_string())
+        let sentence = match &error {
+            Error::Refused { reason, .. } => advice::with_flag(reason.clone()),
+            Error::NoNode { .. } => advice::by_flags(&error.to_string()),
+            error => error.to_string(),
+        };
+        Self::new(kind, sentence)
     }
+}
+
+/// What to do where nobody listens.
+const START_ONE: &str = "start one";
+
+/// Tries to connect to a node. The error comes with what helps against it, if that is known.
+async fn reach(node: &str, connection: &Connection) -> Result<(), (io::Error, Option<String>)> {
+    let stream = bitacora_protocol::connect(node).await.map_err(|error| {
+        let helps = match error.kind() {
+            io::ErrorKind::ConnectionRefused => Some(START_ONE),
+            // Only errors of the resolver have no number of the system's.
+            _ if error.raw_os_error().is_none() => Some("start one, or give a name that has an address"),
+            _ => None,
+        };
+        (error, helps.map(str::to_owned))
+    })?;
+    if let Some(tls) = &connection.tls {
+        tls.connect(node, stream).await.map_err(|error| {
+            let helps = advice::on_tls(&error);
+            (error, helps)
+        })?;
+    }
+    Ok(())
 }
 
 /// Says at once that no node is there, where the client would go on trying until its deadline.
 async fn one_listens(nodes: &[String], connection: &Connection) -> Result<(), Failure> {
-    let mut last = String::new();
+    let (mut last, mut helps) = (String::new(), None);
     for node in nodes {
-        let reached = async {
-            let stream = bitacora_protocol::connect(node).await?;
-            match &connection.tls {
-                None => Ok(()),
-                Some(tls) => tls.connect(node, stream).await.map(drop),
-            }
-        };
-        match timeout(connection.timeout, reached).await {
+        (last, helps) = match timeout(connection.timeout, reach(node, connection)).await {
             Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => last = format!("{node}: {error}"),
-            Err(_) => last = format!("{node}: no answer"),
-        }
+            Ok(Err((error, helps))) => (format!("{node}: {error}"), helps),
+            Err(_) => (format!("{node}: no answer"), None),
+        };
     }
-    let hint = if connection.rpc.is_empty() {
-        ", or say with --rpc, --zookeeper or --http where one is"
-    } else {
-        ""
+    let elsewhere = "say with --rpc, --zookeeper or --http where one is";
+    let helps = match helps {
+        Some(helps) if connection.rpc.is_empty() && helps.starts_with(START_ONE) => {
+            format!("; {helps}, or {elsewhere}")
+        }
+        Some(helps) => format!("; {helps}"),
+        None if connection.rpc.is_empty() => format!("; {elsewhere}"),
+        None => String::new(),
     };
-    Err(Failure::new(Kind::Unavailable, format!("no node can be reached ({last}); start one{hint}")))
+    Err(Failure::new(Kind::Unavailable, format!("no node can be reached ({last}){helps}")))
 }
 
 fn with<'a>(write: Write<'a>, condition: WriteCondition, asked: &WriteFlags) -> Write<'a> {

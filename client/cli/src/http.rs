@@ -1,7 +1,7 @@
 //! The HTTP API, as the README of the project describes it.
 
 use std::borrow::Cow;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bitacora_client::{
@@ -13,14 +13,17 @@ use bitacora_protocol::http::{
     NOT_VISIBLE_HEADER, POSITION_HEADER, PositionedRecord, ReadLine, SOURCE_HEADER, WrittenLine,
 };
 use bitacora_protocol::record::OwnedKeyValue;
-use bitacora_protocol::tls::trusting_nobody;
+use bitacora_protocol::tls::{TlsAdvice, trusting_nobody};
 use bitacora_protocol::{Consistency, Visible, WriteCondition};
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Method, RequestBuilder, StatusCode, Url};
 
+use crate::advice;
 use crate::api::{Failure, Kind};
 use crate::cli::{Connection, ReadFlags, Watch, WriteFlags};
 
+/// What the RPC can't read it does not answer: it closes the connection.
+const PERHAPS_RPC: &str = "is this a node's RPC port? HTTP is by default at the port below it";
 /// A node waits no longer than this.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
@@ -30,6 +33,8 @@ pub struct Http {
     /// Of a call.
     timeout: Duration,
     next: AtomicUsize,
+    /// Whether it is known by now that some node answers HTTP.
+    has_answered: AtomicBool,
 }
 
 struct Answer {
@@ -55,7 +60,8 @@ impl Http {
             .build();
         let client = client
             .map_err(|error| Failure::new(Kind::Failed, format!("no HTTP client: {}", innermost(&error))))?;
-        Ok(Self { urls: urls.to_vec(), client, timeout, next: AtomicUsize::new(0) })
+        let (next, has_answered) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Ok(Self { urls: urls.to_vec(), client, timeout, next, has_answered })
     }
 
     pub fn urls(&self) -> impl Iterator<Item = &Url> {
@@ -299,7 +305,9 @@ impl Http {
 
     async fn once(&self, url: &Url, write: bool, request: RequestBuilder) -> Result<Answer, Failure> {
         let failed = |error: reqwest::Error| {
-            let (kind, what) = if error.is_connect() {
+            // Without the certificate that it wants, a node does nothing.
+            let is_unreached = error.is_connect() || TlsAdvice::on(&error) == Some(TlsAdvice::Certificate);
+            let (kind, what) = if is_unreached {
                 (Kind::Unavailable, "can't be reached")
             } else if error.is_timeout() && write {
                 (Kind::Unclear, "did not answer within --timeout, and the write may have taken effect")
@@ -310,9 +318,16 @@ impl Http {
             } else {
                 (Kind::Unavailable, "broke off")
             };
-            Failure::new(kind, format!("{url} {what}: {}", innermost(&error)))
+            let helps = advice::on_tls(&error).or_else(|| {
+                let perhaps_rpc =
+                    !error.is_connect() && !error.is_timeout() && !self.has_answered.load(Ordering::Relaxed);
+                perhaps_rpc.then(|| PERHAPS_RPC.to_owned())
+            });
+            let helps = helps.map(|helps| format!("; {helps}")).unwrap_or_default();
+            Failure::new(kind, format!("{url} {what}: {}{helps}", innermost(&error)))
         };
         let answer = request.send().await.map_err(failed)?;
+        self.has_answered.store(true, Ordering::Relaxed);
         let (status, headers) = (answer.status(), answer.headers().clone());
         let body = answer.bytes().await.map_err(failed)?.to_vec();
         let answer = Answer { url: url.clone(), headers, body };
@@ -388,6 +403,7 @@ const NOT_TAKEN: &str = "it has not taken effect";
 fn failure(status: StatusCode, write: bool, message: String, may_take_effect: Option<bool>) -> Failure {
     let may_take_effect = write && may_take_effect.unwrap_or_else(|| !message.contains(NOT_TAKEN));
     let kind = match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Kind::Denied,
         StatusCode::NOT_FOUND => Kind::NotFound,
         StatusCode::PRECONDITION_FAILED => Kind::NotMet,
         StatusCode::SERVICE_UNAVAILABLE if may_take_effect => Kind::Unclear,
@@ -395,7 +411,7 @@ fn failure(status: StatusCode, write: bool, message: String, may_take_effect: Op
         status if status.is_client_error() => Kind::Refused,
         _ => Kind::Failed,
     };
-    Failure::new(kind, message)
+    Failure::new(kind, advice::with_flag(message))
 }
 
 fn record(record: OwnedKeyValue, position: Position, served_from: ServedFrom) -> Record {
@@ -466,6 +482,8 @@ mod tests {
             ),
             (&delete, r#"{"status":503,"message":"no memory","mayTakeEffect":false}"#, Kind::Unavailable),
             (&delete, r#"{"status":413}"#, Kind::Refused),
+            (&get, r#"{"status":401,"message":"no token"}"#, Kind::Denied),
+            (&delete, r#"{"status":403,"message":"another token"}"#, Kind::Denied),
             (&delete, r#"{"status":500}"#, Kind::Failed),
         ] {
             let failure = outcome(operation, line.as_bytes()).expect("a line").expect_err("a failure");

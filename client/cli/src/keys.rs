@@ -150,7 +150,7 @@ async fn del_listed(
             match result {
                 Ok(Outcome::Written(position)) => written.push((operation.key(), position)),
                 Ok(Outcome::Read(_)) => {}
-                Err(failure) if failure.kind == Kind::Refused => {
+                Err(failure) if failure.is_refusal() => {
                     refused.add(of_key(operation.key(), &failure));
                 }
                 Err(failure) if failure.kind == Kind::NotMet => {

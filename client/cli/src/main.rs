@@ -1,6 +1,7 @@
 //! Settings in, runtime up, one command, exit code out; nothing else.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod advice;
 mod api;
 mod bench;
 mod checkpoint;

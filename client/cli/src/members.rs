@@ -119,7 +119,8 @@ fn one_answered(answers: &[Answer], connection: &Connection) -> Result<()> {
     if answers.iter().any(|answer| answer.status.is_ok()) {
         return Ok(());
     }
-    let first = answers.iter().find_map(|answer| Some((&answer.name, answer.status.as_ref().err()?)));
+    let failures = || answers.iter().filter_map(|answer| Some((&answer.name, answer.status.as_ref().err()?)));
+    let first = failures().next();
     let sentence = match (asked_zookeeper(connection), first) {
         (Some(zookeeper), None) => format!(
             "{} names no node below {}{SERVERS}: none is ready, or the chroot is another one",
@@ -144,7 +145,10 @@ fn one_answered(answers: &[Answer], connection: &Connection) -> Result<()> {
             )
         }
     };
-    Err(Failure::new(Kind::Unavailable, sentence).into())
+    // Nodes that ask for another token were reached.
+    let is_denied = first.is_some() && failures().all(|(_, failure)| failure.kind == Kind::Denied);
+    let kind = if is_denied { Kind::Denied } else { Kind::Unavailable };
+    Err(Failure::new(kind, sentence).into())
 }
 
 /// ZooKeeper, if it is what says who the members are.
@@ -184,7 +188,8 @@ async fn ask_all(connection: &Connection) -> Result<Vec<Answer>, Failure> {
         match &mut answer.status {
             // The name that the others know it by.
             Ok(status) => answer.name = read_status(status).node,
-            Err(failure) if derived => {
+            // What refuses a request is the node's HTTP port.
+            Err(failure) if derived && !failure.is_refusal() => {
                 failure.sentence +=
                     "; a node's HTTP port is taken to be one below its RPC port: if it is not, give --http";
             }

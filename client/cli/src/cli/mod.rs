@@ -65,7 +65,7 @@ and 'status', which always speak HTTP, use it, and all else the RPC. 'diff' spea
 
 Exit codes: 0 done · 1 failed · 2 wrong usage · 3 no such key (get) · 4 timed out, or a write that may still take effect · \
 5 no node reachable, or none ready or as consistent as asked · 6 lines were rejected (import) · 7 the condition of a write \
-does not hold (set, del, import) · 8 nodes differ (diff).";
+does not hold (set, del, import) · 8 nodes differ (diff) · 9 the call has no token, or one that is not good for it.";
 
 #[derive(Debug, Args)]
 pub struct Connection {

@@ -252,8 +252,8 @@ async fn send(api: &Api, mut jobs: Vec<Job>, patience: Duration) -> Result<Vec<(
         let operations: Vec<_> = jobs.iter().map(|job| &job.operation).collect();
         let last = match api.batch(&operations).await {
             // What is wrong with a single record that a request holds is wrong with that record.
-            Err(failure) if failure.kind == Kind::Refused && jobs.len() > 1 => return Err(failure),
-            Err(failure) if failure.kind == Kind::Refused => {
+            Err(failure) if failure.is_refusal() && jobs.len() > 1 => return Err(failure),
+            Err(failure) if failure.is_refusal() => {
                 fates.extend(jobs.drain(..).map(|job| (job.number, job.rejected(&failure))));
                 continue;
             }
@@ -287,7 +287,7 @@ fn settle(
     for (job, result) in jobs.into_iter().zip(results) {
         match result {
             Ok(_) => fates.push((job.number, Fate::Accepted)),
-            Err(failure) if failure.kind == Kind::Refused => {
+            Err(failure) if failure.is_refusal() => {
                 fates.push((job.number, job.rejected(&failure)));
             }
             Err(failure) if failure.kind == Kind::NotMet => {

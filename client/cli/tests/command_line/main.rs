@@ -21,5 +21,7 @@ mod streams;
 #[path = "../../../../node/tests/support/mod.rs"]
 mod support;
 mod tls;
+mod tokens;
+mod troubles;
 mod usage;
 mod watch;

@@ -19,6 +19,7 @@ pub const UNCLEAR: i32 = 4;
 pub const UNAVAILABLE: i32 = 5;
 pub const REJECTED: i32 = 6;
 pub const NOT_MET: i32 = 7;
+pub const DENIED: i32 = 9;
 
 /// A run that takes longer is killed: it waits for something that never comes.
 const LONGEST_RUN: Duration = Duration::from_secs(120);

@@ -12,6 +12,13 @@ use tokio::runtime::Runtime;
 use self::certificates::{Authority, files, write};
 use crate::program::{DONE, Folder, UNAVAILABLE, USAGE, command, finish, run};
 use crate::support;
+use crate::watch::RealNode;
+
+/// The RPC port whose node would have this HTTP port by default.
+fn one_above(api: &str) -> String {
+    let (host, port) = api.rsplit_once(':').expect("host:port");
+    format!("{host}:{}", port.parse::<u16>().expect("a port") + 1)
+}
 
 #[test]
 fn both_interfaces_are_spoken_over_tls() {
@@ -42,10 +49,18 @@ fn both_interfaces_are_spoken_over_tls() {
         };
         with(&ca, &["set", "k", "v"]).code(DONE);
         with(&ca, &["get", "k", "--consistency", "latest"]).code(DONE);
-        with(&foreign, &["get", "k"]).code(UNAVAILABLE).says("UnknownIssuer");
+        let untrusted = with(&foreign, &["get", "k"]).code(UNAVAILABLE).says("UnknownIssuer");
+        assert!(!untrusted.stderr.contains("start one"), "{untrusted:?}");
+        untrusted.says("its certificate is of none of the authorities of --ca-file (BITACORA_CA_FILE)");
         // The node asks for a certificate.
         let without = run(&[&way[..], &["--ca-file", &ca, "--timeout", "2s", "get", "k"]].concat());
-        without.says("CertificateRequired");
+        let without = without.code(UNAVAILABLE).says("CertificateRequired");
+        without.says("give one with --cert-file and --key-file (BITACORA_CERT_FILE, BITACORA_KEY_FILE)");
+        let other_name = way.map(|part| part.replace("127.0.0.1", "localhost"));
+        let other_name = other_name.each_ref().map(String::as_str);
+        run(&[&other_name, &identity[..], &["--ca-file", &ca, "get", "k"]].concat())
+            .code(UNAVAILABLE)
+            .says("reach it by a name that its certificate has");
     }
     let members =
         run(&[&["--http", &http, "--ca-file", &ca], &identity[..], &["members", "-o", "json"]].concat());
@@ -59,6 +74,22 @@ fn both_interfaces_are_spoken_over_tls() {
     let diff = ["diff", &address.api(), &address.api()];
     run(&[&["--ca-file", &ca], &identity[..], &diff].concat()).code(DONE);
     run(&["--http", &http, "get", "k"]).code(USAGE).says("--ca-file");
+    let in_silence = run(&["--rpc", &rpc, "--timeout", "500ms", "get", "k"]).code(UNAVAILABLE);
+    in_silence.says("before it said anything; if it speaks TLS, give --ca-file (BITACORA_CA_FILE)");
+    let plain = format!("http://{}", address.api());
+    for way in [["--rpc", &one_above(&address.api())], ["--http", &plain]] {
+        let members = run(&[&way[..], &["members"]].concat()).code(UNAVAILABLE);
+        assert!(!members.stderr.contains("one below"), "it is the HTTP port: {members:?}");
+        members.says("this port speaks TLS: use https, and give --ca-file (BITACORA_CA_FILE)");
+    }
+    let without_tls = RealNode::start();
+    let [[_, plain_rpc], [_, plain_http]] = without_tls.ways();
+    run(&["--rpc", &plain_rpc, "--ca-file", &ca, "get", "k"])
+        .code(UNAVAILABLE)
+        .says("if this port does not speak TLS, leave --ca-file (BITACORA_CA_FILE) out");
+    run(&["--http", &plain_http, "--ca-file", &ca, "get", "k"])
+        .code(UNAVAILABLE)
+        .says("this port does not speak TLS: leave --ca-file (BITACORA_CA_FILE) out");
     run(&["--ca-file", &ca, "--cert-file", &cert, "get", "k"]).code(USAGE).says("one is missing");
     run(&["--cert-file", &cert, "--key-file", &key, "get", "k"]).code(USAGE).says("need --ca-file");
     run(&["--ca-file", &ca, "--cert-file", &cert, "--key-file", &ca, "get", "k"])
