@@ -10,6 +10,18 @@ use std::str::FromStr;
 /// secret's own errors.
 pub fn read<T: FromStr<Err = String>>(setting: &str, path: &Path) -> Result<T, String> {
     let text = std::fs::read_to_string(path).map_err(|error| format!("it can't be read: {error}"));
+    parse(setting, path, text)
+}
+
+/// The secret in a file's text, or why the file can't be read.
+///
+/// # Errors
+/// As [`read`].
+pub fn parse<T: FromStr<Err = String>>(
+    setting: &str,
+    path: &Path,
+    text: Result<String, String>,
+) -> Result<T, String> {
     let secret = text.and_then(|text| text.parse());
     secret.map_err(|error| format!("{setting} {}: {error}", path.display()))
 }

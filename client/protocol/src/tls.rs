@@ -268,8 +268,9 @@ pub fn trusting_nobody() -> ClientConfig {
     CONFIG.clone()
 }
 
-/// The host of a `host:port`, an IPv6 address without its brackets.
-fn host_of(address: &str) -> &str {
+/// The host of a `host:port`, an IPv6 address without its brackets: what a certificate names.
+#[must_use]
+pub fn host_of(address: &str) -> &str {
     let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
     host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// What every token begins with, so that scanners for secrets find one that lies where it should not.
-/// What every token begins with.
 pub const TOKEN_START: &str = "bitacora_";
 /// Of a token's random part.
 const RANDOM_BYTES: usize = 32;

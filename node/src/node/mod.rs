@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use bitacora_protocol::tls::host_of;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -273,9 +274,10 @@ impl Shared {
     ) -> Result<Self> {
         let metrics = Arc::new(Metrics::new()?);
         let (access, token) = settings.access(Arc::clone(&metrics)).map_err(|error| anyhow!(error))?;
-        let own_host = address.rsplit_once(':').map_or(address.as_str(), |(host, _)| host);
-        let own_host = own_host.trim_start_matches('[').trim_end_matches(']');
-        let tls = settings.tls(own_host, Arc::clone(&metrics)).map_err(|error| anyhow!(error))?.map(Arc::new);
+        let tls = settings
+            .tls(host_of(&address), Arc::clone(&metrics))
+            .map_err(|error| anyhow!(error))?
+            .map(Arc::new);
         let of_members = tls.as_ref().map(|tls| tls.members().client_config()).transpose()?;
         let clients = MemberClients::new(token.as_ref(), of_members);
         let adjustable = Adjustable::new(&settings, Arc::clone(&metrics));

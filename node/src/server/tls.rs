@@ -222,9 +222,7 @@ impl TlsSettings {
         http.alpn_protocols = vec![ALPN_HTTP.to_vec()];
         Ok(Loaded { http, rpc, members: MemberTrust { verifier, identity }, expiry })
     }
-}
 
-impl TlsSettings {
     /// Says so if others, who trust as this node does, would not take its certificate for that of its address. It still serves those who
     /// know it by another name.
     fn warn_if_refused(&self, loaded: &Loaded, own_host: &str) {

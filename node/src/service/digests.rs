@@ -146,7 +146,7 @@ impl Digests {
         self.count_differences();
     }
 
-    /// Says once of a member that it has not answered for a while. An older node, which knows no such path, does not.
+    /// Says once of a member that it has not answered for a while, as an older node never does, which knows no such path.
     fn note_failed(&self, member: &str, why: &str) {
         let mut failed = self.failed.lock();
         let count = failed.entry(member.to_owned()).or_default();

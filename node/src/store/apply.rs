@@ -238,7 +238,7 @@ fn commit<'a>(
             && changes.peek().is_none_or(|(next, _)| *next != key)
         {
             let head = entry.head();
-            put_newest(environment, &mut txn, key, entry, sweep_time(&head), is_behind_all)?;
+            put_newest(environment, &mut txn, key, entry, sweep_time(head), is_behind_all)?;
             digests.note_first(entry, head);
             applied.changed += 1;
             applied.appended += usize::from(is_behind_all && changed.is_none());
@@ -375,7 +375,7 @@ fn write_key(
     if newest == before.newest.as_ref() {
         return Ok(false);
     }
-    if let Some(at) = before.newest.as_ref().map(Entry::head).as_ref().and_then(sweep_time) {
+    if let Some(at) = before.newest.as_ref().map(Entry::head).and_then(sweep_time) {
         environment.sweep_times.delete(txn, &sweep_key(at, key))?;
     }
     let Some(newest) = newest else {
@@ -385,7 +385,7 @@ fn write_key(
     let sweep_at = if newest.is_provisional() {
         Some(state.last_trimmed_at.max(LogTime::default()))
     } else {
-        sweep_time(&newest.head())
+        sweep_time(newest.head())
     };
     put_newest(environment, txn, key, newest, sweep_at, is_behind_all)?;
     Ok(true)

@@ -166,7 +166,7 @@ fn drop_provisional_entries(
         Some(entry) => environment.records.put(txn, key, entry.as_stored())?,
         None => drop(environment.records.delete(txn, key)?),
     }
-    if let Some(at) = state.entries.first().map(Entry::head).as_ref().and_then(sweep_time) {
+    if let Some(at) = state.entries.first().map(Entry::head).and_then(sweep_time) {
         environment.sweep_times.put(txn, &sweep_key(at, key), &())?;
     }
     Ok(())
@@ -174,7 +174,7 @@ fn drop_provisional_entries(
 
 /// When a sweep has something to do with an entry that is not provisional: its value goes when it expires; for another writer's
 /// tombstone, the sweep decides. An expiry is a time of the accepting node's clock; a sweep's `now` is past by both clocks.
-pub(super) fn sweep_time(entry: &EntryHead) -> Option<LogTime> {
+pub(super) fn sweep_time(entry: EntryHead) -> Option<LogTime> {
     match (entry.ttl, entry.has_record) {
         (ttl::FOR_EVER, _) | (1.., false) => None,
         (ttl @ 1.., true) => Some(LogTime::from_ms(ttl)),

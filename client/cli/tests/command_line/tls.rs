@@ -3,16 +3,11 @@
 #[path = "../../../../node/tests/support/certificates.rs"]
 mod certificates;
 
-use std::sync::Arc;
-
-use bitacora_node::data_dir::DataDir;
-use bitacora_node::log::embedded::EmbeddedLog;
 use tokio::runtime::Runtime;
 
 use self::certificates::{Authority, files, write};
 use crate::program::{DONE, Folder, UNAVAILABLE, USAGE, command, finish, run};
-use crate::support;
-use crate::watch::RealNode;
+use crate::watch::{RealNode, start_node};
 
 /// The RPC port whose node would have this HTTP port by default.
 fn one_above(api: &str) -> String {
@@ -26,13 +21,7 @@ fn both_interfaces_are_spoken_over_tls() {
     let (authority, clients, foreign) = (Authority::new(), Authority::new(), Authority::new());
     let flags = files(folder.path("tls").as_ref(), &authority.certify(), &authority, Some(&clients));
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-    let data_dir = DataDir::open(folder.path("log").as_ref()).expect("a folder");
-    let log = Arc::new(EmbeddedLog::open(data_dir, "topic", 4).expect("a log"));
-    let (node, address) = runtime.block_on(async {
-        let started = support::start(folder.path("node").as_ref(), log, &flags, None).await;
-        support::ready(&started.0).await;
-        started
-    });
+    let (node, address) = start_node(&runtime, &folder, &flags);
     let shown = clients.certify_as("client.example", |_| ());
     let path = |name: &str, text: &str| {
         let path = folder.path(name);

@@ -1,13 +1,9 @@
 //! A node with tokens: what is said to who shows none, or one that is not good for the call.
 
-use std::sync::Arc;
-
-use bitacora_node::data_dir::DataDir;
-use bitacora_node::log::embedded::EmbeddedLog;
 use tokio::runtime::Runtime;
 
 use crate::program::{DENIED, DONE, Folder, REJECTED, run, run_with};
-use crate::support;
+use crate::watch::start_node;
 
 #[test]
 fn a_token_that_is_missing_or_not_good_for_a_call_is_told_by_its_flag() {
@@ -22,13 +18,7 @@ fn a_token_that_is_missing_or_not_good_for_a_call_is_told_by_its_flag() {
     let (member, members) = token("member", &["--scopes", "member"]);
     let tokens = folder.with("tokens", writers + &webs + &members);
     let flags = ["--tokens-file", &tokens, "--member-token-file", &member];
-    let data_dir = DataDir::open(folder.path("log").as_ref()).expect("a folder");
-    let log = Arc::new(EmbeddedLog::open(data_dir, "topic", 4).expect("a log"));
-    let (node, address) = runtime.block_on(async {
-        let started = support::start(folder.path("node").as_ref(), log, &flags, None).await;
-        support::ready(&started.0).await;
-        started
-    });
+    let (node, address) = start_node(&runtime, &folder, &flags);
     let (rpc, http) = (address.avro(), format!("http://{}", address.api()));
     for way in [["--rpc", &rpc], ["--http", &http]] {
         let with = |token: &str, arguments: &[&str]| {

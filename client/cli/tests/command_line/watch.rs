@@ -24,17 +24,22 @@ pub struct RealNode {
     _folder: Folder,
 }
 
+/// Starts a node with these flags, whose log and store are in a folder, and waits until it is ready.
+pub fn start_node(runtime: &Runtime, folder: &Folder, flags: &[&str]) -> (Node, Address) {
+    let data_dir = DataDir::open(folder.path("log").as_ref()).expect("a folder");
+    let log = Arc::new(EmbeddedLog::open(data_dir, "topic", 4).expect("a log"));
+    let store = folder.path("node");
+    runtime.block_on(async {
+        let started = support::start(store.as_ref(), log, flags, None).await;
+        support::ready(&started.0).await;
+        started
+    })
+}
+
 impl RealNode {
     pub fn start() -> Self {
         let (runtime, folder) = (Runtime::new().expect("a runtime"), Folder::new());
-        let data_dir = DataDir::open(folder.path("log").as_ref()).expect("a folder");
-        let log = Arc::new(EmbeddedLog::open(data_dir, "topic", 4).expect("a log"));
-        let store = folder.path("node");
-        let (node, address) = runtime.block_on(async {
-            let started = support::start(store.as_ref(), log, &[], None).await;
-            support::ready(&started.0).await;
-            started
-        });
+        let (node, address) = start_node(&runtime, &folder, &[]);
         Self { runtime, node: Some(node), address, _folder: folder }
     }
 

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use bitacora_program::secret_file;
 use bitacora_protocol::token::{Scope, Token};
 use parking_lot::Mutex;
 use subtle::ConstantTimeEq as _;
@@ -166,8 +167,7 @@ struct Files {
 }
 
 fn read_member_token(path: &Path) -> Result<Token, String> {
-    let token = read_file(path).and_then(|text| text.parse());
-    token.map_err(|error: String| format!("MEMBER_TOKEN_FILE {}: {error}", path.display()))
+    secret_file::parse("MEMBER_TOKEN_FILE", path, read_file(path))
 }
 
 impl AccessSettings {

@@ -23,20 +23,17 @@ impl Tokens {
     /// # Errors
     /// What is wrong in which line.
     pub fn parse(text: &str, before: &Self) -> Result<Self, String> {
-        let (mut tokens, mut lines) = (Vec::new(), Vec::<usize>::new());
+        let (mut tokens, mut lines) = (Vec::<(TokenHash, Arc<KnownToken>)>::new(), Vec::<usize>::new());
         for (number, line) in (1..).zip(text.lines().map(str::trim)) {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
             let (hash, token) = read_line(line).map_err(|error| format!("line {number}: {error}"))?;
-            let other = |is_there: &dyn Fn(&(TokenHash, Arc<KnownToken>)) -> bool| {
-                lines.iter().zip(&tokens).find(|(_, token)| is_there(token)).map(|(line, _)| *line)
-            };
-            if let Some(line) = other(&|(known, _)| *known == hash) {
-                return Err(format!("line {number}: it has the same token as line {line}"));
+            if let Some(at) = tokens.iter().position(|(known, _)| *known == hash) {
+                return Err(format!("line {number}: it has the same token as line {}", lines[at]));
             }
-            if let Some(line) = other(&|(_, known)| known.name == token.name) {
-                let name = without_tokens(&token.name);
+            if let Some(at) = tokens.iter().position(|(_, known)| known.name == token.name) {
+                let (name, line) = (without_tokens(&token.name), lines[at]);
                 return Err(format!(
                     "line {number}: the name '{name}' is that of line {line}, too; each token has a name of its own, also a new \
                      one that takes the place of another"

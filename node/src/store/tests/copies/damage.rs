@@ -232,7 +232,7 @@ proptest! {
             }
             if let Some(entry) = Entry::from_stored(b"k", &bytes) {
                 let _ = (entry.state(wall_ms(0)), entry.state(WallTime::MIN), entry.is_newer_than(&entry));
-                let _ = (entry.to_avro(), entry.value(), entry.is_of(b"k"), crate::store::sweep::sweep_time(&entry.head()));
+                let _ = (entry.to_avro(), entry.value(), entry.is_of(b"k"), crate::store::sweep::sweep_time(entry.head()));
             }
         }
     }
