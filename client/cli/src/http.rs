@@ -1,6 +1,8 @@
 //! The HTTP API, as the README of the project describes it.
 
 use std::borrow::Cow;
+use std::error::Error;
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -14,9 +16,10 @@ use bitacora_protocol::http::{
 };
 use bitacora_protocol::record::OwnedKeyValue;
 use bitacora_protocol::tls::{TlsAdvice, trusting_nobody};
-use bitacora_protocol::{Consistency, Visible, WriteCondition};
+use bitacora_protocol::{Consistency, Visible, WriteCondition, connect};
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Method, RequestBuilder, StatusCode, Url};
+use tokio::io::AsyncReadExt as _;
 
 use crate::advice;
 use crate::api::{Failure, Kind};
@@ -26,10 +29,13 @@ use crate::cli::{Connection, ReadFlags, Watch, WriteFlags};
 const PERHAPS_RPC: &str = "is this a node's RPC port? HTTP is by default at the port below it";
 /// A node waits no longer than this.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// How long a node is given to say why it ended a connection.
+const REFUSAL_WAIT: Duration = Duration::from_secs(1);
 
 pub struct Http {
     urls: Vec<Url>,
     client: reqwest::Client,
+    tls: Option<ClientTls>,
     /// Of a call.
     timeout: Duration,
     next: AtomicUsize,
@@ -61,7 +67,8 @@ impl Http {
         let client = client
             .map_err(|error| Failure::new(Kind::Failed, format!("no HTTP client: {}", innermost(&error))))?;
         let (next, has_answered) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Ok(Self { urls: urls.to_vec(), client, timeout, next, has_answered })
+        let tls = connection.tls.clone();
+        Ok(Self { urls: urls.to_vec(), client, tls, timeout, next, has_answered })
     }
 
     pub fn urls(&self) -> impl Iterator<Item = &Url> {
@@ -304,9 +311,11 @@ impl Http {
     }
 
     async fn once(&self, url: &Url, write: bool, request: RequestBuilder) -> Result<Answer, Failure> {
-        let failed = |error: reqwest::Error| {
+        let failed = async |error: reqwest::Error| {
+            let refusal = self.refusal(url, &error).await;
+            let cause: &(dyn Error + 'static) = refusal.as_ref().map_or(&error, |refusal| refusal);
             // Without the certificate that it wants, a node does nothing.
-            let is_unreached = error.is_connect() || TlsAdvice::on(&error) == Some(TlsAdvice::Certificate);
+            let is_unreached = error.is_connect() || TlsAdvice::on(cause) == Some(TlsAdvice::Certificate);
             let (kind, what) = if is_unreached {
                 (Kind::Unavailable, "can't be reached")
             } else if error.is_timeout() && write {
@@ -318,18 +327,24 @@ impl Http {
             } else {
                 (Kind::Unavailable, "broke off")
             };
-            let helps = advice::on_tls(&error).or_else(|| {
+            let helps = advice::on_tls(cause).or_else(|| {
                 let perhaps_rpc =
                     !error.is_connect() && !error.is_timeout() && !self.has_answered.load(Ordering::Relaxed);
                 perhaps_rpc.then(|| PERHAPS_RPC.to_owned())
             });
             let helps = helps.map(|helps| format!("; {helps}")).unwrap_or_default();
-            Failure::new(kind, format!("{url} {what}: {}{helps}", innermost(&error)))
+            Failure::new(kind, format!("{url} {what}: {}{helps}", innermost(cause)))
         };
-        let answer = request.send().await.map_err(failed)?;
+        let answer = match request.send().await {
+            Ok(answer) => answer,
+            Err(error) => return Err(failed(error).await),
+        };
         self.has_answered.store(true, Ordering::Relaxed);
         let (status, headers) = (answer.status(), answer.headers().clone());
-        let body = answer.bytes().await.map_err(failed)?.to_vec();
+        let body = match answer.bytes().await {
+            Ok(body) => body.to_vec(),
+            Err(error) => return Err(failed(error).await),
+        };
         let answer = Answer { url: url.clone(), headers, body };
         if status.is_success() {
             return Ok(answer);
@@ -344,6 +359,25 @@ impl Http {
             // A load balancer's page, or no node at all, is not worth showing.
             Err(_) => answer.makes_no_sense(&format!("status {status}")),
         })
+    }
+}
+
+impl Http {
+    /// What a node says by TLS of a connection that it ends before it answers. In TLS 1.3 that comes after a client believes that the
+    /// handshake is done, and what the HTTP client has read of it by itself, between two requests, it does not tell. So this shakes
+    /// hands once more, sends nothing, and waits for what the node says. `None` if the first error tells all, or nothing is said.
+    async fn refusal(&self, url: &Url, error: &reqwest::Error) -> Option<io::Error> {
+        let tls = self.tls.as_ref().filter(|_| url.scheme() == "https")?;
+        if error.is_connect() || error.is_timeout() || TlsAdvice::on(error).is_some() {
+            return None;
+        }
+        let address = format!("{}:{}", url.host_str()?, url.port_or_known_default()?);
+        let listen = async {
+            let mut stream = tls.connect(&address, connect(&address).await?).await?;
+            stream.read_u8().await
+        };
+        let said = tokio::time::timeout(REFUSAL_WAIT.min(self.timeout), listen).await.ok()?.err();
+        said.filter(|said| TlsAdvice::on(said).is_some())
     }
 }
 
