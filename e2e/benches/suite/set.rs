@@ -1,13 +1,15 @@
-//! Acknowledged sets beside a bare producer with as many awaited sends, and beside Redis with its append-only file.
+//! Acknowledged sets beside a bare producer with as many awaited sends, alone and behind a bare HTTP server, and beside Redis with its
+//! append-only file.
 
 use anyhow::Result;
 use e2e::cluster::Options;
+use e2e::http::Api;
 use e2e::measure::bulk::Produce;
 use e2e::measure::child::{self, Job, Measured, against};
 use e2e::measure::load::{Call, Load};
 use e2e::measure::peers::Peer;
-use e2e::measure::results;
 use e2e::measure::row::{Figure, Row, Target};
+use e2e::measure::{key, results, value};
 use e2e::runner::Ctx;
 
 use crate::size::{VALUE_BYTES, size};
@@ -27,15 +29,20 @@ pub async fn run(ctx: Ctx) -> Result<()> {
         brokers: cluster.topic.brokers.clone(),
         topic: cluster.topic.name.clone(),
         writers: WRITERS,
+        keys: KEYS,
         value_bytes: VALUE_BYTES,
         seconds: size().round,
     });
+    let answer = Api::new(node.api_port).set(&key(0), &value(VALUE_BYTES)).await?.expect(200).text();
+    let behind_http = Peer::producing(&cluster.topic, &answer, &ctx.dir).await?;
     let (mut http, mut rpc, mut bare, mut theirs) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut behind = Vec::new();
     // The first writes find a cold broker, whoever makes them.
     child::run(&produce).await?;
     for _ in 0..size().rounds {
         http.push(against(&pid, &load(Call::HttpSet, node.api_port)).await?);
         bare.push(Measured::own(child::run(&produce).await?));
+        behind.push(against(&behind_http.pids()?, &load(Call::HttpSet, behind_http.port)).await?);
         rpc.push(against(&pid, &load(Call::AvroSet, node.avro_port)).await?);
         if let Some(redis) = &redis {
             theirs.push(against(&redis.pids()?, &load(Call::RedisSet, redis.port)).await?);
@@ -46,6 +53,14 @@ pub async fn run(ctx: Ctx) -> Result<()> {
     let beside_bare = |work, figure, ours| {
         Row::of_rounds(("set", work, "bare producer, 64 awaited sends"), figure, ours, Some(&bare))
     };
+    let beside_http = |figure, ours| {
+        Row::of_rounds(
+            ("set", over_http, "bare warp route before a bare producer"),
+            figure,
+            ours,
+            Some(&behind),
+        )
+    };
     let theirs = redis.as_ref().map(|_| &theirs[..]);
     let beside_redis = |work, figure, ours| {
         Row::of_rounds(("set", work, "Redis SET, AOF every second"), figure, ours, theirs)
@@ -53,6 +68,8 @@ pub async fn run(ctx: Ctx) -> Result<()> {
     results::add([
         beside_bare(over_http, RATE, &http).target(Target::Ratio(0.9)),
         beside_bare(over_http, Figure::P50, &http).target(Target::Ratio(1.1)),
+        beside_http(RATE, &http),
+        beside_http(Figure::P50, &http),
         beside_bare(over_rpc, RATE, &rpc),
         beside_bare(over_rpc, Figure::P50, &rpc),
         beside_redis(over_http, RATE, &http),

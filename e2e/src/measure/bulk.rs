@@ -24,7 +24,7 @@ use crate::topic::{KeyValue, Topic};
 const PATIENCE: Duration = Duration::from_secs(900);
 
 /// As a node's producer is set up.
-fn producer(brokers: &str) -> ClientConfig {
+pub(super) fn producer(brokers: &str) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", brokers)
@@ -43,6 +43,8 @@ pub struct Produce {
     pub brokers: String,
     pub topic: String,
     pub writers: usize,
+    /// Keys are chosen by chance from so many.
+    pub keys: u64,
     pub value_bytes: usize,
     pub seconds: f64,
 }
@@ -64,17 +66,26 @@ impl Produce {
     }
 
     async fn writer(&self, producer: &FutureProducer, writer: u64, began: Instant) -> Result<Histogram<u64>> {
-        let key = key(writer);
-        let bytes = KeyValue::new(&key, &value(self.value_bytes)).to_avro();
+        let (mut record, at) = record_of(&key(0), self.value_bytes)?;
+        let mut random = fastrand::Rng::with_seed(writer);
         let mut latencies = Histogram::new(3)?;
         while began.elapsed().as_secs_f64() < self.seconds {
+            let key = key(random.u64(..self.keys));
+            record[at..at + key.len()].copy_from_slice(key.as_bytes());
             let sent = Instant::now();
-            let record = FutureRecord::to(&self.topic).key(&key).payload(&bytes);
+            let record = FutureRecord::to(&self.topic).key(&key).payload(&record);
             producer.send(record, Duration::from_secs(5)).await.map_err(|(error, _)| error)?;
             latencies.record(sent.elapsed().as_nanos() as u64)?;
         }
         Ok(latencies)
     }
+}
+
+/// One record, and where in it its key is: a bare producer puts the key in anew for each, since it has its records already.
+fn record_of(key: &str, value_bytes: usize) -> Result<(Vec<u8>, usize)> {
+    let record = KeyValue::new(key, &value(value_bytes)).to_avro();
+    let at = record.windows(key.len()).position(|part| part == key.as_bytes()).context("its key")?;
+    Ok((record, at))
 }
 
 /// Counts what is acknowledged.
@@ -106,10 +117,8 @@ pub struct Flood {
 
 impl Flood {
     pub(super) fn run(&self) -> Result<Figures> {
-        // One record, whose key is put in anew for each: a bare producer has its records already.
-        let mut record = KeyValue::new(&key(self.first), &value(self.value_bytes)).to_avro();
         let name = key(self.first);
-        let at = record.windows(name.len()).position(|part| part == name.as_bytes()).context("its key")?;
+        let (mut record, at) = record_of(&name, self.value_bytes)?;
         let acknowledged = Arc::new(AtomicU64::new(0));
         let producer: ThreadedProducer<Counted> = producer(&self.brokers)
             .set("queue.buffering.max.messages", "500000")

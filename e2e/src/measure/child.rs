@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::bare::Server;
+use super::bare::{ProducingServer, Server};
 use super::bulk::{Batches, Consume, Flood, Produce};
 use super::cpu;
 use super::load::{Hold, Load};
@@ -24,6 +24,7 @@ pub enum Job {
     Consume(Consume),
     Batches(Batches),
     Serve(Server),
+    ServeProducing(ProducingServer),
 }
 
 /// What a job saw. Zero where it has no such figure.
@@ -88,8 +89,10 @@ pub fn main_if_asked() -> Option<ExitCode> {
 
 fn work(job: &str) -> Result<()> {
     let job: Job = serde_json::from_str(job).context("the job")?;
-    if let Job::Serve(server) = &job {
-        return server.run();
+    match &job {
+        Job::Serve(server) => return server.run(),
+        Job::ServeProducing(server) => return server.run(),
+        _ => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let before = cpu::seconds(std::process::id())?;
@@ -100,7 +103,7 @@ fn work(job: &str) -> Result<()> {
         Job::Flood(flood) => flood.run()?,
         Job::Consume(consume) => consume.run()?,
         Job::Batches(batches) => runtime.block_on(batches.run())?,
-        Job::Serve(_) => Figures::default(),
+        Job::Serve(_) | Job::ServeProducing(_) => Figures::default(),
     };
     figures.cpu = cpu::seconds(std::process::id())? - before;
     println!("{}", serde_json::to_string(&figures)?);

@@ -8,13 +8,14 @@ use anyhow::{Result, ensure};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::bare::{Kind, Server};
+use super::bare::{Kind, ProducingServer, Server};
 use super::child::{self, Job};
 use super::load::{Call, Load};
 use super::{cpu, key, value};
 use crate::certificates::Certified;
 use crate::cluster::node_binary;
 use crate::process::Process;
+use crate::topic::Topic;
 use crate::{ports, wait};
 
 const START: Duration = Duration::from_secs(20);
@@ -51,6 +52,17 @@ impl Peer {
         let port = ports::free();
         let job = Job::Serve(Server { kind, port, body: body.to_owned() });
         let process = child::start(&job, &dir.join(format!("{kind:?}.log")))?;
+        Ok(Peer::listening(port, vec![process]).await)
+    }
+
+    /// A bare server that writes what it is sent to a topic, and answers with this body.
+    ///
+    /// # Errors
+    /// When its process can't be started.
+    pub async fn producing(topic: &Topic, body: &str, dir: &Path) -> Result<Peer> {
+        let (port, brokers, topic) = (ports::free(), topic.brokers.clone(), topic.name.clone());
+        let job = Job::ServeProducing(ProducingServer { port, brokers, topic, body: body.to_owned() });
+        let process = child::start(&job, &dir.join("producing.log"))?;
         Ok(Peer::listening(port, vec![process]).await)
     }
 
