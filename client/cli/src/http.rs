@@ -360,15 +360,15 @@ impl Http {
             Err(_) => answer.makes_no_sense(&format!("status {status}")),
         })
     }
-}
 
-impl Http {
     /// What a node says by TLS of a connection that it ends before it answers. In TLS 1.3 that comes after a client believes that the
     /// handshake is done, and what the HTTP client has read of it by itself, between two requests, it does not tell. So this shakes
-    /// hands once more, sends nothing, and waits for what the node says. `None` if the first error tells all, or nothing is said.
+    /// hands once more, sends nothing, and waits for what the node says. `None` if the first error tells all, or nothing is said,
+    /// and once a node has answered: then the call may have been one that it took.
     async fn refusal(&self, url: &Url, error: &reqwest::Error) -> Option<io::Error> {
         let tls = self.tls.as_ref().filter(|_| url.scheme() == "https")?;
-        if error.is_connect() || error.is_timeout() || TlsAdvice::on(error).is_some() {
+        let tells_all = error.is_connect() || error.is_timeout() || TlsAdvice::on(error).is_some();
+        if tells_all || self.has_answered.load(Ordering::Relaxed) {
             return None;
         }
         let address = format!("{}:{}", url.host_str()?, url.port_or_known_default()?);
