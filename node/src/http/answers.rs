@@ -26,6 +26,9 @@ use crate::store::UuidText;
 
 pub type Reply = Response<Bytes>;
 
+/// Values from so many bytes on are looked at before they are made JSON of.
+const LONG_VALUE_BYTES: usize = 1024;
+
 /// Bytes that count against the node's budget until the last of them is written to the client.
 struct Counted {
     bytes: Vec<u8>,
@@ -96,6 +99,31 @@ where
     reply
 }
 
+/// Appends a record as JSON, as its [`Serialize`] has it. That looks at a string byte by byte, so a long value is looked at here first, many
+/// bytes at a time: mostly there is nothing in it that JSON spells otherwise.
+pub fn put_record(record: &KeyValue<'_>, out: &mut Vec<u8>) {
+    let start = out.len();
+    let is_copied = record.value.len() >= LONG_VALUE_BYTES && is_spelled_as_it_is(record.value);
+    let value = if is_copied { "" } else { record.value };
+    // Nothing in it is a map with keys that are no strings.
+    let _ = serde_json::to_writer(&mut *out, &KeyValue { value, ..*record });
+    if is_copied {
+        // A key that has the same in it has backslashes there.
+        const BEFORE_VALUE: &[u8] = br#"","value":""#;
+        let found = memchr::memmem::find(&out[start..], BEFORE_VALUE);
+        let behind = out.split_off(found.map_or(out.len(), |found| start + found + BEFORE_VALUE.len()));
+        out.extend_from_slice(record.value.as_bytes());
+        out.extend_from_slice(&behind);
+    }
+}
+
+/// Whether JSON has a text as it is, between quotation marks.
+fn is_spelled_as_it_is(text: &str) -> bool {
+    let is_plain = |byte: &u8| (*byte >= b' ') & (*byte != b'"') & (*byte != b'\\');
+    // Without an end before that of a piece, so that the compiler can have many looked at together.
+    text.as_bytes().chunks(256).all(|piece| piece.iter().fold(true, |plain, byte| plain & is_plain(byte)))
+}
+
 /// The answer to a read of a key, whose reader has the records of these tags already.
 ///
 /// # Errors
@@ -112,8 +140,7 @@ pub fn read(key: &str, answer: &Answer, known: Option<&Tags>, memory: &Memory) -
             let permit = memory.take_for_answer(record.value.len())?;
             // Mostly as long as what is in it, and the names of the fields.
             let mut body = Vec::with_capacity(key.len() + record.value.len() + record.uuid.len() + 128);
-            // Nothing in it is a map with keys that are no strings.
-            let _ = serde_json::to_writer(&mut body, &record);
+            put_record(&record, &mut body);
             let permit = match permit {
                 // JSON spells a byte with up to six.
                 None => memory.take_for_answer(body.len())?,
@@ -245,6 +272,36 @@ mod tests {
         assert!(read("k", &answer("v".repeat(bytes)), None, &spent()).is_ok());
         assert!(read("k", &answer("\u{1}".repeat(bytes)), None, &spent()).is_err());
         assert!(read("k", &answer("v".repeat(2 * SMALL_ANSWER_BYTES)), None, &spent()).is_err());
+    }
+
+    #[test]
+    fn a_long_value_is_spelled_as_any_other() {
+        for (key, value) in [
+            ("k", "v"),
+            ("a\",\"value\":\"b", "v"),
+            ("a\\", "\u{e9}\u{1f600}\u{7f}"),
+            ("\",\"value\":\"", "\""),
+            ("k", "\\"),
+            ("k", "\n"),
+            ("k", "\u{1f}"),
+        ] {
+            for repeated in [1, LONG_VALUE_BYTES - 1, LONG_VALUE_BYTES, 3 * LONG_VALUE_BYTES + 1] {
+                for value in [value.repeat(repeated), "v".repeat(repeated) + value] {
+                    let record = KeyValue {
+                        key,
+                        value: &value,
+                        timestamp: -7,
+                        source: source::LOG,
+                        ttl: 9,
+                        uuid: "u",
+                    };
+                    let mut out = b"{".to_vec();
+                    put_record(&record, &mut out);
+                    let usual = serde_json::to_string(&record).expect("it is text");
+                    assert_eq!(String::from_utf8_lossy(&out[1..]), usual);
+                }
+            }
+        }
     }
 
     #[test]

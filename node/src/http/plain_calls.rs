@@ -16,6 +16,7 @@ use httparse::{EMPTY_HEADER, Header, Status};
 use smallvec::SmallVec;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::watch;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 use warp::http::Method;
 use warp::http::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue};
@@ -136,7 +137,7 @@ pub async fn serve(
                     } else {
                         socket.write_all(&out).await?;
                         out.clear();
-                        socket.write_all(body).await?;
+                        write_in_turns(socket, body).await?;
                     }
                 }
             }
@@ -160,6 +161,15 @@ pub async fn serve(
         out.shrink_to(READ_BYTES);
         active = Instant::now();
     }
+}
+
+/// Writes a long body. What the kernel does with it costs more than a whole other call, so those who wait for this thread are let in between.
+async fn write_in_turns(socket: &mut Socket, body: &[u8]) -> io::Result<()> {
+    for piece in body.chunks(WRITE_BYTES) {
+        socket.write_all(piece).await?;
+        yield_now().await;
+    }
+    Ok(())
 }
 
 /// A request that is taken here.
