@@ -33,9 +33,9 @@ const REQUESTS_UNDER_WAY: &str = "2";
 /// How often librdkafka tells the producer's statistics: a write that failed may wait so long for its answer, see [`super::sent`].
 const STATISTICS_INTERVAL_MS: &str = "1000";
 /// How long the thread of a producer waits for news before it looks whether to end. What comes meanwhile is handed out at once. rdkafka
-/// waits for whole milliseconds and asks without a pause in the last one, so each wait costs up to a millisecond of processor time; and the
-/// end of a producer may take as long as a wait.
-const POLL_TIMEOUT: Duration = Duration::from_millis(500);
+/// waits for whole milliseconds, and asks without a pause in what is left of the last one: a little more than a whole number leaves little,
+/// where exactly one would leave nearly another millisecond. The end of a producer may take as long as a wait.
+const POLL_TIMEOUT: Duration = Duration::from_micros(500_100);
 
 pub(super) fn producer(
     settings: &KafkaSettings,
