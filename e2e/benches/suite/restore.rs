@@ -2,6 +2,8 @@
 //! giver's readers notice of it; how soon a node serves that begins with its store; and how large the store is.
 
 use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -23,6 +25,8 @@ use crate::size::{PARTITIONS, VALUE_BYTES, size};
 const PART: &str = "restore";
 /// Restarts with the store, of which each round takes one.
 const RESTARTS: usize = 5;
+/// Read or written at once when a file is copied.
+const BLOCK: usize = 1 << 20;
 /// For how long reads at the giver are measured when nothing is beside them, in seconds.
 const READS: f64 = 4.0;
 /// More than any disk or network gives: no bound on what a node spends on others.
@@ -34,6 +38,8 @@ struct Rounds {
     consumer: Vec<Measured>,
     snapshot: Vec<f64>,
     copy: Vec<f64>,
+    transfer: Vec<f64>,
+    start: Vec<f64>,
     idle_reads: Vec<f64>,
     busy_reads: Vec<f64>,
     bare_reads: Vec<f64>,
@@ -92,13 +98,22 @@ async fn round(ctx: &Ctx, cluster: &Cluster, bare: &Peer, rounds: &mut Rounds) -
     let installed = new.api().metric("bitacora_snapshots_installed_total").await?;
     ensure!((installed - 1.0).abs() < 0.1, "it was not by snapshot");
     let (from, to) = (data_file(new)?, ctx.dir.join("copy"));
-    rounds.copy.push(tokio::task::spawn_blocking(move || copy(&from, &to)).await??);
-    let mut restarts = Vec::new();
+    let (copied, transferred) = tokio::task::spawn_blocking(move || {
+        let copied = copy(&from, &to)?;
+        anyhow::Ok((copied, transfer(&from, &to)?))
+    })
+    .await??;
+    rounds.copy.push(copied);
+    rounds.transfer.push(transferred);
+    let (mut restarts, mut starts) = (Vec::new(), Vec::new());
     for _ in 0..RESTARTS {
         new.kill();
-        restarts.push(start(new).await?.read);
+        let Started { read, ready, .. } = start(new).await?;
+        restarts.push(read);
+        starts.push(ready);
     }
     rounds.warm.push(e2e::figures::median(restarts));
+    rounds.start.push(e2e::figures::median(starts));
     new.kill();
     Ok(())
 }
@@ -155,16 +170,46 @@ fn data_file(node: &Node) -> Result<PathBuf> {
 /// Seconds that a plain copy takes until it is on the disk.
 fn copy(from: &Path, to: &Path) -> Result<f64> {
     let began = Instant::now();
-    // By hand, so that no file system clones it.
     let mut out = File::create(to)?;
-    std::io::copy(
-        &mut std::io::BufReader::with_capacity(1 << 20, File::open(from)?),
-        &mut std::io::BufWriter::with_capacity(1 << 20, &mut out),
-    )?;
+    read_and_write(&mut File::open(from)?, &mut out)?;
     out.sync_all()?;
     let took = began.elapsed().as_secs_f64();
     std::fs::remove_file(to)?;
     Ok(took)
+}
+
+/// Seconds that the same takes over a connection, between two threads, when nobody looks at what is sent.
+fn transfer(from: &Path, to: &Path) -> Result<f64> {
+    let began = Instant::now();
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let mut giver = TcpStream::connect(listener.local_addr()?)?;
+    let mut taker = listener.accept()?.0;
+    std::thread::scope(|scope| {
+        let giving = scope.spawn(move || {
+            read_and_write(&mut File::open(from)?, &mut giver)?;
+            giver.shutdown(Shutdown::Write)
+        });
+        let mut out = File::create(to)?;
+        read_and_write(&mut taker, &mut out)?;
+        giving.join().map_err(|_| anyhow::anyhow!("the giving thread panicked"))??;
+        anyhow::Ok(out.sync_all()?)
+    })?;
+    let took = began.elapsed().as_secs_f64();
+    ensure!(std::fs::metadata(from)?.len() == std::fs::metadata(to)?.len(), "it did not come whole");
+    std::fs::remove_file(to)?;
+    Ok(took)
+}
+
+/// By hand: `std::io::copy` leaves it to the kernel where it can, which a node can't, as it looks at the bytes.
+fn read_and_write(from: &mut impl Read, to: &mut impl Write) -> std::io::Result<()> {
+    let mut block = vec![0; BLOCK];
+    loop {
+        let read = from.read(&mut block)?;
+        if read == 0 {
+            return Ok(());
+        }
+        to.write_all(&block[..read])?;
+    }
 }
 
 /// Overwrites everything five times while the node reads along; returns the bytes of its file for each record.
@@ -190,6 +235,14 @@ fn report(rounds: &Rounds, overwritten: f64) {
             .target(Target::Ratio(0.7)),
         beside((PART, snapshot, "synced copy of the file"), "s", &rounds.snapshot, &rounds.copy)
             .target(Target::Ratio(1.2)),
+        beside((PART, snapshot, "bare transfer, synced"), "s", &rounds.snapshot, &rounds.transfer),
+        beside(
+            (PART, "bare transfer of the file, synced", "synced copy of the file"),
+            "s",
+            &rounds.transfer,
+            &rounds.copy,
+        ),
+        alone("restart with the store, until ready", "s", &rounds.start),
         beside((PART, giver, "the same, idle"), "p99, µs", &rounds.busy_reads, &rounds.idle_reads)
             .target(Target::Ratio(2.0)),
         beside(
