@@ -23,6 +23,8 @@ const WAIT_FOR_MORE: Duration = Duration::from_millis(20);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// How often librdkafka tells a reader's statistics.
 const STATISTICS_INTERVAL_MS: &str = "5000";
+/// Records of a batch before more of them are taken many at a time. A single write is not kept up by it.
+const MANY_RECORDS: usize = 16;
 
 pub(super) struct Reader {
     queue: events::ConsumerQueue,
@@ -33,6 +35,7 @@ pub(super) struct Reader {
     /// The last offsets committed to the group.
     committed: Option<Vec<NextOffset>>,
     last_commit: Instant,
+    statistics_turn: StatisticsTurn,
 }
 
 impl LogReader for Reader {
@@ -50,9 +53,14 @@ impl LogReader for Reader {
                 break;
             }
             wait = Duration::ZERO;
-            let there_is_more = matches!(event, Event::Records) && batch.is_worth_a_wait();
+            let is_record = matches!(event, Event::Records);
             self.note(event, batch)?;
-            if there_is_more && batch.has_small_records() {
+            let takes_many = batch.is_worth_a_wait() || batch.records().len() >= MANY_RECORDS;
+            if is_record
+                && takes_many
+                && batch.has_small_records()
+                && !self.statistics_turn.has_come(Instant::now())
+            {
                 self.queue.take_records(batch).map_or(Ok(()), |error| self.note(error, batch))?;
             }
         }
@@ -73,13 +81,16 @@ impl LogReader for Reader {
 }
 
 impl Reader {
-    fn note(&self, event: Event, batch: &mut Batch) -> Result<(), ReadError> {
+    fn note(&mut self, event: Event, batch: &mut Batch) -> Result<(), ReadError> {
         match event {
             Event::End { partition, next } if partition >= 0 => batch.reached(partition, next),
             Event::OutOfRange { partition } => return Err(ReadError::OutOfRange { partition }),
             Event::Unreadable(reason) => return Err(ReadError::Unreadable(reason)),
             Event::Fatal(reason) => return Err(ReadError::Unavailable(reason)),
-            Event::Statistics(json) => self.statistics.reader(&json),
+            Event::Statistics(json) => {
+                self.statistics_turn.taken(Instant::now());
+                self.statistics.reader(&json);
+            }
             Event::Nothing | Event::Records | Event::End { .. } | Event::Other => {}
         }
         Ok(())
@@ -127,7 +138,8 @@ impl Reader {
             .ok_or_else(|| ReadError::Unavailable("librdkafka gave the consumer no queue".to_owned()))?;
         let topic = settings.topic.clone();
         let (committed, last_commit) = (None, Instant::now());
-        Ok(Self { queue, _tokens: supplied, topic, statistics, committed, last_commit })
+        let statistics_turn = StatisticsTurn::of(config.get("statistics.interval.ms"), Instant::now());
+        Ok(Self { queue, _tokens: supplied, topic, statistics, committed, last_commit, statistics_turn })
     }
 
     fn commit(&mut self, next: &[NextOffset], mode: CommitMode) {
@@ -139,6 +151,61 @@ impl Reader {
         match self.queue.consumer().commit(&offsets, mode) {
             Ok(()) => self.committed = Some(next.to_vec()),
             Err(error) => tracing::debug!(%error, "the group's offsets could not be committed"),
+        }
+    }
+}
+
+/// When the next statistics may be among what librdkafka tells: they would be lost if records were then taken many at a time.
+struct StatisticsTurn {
+    /// `None` if there are none.
+    interval: Option<Duration>,
+    next: Instant,
+}
+
+impl StatisticsTurn {
+    /// Of an interval in librdkafka's words, in ms; 0 is none.
+    fn of(interval: Option<&str>, now: Instant) -> Self {
+        let interval = interval.and_then(|text| text.trim().parse().ok()).filter(|ms| *ms > 0);
+        let mut turn = Self { interval: interval.map(Duration::from_millis), next: now };
+        turn.taken(now);
+        turn
+    }
+
+    fn has_come(&self, now: Instant) -> bool {
+        self.interval.is_some() && now >= self.next
+    }
+
+    /// The next ones come an interval after these did, which may have lain in the queue for a while.
+    fn taken(&mut self, now: Instant) {
+        if let Some(interval) = self.interval {
+            self.next = now + interval * 9 / 10;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_taken_one_by_one_from_before_the_next_statistics_until_they_are_there() {
+        let began = Instant::now();
+        let at = |ms| began + Duration::from_millis(ms);
+        let mut turn = StatisticsTurn::of(Some("5000"), began);
+        assert!(!turn.has_come(at(4_400)));
+        assert!(turn.has_come(at(4_999)) && turn.has_come(at(60_000)));
+        turn.taken(at(60_000));
+        assert!(!turn.has_come(at(64_400)));
+        assert!(turn.has_come(at(65_000)));
+    }
+
+    #[test]
+    fn statistics_that_were_turned_off_are_not_waited_for() {
+        let began = Instant::now();
+        for off in [Some("0"), None] {
+            let mut turn = StatisticsTurn::of(off, began);
+            turn.taken(began);
+            assert!(!turn.has_come(began + Duration::from_secs(3600)), "{off:?}");
         }
     }
 }
