@@ -255,6 +255,7 @@ pub fn bench(tests: Vec<Test>) -> ExitCode {
 /// As [`bench()`], with other arguments than the process': the program's name, and what follows it.
 pub fn bench_with(arguments: impl Iterator<Item = String>, tests: Vec<Test>) -> ExitCode {
     let arguments = Arguments::from_iter(arguments);
+    backends::run_brokers_as_deployed();
     // `cargo bench` asks for benchmarks only; these are tests to libtest-mimic.
     main_with(Arguments { bench: false, test_threads: Some(1), ..arguments }, tests)
 }

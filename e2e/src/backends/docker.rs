@@ -153,7 +153,7 @@ fn kafka(port: u16, cluster: &str, detour: Option<Detour>) -> ContainerRequest<G
     }
     request
         .with_copy_to(CONFIG, properties.into_bytes())
-        .with_env_var("KAFKA_HEAP_OPTS", "-Xms256m -Xmx512m -XX:TieredStopAtLevel=1")
+        .with_env_var("KAFKA_HEAP_OPTS", super::broker_options().join(" "))
         .with_cmd(["bash", "-c", &start])
 }
 

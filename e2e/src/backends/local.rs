@@ -96,8 +96,14 @@ impl Local {
     fn java(&self) -> Command {
         let mut command = Command::new("java");
         command.arg(format!("-Dlogback.configurationFile={}", self.dir.join("logback.xml").display()));
-        let heap = if self.kind == Kind::Kafka { "-Xmx512m" } else { "-Xmx128m" };
-        command.args([heap, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp"]);
+        match self.kind {
+            Kind::Kafka => command.args(super::broker_options()),
+            Kind::ZooKeeper => command.args(["-Xmx128m", "-XX:TieredStopAtLevel=1"]),
+        };
+        if self.kind == Kind::ZooKeeper || !super::are_brokers_as_deployed() {
+            command.arg("-XX:+UseSerialGC");
+        }
+        command.arg("-cp");
         command.arg(format!("{}/*", self.jars.display()));
         command
     }

@@ -6,6 +6,7 @@ mod local;
 
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -18,6 +19,29 @@ use crate::{deployment, ports, wait, zookeeper};
 /// Also the versions in `servers/*/pom.xml`.
 pub const KAFKA_VERSION: &str = "4.3.1";
 pub const ZOOKEEPER_VERSION: &str = "3.9.5";
+
+/// See [`run_brokers_as_deployed`].
+static AS_DEPLOYED: AtomicBool = AtomicBool::new(false);
+
+/// Brokers that start from now on have what Kafka's own script gives them: both of Java's compilers, and a heap of 1 GB. To be called before
+/// anything is measured. Tests start many brokers and ask little of each, so theirs have a small heap and the first compiler alone, with
+/// which they are ready sooner, and do less afterwards.
+pub fn run_brokers_as_deployed() {
+    AS_DEPLOYED.store(true, Ordering::Relaxed);
+}
+
+fn are_brokers_as_deployed() -> bool {
+    AS_DEPLOYED.load(Ordering::Relaxed)
+}
+
+/// The options of a broker's Java.
+fn broker_options() -> &'static [&'static str] {
+    if are_brokers_as_deployed() {
+        &["-Xms1g", "-Xmx1g"]
+    } else {
+        &["-Xms256m", "-Xmx512m", "-XX:TieredStopAtLevel=1"]
+    }
+}
 
 /// Starting may include the download of an image or of the artifacts.
 const READY: Duration = Duration::from_secs(120);
