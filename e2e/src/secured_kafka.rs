@@ -8,7 +8,7 @@ use testcontainers::core::IntoContainerPort;
 use testcontainers::runners::AsyncRunner;
 use testcontainers::{ContainerAsync, GenericImage, ImageExt};
 
-use crate::backends::{CONTAINER_LABEL, KAFKA_VERSION};
+use crate::backends::{CONTAINER_LABEL, KAFKA_VERSION, broker_options};
 use crate::certificates::Certified;
 use crate::ports;
 use crate::token_server::{AUDIENCE, ISSUER};
@@ -103,7 +103,7 @@ impl SecuredKafka {
             .with_copy_to("/tmp/log4j2.yaml", LOGGING.as_bytes().to_vec())
             .with_copy_to(TOKEN_KEYS.trim_start_matches("file://"), token_keys.as_bytes().to_vec())
             .with_copy_to("/tmp/clients.pem", clients.authority_pem.clone().into_bytes())
-            .with_env_var("KAFKA_HEAP_OPTS", "-Xms256m -Xmx512m -XX:TieredStopAtLevel=1")
+            .with_env_var("KAFKA_HEAP_OPTS", broker_options().join(" "))
             .with_env_var(
                 "KAFKA_OPTS",
                 format!("-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls={TOKEN_KEYS}"),

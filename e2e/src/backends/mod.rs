@@ -35,7 +35,7 @@ fn are_brokers_as_deployed() -> bool {
 }
 
 /// The options of a broker's Java.
-fn broker_options() -> &'static [&'static str] {
+pub(crate) fn broker_options() -> &'static [&'static str] {
     if are_brokers_as_deployed() {
         &["-Xms1g", "-Xmx1g"]
     } else {

@@ -53,14 +53,9 @@ impl LogReader for Reader {
                 break;
             }
             wait = Duration::ZERO;
-            let is_record = matches!(event, Event::Records);
+            let there_is_more = matches!(event, Event::Records) && batch.records().len() >= MANY_RECORDS;
             self.note(event, batch)?;
-            let takes_many = batch.is_worth_a_wait() || batch.records().len() >= MANY_RECORDS;
-            if is_record
-                && takes_many
-                && batch.has_small_records()
-                && !self.statistics_turn.has_come(Instant::now())
-            {
+            if there_is_more && batch.has_small_records() && !self.statistics_turn.has_come(Instant::now()) {
                 self.queue.take_records(batch).map_or(Ok(()), |error| self.note(error, batch))?;
             }
         }
