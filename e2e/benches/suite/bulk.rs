@@ -24,6 +24,7 @@ struct Rounds {
     http: Vec<Measured>,
     rpc: Vec<Measured>,
     producer: Vec<Measured>,
+    read_along: Vec<Measured>,
     export: Vec<Measured>,
     consumer: Vec<Measured>,
 }
@@ -42,6 +43,7 @@ pub async fn run(ctx: Ctx) -> Result<()> {
         rounds.export.push(command(&ctx, &cluster, "export", round).await?);
         rounds.consumer.push(consume(&bare).await?);
         filled::end(bare).await?;
+        rounds.read_along.push(flood_and_consume(&ctx).await?);
         filled::end(cluster).await?;
         let cluster = ctx.cluster_with(3, Options::new()).await?;
         rounds.import_into_three.push(command(&ctx, &cluster, "import", round + 100).await?);
@@ -50,13 +52,19 @@ pub async fn run(ctx: Ctx) -> Result<()> {
     let beside =
         |work, peer, ours: &[_], theirs: &[_]| Row::of_rounds(("bulk", work, peer), RATE, ours, Some(theirs));
     let (producer, consumer) = ("bare producer", "bare consumer");
+    let beside_both = |work, ours: &[_]| {
+        beside(work, "bare producer, read along by a bare consumer", ours, &rounds.read_along)
+    };
     results::add([
         beside("import into one node", producer, &rounds.import, &rounds.producer).target(Target::Ratio(0.6)),
+        beside_both("import into one node", &rounds.import),
         beside("import into three nodes", producer, &rounds.import_into_three, &rounds.producer),
         beside("batches of 1,000 sets over HTTP", producer, &rounds.http, &rounds.producer)
             .target(Target::Ratio(0.6)),
+        beside_both("batches of 1,000 sets over HTTP", &rounds.http),
         beside("batches of 1,000 sets over RPC", producer, &rounds.rpc, &rounds.producer)
             .target(Target::Ratio(0.6)),
+        beside_both("batches of 1,000 sets over RPC", &rounds.rpc),
         beside("export from one node", consumer, &rounds.export, &rounds.consumer),
     ]);
     Ok(())
@@ -66,6 +74,16 @@ async fn consume(cluster: &Cluster) -> Result<Measured> {
     let (brokers, topic) = (cluster.topic.brokers.clone(), cluster.topic.name.clone());
     let consume = Consume { brokers, topic, partitions: PARTITIONS, records: size().bulk, from_first: true };
     Ok(Measured::own(child::run(&Job::Consume(consume)).await?))
+}
+
+/// What Kafka's clients alone reach when all that is written is read at the same time, as a node reads what it writes. The rate is the
+/// producer's, as an import's is that of its acknowledgements; the processor time is that of both.
+async fn flood_and_consume(ctx: &Ctx) -> Result<Measured> {
+    let bare = filled::topic(ctx, Options::new()).await?;
+    let (produced, consumed) = tokio::try_join!(filled::flood(&bare, 0, size().bulk), consume(&bare))?;
+    filled::end(bare).await?;
+    let cpu = Measured::own(produced).cpu + consumed.cpu;
+    Ok(Measured { cpu, ..Measured::own(produced) })
 }
 
 fn nodes_cpu(cluster: &Cluster) -> Result<f64> {
