@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Completion, Conclusion, FormatSetting, Trial};
@@ -84,6 +84,8 @@ struct Run {
     root: PathBuf,
     servers: OnceCell<Result<Servers, String>>,
     started: Mutex<BTreeSet<String>>,
+    /// How long each test that has ended took, with what it waited for.
+    took: Mutex<Vec<(Duration, String)>>,
 }
 
 impl Run {
@@ -190,6 +192,7 @@ fn run_test(runtime: &Runtime, run: &Arc<Run>, test: Test) -> Result<(), String>
     run.started.lock().unwrap_or_else(PoisonError::into_inner).insert(test.name.clone());
     let ctx = Ctx { run: run.clone(), dir: dir.clone() };
     PANIC.set(Some(String::new()));
+    let began = Instant::now();
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         runtime.block_on(async {
             if test.needs.deployment() {
@@ -203,6 +206,7 @@ fn run_test(runtime: &Runtime, run: &Arc<Run>, test: Test) -> Result<(), String>
         })
     }));
     let panicked = PANIC.take().unwrap_or_default();
+    run.took.lock().unwrap_or_else(PoisonError::into_inner).push((began.elapsed(), test.name.clone()));
     let failure = match outcome {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(format!("{error:#}")),
@@ -289,7 +293,7 @@ async fn prepare() -> Result<Run> {
         tempfile::Builder::new().prefix("bitacora-e2e-").tempdir().context("a directory for the run")?;
     let root = root.keep();
     tokio::spawn(end_on_signal(backends, root.clone()));
-    Ok(Run { backends, root, servers: OnceCell::new(), started: Mutex::default() })
+    Ok(Run { backends, root, servers: OnceCell::new(), started: Mutex::default(), took: Mutex::default() })
 }
 
 /// Names the places of this run that have little room left: on a full disk everything fails, each with another reason.
@@ -335,10 +339,14 @@ fn supervise(arguments: &Arguments, runtime: Runtime, run: Run, tests: Vec<Test>
     }
 
     let started = run.started.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let took = std::mem::take(&mut *run.took.lock().unwrap_or_else(PoisonError::into_inner));
     runtime.block_on(tear_down(run, backends));
     remove_root(&root);
 
     let ran = (conclusion.num_passed + conclusion.num_failed) as usize;
+    if let Some(line) = longest(took) {
+        eprintln!("{line}");
+    }
     tell_what_ran(arguments, &last_line(backends, &started, ran, registered - needing));
     for line in has.tell_what_is_missing() {
         println!("e2e: {line}");
@@ -364,6 +372,17 @@ fn trial(runtime: &Arc<Runtime>, run: &Arc<Run>, has: Has, test: Test) -> Trial 
         run_test(&runtime, &run, test)?;
         Ok(Completion::Completed)
     })
+}
+
+/// Which tests a run that took too long should be asked about.
+fn longest(mut took: Vec<(Duration, String)>) -> Option<String> {
+    const NAMED: usize = 10;
+    if took.len() <= NAMED {
+        return None;
+    }
+    took.sort_unstable();
+    let named = took.iter().rev().take(NAMED).map(|(took, name)| format!("{name} {} s", took.as_secs()));
+    Some(format!("e2e: took longest: {}", named.collect::<Vec<_>>().join(", ")))
 }
 
 /// What a run says of itself at its end. `without_servers`: tests that need none.

@@ -80,6 +80,7 @@ async fn round(ctx: &Ctx, cluster: &Cluster, bare: &Peer, rounds: &mut Rounds) -
 
     rounds.idle_reads.push(reads(old.api_port, READS).await?);
     kill_and_wipe(new)?;
+    tokio::task::spawn_blocking(rustix::fs::sync).await?;
     // For as long as it takes, and no longer: a second is enough for a percentile.
     let beside = async {
         let (mut of_giver, mut of_bare) = (Vec::new(), Vec::new());
@@ -99,7 +100,10 @@ async fn round(ctx: &Ctx, cluster: &Cluster, bare: &Peer, rounds: &mut Rounds) -
     ensure!((installed - 1.0).abs() < 0.1, "it was not by snapshot");
     let (from, to) = (data_file(new)?, ctx.dir.join("copy"));
     let (copied, transferred) = tokio::task::spawn_blocking(move || {
+        // Who syncs a file waits for what others have written too, so all of it goes to the disk before each of the three begins.
+        rustix::fs::sync();
         let copied = copy(&from, &to)?;
+        rustix::fs::sync();
         anyhow::Ok((copied, transfer(&from, &to)?))
     })
     .await??;
