@@ -451,7 +451,7 @@ impl Shared {
         let snapshots: Option<Arc<dyn SnapshotSource>> = match self.settings.snapshot {
             SnapshotUse::Auto => {
                 let membership = Arc::clone(&self.membership);
-                Some(Arc::new(Fetcher::new(&self.clients, membership, self.address.clone())?))
+                Some(Arc::new(Fetcher::new(self.clients.clone(), membership, self.address.clone())))
             }
             SnapshotUse::Never => None,
         };

@@ -1,6 +1,6 @@
 //! Whether a copy of another node's store, whose pages are whole, holds what a node writes.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::Builder;
 
 use super::digest::DigestSums;
@@ -40,8 +40,12 @@ impl Environment {
                 Err(wrong(database, key, &format!("lies at {at}, which was never applied")))
             }
         };
-        let records = |from_end| self.check_records(from_end, stop, &check);
-        // From both ends to the middle, on a thread each: nothing else of a copy takes as long.
+        let txn = self.env.read_txn()?;
+        let left = AtomicU64::new(self.records.len(&txn)?);
+        // A thread has one at a time, and this one looks at records too.
+        drop(txn);
+        let records = |from_end| self.check_records(from_end, &left, stop, &check);
+        // From both ends until they meet, on a thread each: nothing else of a copy takes as long.
         let (first, second) = std::thread::scope(|scope| {
             let builder = Builder::new().name("snapshot-records".into());
             let second = builder.spawn_scoped(scope, || records(true)).map_err(StoreError::Io)?;
@@ -49,7 +53,7 @@ impl Environment {
             let second = second.join().unwrap_or_else(|_| Err(StoreError::Copy("a panic".to_owned())));
             Ok::<_, StoreError>((first?, second?))
         })?;
-        // LMDB's number of entries says where the middle is. Were it wrong, records would be seen twice, or the digests lack some.
+        // LMDB's number of entries says when they have met. Were it wrong, records would be seen twice, or the digests lack some.
         if let (Some(last), Some(next)) = (&first.reached, &second.reached)
             && last >= next
         {
@@ -90,16 +94,18 @@ impl Environment {
         Ok(())
     }
 
-    /// Looks at half of the records, from the first key on, or from the last one back. In a transaction of its own, of which a thread has one
-    /// at a time.
+    /// Looks at records, from the first key on, or from the last one back, until as many as there are have been looked at here and elsewhere.
+    /// In a transaction of its own, of which a thread has one at a time.
+    ///
+    /// `left`: how many nobody has begun to look at.
     fn check_records(
         &self,
         from_end: bool,
+        left: &AtomicU64,
         stop: &AtomicBool,
         check: &CheckEntry<'_>,
     ) -> Result<CheckedHalf, StoreError> {
         let txn = self.env.read_txn()?;
-        let all = self.records.len(&txn)?;
         let mut half = CheckedHalf::default();
         let mut before: Option<&[u8]> = None;
         let mut look_at = |item: Result<(_, _), heed::Error>| {
@@ -115,13 +121,28 @@ impl Environment {
             half.digests.add(key, stored).ok_or(StoreError::Corrupt("records"))
         };
         if from_end {
-            self.records.rev_iter(&txn)?.take((all / 2) as usize).try_for_each(&mut look_at)?;
+            let mut records = self.records.rev_iter(&txn)?;
+            while let Some(number) = begin_some(left) {
+                records.by_ref().take(number).try_for_each(&mut look_at)?;
+            }
         } else {
-            self.records.iter(&txn)?.take((all - all / 2) as usize).try_for_each(&mut look_at)?;
+            let mut records = self.records.iter(&txn)?;
+            while let Some(number) = begin_some(left) {
+                records.by_ref().take(number).try_for_each(&mut look_at)?;
+            }
         }
         half.reached = before.map(<[u8]>::to_vec);
         Ok(half)
     }
+}
+
+/// Takes some of what is left to look at; `None` if nothing is.
+fn begin_some(left: &AtomicU64) -> Option<usize> {
+    const SOME: u64 = 64;
+    let before =
+        left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left.saturating_sub(SOME)));
+    let number = before.unwrap_or_else(|left| left).min(SOME) as usize;
+    (number > 0).then_some(number)
 }
 
 /// Says what is wrong with an entry of a database under a key.

@@ -9,12 +9,11 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use reqwest::StatusCode;
 use reqwest::header::RETRY_AFTER;
-use tokio::runtime::Handle;
 
 use super::copy_file::{CopyFile, WrittenCopy};
 use super::{Header, Receiver};
 use crate::cluster::{Membership, MembershipState};
-use crate::http_client::{MemberClient, MemberClients};
+use crate::http_client::MemberClients;
 use crate::log::LogIdentity;
 use crate::read_text_limited;
 use crate::store::{Checkpoint, Incoming, Store};
@@ -49,10 +48,9 @@ pub trait SnapshotSource: Send + Sync + 'static {
 
 /// Fetches them over HTTP.
 pub struct Fetcher {
-    http: MemberClient,
+    clients: MemberClients,
     membership: Arc<dyn Membership>,
     own_address: String,
-    runtime: Handle,
 }
 
 enum Failed {
@@ -112,17 +110,10 @@ impl SnapshotSource for Fetcher {
 }
 
 impl Fetcher {
-    /// `own_address`: `host:API_PORT` as the membership lists this node. To be called on the runtime.
-    ///
-    /// # Errors
-    /// When the HTTP client can't be built.
-    pub fn new(
-        clients: &MemberClients,
-        membership: Arc<dyn Membership>,
-        own_address: String,
-    ) -> anyhow::Result<Self> {
-        let http = clients.build(|http| http.connect_timeout(MEMBER_TIMEOUT).read_timeout(MEMBER_TIMEOUT))?;
-        Ok(Self { http, membership, own_address, runtime: Handle::current() })
+    /// `own_address`: `host:API_PORT` as the membership lists this node.
+    #[must_use]
+    pub fn new(clients: MemberClients, membership: Arc<dyn Membership>, own_address: String) -> Self {
+        Self { clients, membership, own_address }
     }
 
     fn others(&self) -> Vec<String> {
@@ -159,7 +150,11 @@ impl Fetcher {
         let mut incoming = store.incoming().map_err(|error| unusable(&error))?;
         let started = Instant::now();
         let doing = RefCell::new(format!("asking {member} for its store"));
-        let (bytes, file) = self.runtime.block_on(async {
+        // A runtime of this thread alone, and a client whose connection is on it: what arrives is written by the thread that has read it, instead
+        // of being handed from one to another piece by piece.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| unusable(&error))?;
+        let (bytes, file) = runtime.block_on(async {
             let stopped = async {
                 while report(doing.borrow().clone()) {
                     tokio::time::sleep(SIGN_OF_LIFE_INTERVAL).await;
@@ -186,11 +181,12 @@ impl Fetcher {
         doing: &RefCell<String>,
     ) -> Result<(u64, WrittenCopy), Failed> {
         let unusable = |error: &dyn std::fmt::Display| Failed::Unusable(error.to_string());
-        let url = self
-            .http
-            .url(member, "/snapshot")
-            .ok_or_else(|| unusable(&"it is registered under no address"))?;
-        let response = self.http.get(url).send().await;
+        let http =
+            self.clients.build(|http| http.connect_timeout(MEMBER_TIMEOUT).read_timeout(MEMBER_TIMEOUT));
+        let http = http.map_err(|error| unusable(&Chain(&error)))?;
+        let url =
+            http.url(member, "/snapshot").ok_or_else(|| unusable(&"it is registered under no address"))?;
+        let response = http.get(url).send().await;
         let response = response.map_err(|error| unusable(&Chain(&error)))?;
         if response.status() == StatusCode::SERVICE_UNAVAILABLE {
             let pause = response.headers().get(RETRY_AFTER).and_then(|text| text.to_str().ok()?.parse().ok());

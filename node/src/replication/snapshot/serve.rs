@@ -26,6 +26,8 @@ const MIN_BYTES_PER_SECOND: u64 = 1 << 20;
 
 /// Bytes in a frame. A worker of the runtime that sends some of them answers nobody meanwhile, so they are few.
 const SENT_FRAME_BYTES: usize = 64 * 1024;
+/// What LMDB writes at once, and the most that a pipe holds for everybody.
+const PIPE_BYTES: usize = 1 << 20;
 const _: () = assert!(SENT_FRAME_BYTES <= super::FRAME_BYTES);
 
 pub struct Snapshots {
@@ -123,7 +125,7 @@ impl Sending {
         let (reader, writer) = std::io::pipe()?;
         // So that the two threads wake each other seldom. Where the system allows less, it stays as it is.
         #[cfg(target_os = "linux")]
-        let _ = rustix::pipe::fcntl_setpipe_size(&writer, 4 * SENT_FRAME_BYTES);
+        let _ = rustix::pipe::fcntl_setpipe_size(&writer, PIPE_BYTES);
         let copying = std::thread::Builder::new()
             .name("snapshot-copy".into())
             .spawn(move || copy.write_to(OwnedFd::from(writer)))?;

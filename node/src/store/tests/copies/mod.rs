@@ -185,3 +185,23 @@ fn a_copy_of_everything_is_taken() {
     let checkpoint = take(&COPY).expect("it is whole");
     assert_eq!(checkpoint.next, [NextOffset(END); 2]);
 }
+
+/// Enough for both of the threads that look at them to meet in their midst.
+#[test]
+fn a_copy_of_many_records_is_taken() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let store = open(dir.path());
+    store.reset(&identity(), &[NextOffset(0)], wall_ms(1)).expect("written");
+    let keys: Vec<String> = (0..20_000).map(|n| format!("key {n:05}")).collect();
+    let mut changes: Vec<(&[u8], Change)> = (0..)
+        .zip(&keys)
+        .map(|(offset, key)| (key.as_bytes(), entry_of(key, 0, offset, "v").into()))
+        .collect();
+    store.apply(&mut changes, &[(0, NextOffset(20_000))]).expect("applied");
+    store.note_caught_up(wall_ms(1)).expect("written");
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let mut incoming = open(dir.path()).incoming().expect("a place");
+    std::fs::write(incoming.file(), copy_of(&store)).expect("written");
+    let checkpoint = open_incoming(&mut incoming, false).expect("it is whole");
+    assert_eq!(checkpoint.next, [NextOffset(20_000)]);
+}
