@@ -44,7 +44,14 @@ impl Environment {
         let left = AtomicU64::new(self.records.len(&txn)?);
         // A thread has one at a time, and this one looks at records too.
         drop(txn);
-        let records = |from_end| self.check_records(from_end, &left, stop, &check);
+        let records = |from_end| {
+            let checked = self.check_records(from_end, &left, stop, &check);
+            if checked.is_err() {
+                // The other one need not look at the rest.
+                left.store(0, Ordering::Relaxed);
+            }
+            checked
+        };
         // From both ends until they meet, on a thread each: nothing else of a copy takes as long.
         let (first, second) = std::thread::scope(|scope| {
             let builder = Builder::new().name("snapshot-records".into());

@@ -154,7 +154,7 @@ impl Fetcher {
         // of being handed from one to another piece by piece.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| unusable(&error))?;
-        let (bytes, file) = runtime.block_on(async {
+        let downloaded = runtime.block_on(async {
             let stopped = async {
                 while report(doing.borrow().clone()) {
                     tokio::time::sleep(SIGN_OF_LIFE_INTERVAL).await;
@@ -164,7 +164,10 @@ impl Fetcher {
                 downloaded = self.download(member, identity, &incoming, &doing) => downloaded,
                 () = stopped => Err(Failed::Stopped),
             }
-        })?;
+        });
+        // The connection ends here. A look-up of the member's name, which can't be cut short, is not waited for.
+        runtime.shutdown_background();
+        let (bytes, file) = downloaded?;
         let fetched = started.elapsed();
         let checkpoint = open(&mut incoming, file, report, || format!("looking at the store of {member}"))?;
         check(&checkpoint).map_err(Failed::Unusable)?;

@@ -26,8 +26,9 @@ const MIN_BYTES_PER_SECOND: u64 = 1 << 20;
 
 /// Bytes in a frame. A worker of the runtime that sends some of them answers nobody meanwhile, so they are few.
 const SENT_FRAME_BYTES: usize = 64 * 1024;
-/// What LMDB writes at once, and the most that a pipe holds for everybody.
-const PIPE_BYTES: usize = 1 << 20;
+/// What LMDB writes at once, which is also the most that Linux gives a pipe of a user without privileges by default; or less.
+#[cfg(target_os = "linux")]
+const PIPE_BYTES: [usize; 2] = [1 << 20, 4 * SENT_FRAME_BYTES];
 const _: () = assert!(SENT_FRAME_BYTES <= super::FRAME_BYTES);
 
 pub struct Snapshots {
@@ -123,9 +124,9 @@ impl Sending {
     fn send_all(&mut self, copy: StoreCopy, header: &Header) -> std::io::Result<()> {
         self.send(header.encode())?;
         let (reader, writer) = std::io::pipe()?;
-        // So that the two threads wake each other seldom. Where the system allows less, it stays as it is.
+        // So that the two threads wake each other seldom. Where the system allows neither, it stays as it is.
         #[cfg(target_os = "linux")]
-        let _ = rustix::pipe::fcntl_setpipe_size(&writer, PIPE_BYTES);
+        let _ = PIPE_BYTES.iter().any(|bytes| rustix::pipe::fcntl_setpipe_size(&writer, *bytes).is_ok());
         let copying = std::thread::Builder::new()
             .name("snapshot-copy".into())
             .spawn(move || copy.write_to(OwnedFd::from(writer)))?;
