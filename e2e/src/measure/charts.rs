@@ -32,7 +32,7 @@ pub fn all(results: &Results) -> Vec<(&'static str, &'static str, String)> {
     }
     if !cliffs.is_empty() {
         let title =
-            "Small reads beside a disturbance: to the right of 1 is better than without; red: the target";
+            "Small reads beside a disturbance: to the right of 1 is better than its peer; red: the target";
         charts.push(("cliffs.svg", title, bars(title, &cliffs)));
     }
     if !curves.is_empty() {
@@ -96,11 +96,7 @@ fn bars(title: &str, rows: &[&Row]) -> String {
     for (index, row) in rows.iter().enumerate() {
         let Some(Spread { median, least, most }) = row.ratio else { continue };
         let y = TOP + ROW * index as f64;
-        let name = match &row.peer {
-            Some(peer) => format!("{}: {} / {peer}", row.work, row.figure),
-            None => format!("{}: {}", row.work, row.figure),
-        };
-        text(&mut out, (LEFT - 8.0, y + 13.0), "end", &shortened(&name));
+        text(&mut out, (LEFT - 8.0, y + 13.0), "end", &label(row));
         let [x, from, to] = [median, least, most].map(|ratio| scale(goodness(row.better, ratio)));
         let colour = if goodness(row.better, median) < 1.0 { ORANGE } else { BLUE };
         let (start, width) = (x.min(scale(1.0)), (x - scale(1.0)).abs().max(1.0));
@@ -119,13 +115,16 @@ fn bars(title: &str, rows: &[&Row]) -> String {
     frame(title, height, &out)
 }
 
-/// Cut to what fits in front of a bar.
-fn shortened(name: &str) -> String {
+/// What a row compares, cut to what fits in front of a bar. The work is cut, so that rows of the same work still say what it is compared with.
+fn label(row: &Row) -> String {
     const FITS: usize = 66;
-    if name.chars().count() <= FITS {
-        return name.to_owned();
+    let peer = row.peer.as_deref().map(|peer| format!(" / {peer}")).unwrap_or_default();
+    let end = format!(": {}{peer}", row.figure);
+    let room = FITS.saturating_sub(end.chars().count());
+    if row.work.chars().count() <= room {
+        return format!("{}{end}", row.work);
     }
-    name.chars().take(FITS - 1).chain(['…']).collect()
+    row.work.chars().take(room.saturating_sub(1)).chain(['…']).chain(end.chars()).collect()
 }
 
 /// Curves over a logarithmic axis, each in parts of its first point.
