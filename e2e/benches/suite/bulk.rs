@@ -82,8 +82,8 @@ async fn flood_and_consume(ctx: &Ctx) -> Result<Measured> {
     let bare = filled::topic(ctx, Options::new()).await?;
     let (produced, consumed) = tokio::try_join!(filled::flood(&bare, 0, size().bulk), consume(&bare))?;
     filled::end(bare).await?;
-    let cpu = Measured::own(produced).cpu + consumed.cpu;
-    Ok(Measured { cpu, ..Measured::own(produced) })
+    let produced = Measured::own(produced);
+    Ok(Measured { cpu: produced.cpu + consumed.cpu, ..produced })
 }
 
 fn nodes_cpu(cluster: &Cluster) -> Result<f64> {

@@ -80,6 +80,7 @@ async fn round(ctx: &Ctx, cluster: &Cluster, bare: &Peer, rounds: &mut Rounds) -
 
     rounds.idle_reads.push(reads(old.api_port, READS).await?);
     kill_and_wipe(new)?;
+    // As before a copy and a transfer: who syncs a file waits for what others have written too.
     tokio::task::spawn_blocking(rustix::fs::sync).await?;
     // For as long as it takes, and no longer: a second is enough for a percentile.
     let beside = async {
@@ -100,12 +101,9 @@ async fn round(ctx: &Ctx, cluster: &Cluster, bare: &Peer, rounds: &mut Rounds) -
     ensure!((installed - 1.0).abs() < 0.1, "it was not by snapshot");
     let (from, to) = (data_file(new)?, ctx.dir.join("copy"));
     let (copied, transferred) = tokio::task::spawn_blocking(move || {
-        // Who syncs a file waits for what others have written too, so all of it goes to the disk before each of the three begins.
-        // The first copy is not timed: where a disk's blocks were never written, as in a new virtual machine, to write them takes longer once.
+        // The first copy does not count: memory and disk that a virtual machine uses for the first time are slower once.
         copy(&from, &to)?;
-        rustix::fs::sync();
         let copied = copy(&from, &to)?;
-        rustix::fs::sync();
         anyhow::Ok((copied, transfer(&from, &to)?))
     })
     .await??;
@@ -175,6 +173,7 @@ fn data_file(node: &Node) -> Result<PathBuf> {
 
 /// Seconds that a plain copy takes until it is on the disk.
 fn copy(from: &Path, to: &Path) -> Result<f64> {
+    rustix::fs::sync();
     let began = Instant::now();
     let mut out = File::create(to)?;
     read_and_write(&mut File::open(from)?, &mut out)?;
@@ -186,6 +185,7 @@ fn copy(from: &Path, to: &Path) -> Result<f64> {
 
 /// Seconds that the same takes over a connection, between two threads, when nobody looks at what is sent.
 fn transfer(from: &Path, to: &Path) -> Result<f64> {
+    rustix::fs::sync();
     let began = Instant::now();
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let mut giver = TcpStream::connect(listener.local_addr()?)?;

@@ -111,9 +111,9 @@ impl Environment {
         left: &AtomicU64,
         stop: &AtomicBool,
         check: &CheckEntry<'_>,
-    ) -> Result<CheckedHalf, StoreError> {
+    ) -> Result<CheckedPart, StoreError> {
         let txn = self.env.read_txn()?;
-        let mut half = CheckedHalf::default();
+        let mut part = CheckedPart::default();
         let mut before: Option<&[u8]> = None;
         let mut look_at = |item: Result<(_, _), heed::Error>| {
             let (key, stored): (&[u8], &[u8]) = item?;
@@ -125,22 +125,28 @@ impl Environment {
                 return Err(StoreError::Copy(GIVEN_UP.to_owned()));
             }
             check("records", key, stored)?;
-            half.digests.add(key, stored).ok_or(StoreError::Corrupt("records"))
+            part.digests.add(key, stored).ok_or(StoreError::Corrupt("records"))
         };
         if from_end {
-            let mut records = self.records.rev_iter(&txn)?;
-            while let Some(number) = begin_some(left) {
-                records.by_ref().take(number).try_for_each(&mut look_at)?;
-            }
+            look_at_some(self.records.rev_iter(&txn)?, left, &mut look_at)?;
         } else {
-            let mut records = self.records.iter(&txn)?;
-            while let Some(number) = begin_some(left) {
-                records.by_ref().take(number).try_for_each(&mut look_at)?;
-            }
+            look_at_some(self.records.iter(&txn)?, left, &mut look_at)?;
         }
-        half.reached = before.map(<[u8]>::to_vec);
-        Ok(half)
+        part.reached = before.map(<[u8]>::to_vec);
+        Ok(part)
     }
+}
+
+/// Looks at records for as long as some are left that nobody has begun to look at.
+fn look_at_some<R>(
+    mut records: impl Iterator<Item = R>,
+    left: &AtomicU64,
+    look_at: &mut impl FnMut(R) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    while let Some(number) = begin_some(left) {
+        records.by_ref().take(number).try_for_each(&mut *look_at)?;
+    }
+    Ok(())
 }
 
 /// Takes some of what is left to look at; `None` if nothing is.
@@ -156,9 +162,9 @@ fn begin_some(left: &AtomicU64) -> Option<usize> {
 type CheckEntry<'a> = dyn Fn(&'static str, &[u8], &[u8]) -> Result<(), StoreError> + Sync + 'a;
 
 #[derive(Default)]
-struct CheckedHalf {
+struct CheckedPart {
     digests: DigestSums,
-    /// The last key that was looked at; the one in the middle of all.
+    /// The last key that was looked at, next to where the other thread's part ends.
     reached: Option<Vec<u8>>,
 }
 
