@@ -2,7 +2,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -27,7 +27,7 @@ pub fn tests() -> Vec<Test> {
 const NODE_BYTES: u64 = 512 << 20;
 /// What the node makes of it by default: a quarter.
 const REQUEST_MEMORY: u64 = NODE_BYTES / 4;
-/// The measuring takes ten to thirty seconds on two cores.
+/// The measuring takes ten to thirty seconds on two cores, each of its parts less than this on slow ones.
 const PRESSED: Duration = Duration::from_secs(120);
 /// The node waits longer for the end of a request than all of this takes.
 const REQUEST_TIMEOUT: &str = "300s";
@@ -35,14 +35,26 @@ const REQUEST_TIMEOUT: &str = "300s";
 const END: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_secs(10);
 const SMALL_KEY: &str = "known";
+/// So many reads of it are answered while all others press, however long that takes.
+const SMALL_READS: f64 = 100.0;
+
+/// What one reader of a small record and the greedy clients beside it tell one another.
+#[derive(Default)]
+struct SmallReads {
+    done: AtomicUsize,
+    end: AtomicBool,
+}
 
 /// Reads a small record by both interfaces until it is told to end; every read must succeed. Returns how long they took, in
 /// microseconds.
-async fn small_reads(node: &Node, end: &AtomicBool) -> Result<Histogram<u64>> {
+async fn small_reads(node: &Node, reads: &SmallReads) -> Result<Histogram<u64>> {
     let mut took = Histogram::new(3)?;
     let mut rpc = RpcConnection::connect(node.avro_port).await?;
-    let mut note = |began: Instant| took.record(began.elapsed().as_micros() as u64);
-    while !end.load(Ordering::Relaxed) {
+    let mut note = |began: Instant| {
+        reads.done.fetch_add(1, Ordering::Relaxed);
+        took.record(began.elapsed().as_micros() as u64)
+    };
+    while !reads.end.load(Ordering::Relaxed) {
         let began = Instant::now();
         let answer = node.api().get(SMALL_KEY).await.context("a small read by HTTP")?;
         ensure!(answer.value().as_deref() == Some("value"), "a small read by HTTP: {answer}");
@@ -96,7 +108,7 @@ struct Seen {
 }
 
 /// Has all clients press until each has done so often enough, and ends them.
-async fn press(node: &Node, load: &Arc<Load>, end: watch::Sender<bool>) -> Result<Seen> {
+async fn press(node: &Node, load: &Arc<Load>, reads: &SmallReads, end: watch::Sender<bool>) -> Result<Seen> {
     let began = Instant::now();
     let start = |i: usize| {
         let load = load.clone();
@@ -111,7 +123,7 @@ async fn press(node: &Node, load: &Arc<Load>, end: watch::Sender<bool>) -> Resul
     .await;
     let mut clients = pin!(try_join_all(slow.into_iter().chain((SLOW_FRAMES..load.tries.len()).map(start))));
     let (open, used) = tokio::select! {
-        seen = all_have_pressed(node, load) => seen?,
+        seen = all_have_pressed(node, load, reads) => seen?,
         failed = &mut clients => bail!("the greedy clients end too soon: {:?}", failed.err()),
     };
     let took = began.elapsed();
@@ -121,15 +133,19 @@ async fn press(node: &Node, load: &Arc<Load>, end: watch::Sender<bool>) -> Resul
 }
 
 /// Returns how many connections are open when every client has pressed, and how many bytes of the budget are taken.
-async fn all_have_pressed(node: &Node, load: &Load) -> Result<(f64, f64)> {
+async fn all_have_pressed(node: &Node, load: &Load, reads: &SmallReads) -> Result<(f64, f64)> {
     wait::until("all clients have pressed", PRESSED, || async move {
         let pressed = load.tries.iter().filter(|tries| tries.has_pressed()).count();
         reaches("clients", Ok(pressed as f64), load.tries.len() as f64)
     })
     .await;
-    // Those that have just been refused are about to come back.
+    wait::until("small reads are answered beside them", PRESSED, || async {
+        reaches("reads", Ok(reads.done.load(Ordering::Relaxed) as f64), SMALL_READS)
+    })
+    .await;
+    // Those that have just been refused are about to come back. All others wait ever longer before they ask again.
     let nearly_all = (load.tries.len() * 19 / 20) as f64;
-    let open = wait::until("nearly all clients are there", PATIENCE, || async move {
+    let open = wait::until("nearly all clients are there", PRESSED, || async move {
         reaches("connections", node.api().metric("bitacora_connections").await, nearly_all)
     })
     .await;
@@ -159,13 +175,13 @@ async fn two_thousand_greedy_connections(ctx: Ctx) -> Result<()> {
 
     let (end, over) = watch::channel(false);
     let load = Arc::new(Load::new(node, over));
-    let end_reads = AtomicBool::new(false);
+    let small = SmallReads::default();
     let pressing = async {
-        let seen = press(node, &load, end).await;
-        end_reads.store(true, Ordering::Relaxed);
+        let seen = press(node, &load, &small, end).await;
+        small.end.store(true, Ordering::Relaxed);
         seen
     };
-    let outcome = tokio::try_join!(pressing, small_reads(node, &end_reads));
+    let outcome = tokio::try_join!(pressing, small_reads(node, &small));
     ensure!(node.is_running(), "the node ended ({:?}): {}", node.exit_status(), node.log_tail(10));
     let (seen, reads) = outcome?;
 
@@ -178,7 +194,6 @@ async fn two_thousand_greedy_connections(ctx: Ctx) -> Result<()> {
     assert_eq!(inside, SLOW_FRAMES, "who has memory keeps it");
     assert!(seen.used as u64 <= REQUEST_MEMORY, "{} bytes of the budget were taken", seen.used);
     assert!(peak.is_none_or(|bytes| bytes < NODE_BYTES), "the node had {peak:?} bytes");
-    assert!(reads.len() > 100, "only {} small reads", reads.len());
     wait::until("the memory is given back", PATIENCE, || async {
         let used = metric("bitacora_request_memory_bytes").await.map_err(|error| format!("{error:#}"))?;
         if used == 0.0 { Ok(()) } else { Err(format!("{used} bytes")) }

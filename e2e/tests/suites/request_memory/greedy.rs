@@ -18,8 +18,9 @@ const RPC_CONNECTIONS: usize = 1_000;
 pub const SLOW_FRAMES: usize = 32;
 /// Every client is refused or answered so many times, or let be, before the measuring ends.
 const ROUNDS: usize = 3;
-/// No client comes more often.
-const MAX_ROUNDS: usize = 30;
+/// After those it waits twice as long each time, so that nearly all are connected at some time however slow the machine is; but
+/// never more than so many times as long: a connection without a request is closed in the end.
+const LONGEST_RETRY: u32 = 16;
 /// Bytes of a body and of a slow frame in all, and those that are sent of it before the end of the measuring.
 pub const BODY: usize = 1_000_000;
 const SENT: usize = 990_000;
@@ -184,7 +185,7 @@ impl Load {
 
     /// Sends a request, each time on a connection of its own, until it is let be.
     async fn requests(&self, i: usize, request: &[u8]) -> Result<()> {
-        for round in 0..MAX_ROUNDS {
+        for round in 0.. {
             // At once, so that its connection counts; but it asks when it has been told to, or nearly so.
             let connection = {
                 let _permit = self.opening.acquire().await?;
@@ -199,10 +200,9 @@ impl Load {
             let fate = self.request(i, connection, request).await?;
             self.tries[i].note(fate);
             if fate == Fate::Held {
-                return Ok(());
+                break;
             }
         }
-        self.over().await;
         Ok(())
     }
 
@@ -250,7 +250,7 @@ impl Load {
     async fn frames(&self, i: usize) -> Result<()> {
         let mut connection = self.connect().await?;
         let (begun, end) = self.frame.split_at(self.frame.len() - FRAME_END);
-        for round in 0..MAX_ROUNDS {
+        for round in 0.. {
             for piece in begun.chunks(begun.len().div_ceil(FRAME_PIECES)) {
                 connection.send_bytes(piece).await?;
                 self.pause(retry_after(i, round) / FRAME_PIECES as u32).await;
@@ -258,10 +258,9 @@ impl Load {
             connection.send_bytes(end).await?;
             self.tries[i].note(fate_of_frame(&mut connection).await?);
             if self.is_over() {
-                return Ok(());
+                break;
             }
         }
-        self.over().await;
         Ok(())
     }
 
@@ -299,9 +298,12 @@ fn frame(key: usize) -> Vec<u8> {
     frame
 }
 
-/// When a client comes back that has been told to after a second: more or less then, and not all at the same time.
+/// When a client comes back that has been told to after a second: more or less then, not all at the same time, and later once it
+/// has been refused often.
 fn retry_after(i: usize, round: usize) -> Duration {
-    Duration::from_millis(800 + ((i * 37 + round * 211) % 1_200) as u64)
+    let doublings = round.saturating_sub(ROUNDS).try_into().unwrap_or(u32::MAX);
+    let times = 2_u32.saturating_pow(doublings).min(LONGEST_RETRY);
+    times * Duration::from_millis(800 + ((i * 37 + round * 211) % 1_200) as u64)
 }
 
 /// Reads the answer to such a call.
