@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::POLL_TIMEOUT;
 use super::applier::{Applier, Interrupted};
 use super::apply::apply_telling;
 use super::compatibility::{reason_too_old_by_log_time, reason_too_old_now};
@@ -23,6 +22,11 @@ const MAX_BUILD_READINGS: usize = 3;
 const HOLD_BACK: Duration = Duration::from_millis(100);
 /// The same, once there are so many.
 const MAX_RECORDS_HELD_BACK: usize = 1_000;
+
+/// How long the reader waits for news while it is not caught up yet: that it is, is learnt elsewhere, and reads wait for it.
+const WAIT_UNTIL_CAUGHT_UP: Duration = Duration::from_millis(25);
+/// The same once it is and nothing is held back: what else is due may wait for so long, and a node that has nothing to do sleeps.
+const IDLE_WAIT: Duration = Duration::from_millis(250);
 
 /// A log that is being read.
 pub(super) struct Reading {
@@ -57,7 +61,11 @@ pub(super) struct BuildCheck {
 impl Reading {
     /// Reads what comes next into the batch. Returns how many records of it were told before.
     fn poll(&mut self) -> (usize, Result<(), ReadError>) {
-        let mut wait = POLL_TIMEOUT;
+        let mut wait = match self.held_back_since {
+            _ if !self.caught_up_since_opened => WAIT_UNTIL_CAUGHT_UP,
+            Some(_) => HOLD_BACK,
+            None => IDLE_WAIT,
+        };
         if let Some((ahead, polled)) = self.ahead.take() {
             self.spare = std::mem::replace(&mut self.batch, ahead);
             if polled.is_err() || self.batch.is_full() {

@@ -29,7 +29,7 @@ const TRIM_INTERVAL: Duration = Duration::from_millis(500);
 /// Between two looks at a log that can't be trimmed.
 const TOPIC_RECHECK_INTERVAL: Duration = Duration::from_mins(1);
 /// Between two rounds, at most, of a node that has read no record yet.
-const LONGEST_PAUSE_BEFORE_FIRST_RECORD: Duration = Duration::from_secs(10);
+const LONGEST_PAUSE_BEFORE_FIRST_RECORD: Duration = Duration::from_mins(1);
 /// A node that is not elected leaves a pending repair to the one that is for this long.
 const GRACE_FOR_ELECTED_TRIMMER: Duration = Duration::from_secs(30);
 

@@ -1,5 +1,6 @@
 //! The producer, and what becomes of each append: acknowledged, refused, or nobody knows.
 
+use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +12,7 @@ use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel}
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
-use rdkafka::statistics::Statistics;
+use serde::Deserialize;
 use slab::Slab;
 
 use super::client::{LastProblem, client_config, set_default, set_default_of};
@@ -213,6 +214,24 @@ impl Acknowledgements {
     }
 }
 
+/// What is looked at whenever librdkafka tells its statistics: the rest is parsed only when somebody asks for it.
+#[derive(Deserialize)]
+struct SentStatistics {
+    ts: i64,
+    topics: HashMap<String, SentTopic>,
+}
+
+#[derive(Deserialize)]
+struct SentTopic {
+    partitions: HashMap<i32, SentPartition>,
+}
+
+#[derive(Deserialize)]
+struct SentPartition {
+    /// Records that were sent so far, more than once where they were sent again.
+    txmsgs: u64,
+}
+
 fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
@@ -226,16 +245,20 @@ impl ClientContext for Acknowledgements {
         self.problem.error(error, reason);
     }
 
-    fn stats(&self, statistics: Statistics) {
-        if let Some(sent) = &self.sent {
-            let partitions = statistics.topics.get(&self.topic).map(|topic| &topic.partitions);
-            let records = partitions.into_iter().flatten().map(|(number, it)| (*number, it.txmsgs)).collect();
-            let known = sent.lock().sample(statistics.ts, records);
-            for (append, verdict) in known {
-                append.settle(verdict);
+    fn stats_raw(&self, json: &[u8]) {
+        self.statistics.producer(json);
+        let Some(sent) = &self.sent else { return };
+        match serde_json::from_slice::<SentStatistics>(json) {
+            Ok(told) => {
+                let partitions = told.topics.get(&self.topic).map(|topic| &topic.partitions);
+                let records = partitions.into_iter().flatten().map(|(number, it)| (*number, it.txmsgs));
+                let known = sent.lock().sample(told.ts, records.collect());
+                for (append, verdict) in known {
+                    append.settle(verdict);
+                }
             }
+            Err(error) => tracing::debug!(%error, "librdkafka's statistics can't be read"),
         }
-        self.statistics.producer(statistics);
     }
 }
 
@@ -290,6 +313,7 @@ mod tests {
 
     use rdkafka::mocking::MockCluster;
     use rdkafka::producer::DefaultProducerContext;
+    use rdkafka::statistics::Statistics;
 
     use super::super::tests::settings;
     use super::*;

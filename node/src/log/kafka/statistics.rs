@@ -8,35 +8,54 @@ use crate::log::{BrokerStatistics, ClientStatistics, LogStatistics, Queue};
 /// The last that each client told.
 #[derive(Default)]
 pub(super) struct Collected {
-    producer: Mutex<Option<Statistics>>,
-    reader: Mutex<Option<Statistics>>,
+    producer: Mutex<Told>,
+    reader: Mutex<Told>,
+}
+
+/// What a client told. It is parsed when somebody asks: it comes every second, and few ask as often.
+#[derive(Default)]
+struct Told {
+    /// librdkafka's JSON that nobody has asked for yet.
+    unread: Option<Box<[u8]>>,
+    read: Option<Statistics>,
+}
+
+impl Told {
+    /// The last that could be parsed.
+    fn last(&mut self) -> Option<&Statistics> {
+        if let Some(json) = self.unread.take() {
+            match serde_json::from_slice(&json) {
+                Ok(statistics) => self.read = Some(statistics),
+                Err(error) => tracing::debug!(%error, "librdkafka's statistics can't be read"),
+            }
+        }
+        self.read.as_ref()
+    }
 }
 
 impl Collected {
-    pub(super) fn producer(&self, statistics: Statistics) {
-        *self.producer.lock() = Some(statistics);
+    /// `json` is librdkafka's.
+    pub(super) fn producer(&self, json: &[u8]) {
+        self.producer.lock().unread = Some(json.into());
     }
 
     /// `json` is librdkafka's.
     pub(super) fn reader(&self, json: &[u8]) {
-        match serde_json::from_slice(json) {
-            Ok(statistics) => *self.reader.lock() = Some(statistics),
-            Err(error) => tracing::debug!(%error, "librdkafka's statistics can't be read"),
-        }
+        self.reader.lock().unread = Some(json.into());
     }
 
     /// `waiting` is how many appends wait for their acknowledgement now.
     pub(super) fn summary(&self, waiting: u64) -> LogStatistics {
-        let producer = self.producer.lock();
-        let reader = self.reader.lock();
-        let named = [("producer", producer.as_ref()), ("reader", reader.as_ref())];
+        let (mut producer, mut reader) = (self.producer.lock(), self.reader.lock());
+        let (producer, reader) = (producer.last(), reader.last());
+        let named = [("producer", producer), ("reader", reader)];
         LogStatistics {
-            producer_queue: producer.as_ref().map(|producer| Queue {
+            producer_queue: producer.map(|producer| Queue {
                 records: waiting,
                 bytes: producer.msg_size,
                 limit_bytes: producer.msg_size_max,
             }),
-            reader_queue: reader.as_ref().map(fetched),
+            reader_queue: reader.map(fetched),
             clients: named.into_iter().filter_map(|(name, it)| it.map(|it| client(name, it))).collect(),
         }
     }
