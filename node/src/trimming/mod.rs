@@ -29,7 +29,7 @@ const TRIM_INTERVAL: Duration = Duration::from_millis(500);
 /// Between two looks at a log that can't be trimmed.
 const TOPIC_RECHECK_INTERVAL: Duration = Duration::from_mins(1);
 /// Between two rounds, at most, of a node that has read no record yet.
-const LONGEST_PAUSE_BEFORE_FIRST_RECORD: Duration = Duration::from_mins(1);
+const LONGEST_PAUSE_BEFORE_FIRST_RECORD: Duration = Duration::from_secs(10);
 /// A node that is not elected leaves a pending repair to the one that is for this long.
 const GRACE_FOR_ELECTED_TRIMMER: Duration = Duration::from_secs(30);
 
@@ -147,7 +147,7 @@ impl Upkeep {
         }
         // The clock first, then the store: it may be newer than that, never older.
         let Some(applied) = self.parts.progress.applied_until() else {
-            // Nothing was read, so nothing is due. To look at the topic again takes a client of its own.
+            // Nothing was read, so nothing is due, and the brokers need not be asked what the topic is all the time.
             self.put_off(LONGEST_PAUSE_BEFORE_FIRST_RECORD);
             return Ok(());
         };

@@ -1,9 +1,11 @@
-//! The few things that librdkafka tells and its Rust binding drops: the offset at which a partition ended, a topic's id,
-//! and whether a failed record may have reached a broker; and how a client is given a token without being asked for it.
+//! The few things that librdkafka tells and its Rust binding drops: the offset at which a partition ended, a topic's id, its settings
+//! without a client of their own, and whether a failed record may have reached a broker; and how a client is given a token without being
+//! asked for it.
 //! All unsafe code of the Kafka log is here.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, CString};
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char};
 use std::ptr::NonNull;
 use std::slice;
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use rdkafka::TopicPartitionList;
 use rdkafka::bindings as sys;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::BorrowedMessage;
 use sys::rd_kafka_resp_err_t as Code;
 
@@ -297,8 +300,7 @@ unsafe fn error(event: *mut sys::rd_kafka_event_t) -> Event {
 }
 
 fn failed(code: Code, partition: i32, fatal: bool) -> Event {
-    // SAFETY: librdkafka's error texts are static.
-    let text = unsafe { CStr::from_ptr(sys::rd_kafka_err2str(code)) }.to_string_lossy();
+    let text = text(code);
     match code {
         Code::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET | Code::RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE => {
             Event::OutOfRange { partition }
@@ -307,10 +309,10 @@ fn failed(code: Code, partition: i32, fatal: bool) -> Event {
         | Code::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC
         | Code::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION
         | Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_ID
-        | Code::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED => Event::Fatal(text.into_owned()),
-        _ if fatal => Event::Fatal(text.into_owned()),
+        | Code::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED => Event::Fatal(text),
+        _ if fatal => Event::Fatal(text),
         _ => {
-            tracing::debug!(partition, reason = %text, "librdkafka reports a problem and goes on");
+            tracing::debug!(partition, reason = text, "librdkafka reports a problem and goes on");
             Event::Other
         }
     }
@@ -335,6 +337,9 @@ pub(super) struct Described {
     pub partitions: usize,
 }
 
+/// What a broker says of a topic's settings, defaults included; an error is what it says instead.
+pub(super) type TopicConfig = Result<HashMap<String, String>, RDKafkaErrorCode>;
+
 /// Waits for a broker, no longer than `timeout`.
 pub(super) fn describe(
     client: &BaseConsumer<LastProblem>,
@@ -343,32 +348,17 @@ pub(super) fn describe(
 ) -> Result<Described, String> {
     const NO_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
     let name = CString::new(topic).map_err(|error| error.to_string())?;
-    let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
-    let client = client.client().native_ptr();
-    // SAFETY: the client outlives this function. The queue, the options, the collection and the event are ours, each
-    // destroyed once; librdkafka copies what it keeps of them. Everything read from the event is copied before its end.
-    unsafe {
-        let queue = NonNull::new(sys::rd_kafka_queue_new(client)).map(Queue).ok_or("there is no queue")?;
-        let kind = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
-        let options = sys::rd_kafka_AdminOptions_new(client, kind);
+    let kind = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
+    // SAFETY: the collection is ours and destroyed once; librdkafka copies what it keeps of it.
+    let answer = ask(client, kind, timeout, |client, options, queue| unsafe {
         let mut names = name.as_ptr();
-        let refused =
-            sys::rd_kafka_AdminOptions_set_request_timeout(options, timeout_ms, std::ptr::null_mut(), 0);
         let topics = sys::rd_kafka_TopicCollection_of_topic_names(&raw mut names, 1);
-        if refused == Code::RD_KAFKA_RESP_ERR_NO_ERROR {
-            sys::rd_kafka_DescribeTopics(client, topics, options, queue.0.as_ptr());
-        }
+        sys::rd_kafka_DescribeTopics(client, topics, options, queue);
         sys::rd_kafka_TopicCollection_destroy(topics);
-        sys::rd_kafka_AdminOptions_destroy(options);
-        let event = sys::rd_kafka_queue_poll(queue.0.as_ptr(), timeout_ms.saturating_add(100));
-        let event = NonNull::new(event).map(EventPtr).ok_or("no broker answered in time")?;
-        let event = event.0.as_ptr();
-        let text = |code| CStr::from_ptr(sys::rd_kafka_err2str(code)).to_string_lossy().into_owned();
-        match sys::rd_kafka_event_error(event) {
-            Code::RD_KAFKA_RESP_ERR_NO_ERROR => {}
-            code => return Err(text(code)),
-        }
-        let result = sys::rd_kafka_event_DescribeTopics_result(event);
+    })?;
+    // SAFETY: everything that is read from the event is copied before its end.
+    unsafe {
+        let result = sys::rd_kafka_event_DescribeTopics_result(answer.0.as_ptr());
         if result.is_null() {
             return Err("librdkafka answered another question".to_owned());
         }
@@ -390,6 +380,89 @@ pub(super) fn describe(
         let id = (!id.is_null()).then(|| CStr::from_ptr(id).to_string_lossy().into_owned());
         Ok(Described { topic_id: id.filter(|id| id != NO_ID), partitions })
     }
+}
+
+/// Waits for a broker, no longer than `timeout`. rdkafka's own call takes a client of its own, with its threads and connections, and a
+/// tenth of a second to end it.
+pub(super) fn describe_config(
+    client: &BaseConsumer<LastProblem>,
+    topic: &str,
+    timeout: Duration,
+) -> Result<TopicConfig, String> {
+    let name = CString::new(topic).map_err(|error| error.to_string())?;
+    let kind = sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS;
+    // SAFETY: the resource is ours and destroyed once; librdkafka copies what it keeps of it.
+    let answer = ask(client, kind, timeout, |client, options, queue| unsafe {
+        let of_topic = sys::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC;
+        let mut resource = sys::rd_kafka_ConfigResource_new(of_topic, name.as_ptr());
+        sys::rd_kafka_DescribeConfigs(client, &raw mut resource, 1, options, queue);
+        sys::rd_kafka_ConfigResource_destroy(resource);
+    })?;
+    // SAFETY: everything that is read from the event is copied before its end; librdkafka gives as many entries as it says.
+    unsafe {
+        let result = sys::rd_kafka_event_DescribeConfigs_result(answer.0.as_ptr());
+        if result.is_null() {
+            return Err("librdkafka answered another question".to_owned());
+        }
+        let mut count = 0;
+        let found = sys::rd_kafka_DescribeConfigs_result_resources(result, &raw mut count);
+        if found.is_null() || count != 1 {
+            return Err(format!("the settings of {count} topics were described"));
+        }
+        let found = *found;
+        match sys::rd_kafka_ConfigResource_error(found) {
+            Code::RD_KAFKA_RESP_ERR_NO_ERROR => {}
+            code => return Ok(Err(code.into())),
+        }
+        let mut count = 0;
+        let entries = sys::rd_kafka_ConfigResource_configs(found, &raw mut count);
+        let entries = if entries.is_null() { &[] } else { slice::from_raw_parts(entries, count) };
+        let copied = |text: *const c_char| {
+            (!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy().into_owned())
+        };
+        let pairs = entries.iter().map(|entry| {
+            Some((
+                copied(sys::rd_kafka_ConfigEntry_name(*entry))?,
+                copied(sys::rd_kafka_ConfigEntry_value(*entry))?,
+            ))
+        });
+        Ok(Ok(pairs.flatten().collect()))
+    }
+}
+
+/// Has `call` put a question of this kind, and waits for the event with the answer, no longer than `timeout`.
+fn ask(
+    client: &BaseConsumer<LastProblem>,
+    kind: sys::rd_kafka_admin_op_t,
+    timeout: Duration,
+    call: impl FnOnce(*mut sys::rd_kafka_t, *const sys::rd_kafka_AdminOptions_t, *mut sys::rd_kafka_queue_t),
+) -> Result<EventPtr, String> {
+    let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    let client = client.client().native_ptr();
+    // SAFETY: the client outlives this function. The queue, the options and the event are ours, each destroyed once; librdkafka copies
+    // what it keeps of the options.
+    unsafe {
+        let queue = NonNull::new(sys::rd_kafka_queue_new(client)).map(Queue).ok_or("there is no queue")?;
+        let options = sys::rd_kafka_AdminOptions_new(client, kind);
+        let refused =
+            sys::rd_kafka_AdminOptions_set_request_timeout(options, timeout_ms, std::ptr::null_mut(), 0);
+        if refused == Code::RD_KAFKA_RESP_ERR_NO_ERROR {
+            call(client, options, queue.0.as_ptr());
+        }
+        sys::rd_kafka_AdminOptions_destroy(options);
+        let event = sys::rd_kafka_queue_poll(queue.0.as_ptr(), timeout_ms.saturating_add(100));
+        let event = NonNull::new(event).map(EventPtr).ok_or("no broker answered in time")?;
+        match sys::rd_kafka_event_error(event.0.as_ptr()) {
+            Code::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(event),
+            code => Err(text(code)),
+        }
+    }
+}
+
+/// librdkafka's words for a code.
+fn text(code: Code) -> String {
+    // SAFETY: librdkafka returns a constant text for every code.
+    unsafe { CStr::from_ptr(sys::rd_kafka_err2str(code)).to_string_lossy().into_owned() }
 }
 
 /// Gives a client the token that it shows to brokers from now on, where it connects and where it is asked again who it is.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use futures_executor::block_on;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
@@ -191,25 +191,17 @@ type Config = HashMap<String, String>;
 /// The topic's settings, defaults included.
 fn config(queries: &BaseConsumer<LastProblem>, settings: &KafkaSettings) -> Result<Config, OpenError> {
     let topic = &settings.topic;
-    let admin = admin(queries, settings)?;
-    let resource = ResourceSpecifier::Topic(topic);
-    let answer = block_on(
-        admin.describe_configs([&resource], &AdminOptions::new().request_timeout(Some(QUERY_TIMEOUT))),
-    );
-    match answer.map(|mut results| results.pop()) {
-        Ok(Some(Ok(config))) => {
-            Ok(config.entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect())
-        }
-        Ok(Some(Err(
+    match events::describe_config(queries, topic, QUERY_TIMEOUT) {
+        Ok(Ok(config)) => Ok(config),
+        Ok(Err(
             code
             @ (RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed),
-        ))) => Err(OpenError::Refused(format!(
+        )) => Err(OpenError::Refused(format!(
             "the configuration of the topic '{topic}' can't be read ({code}); allow DescribeConfigs on it"
         ))),
-        Ok(Some(Err(code))) => {
+        Ok(Err(code)) => {
             Err(OpenError::Unavailable(format!("the topic '{topic}' can't be checked yet: {code}")))
         }
-        Ok(None) => Err(OpenError::Unavailable(format!("Kafka did not describe the topic '{topic}'"))),
         Err(error) => {
             Err(OpenError::Unavailable(format!("the topic '{topic}' can't be checked yet: {error}")))
         }
