@@ -30,7 +30,7 @@ const REQUEST_MEMORY: u64 = NODE_BYTES / 4;
 /// The measuring takes ten to thirty seconds on two cores, each of its parts less than this on slow ones.
 const PRESSED: Duration = Duration::from_secs(120);
 /// The node waits longer for the end of a request than all of this takes.
-const REQUEST_TIMEOUT: &str = "300s";
+const REQUEST_TIMEOUT: &str = "600s";
 /// All clients have ended so long after the measuring.
 const END: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -340,6 +340,7 @@ impl Applier {
             ahead: None,
             spare: Batch::default(),
             held_back_since: None,
+            more_to_sweep: false,
             caught_up_since_opened: false,
             after_gap,
         })

@@ -43,7 +43,7 @@ use crate::store::{Checkpoint, Store, StoreError};
 use crate::telemetry::Telemetry;
 use crate::worker::Worker;
 
-/// How long the reader waits for news before anything else is looked at.
+/// How long a thread of the replica waits for something at most before it looks whether it is to stop.
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 /// Between two looks whether keys have expired. It blocks nobody for longer than a page of the store takes.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);

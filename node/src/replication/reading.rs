@@ -10,7 +10,7 @@ use super::feed;
 use super::state::Event;
 use crate::clock::{Moment, past_by_both_clocks};
 use crate::log::{Batch, BatchBounds, Level, LogInfo, LogReader, LogTag, ReadError, is_reserved};
-use crate::store::{Applied, KeyChange, StoreError};
+use crate::store::{Applied, KeyChange, StoreError, Swept};
 use bitacora_protocol::{NextOffset, Position};
 
 /// Between two notes in the store that the node is caught up, unless `DELETE_RETENTION` is short: its age is known as well.
@@ -23,9 +23,10 @@ const HOLD_BACK: Duration = Duration::from_millis(100);
 /// The same, once there are so many.
 const MAX_RECORDS_HELD_BACK: usize = 1_000;
 
-/// How long the reader waits for news while it is not caught up yet: that it is, is learnt elsewhere, and reads wait for it.
-const WAIT_UNTIL_CAUGHT_UP: Duration = Duration::from_millis(25);
-/// The same once it is and nothing is held back: what else is due may wait for so long, and a node that has nothing to do sleeps.
+/// How long the reader waits for news while there is more to sweep, or it is not caught up yet: that it is, is learnt elsewhere, and reads
+/// wait for it.
+const SHORT_WAIT: Duration = Duration::from_millis(25);
+/// The same once it is caught up and nothing is held back: what else is due may wait for so long, and a node that has nothing to do sleeps.
 const IDLE_WAIT: Duration = Duration::from_millis(250);
 
 /// A log that is being read.
@@ -42,6 +43,8 @@ pub(super) struct Reading {
     pub spare: Batch,
     /// Since when what the batch has is told but not committed; `None` if it is committed.
     pub held_back_since: Option<Moment>,
+    /// The last sweep did not come to an end.
+    pub more_to_sweep: bool,
     pub caught_up_since_opened: bool,
     /// Whether the store may say of a partition that it has been read across a gap.
     pub after_gap: bool,
@@ -62,7 +65,7 @@ impl Reading {
     /// Reads what comes next into the batch. Returns how many records of it were told before.
     fn poll(&mut self) -> (usize, Result<(), ReadError>) {
         let mut wait = match self.held_back_since {
-            _ if !self.caught_up_since_opened => WAIT_UNTIL_CAUGHT_UP,
+            _ if self.more_to_sweep || !self.caught_up_since_opened => SHORT_WAIT,
             Some(_) => HOLD_BACK,
             None => IDLE_WAIT,
         };
@@ -124,7 +127,7 @@ impl Applier {
                 return Err(Interrupted::TooOld(why));
             }
         }
-        self.persist(|| self.sweep(reading.info.compaction_lag))?;
+        reading.more_to_sweep = self.persist(|| self.sweep(reading.info.compaction_lag))?.is_full;
         if self.parts.progress.caught_up() {
             reading.caught_up_since_opened = true;
             if reading.after_gap {
@@ -252,15 +255,15 @@ impl Applier {
     }
 
     /// Removes what has expired, and markers that are no longer needed.
-    fn sweep(&self, compaction_lag: Duration) -> Result<(), StoreError> {
+    fn sweep(&self, compaction_lag: Duration) -> Result<Swept, StoreError> {
         // What a wrong clock drops would not come back when it is set right.
-        let Some(past) = self.parts.progress.certainly_past() else { return Ok(()) };
+        let Some(past) = self.parts.progress.certainly_past() else { return Ok(Swept::default()) };
         let past = self.parts.feed.sweep_until(past);
         let applied_until = self.parts.progress.applied_until().map(|until| until.time);
         let swept =
             self.parts.store.sweep(past, self.parts.delete_retention, applied_until, compaction_lag)?;
-        self.parts.metrics.keys_swept.inc_by(swept as u64);
-        Ok(())
+        self.parts.metrics.keys_swept.inc_by(swept.changed as u64);
+        Ok(swept)
     }
 
     /// Whether the store that is written is one that was complete before, rather than one that is being built.

@@ -46,6 +46,7 @@ pub use self::format::EntryHead;
 pub use self::pages::{CopyCheck, WholePages};
 pub use self::read::{ScannedPage, SnapshotRead, Tier, VersionedRead};
 pub use self::stats::{Disk, StoreStats};
+pub use self::sweep::Swept;
 pub use self::trimming::{Change, Judgement, NeededRepair, PendingRepair, TrimQuery, Trimmable, Writer};
 
 use self::cache::CacheCounters;

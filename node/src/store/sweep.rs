@@ -14,7 +14,7 @@ use super::{Entry, EntryHead, Store, StoreError};
 use crate::clock::LogTime;
 
 /// Keys in one transaction of a sweep: a few ms, in which no records are applied.
-const MAX_KEYS_PER_SWEEP: usize = 1_000;
+pub(super) const MAX_KEYS_PER_SWEEP: usize = 1_000;
 /// When an old tombstone that may not be forgotten yet is looked at again.
 pub(super) const SWEEP_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
@@ -31,12 +31,21 @@ struct SweepTimes {
     compaction_lag: Duration,
 }
 
+/// What came of a sweep.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// How many keys it changed.
+    pub changed: usize,
+    /// It looked at as many keys as it may, so there may be more.
+    pub is_full: bool,
+}
+
 impl Store {
     /// Drops from disk and memory the values of keys that have expired at `now`, of a bounded number of keys; their positions stay.
     /// Forgets the tombstones of other writers that were `retention` old at `read_until`, until when everything has been read: before
     /// that, the log may have something to come that they decide. Both times are past by both clocks
     /// ([`crate::clock::past_by_both_clocks`]), since what is dropped does not come back. Ends the doubts that were `compaction_lag` old
-    /// at `read_until`: whatever had no effect until then has been repaired. Returns how many keys it changed.
+    /// at `read_until`: whatever had no effect until then has been repaired.
     ///
     /// # Errors
     /// When LMDB fails; nothing is changed then.
@@ -46,12 +55,12 @@ impl Store {
         retention: Duration,
         read_until: Option<LogTime>,
         compaction_lag: Duration,
-    ) -> Result<usize, StoreError> {
+    ) -> Result<Swept, StoreError> {
         let written = self.written();
         let environment = written.environment();
         let due = due_until(environment, now)?;
         if due.is_empty() {
-            return Ok(0);
+            return Ok(Swept::default());
         }
         let times = SweepTimes { now, retention, read_until, compaction_lag };
         let mut are_doubts = None;
@@ -77,7 +86,7 @@ impl Store {
                 cache.remove(key);
             }
         }
-        Ok(swept.len())
+        Ok(Swept { changed: swept.len(), is_full: due.len() == MAX_KEYS_PER_SWEEP })
     }
 }
 

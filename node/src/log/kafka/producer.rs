@@ -257,7 +257,10 @@ impl ClientContext for Acknowledgements {
                     append.settle(verdict);
                 }
             }
-            Err(error) => tracing::debug!(%error, "librdkafka's statistics can't be read"),
+            Err(error) => tracing::warn!(
+                %error,
+                "librdkafka's statistics can't be read; writes that fail are not answered for now"
+            ),
         }
     }
 }

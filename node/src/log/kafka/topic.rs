@@ -216,7 +216,8 @@ pub(super) fn check_trimming(
     settings: &KafkaSettings,
     read: usize,
 ) -> Result<(), String> {
-    meets(&config_if_all_is_read(queries, settings, read)?, settings, &trimming_needs(settings))
+    let config = config_if_all_is_read(queries, settings, read).map_err(|error| error.to_string())?;
+    meets(&config, settings, &trimming_needs(settings))
 }
 
 /// Whether the topic keeps what conditional writes rest on: as [`check_trimming`], but for tombstones. `read` is the number of partitions
@@ -226,7 +227,7 @@ pub(super) fn check_conditional_writes(
     settings: &KafkaSettings,
     read: usize,
 ) -> Result<(), OpenError> {
-    let config = config_if_all_is_read(queries, settings, read).map_err(OpenError::Unavailable)?;
+    let config = config_if_all_is_read(queries, settings, read)?;
     meets(&config, settings, &conditional_write_needs(settings)).map_err(OpenError::Refused)
 }
 
@@ -235,19 +236,18 @@ fn config_if_all_is_read(
     queries: &BaseConsumer<LastProblem>,
     settings: &KafkaSettings,
     read: usize,
-) -> Result<Config, String> {
+) -> Result<Config, OpenError> {
     let topic = &settings.topic;
     match partitions(queries, topic) {
-        Ok(Some(found)) if read == found => {}
-        Ok(Some(found)) => {
-            return Err(format!(
-                "the topic '{topic}' has {found} partitions and this node reads {read} so far"
-            ));
+        Ok(Some(found)) if read == found => config(queries, settings),
+        Ok(Some(found)) => Err(OpenError::Unavailable(format!(
+            "the topic '{topic}' has {found} partitions and this node reads {read} so far"
+        ))),
+        Ok(None) => Err(OpenError::Unavailable(format!("the topic '{topic}' is missing"))),
+        Err(error) => {
+            Err(OpenError::Unavailable(format!("the topic '{topic}' can't be checked yet: {error}")))
         }
-        Ok(None) => return Err(format!("the topic '{topic}' is missing")),
-        Err(error) => return Err(format!("the topic '{topic}' can't be checked yet: {error}")),
     }
-    config(queries, settings).map_err(|error| error.to_string())
 }
 
 /// What something needs of a setting of the topic.
@@ -315,7 +315,13 @@ fn meets(config: &Config, settings: &KafkaSettings, needs: &[Need]) -> Result<()
 /// Refuses a topic that would lose keys. Returns how long its records are safe from compaction.
 fn check(queries: &BaseConsumer<LastProblem>, settings: &KafkaSettings) -> Result<Duration, OpenError> {
     let KafkaSettings { topic, brokers, .. } = settings;
-    let config = config(queries, settings)?;
+    let config = match config(queries, settings) {
+        Err(OpenError::Refused(problem)) if settings.allow_uncompacted => {
+            tracing::warn!("{problem}; accepted by ALLOW_UNCOMPACTED_TOPIC");
+            return Ok(Duration::ZERO);
+        }
+        config => config?,
+    };
     let value = |name: &str| config.get(name).cloned().unwrap_or_default();
     let policy = value("cleanup.policy");
     if policy != "compact" {

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::store::sweep::MAX_KEYS_PER_SWEEP;
 
 #[test]
 fn expired_values_go_and_their_positions_stay() {
@@ -9,11 +10,11 @@ fn expired_values_go_and_their_positions_stay() {
     apply(&store, expires(1, 500));
     assert!(shown(&store).is_some(), "it is cached");
     assert_eq!(
-        store.sweep(log_ms(499), Duration::ZERO, Some(log_ms(499)), Duration::ZERO).expect("swept"),
+        store.sweep(log_ms(499), Duration::ZERO, Some(log_ms(499)), Duration::ZERO).expect("swept").changed,
         0
     );
     assert_eq!(
-        store.sweep(log_ms(500), Duration::ZERO, Some(log_ms(500)), Duration::ZERO).expect("swept"),
+        store.sweep(log_ms(500), Duration::ZERO, Some(log_ms(500)), Duration::ZERO).expect("swept").changed,
         1
     );
     let (entry, tier) = store.get(b"k").expect("readable").expect("it is still an answer");
@@ -21,7 +22,10 @@ fn expired_values_go_and_their_positions_stay() {
     assert_eq!(tier, Tier::Store, "it left the cache");
     assert_eq!(entry.state(wall_ms(0)), State::Expired, "also if the clock goes back");
     assert_eq!(
-        store.sweep(log_ms(i64::MAX), Duration::ZERO, Some(log_ms(i64::MAX)), Duration::ZERO).expect("swept"),
+        store
+            .sweep(log_ms(i64::MAX), Duration::ZERO, Some(log_ms(i64::MAX)), Duration::ZERO)
+            .expect("swept")
+            .changed,
         0,
         "nothing is left to do"
     );
@@ -29,11 +33,11 @@ fn expired_values_go_and_their_positions_stay() {
     apply(&store, expires(2, 700));
     apply(&store, expires(3, 900));
     assert_eq!(
-        store.sweep(log_ms(899), Duration::ZERO, Some(log_ms(899)), Duration::ZERO).expect("swept"),
+        store.sweep(log_ms(899), Duration::ZERO, Some(log_ms(899)), Duration::ZERO).expect("swept").changed,
         0
     );
     assert_eq!(
-        store.sweep(log_ms(900), Duration::ZERO, Some(log_ms(900)), Duration::ZERO).expect("swept"),
+        store.sweep(log_ms(900), Duration::ZERO, Some(log_ms(900)), Duration::ZERO).expect("swept").changed,
         1
     );
 }
@@ -48,6 +52,7 @@ fn old_tombstones_are_forgotten_once_caught_up() {
         store
             .sweep(log_ms(now), Duration::from_millis(500), caught_up.then_some(log_ms(now)), Duration::ZERO)
             .expect("swept")
+            .changed
     };
     assert_eq!(sweep(1_499, true), 0);
     assert!(shown(&store).is_some(), "it is an answer");
@@ -76,4 +81,19 @@ fn old_tombstones_are_forgotten_once_caught_up() {
     );
     assert_eq!(sweep(31_000 + SWEEP_AGAIN_MS, true), 1);
     assert_eq!(store.get(b"k").expect("readable"), None);
+}
+
+#[test]
+fn a_sweep_of_many_keys_says_that_there_is_more() {
+    let (_dir, store) = filled(&[]);
+    let keys = MAX_KEYS_PER_SWEEP + 1;
+    for number in 0..keys {
+        let (key, offset) = (format!("k{number}"), number as i64 + 1);
+        apply(&store, entry_of_text(&key, at(offset), log_ms(100), 500, "value"));
+    }
+    let sweep =
+        || store.sweep(log_ms(500), Duration::ZERO, Some(log_ms(500)), Duration::ZERO).expect("swept");
+    assert_eq!(sweep(), Swept { changed: MAX_KEYS_PER_SWEEP, is_full: true });
+    assert_eq!(sweep(), Swept { changed: 1, is_full: false });
+    assert_eq!(sweep(), Swept { changed: 0, is_full: false });
 }
