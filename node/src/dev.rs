@@ -30,8 +30,8 @@ pub async fn run(settings: DevSettings, live: LiveUpdates, stop: impl Future<Out
     // Every port and folder before the first node, so that what is wrong is told before anything runs.
     let mut listeners = Vec::new();
     for address in &addresses {
-        let http = listen(HOST, address.api_port, "--port").await?;
-        listeners.push((http, listen(HOST, address.avro_port, "--port").await?));
+        let http = listen(HOST, address.api_port, "--port")?;
+        listeners.push((http, listen(HOST, address.avro_port, "--port")?));
     }
     let root = DataDir::open(&settings.data_dir)?;
     take_over_folders(root.path())?;

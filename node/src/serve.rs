@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 use crate::cluster::Address;
 use crate::cluster::aws;
@@ -54,8 +54,8 @@ pub async fn run(
     let token_endpoint = token_endpoint.map_err(|error| anyhow!("KAFKA_PROPERTIES: {error}"))?;
     let login = settings.zookeeper_login().map_err(|error| anyhow!(error))?;
     let data_dir = DataDir::open(&settings.data_dir)?;
-    let listener = listen(settings.bind_address, settings.api_port, "API_PORT").await?;
-    let rpc_listener = listen(settings.bind_address, avro_port, "AVRO_PORT").await?;
+    let listener = listen(settings.bind_address, settings.api_port, "API_PORT")?;
+    let rpc_listener = listen(settings.bind_address, avro_port, "AVRO_PORT")?;
     let mut stop = pin!(stop);
     let address = tokio::select! {
         address = address(&settings, avro_port) => address?,
@@ -139,12 +139,24 @@ fn kafka_settings(
     })
 }
 
+/// Connections that may wait to be accepted: as many as are served at a time by default. tokio's own 128 are fewer than a burst of callers
+/// has, of whom the others would wait for seconds, until they are sent again. Linux bounds it by `net.core.somaxconn`.
+const BACKLOG: u32 = 4096;
+
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A process that starts anew finds the port free although connections of the one before are not quite gone.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
 /// Opens a port, or says who is in the way. `setting` is the name to change.
 ///
 /// # Errors
 /// When the port is taken or can't be opened; the text names the setting to change.
-pub async fn listen(address: IpAddr, port: u16, setting: &str) -> Result<TcpListener> {
-    match TcpListener::bind(SocketAddr::new(address, port)).await {
+pub fn listen(address: IpAddr, port: u16, setting: &str) -> Result<TcpListener> {
+    match bind(SocketAddr::new(address, port)) {
         Ok(listener) => Ok(listener),
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
             bail!(
@@ -154,5 +166,28 @@ pub async fn listen(address: IpAddr, port: u16, setting: &str) -> Result<TcpList
         Err(error) => {
             Err(error).with_context(|| format!("port {port} on {address} ({setting}) can't be opened"))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpStream};
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Above what tokio has wait, and below the files that a process may open in any case.
+    const BURST: usize = 400;
+
+    #[tokio::test]
+    async fn a_burst_of_callers_waits_to_be_accepted() {
+        let listener = listen(Ipv4Addr::LOCALHOST.into(), 0, "PORT").expect("a port");
+        let address = listener.local_addr().expect("it is bound");
+        // Nobody accepts them meanwhile.
+        let connections = (1..=BURST).map(|number| {
+            let connected = TcpStream::connect_timeout(&address, Duration::from_secs(10));
+            connected.unwrap_or_else(|error| panic!("connection {number}: {error}"))
+        });
+        assert_eq!(connections.collect::<Vec<_>>().len(), BURST);
     }
 }

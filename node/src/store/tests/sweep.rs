@@ -86,11 +86,11 @@ fn old_tombstones_are_forgotten_once_caught_up() {
 #[test]
 fn a_sweep_of_many_keys_says_that_there_is_more() {
     let (_dir, store) = filled(&[]);
-    let keys = MAX_KEYS_PER_SWEEP + 1;
-    for number in 0..keys {
-        let (key, offset) = (format!("k{number}"), number as i64 + 1);
-        apply(&store, entry_of_text(&key, at(offset), log_ms(100), 500, "value"));
-    }
+    let keys = (0..=MAX_KEYS_PER_SWEEP).map(|number| format!("k{number:04}")).collect::<Vec<_>>();
+    let entries = keys.iter().zip(1..).map(|(key, offset)| {
+        (key.as_bytes(), entry_of_text(key, at(offset), log_ms(100), 500, "value").into())
+    });
+    store.apply(&mut entries.collect(), &[]).expect("applied");
     let sweep =
         || store.sweep(log_ms(500), Duration::ZERO, Some(log_ms(500)), Duration::ZERO).expect("swept");
     assert_eq!(sweep(), Swept { changed: MAX_KEYS_PER_SWEEP, is_full: true });
