@@ -35,8 +35,8 @@ const REQUEST_TIMEOUT: &str = "600s";
 const END: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_secs(10);
 const SMALL_KEY: &str = "known";
-/// So many reads of it are answered while all others press, however long that takes.
-const SMALL_READS: f64 = 100.0;
+/// More reads of it than so many are answered while all others press, however long that takes.
+const SMALL_READS: usize = 100;
 
 /// What one reader of a small record and the greedy clients beside it tell one another.
 #[derive(Default)]
@@ -140,7 +140,7 @@ async fn all_have_pressed(node: &Node, load: &Load, reads: &SmallReads) -> Resul
     })
     .await;
     wait::until("small reads are answered beside them", PRESSED, || async {
-        reaches("reads", Ok(reads.done.load(Ordering::Relaxed) as f64), SMALL_READS)
+        reaches("reads", Ok(reads.done.load(Ordering::Relaxed) as f64), (SMALL_READS + 1) as f64)
     })
     .await;
     // Those that have just been refused are about to come back. All others wait ever longer before they ask again.
@@ -194,6 +194,7 @@ async fn two_thousand_greedy_connections(ctx: Ctx) -> Result<()> {
     assert_eq!(inside, SLOW_FRAMES, "who has memory keeps it");
     assert!(seen.used as u64 <= REQUEST_MEMORY, "{} bytes of the budget were taken", seen.used);
     assert!(peak.is_none_or(|bytes| bytes < NODE_BYTES), "the node had {peak:?} bytes");
+    assert!(reads.len() > SMALL_READS as u64, "only {} small reads", reads.len());
     wait::until("the memory is given back", PATIENCE, || async {
         let used = metric("bitacora_request_memory_bytes").await.map_err(|error| format!("{error:#}"))?;
         if used == 0.0 { Ok(()) } else { Err(format!("{used} bytes")) }

@@ -188,6 +188,11 @@ fn create_command(settings: &KafkaSettings) -> String {
 
 type Config = HashMap<String, String>;
 
+/// What the topic is could not be asked, and may be in a moment.
+fn not_checked(topic: &str, why: &dyn std::fmt::Display) -> OpenError {
+    OpenError::Unavailable(format!("the topic '{topic}' can't be checked yet: {why}"))
+}
+
 /// The topic's settings, defaults included.
 fn config(queries: &BaseConsumer<LastProblem>, settings: &KafkaSettings) -> Result<Config, OpenError> {
     let topic = &settings.topic;
@@ -199,12 +204,8 @@ fn config(queries: &BaseConsumer<LastProblem>, settings: &KafkaSettings) -> Resu
         )) => Err(OpenError::Refused(format!(
             "the configuration of the topic '{topic}' can't be read ({code}); allow DescribeConfigs on it"
         ))),
-        Ok(Err(code)) => {
-            Err(OpenError::Unavailable(format!("the topic '{topic}' can't be checked yet: {code}")))
-        }
-        Err(error) => {
-            Err(OpenError::Unavailable(format!("the topic '{topic}' can't be checked yet: {error}")))
-        }
+        Ok(Err(code)) => Err(not_checked(topic, &code)),
+        Err(error) => Err(not_checked(topic, &error)),
     }
 }
 
@@ -244,9 +245,7 @@ fn config_if_all_is_read(
             "the topic '{topic}' has {found} partitions and this node reads {read} so far"
         ))),
         Ok(None) => Err(OpenError::Unavailable(format!("the topic '{topic}' is missing"))),
-        Err(error) => {
-            Err(OpenError::Unavailable(format!("the topic '{topic}' can't be checked yet: {error}")))
-        }
+        Err(error) => Err(not_checked(topic, &error)),
     }
 }
 
