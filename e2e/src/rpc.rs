@@ -174,6 +174,8 @@ pub async fn shake_hands(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> 
         Request::GetValue { key: "none" }.encode(out);
     });
     stream.write_all(&out).await?;
+    // Over TLS the end of it may be held back otherwise, and the node waits for it.
+    stream.flush().await?;
     let mut reader = FrameReader::new(FrameLimits { bytes: 1 << 20, buffers: 16 });
     let (mut input, mut scratch) = (Vec::new(), Vec::new());
     loop {
