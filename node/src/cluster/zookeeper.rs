@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use zookeeper_async::{Acl, CreateMode, Permission, Stat, ZkError, ZkResult, ZooKeeper};
+use zookeeper_async::{Acl, CreateMode, Permission, ZkError, ZkResult, ZooKeeper};
 
 use super::{Address, Membership, MembershipState};
 
@@ -243,28 +243,13 @@ impl Registration {
             // Of each connection, and nothing tells which one this is. To say it again changes nothing.
             zookeeper.add_auth("digest", login.clone().into_bytes()).await?;
         }
-        let folder = format!("{}{SERVERS}", self.chroot);
-        if *self.shared.intent.borrow() != Intent::BeMember {
-            let members = zookeeper::members(zookeeper, &folder, true).await?;
-            self.connected(members, false);
-            return Ok(());
+        let mut trims = false;
+        let intent = *self.shared.intent.borrow();
+        if intent == Intent::BeMember {
+            self.register(zookeeper).await?;
+            trims = self.elect(zookeeper).await?;
         }
-        // All asked at once: a node that has nothing else to do is woken by the answers together, not by each.
-        let [(_, api), (_, avro)] = self.znodes();
-        let (api, avro, trimmer, members) = tokio::try_join!(
-            zookeeper.exists(&api, true),
-            zookeeper.exists(&avro, true),
-            self.trimmer(zookeeper),
-            zookeeper::members(zookeeper, &folder, true),
-        )?;
-        let (trims, members) =
-            if self.is_owned(api.as_ref()) && self.is_owned(avro.as_ref()) && trimmer.is_some() {
-                (self.is_owned(trimmer.as_ref()), members)
-            } else {
-                self.register(zookeeper).await?;
-                let trims = self.elect(zookeeper).await?;
-                (trims, zookeeper::members(zookeeper, &folder, true).await?)
-            };
+        let members = zookeeper::members(zookeeper, &format!("{}{SERVERS}", self.chroot), true).await?;
         self.connected(members, trims);
         Ok(())
     }
@@ -314,25 +299,13 @@ impl Registration {
         }
     }
 
-    /// The folders and the paths of its two znodes.
-    fn znodes(&self) -> [(String, String); 2] {
-        [(SERVERS, self.address.api()), (SOCKETS, self.address.avro())].map(|(folder, name)| {
-            let folder = format!("{}{folder}", self.chroot);
-            let path = format!("{folder}/{name}");
-            (folder, path)
-        })
-    }
-
-    /// Whether a znode is there, and is of the session that registered.
-    fn is_owned(&self, znode: Option<&Stat>) -> bool {
-        znode.is_some_and(|stat| Some(stat.ephemeral_owner) == self.owner)
-    }
-
     /// Makes sure that both znodes are there and are this session's.
     async fn register(&mut self, zookeeper: &ZooKeeper) -> ZkResult<()> {
-        for (folder, path) in self.znodes() {
+        for (folder, name) in [(SERVERS, self.address.api()), (SOCKETS, self.address.avro())] {
+            let folder = format!("{}{folder}", self.chroot);
+            let path = format!("{folder}/{name}");
             match zookeeper.exists(&path, true).await? {
-                Some(stat) if self.is_owned(Some(&stat)) => continue,
+                Some(stat) if Some(stat.ephemeral_owner) == self.owner => continue,
                 // Left by a session of this address that died without closing, and will take its znode along when it
                 // expires; so the place is taken with a znode of this session.
                 Some(_) => match zookeeper.delete(&path, None).await {
@@ -344,7 +317,7 @@ impl Registration {
                 None => {}
             }
             self.create_folders(zookeeper, &folder).await?;
-            let data = path[folder.len() + 1..].as_bytes().to_vec();
+            let data = name.clone().into_bytes();
             let (_, stat) = zookeeper.create2(&path, data, self.acl(), CreateMode::Ephemeral).await?;
             if self.owner.replace(stat.ephemeral_owner) != Some(stat.ephemeral_owner) {
                 self.sessions += 1;
@@ -356,11 +329,10 @@ impl Registration {
 
     /// Whether this session has the trimmer's znode, which it makes if there is none. The watch tells when it goes.
     async fn elect(&self, zookeeper: &ZooKeeper) -> ZkResult<bool> {
-        let trimmer = self.trimmer(zookeeper).await?;
-        if trimmer.is_some() {
-            return Ok(self.is_owned(trimmer.as_ref()));
-        }
         let path = format!("{}{TRIMMER}", self.chroot);
+        if let Some(stat) = zookeeper.exists(&path, true).await? {
+            return Ok(Some(stat.ephemeral_owner) == self.owner);
+        }
         let data = self.address.api().into_bytes();
         match zookeeper.create(&path, data, self.acl(), CreateMode::Ephemeral).await {
             Ok(_) => Ok(true),
@@ -368,10 +340,6 @@ impl Registration {
             Err(ZkError::NodeExists) => Ok(false),
             Err(error) => Err(error),
         }
-    }
-
-    async fn trimmer(&self, zookeeper: &ZooKeeper) -> ZkResult<Option<Stat>> {
-        zookeeper.exists(&format!("{}{TRIMMER}", self.chroot), true).await
     }
 
     /// Makes a folder and those that it is in, as far as they are missing.
