@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use testcontainers::bollard::Docker;
+use testcontainers::bollard::errors::Error;
 use testcontainers::bollard::query_parameters::{
     ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
 };
@@ -38,11 +39,12 @@ pub(super) enum Of {
     DeadOwners,
 }
 
-/// Removes the containers of this run, or of runs that are no more.
+/// Removes the containers of this run, or of runs that are no more; those that can't be removed keep none of the others.
 pub(super) async fn reap(of: Of) -> Result<()> {
     let engine = engine().await?;
     let filters = HashMap::from([("label", vec![LABEL])]);
     let list = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+    let mut outcome = Ok(());
     for container in engine.list_containers(Some(list)).await? {
         let owner = container.labels.as_ref().and_then(|labels| labels.get(LABEL)?.parse::<u32>().ok());
         let (Some(id), Some(owner)) = (container.id, owner) else { continue };
@@ -52,10 +54,16 @@ pub(super) async fn reap(of: Of) -> Result<()> {
         };
         if take {
             let remove = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
-            engine.remove_container(&id, Some(remove)).await.with_context(|| format!("removing {id}"))?;
+            match engine.remove_container(&id, Some(remove)).await {
+                // 404: gone since the list was made. 409: its removal is under way, begun by the test that had it.
+                Err(Error::DockerResponseServerError { status_code: 404 | 409, .. }) => {}
+                removed => {
+                    outcome = outcome.and(removed.with_context(|| format!("removing {id}")));
+                }
+            }
         }
     }
-    Ok(())
+    outcome
 }
 
 pub(super) struct Container(ContainerAsync<GenericImage>);
