@@ -5,7 +5,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::LazyLock;
 
 use anyhow::{Context, Result, ensure};
-use tokio::sync::OnceCell;
+use tokio::sync::{Mutex, OnceCell};
 
 use crate::ports;
 use crate::topic::Topic;
@@ -204,8 +204,14 @@ impl Deployment {
         self.compose_of(image(), arguments).await
     }
 
-    /// The same, with nodes of another image where it makes any.
+    /// The same, with nodes of another image where it makes any. One that waits until all is up waits for others that do: a dozen
+    /// Java processes that start on two processors at once are not healthy in time.
     pub async fn compose_of(&self, image: &str, arguments: &[&str]) -> Result<String> {
+        static STARTING: Mutex<()> = Mutex::const_new(());
+        let _alone = match arguments {
+            ["up", "--wait", ..] => Some(STARTING.lock().await),
+            _ => None,
+        };
         let command = self.command(image, arguments);
         let output = tokio::task::spawn_blocking(move || run(command)).await.context("docker panicked")??;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
