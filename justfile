@@ -20,12 +20,12 @@ ci:
 
 # The end-to-end suites, or those whose names contain a word: `just e2e trimming`.
 e2e *ARGS:
-    cargo test -p e2e --test e2e --locked -- {{ ARGS }}
+    cargo test --workspace --test e2e --locked -- {{ ARGS }}
 
 # A rolling upgrade from an earlier version and back, under load: builds that version, which takes minutes the first time. Another
 # commit than the usual one: `just upgrade abc1234`.
 upgrade COMMIT="":
-    E2E_UPGRADE=1 {{ if COMMIT == "" { "" } else { "E2E_UPGRADE_FROM=" + COMMIT } }} cargo test -p e2e --test e2e --locked -- a_rolling_upgrade --nocapture
+    E2E_UPGRADE=1 {{ if COMMIT == "" { "" } else { "E2E_UPGRADE_FROM=" + COMMIT } }} cargo test --workspace --test e2e --locked -- a_rolling_upgrade --nocapture
 
 # Replication in simulated time: `just sim 30000`.
 sim SEEDS="2000":
