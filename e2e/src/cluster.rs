@@ -52,9 +52,22 @@ pub async fn cli_binary() -> Result<&'static Path> {
     }
 }
 
-async fn build() -> Result<Binaries> {
+/// Cargo, without what it tells the tests about themselves, which is not for another build.
+pub(crate) fn cargo() -> tokio::process::Command {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = tokio::process::Command::new(cargo);
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") || name == "LD_LIBRARY_PATH"
+        {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+async fn build() -> Result<Binaries> {
+    let mut command = cargo();
     command.args([
         "build",
         "--message-format=json-render-diagnostics",
@@ -71,14 +84,6 @@ async fn build() -> Result<Binaries> {
         command.args(["--release", "-p", "e2e", "-p", "bitacora-node", "-p", "bitacora-cli"]);
     }
     command.current_dir(env!("CARGO_MANIFEST_DIR"));
-    // What cargo tells the tests about themselves is not for the build.
-    for (name, _) in std::env::vars_os() {
-        let name = name.to_string_lossy().into_owned();
-        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") || name == "LD_LIBRARY_PATH"
-        {
-            command.env_remove(name);
-        }
-    }
     let output = command.stdin(Stdio::null()).kill_on_drop(true).output().await.context("running cargo")?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "building the programs failed:\n{stderr}");

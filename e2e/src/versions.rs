@@ -6,6 +6,8 @@ use std::process::Stdio;
 use anyhow::{Context, Result, ensure};
 use tokio::process::Command;
 
+use crate::cluster::cargo;
+
 fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
@@ -51,18 +53,9 @@ pub async fn node_of(commit: &str) -> Result<PathBuf> {
     run(unpack, "tar").await?;
     std::fs::remove_file(&archive).context("removing the archive")?;
     println!("  building the node of {commit}, which takes minutes");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let folder = versions.join("target");
-    let mut build = Command::new(cargo);
+    let mut build = cargo();
     build.args(["build", "--locked", "-p", "bitacora-node", "--bin", "bitacora-node"]).current_dir(&source);
-    // What cargo tells the tests about themselves is not for the build.
-    for (name, _) in std::env::vars_os() {
-        let name = name.to_string_lossy().into_owned();
-        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") || name == "LD_LIBRARY_PATH"
-        {
-            build.env_remove(name);
-        }
-    }
     build.env("CARGO_TARGET_DIR", &folder);
     run(build, &format!("building the node of {commit}")).await?;
     // Its name is there only when it is whole.
