@@ -204,14 +204,21 @@ impl Deployment {
         self.compose_of(image(), arguments).await
     }
 
-    /// The same, with nodes of another image where it makes any. One that waits until all is up waits for others that do: a dozen
-    /// Java processes that start on two processors at once are not healthy in time.
-    pub async fn compose_of(&self, image: &str, arguments: &[&str]) -> Result<String> {
+    /// Starts it, from images that are there, and waits until all is healthy. `more`: the services that are meant, and other arguments.
+    pub async fn up(&self, more: &[&str]) -> Result<()> {
+        self.up_of(image(), more).await
+    }
+
+    /// The same, with nodes of another image. Deployments start one after the other: a dozen Java processes that start on two
+    /// processors at once are not healthy in time.
+    pub async fn up_of(&self, image: &str, more: &[&str]) -> Result<()> {
         static STARTING: Mutex<()> = Mutex::const_new(());
-        let _alone = match arguments {
-            ["up", "--wait", ..] => Some(STARTING.lock().await),
-            _ => None,
-        };
+        let _alone = STARTING.lock().await;
+        self.compose_of(image, &[&["up", "--wait", "--no-build"][..], more].concat()).await?;
+        Ok(())
+    }
+
+    async fn compose_of(&self, image: &str, arguments: &[&str]) -> Result<String> {
         let command = self.command(image, arguments);
         let output = tokio::task::spawn_blocking(move || run(command)).await.context("docker panicked")??;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())

@@ -24,9 +24,8 @@ use crate::prometheus::{self, Prometheus};
 use crate::proxy::Proxy;
 use crate::{cluster, deployment};
 
-/// No test may take longer, unless it says so; the longest takes a quarter of it on two slow cores, or waits as long again for another
-/// test's deployment to start.
-const TEST_DEADLINE: Duration = Duration::from_secs(420);
+/// No test may take longer, unless it says so; the longest takes half of it on two slow cores.
+const TEST_DEADLINE: Duration = Duration::from_secs(300);
 const LOG_LINES: usize = 30;
 /// Bytes that a first run takes: the image's layers, containers, servers' and nodes' files, packages.
 const ROOM: u64 = 6 << 30;

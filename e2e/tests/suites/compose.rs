@@ -27,7 +27,7 @@ async fn it_serves_and_goes_on_without_a_node(_: Ctx) -> Result<()> {
 }
 
 async fn scenario(deployment: &Deployment) -> Result<()> {
-    deployment.compose(&["up", "--wait", "--no-build"]).await?;
+    deployment.up(&[]).await?;
     let balancer = Api::new(deployment.port("BITACORA_PORT"));
     let prometheus = Api::new(deployment.port("PROMETHEUS_PORT"));
     let nodes = ["NODE_1_PORT", "NODE_2_PORT", "NODE_3_PORT"].map(|name| Api::new(deployment.port(name)));
@@ -75,7 +75,7 @@ async fn scenario(deployment: &Deployment) -> Result<()> {
         sees_members(node, 2).await?;
     }
 
-    deployment.compose(&["up", "--wait", "--no-build", "--scale", "node=1"]).await?;
+    deployment.up(&["--scale", "node=1"]).await?;
     reads(&nodes[1], "without node-2 49", Some("value")).await?;
     for node in &nodes {
         sees_members(node, 4).await?;

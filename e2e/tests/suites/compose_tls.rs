@@ -89,7 +89,7 @@ async fn it_serves_nobody_without_tls_and_a_token(ctx: Ctx) -> Result<()> {
 }
 
 async fn scenario(deployment: &Deployment, dir: &Path) -> Result<()> {
-    deployment.compose(&["up", "--wait", "--no-build"]).await?;
+    deployment.up(&[]).await?;
     let client = Client::of(deployment, dir).await?;
     it_serves(deployment, &client).await?;
     refuses_strangers(deployment, &client).await?;
@@ -361,7 +361,7 @@ async fn tells_no_secret(deployment: &Deployment, client: &Client) -> Result<()>
 async fn goes_on_with_what_is_there(deployment: &Deployment, client: Client, dir: &Path) -> Result<()> {
     let certificates = client.node_certificates().await?;
     deployment.compose(&["down", "--timeout", "30"]).await?;
-    deployment.compose(&["up", "--wait", "--no-build"]).await?;
+    deployment.up(&[]).await?;
     // By the files that were taken out before, and by those that would be taken out now.
     let now = Client::of(deployment, dir).await?;
     for client in [&client, &now] {

@@ -68,7 +68,7 @@ fn conclude(seed: u64, level: Level, report: &Report) -> Result<()> {
 }
 
 async fn scenario(deployment: &Deployment, seed: u64, level: Level) -> Result<Report> {
-    deployment.compose(&["up", "--wait", "--no-build", "node-1", "node-2", "node-3"]).await?;
+    deployment.up(&["node-1", "node-2", "node-3"]).await?;
     let apis = ["NODE_1_PORT", "NODE_2_PORT", "NODE_3_PORT"].map(|name| Api::new(deployment.port(name)));
     let mut nemesis = Nemesis::new(deployment).await?;
     let api = |node: usize| apis[node].clone();

@@ -52,7 +52,7 @@ async fn only_latest_reads_are_stale_behind_a_deposed_leader(_: Ctx) -> Result<(
 }
 
 async fn scenes(deployment: &Deployment) -> Result<()> {
-    deployment.compose(&["up", "--wait", "--no-build", "node-1", "node-2", "node-3"]).await?;
+    deployment.up(&["node-1", "node-2", "node-3"]).await?;
     let apis = ["NODE_1_PORT", "NODE_2_PORT", "NODE_3_PORT"].map(|name| Api::new(deployment.port(name)));
     let api = |node: usize| apis[node].clone();
     let nodes = Nodes { count: apis.len(), api: &api };

@@ -77,7 +77,7 @@ async fn cluster(kind: Kind) -> Result<()> {
 }
 
 async fn scenario(kind: Kind, deployment: &Deployment, metadata: &MetadataServer) -> Result<()> {
-    deployment.compose(&["up", "--wait", "--no-build", "zookeeper", "kafka"]).await?;
+    deployment.up(&["zookeeper", "kafka"]).await?;
     let network = inspect(&deployment.network()).await?;
     let host: Ipv4Addr = network["IPAM"]["Config"][0]["Gateway"]
         .as_str()

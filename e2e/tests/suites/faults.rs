@@ -72,11 +72,10 @@ async fn scenario(deployment: &Deployment, seed: u64) -> Result<()> {
     if is_mixed() {
         let older = versions::node_of(super::rolling::EARLIER).await?;
         let image = deployment::image_with(&older, super::rolling::EARLIER).await?;
-        deployment.compose_of(&image, &["up", "--wait", "--no-build", "node-1"]).await?;
+        deployment.up_of(&image, &["node-1"]).await?;
         of_this_version = &of_this_version[1..];
     }
-    let up = ["up", "--wait", "--no-build", "--no-recreate"];
-    deployment.compose(&[&up[..], of_this_version].concat()).await?;
+    deployment.up(&[&["--no-recreate"][..], of_this_version].concat()).await?;
     let run = Run {
         nodes: ["NODE_1_PORT", "NODE_2_PORT", "NODE_3_PORT"].map(|name| Api::new(deployment.port(name))),
         keys: (0..KEYS).map(|i| format!("key-{i}")).collect(),

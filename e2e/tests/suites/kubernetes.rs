@@ -150,7 +150,7 @@ async fn pods_of_the_example_serve_and_stop_as_it_says(_: Ctx) -> Result<()> {
 async fn pods(deployment: &Deployment) -> Result<()> {
     let whole = whole().await?;
     let pod = &document(&whole, "StatefulSet", "bitacora")?["spec"]["template"]["spec"];
-    deployment.compose(&["up", "--wait", "--no-build", "zookeeper", "kafka"]).await?;
+    deployment.up(&["zookeeper", "kafka"]).await?;
     let mut pods = Vec::new();
     for index in 0..2 {
         let (name, container) = (format!("bitacora-{index}"), deployment.container(&format!("pod-{index}")));

@@ -266,7 +266,7 @@ async fn the_deployment_is_restarted_node_by_node(_: Ctx) -> Result<()> {
 }
 
 async fn restart_all(deployment: &Deployment) -> Result<()> {
-    deployment.compose(&["up", "--wait", "--no-build"]).await?;
+    deployment.up(&[]).await?;
     let nodes = ["NODE_1_PORT", "NODE_2_PORT", "NODE_3_PORT"].map(|name| Api::new(deployment.port(name)));
     let stats = Api::new(deployment.port("HAPROXY_STATS_PORT"));
     let zookeeper = format!("127.0.0.1:{}", deployment.port("ZOOKEEPER_PORT"));

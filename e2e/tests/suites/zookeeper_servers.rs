@@ -31,7 +31,7 @@ async fn a_node_finds_zookeeper_again_and_never_storms_it(_: Ctx) -> Result<()> 
 }
 
 async fn scenario(deployment: &Deployment) -> Result<()> {
-    deployment.compose(&["up", "--wait", "--no-build", "node-1"]).await?;
+    deployment.up(&["node-1"]).await?;
     let node = Api::new(deployment.port("NODE_1_PORT"));
     is_member(&node).await?;
     zookeeper_moves(deployment, &node).await?;
