@@ -19,6 +19,8 @@ use crate::log::{LogIdentity, LogInfo, OpenError};
 
 /// Room in the topic's records beside the node's own limit, for writers who add headers.
 const HEADROOM_BYTES: usize = 1 << 20;
+/// Between two questions about a topic that not all brokers know yet.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// Trimming wants this much time between a tombstone that came too late and the compaction that it would mislead, or
 /// `MIN_COMPACTION_LAG` if that is less.
 const MIN_LAG: Duration = Duration::from_secs(600);
@@ -45,29 +47,47 @@ pub(super) fn open(
         }
     };
     answered();
-    let compaction_lag = check(queries, settings)?;
-    answered();
-    let Described { topic_id, .. } = events::describe(queries, &settings.topic, QUERY_TIMEOUT)
-        .map_err(|error| unavailable("did not describe the topic", &error))?;
-    answered();
-    let cluster = queries
-        .client()
-        .fetch_cluster_id(QUERY_TIMEOUT)
-        .ok_or_else(|| unavailable("does not answer", &"it did not tell its cluster id"))?;
-    let ask = |at| {
-        answered();
-        offsets(queries, &settings.topic, 0..partitions, at, QUERY_TIMEOUT)
+    let deadline = Instant::now() + QUERY_TIMEOUT;
+    let compaction_lag = ask_until(deadline, answered, || check(queries, settings))?;
+    let Described { topic_id, .. } = ask_until(deadline, answered, || {
+        events::describe(queries, &settings.topic, QUERY_TIMEOUT)
+            .map_err(|error| unavailable("did not describe the topic", &error))
+    })?;
+    let cluster = ask_until(deadline, answered, || {
+        let cluster = queries.client().fetch_cluster_id(QUERY_TIMEOUT);
+        cluster.ok_or_else(|| unavailable("does not answer", &"it did not tell its cluster id"))
+    })?;
+    let ask = |at, failed| {
+        ask_until(deadline, answered, || {
+            offsets(queries, &settings.topic, 0..partitions, at, QUERY_TIMEOUT)
+                .map_err(|error| unavailable(failed, &error))
+        })
     };
-    let starts =
-        ask(Offset::Beginning).map_err(|error| unavailable("did not tell where the topic starts", &error))?;
-    let ends = ask(Offset::End).map_err(|error| unavailable("did not tell where the topic ends", &error))?;
-    answered();
+    let starts = ask(Offset::Beginning, "did not tell where the topic starts")?;
+    let ends = ask(Offset::End, "did not tell where the topic ends")?;
     let identity = LogIdentity { cluster, topic: settings.topic.clone(), topic_id };
     Ok(LogInfo {
         identity,
         partitions: starts.into_iter().zip(ends).map(|(start, end)| start..end).collect(),
         compaction_lag,
     })
+}
+
+/// Asks again until the answer is good, or will not become so, or comes after the deadline: brokers learn of a new topic, and which of them
+/// leads its partitions, one after the other, and refuse questions about it until they do. `answered` is called after each question.
+fn ask_until<T>(
+    deadline: Instant,
+    answered: &dyn Fn(),
+    question: impl Fn() -> Result<T, OpenError>,
+) -> Result<T, OpenError> {
+    loop {
+        let answer = question();
+        answered();
+        match answer {
+            Err(OpenError::Unavailable(_)) if Instant::now() < deadline => std::thread::sleep(ASK_AGAIN),
+            answer => return answer,
+        }
+    }
 }
 
 /// Whether it is still that topic of that cluster, and has no more partitions, unless Kafka does not say.
@@ -96,7 +116,7 @@ fn partitions(queries: &BaseConsumer<LastProblem>, topic: &str) -> KafkaResult<O
     }
 }
 
-/// Creates the topic, and waits until it is known. Returns the number of its partitions, which are another node's if that was
+/// Creates the topic, and waits until a broker knows it: its controller does first, the others a moment later. Returns the number of its partitions, which are another node's if that was
 /// faster.
 fn create(
     queries: &BaseConsumer<LastProblem>,
@@ -105,7 +125,16 @@ fn create(
 ) -> Result<usize, OpenError> {
     request_creation(queries, settings)?;
     answered();
-    wait_until_known(queries, &settings.topic)
+    let topic = &settings.topic;
+    ask_until(Instant::now() + QUERY_TIMEOUT, answered, || match partitions(queries, topic) {
+        Ok(Some(partitions)) => Ok(partitions),
+        Ok(None) => {
+            Err(OpenError::Unavailable(format!("the new topic '{topic}' is not known everywhere yet")))
+        }
+        Err(error) => {
+            Err(OpenError::Unavailable(format!("the new topic '{topic}' is not known yet: {error}")))
+        }
+    })
 }
 
 /// Asks Kafka to create the topic.
@@ -153,28 +182,6 @@ fn creation_error(settings: &KafkaSettings, code: RDKafkaErrorCode) -> OpenError
             create_command(settings)
         )),
         code => OpenError::Unavailable(format!("the topic '{topic}' could not be created yet: {code}")),
-    }
-}
-
-/// Waits for a new topic, which is known to the controller first and to the other brokers a moment later. Returns the number of
-/// its partitions.
-fn wait_until_known(queries: &BaseConsumer<LastProblem>, topic: &str) -> Result<usize, OpenError> {
-    let deadline = Instant::now() + QUERY_TIMEOUT;
-    loop {
-        match partitions(queries, topic) {
-            Ok(Some(partitions)) => return Ok(partitions),
-            Ok(None) | Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(50)),
-            Ok(None) => {
-                return Err(OpenError::Unavailable(format!(
-                    "the new topic '{topic}' is not known everywhere yet"
-                )));
-            }
-            Err(error) => {
-                return Err(OpenError::Unavailable(format!(
-                    "the new topic '{topic}' is not known yet: {error}"
-                )));
-            }
-        }
     }
 }
 
@@ -433,7 +440,48 @@ pub(super) fn first_offsets_after(
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::DefaultProducerContext;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
     use super::*;
+
+    #[test]
+    fn a_leader_that_does_not_know_yet_that_it_leads_is_asked_again() {
+        let brokers: MockCluster<'_, DefaultProducerContext> = MockCluster::new(1).expect("brokers");
+        brokers.create_topic("t", 1, 1).expect("a topic");
+        let settings = crate::log::kafka::tests::settings(&brokers.bootstrap_servers());
+        let queries: BaseConsumer<LastProblem> =
+            BaseConsumer::from_config_and_context(&client_config(&settings), LastProblem::new(None))
+                .expect("a client");
+        let refused = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION;
+        let asked = Cell::new(0);
+        let ask = |deadline| {
+            ask_until(deadline, &|| asked.set(asked.get() + 1), || {
+                offsets(&queries, "t", 0..1, Offset::End, QUERY_TIMEOUT)
+                    .map_err(|error| OpenError::Unavailable(error.to_string()))
+            })
+        };
+        let now = Instant::now();
+        brokers.request_errors(RDKafkaApiKey::ListOffsets, &[refused; 100]);
+        let error = ask(now).expect_err("it is too late to ask again").to_string();
+        assert!(error.contains("NotLeaderForPartition"), "{error}");
+        assert_eq!(asked.replace(0), 1);
+        brokers.clear_request_errors(RDKafkaApiKey::ListOffsets);
+        brokers.request_errors(RDKafkaApiKey::ListOffsets, &[refused; 4]);
+        assert_eq!(ask(now + Duration::from_secs(60)).expect("it knows at last"), [0]);
+        assert!(asked.get() > 1, "{asked:?}");
+    }
+
+    #[test]
+    fn what_must_be_mended_is_not_asked_again() {
+        let answer = ask_until(Instant::now() + Duration::from_secs(60), &|| (), || {
+            Err::<(), _>(OpenError::Refused("no".into()))
+        });
+        assert!(matches!(answer, Err(OpenError::Refused(_))));
+    }
 
     #[test]
     fn a_topic_without_time_to_repair_or_tombstones_is_not_trimmed() {
