@@ -23,7 +23,7 @@ use crate::log::Log;
 use crate::metrics::Metrics;
 use crate::replication::decisions::Decisions;
 use crate::replication::feed::Feed;
-use crate::replication::progress::{Phase, Progress};
+use crate::replication::progress::Progress;
 use crate::replication::snapshot::{Fetcher, SnapshotSource, SnapshotUse, Snapshots};
 use crate::replication::{self, Replica};
 use crate::rpc;
@@ -233,12 +233,12 @@ impl Node {
     /// ended. From then on it is neither ready nor live, and only to be stopped.
     pub async fn failed(&self) -> String {
         let thread = tokio::select! {
-            reason = failed(&self.progress) => return reason,
+            reason = self.progress.failure() => return reason,
             thread = self.thread_ended() => thread,
         };
         // A thread that panicked has given its own reason already.
         self.progress.fail(format!("the thread '{thread}' has ended; restart the node"));
-        failed(&self.progress).await
+        self.progress.failure().await
     }
 
     async fn thread_ended(&self) -> &'static str {
@@ -490,17 +490,4 @@ async fn announce(progress: Arc<Progress>, membership: Arc<dyn Membership>) {
         }
     }
     membership.announce();
-}
-
-/// Waits until the replica has given up, and tells why.
-async fn failed(progress: &Progress) -> String {
-    let mut changed = progress.watch();
-    loop {
-        if let Phase::Failed(reason) = progress.phase() {
-            return reason;
-        }
-        if changed.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
 }

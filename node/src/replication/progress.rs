@@ -44,6 +44,9 @@ pub struct Progress {
     barriers_read: Arc<BarriersRead>,
     /// Counts changes; for those who wait.
     changed: watch::Sender<u64>,
+    /// Why a part of the node has failed for good, once one has. Beside `changed`, which is told of every batch: who waits for a failure
+    /// alone is not woken for each.
+    failed: watch::Sender<Option<String>>,
 }
 
 struct Inner {
@@ -115,6 +118,7 @@ impl Progress {
             freeze: FreezeDetector::new(started),
             barriers_read: Arc::default(),
             changed: watch::Sender::new(0),
+            failed: watch::Sender::new(None),
         }
     }
 
@@ -140,6 +144,9 @@ impl Progress {
     fn change_state(&self, inner: &mut Inner, event: Event) -> Result<(), RefusedEvent> {
         let changed = inner.state.apply(event);
         self.readable.store(inner.state.store().is_readable(), Ordering::Release);
+        if let Phase::Failed(reason) = inner.state.phase() {
+            self.failed.send_replace(Some(reason.clone()));
+        }
         if let Err(refused) = &changed {
             if refused.store == StoreState::Frozen {
                 // The other thread noticed it a moment ago.
@@ -357,6 +364,16 @@ impl Progress {
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// Waits until a part of the node has failed for good, and tells why.
+    pub async fn failure(&self) -> String {
+        let mut failed = self.failed.subscribe();
+        match failed.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone()) {
+            Some(reason) => reason,
+            // Nobody is left who could tell it.
+            None => std::future::pending().await,
+        }
     }
 
     #[must_use]

@@ -10,8 +10,11 @@ use super::{Parts, Shared};
 use crate::clock::Moment;
 use bitacora_protocol::{HighWatermark, NextOffset};
 
-/// Between two questions for the high watermarks; well within the second after which they are stale.
-const HIGH_WATERMARK_INTERVAL: Duration = Duration::from_millis(250);
+/// Between two questions for the high watermarks: twice as long is within the second after which they are stale, so that one may go
+/// unanswered. A node that has nothing to do spends a third of its processor time on them.
+const HIGH_WATERMARK_INTERVAL: Duration = Duration::from_millis(400);
+/// Between two looks whether the log is read, so that it can be asked.
+const LOOK_INTERVAL: Duration = Duration::from_millis(25);
 /// So many partitions are asked one by one when not all answer together; each question takes a second or so at most.
 const SINGLE_QUESTIONS: usize = 2;
 /// Between two looks whether the log is still the same.
@@ -39,7 +42,7 @@ impl Watermarks {
         progress.accept_earlier_store_in_time();
         let reads = matches!(progress.phase(), Phase::Reading | Phase::Blocked(_));
         if !reads || self.shared.must_reopen.load(Ordering::Acquire) {
-            return HIGH_WATERMARK_INTERVAL / 10;
+            return LOOK_INTERVAL;
         }
         let (question, next) = (progress.question_for_high_watermarks(), progress.next_offsets());
         match self.parts.log.high_watermarks() {

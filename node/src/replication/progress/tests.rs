@@ -1,3 +1,7 @@
+use std::sync::atomic::AtomicUsize;
+use std::task::{Context, Poll, Wake, Waker};
+
+use futures_util::FutureExt;
 use tokio::time::Instant;
 
 use super::*;
@@ -293,4 +297,30 @@ mod waits {
         progress.note_event(Event::LogUnavailable("away".into())).expect("at any time");
         assert!(!progress.log_answers());
     }
+}
+
+#[test]
+fn who_waits_for_a_failure_is_woken_by_nothing_else() {
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let (progress, _clock) = progress();
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut failure = std::pin::pin!(progress.failure());
+    let mut ask = || failure.as_mut().poll(&mut Context::from_waker(&waker));
+    assert!(ask().is_pending());
+    begin(&progress, &[NextOffset(0)]);
+    progress.learn_high_watermarks(&[HighWatermark(1)], progress.question_for_high_watermarks());
+    progress.note_applied(&[PartitionRead::up_to(0, NextOffset(1))]);
+    assert_eq!(woken.0.load(Ordering::Relaxed), 0);
+    progress.fail("gone".into());
+    assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+    assert_eq!(ask(), Poll::Ready("gone".to_owned()));
+    // Also one who asks later.
+    assert_eq!(progress.failure().now_or_never().as_deref(), Some("gone"));
 }
