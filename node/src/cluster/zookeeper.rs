@@ -1,7 +1,7 @@
 //! Members as ephemeral znodes: `/bitacora/servers/<host>:<API_PORT>` and `/bitacora/sockets/<host>:<AVRO_PORT>`; and one,
 //! `/bitacora/trimmer`, of the member that trims the log: whoever finds none makes it.
 //!
-//! One task keeps what ZooKeeper holds as it should be: whenever something happened, and once a second in any case, it
+//! One task keeps what ZooKeeper holds as it should be: whenever something happened, and every two seconds in any case, it
 //! looks at this node's znodes and at the list of members ([`zookeeper::follow`]). So it does not matter which event was lost: a new session,
 //! an expired one, a znode that a dying session left or took away all mend themselves by the same few steps.
 

@@ -12,8 +12,11 @@ use super::relay::{Link, Relay};
 use super::servers::{Resolver, Servers, system_resolver};
 use super::{ConnectString, host_port};
 
-/// ZooKeeper is looked at this often, if no event asks for it earlier.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// ZooKeeper is looked at this often while it answers, if no event asks for it earlier. Watches tell nearly everything at once; a node that
+/// has nothing to do takes a sixth of its processor time for these looks.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+/// As long after a look that failed, and how long one waits for a session.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long closing a session may take; it expires by itself if that is not enough.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long ZooKeeper's client may take to reach the relay, which is on this machine.
@@ -24,7 +27,7 @@ const CLIENT_RECONNECT_PAUSE: Duration = Duration::from_millis(300);
 /// What [`follow`] calls.
 pub trait Follower: Send {
     /// Compares what ZooKeeper holds with what should be there or was known before. It should leave watches, so that changes
-    /// are seen early; but as it is called once a second in any case, no event needs to arrive.
+    /// are seen early; but as it is called every two seconds in any case, no event needs to arrive.
     ///
     /// The future may be dropped at any time, and is if ZooKeeper does not answer in time.
     ///
@@ -36,7 +39,7 @@ pub trait Follower: Send {
     fn disconnected(&mut self, reason: String);
 }
 
-/// Keeps a session with ZooKeeper and looks at it once a second, and whenever an event arrives or `wake` is notified, until
+/// Keeps a session with ZooKeeper and looks at it every two seconds, and whenever an event arrives or `wake` is notified, until
 /// `stop` completes. Then the session is closed, which removes its ephemeral znodes; a session that is merely lost would
 /// keep them until it expires.
 ///
@@ -67,18 +70,19 @@ pub(super) async fn follow_resolved_by(
         () = &mut stop => return,
         session = open_session_patiently(&resolver, connect, session_timeout, &wake, follower) => session,
     };
-    let patience = session_timeout.max(LOOK_INTERVAL);
+    let patience = session_timeout.max(RETRY_INTERVAL);
     loop {
-        tokio::select! {
+        let answered = tokio::select! {
             biased;
             () = &mut stop => break,
-            () = look(&mut session, patience, follower) => {}
-        }
+            answered = look(&mut session, patience, follower) => answered,
+        };
+        let pause = if answered { LOOK_INTERVAL } else { RETRY_INTERVAL };
         // What happened meanwhile makes this return at once.
         tokio::select! {
             biased;
             () = &mut stop => break,
-            _ = timeout(LOOK_INTERVAL, wake.notified()) => {}
+            _ = timeout(pause, wake.notified()) => {}
             () = session.relay().changed() => {}
         }
         if session.relay().has_ended() {
@@ -92,20 +96,23 @@ pub(super) async fn follow_resolved_by(
     session.close().await;
 }
 
-/// Has the follower look, once there is a session, or tells it why there is none.
-async fn look(session: &mut Session, patience: Duration, follower: &mut impl Follower) {
-    let _ = timeout(LOOK_INTERVAL, session.relay().tried()).await;
+/// Has the follower look, once there is a session, or tells it why there is none. Returns whether ZooKeeper answered.
+async fn look(session: &mut Session, patience: Duration, follower: &mut impl Follower) -> bool {
+    let _ = timeout(RETRY_INTERVAL, session.relay().tried()).await;
     // One that moves to another server is back within that time, and nobody needs to hear of it.
-    let grace = if session.was_open { LOOK_INTERVAL } else { Duration::ZERO };
+    let grace = if session.was_open { RETRY_INTERVAL } else { Duration::ZERO };
     if timeout(grace, session.relay().opened()).await.is_err() {
-        return follower.disconnected(session.problem("no answer yet"));
+        follower.disconnected(session.problem("no answer yet"));
+        return false;
     }
     session.was_open = true;
-    match timeout(patience, follower.look(session.zookeeper())).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => follower.disconnected(session.problem(&format!("{error} in an answer"))),
-        Err(_) => follower.disconnected(session.problem("no answer in time")),
-    }
+    let problem = match timeout(patience, follower.look(session.zookeeper())).await {
+        Ok(Ok(())) => return true,
+        Ok(Err(error)) => session.problem(&format!("{error} in an answer")),
+        Err(_) => session.problem("no answer in time"),
+    };
+    follower.disconnected(problem);
+    false
 }
 
 /// The names of the znodes in `folder` that are `host:port`, sorted; none if there is no such folder. With `watch`, the session
@@ -168,7 +175,7 @@ async fn open_session_patiently(
             Ok(session) => return session,
             Err(reason) => follower.disconnected(reason),
         }
-        sleep(LOOK_INTERVAL).await;
+        sleep(RETRY_INTERVAL).await;
     }
 }
 
