@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bitacora_protocol::http::{PartitionStatus, RestoreStatus};
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::clock::{Clock, LogTime, Moment, SystemClock, past_by_both_clocks};
 use crate::log::PartitionRead;
@@ -44,9 +44,9 @@ pub struct Progress {
     barriers_read: Arc<BarriersRead>,
     /// Counts changes; for those who wait.
     changed: watch::Sender<u64>,
-    /// Why a part of the node has failed for good, once one has. Beside `changed`, which is told of every batch: who waits for a failure
-    /// alone is not woken for each.
-    failed: watch::Sender<Option<String>>,
+    /// Told when a part of the node has failed for good. Beside `changed`, which is told of every batch: who waits for a failure alone is
+    /// not woken for each.
+    failed: Notify,
 }
 
 struct Inner {
@@ -118,7 +118,7 @@ impl Progress {
             freeze: FreezeDetector::new(started),
             barriers_read: Arc::default(),
             changed: watch::Sender::new(0),
-            failed: watch::Sender::new(None),
+            failed: Notify::new(),
         }
     }
 
@@ -144,8 +144,8 @@ impl Progress {
     fn change_state(&self, inner: &mut Inner, event: Event) -> Result<(), RefusedEvent> {
         let changed = inner.state.apply(event);
         self.readable.store(inner.state.store().is_readable(), Ordering::Release);
-        if let Phase::Failed(reason) = inner.state.phase() {
-            self.failed.send_replace(Some(reason.clone()));
+        if matches!(inner.state.phase(), Phase::Failed(_)) {
+            self.failed.notify_waiters();
         }
         if let Err(refused) = &changed {
             if refused.store == StoreState::Frozen {
@@ -368,11 +368,13 @@ impl Progress {
 
     /// Waits until a part of the node has failed for good, and tells why.
     pub async fn failure(&self) -> String {
-        let mut failed = self.failed.subscribe();
-        match failed.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone()) {
-            Some(reason) => reason,
-            // Nobody is left who could tell it.
-            None => std::future::pending().await,
+        loop {
+            // Before the look at the phase, so that a failure after it is not missed.
+            let failed = self.failed.notified();
+            if let Phase::Failed(reason) = self.phase() {
+                return reason;
+            }
+            failed.await;
         }
     }
 

@@ -11,7 +11,7 @@ use crate::clock::Moment;
 use bitacora_protocol::{HighWatermark, NextOffset};
 
 /// Between two questions for the high watermarks: twice as long is within the second after which they are stale, so that one may go
-/// unanswered. A node that has nothing to do spends a third of its processor time on them.
+/// unanswered. A node that has nothing to do spends a quarter of its processor time on them.
 const HIGH_WATERMARK_INTERVAL: Duration = Duration::from_millis(400);
 /// Between two looks whether the log is read, so that it can be asked.
 const LOOK_INTERVAL: Duration = Duration::from_millis(25);

@@ -12,8 +12,8 @@ use super::relay::{Link, Relay};
 use super::servers::{Resolver, Servers, system_resolver};
 use super::{ConnectString, host_port};
 
-/// ZooKeeper is looked at this often while it answers, if no event asks for it earlier. Watches tell nearly everything at once; a node that
-/// has nothing to do takes a sixth of its processor time for these looks.
+/// ZooKeeper is looked at this often while it answers, if no event asks for it earlier. Watches tell nearly everything at once, and
+/// each look costs a node that has nothing to do four questions.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// As long after a look that failed, and how long one waits for a session.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -72,12 +72,18 @@ pub(super) async fn follow_resolved_by(
     };
     let patience = session_timeout.max(RETRY_INTERVAL);
     loop {
-        let answered = tokio::select! {
+        let looked = tokio::select! {
             biased;
             () = &mut stop => break,
-            answered = look(&mut session, patience, follower) => answered,
+            looked = look(&mut session, patience, follower) => looked,
         };
-        let pause = if answered { LOOK_INTERVAL } else { RETRY_INTERVAL };
+        let pause = match looked {
+            Ok(()) => LOOK_INTERVAL,
+            Err(reason) => {
+                follower.disconnected(reason);
+                RETRY_INTERVAL
+            }
+        };
         // What happened meanwhile makes this return at once.
         tokio::select! {
             biased;
@@ -96,23 +102,19 @@ pub(super) async fn follow_resolved_by(
     session.close().await;
 }
 
-/// Has the follower look, once there is a session, or tells it why there is none. Returns whether ZooKeeper answered.
-async fn look(session: &mut Session, patience: Duration, follower: &mut impl Follower) -> bool {
+/// Has the follower look, once there is a session, or returns why there is none or no answer.
+async fn look(session: &mut Session, patience: Duration, follower: &mut impl Follower) -> Result<(), String> {
     let _ = timeout(RETRY_INTERVAL, session.relay().tried()).await;
     // One that moves to another server is back within that time, and nobody needs to hear of it.
     let grace = if session.was_open { RETRY_INTERVAL } else { Duration::ZERO };
     if timeout(grace, session.relay().opened()).await.is_err() {
-        follower.disconnected(session.problem("no answer yet"));
-        return false;
+        return Err(session.problem("no answer yet"));
     }
     session.was_open = true;
-    let problem = match timeout(patience, follower.look(session.zookeeper())).await {
-        Ok(Ok(())) => return true,
-        Ok(Err(error)) => session.problem(&format!("{error} in an answer")),
-        Err(_) => session.problem("no answer in time"),
-    };
-    follower.disconnected(problem);
-    false
+    match timeout(patience, follower.look(session.zookeeper())).await {
+        Ok(looked) => looked.map_err(|error| session.problem(&format!("{error} in an answer"))),
+        Err(_) => Err(session.problem("no answer in time")),
+    }
 }
 
 /// The names of the znodes in `folder` that are `host:port`, sorted; none if there is no such folder. With `watch`, the session

@@ -116,8 +116,8 @@ fn partitions(queries: &BaseConsumer<LastProblem>, topic: &str) -> KafkaResult<O
     }
 }
 
-/// Creates the topic, and waits until a broker knows it: its controller does first, the others a moment later. Returns the number of its partitions, which are another node's if that was
-/// faster.
+/// Creates the topic, and waits until it is known: the controller knows it first, the other brokers a moment later. Returns the number of
+/// its partitions, which are another node's if that was faster.
 fn create(
     queries: &BaseConsumer<LastProblem>,
     settings: &KafkaSettings,
